@@ -1,0 +1,53 @@
+"""A tokenizer alone as an artefact: a saved model's folder whose config.yaml has no prior.
+
+config.yaml              format, tokenizer (name and config), card
+tokenizer.safetensors    its weights
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from .core import Tokenizer
+from .pipeline import FORMAT, describe, find, read_config, read_part, write_model
+
+
+def save_tokenizer(tokenizer: Tokenizer, folder: str | os.PathLike, card: Mapping[str, Any] | None = None) -> None:
+    """Writes a tokenizer; a folder that holds a model is replaced as a whole.
+
+    Args:
+        tokenizer: any registered one.
+        folder: new, empty, or a saved model.
+        card: what is known of it (data, licence, origin, figures), any plain values.
+
+    Raises:
+        ValueError: the folder exists and is not a saved model.
+    """
+    config = {"format": FORMAT, "tokenizer": describe("tokenizers", tokenizer), "card": dict(card or {})}
+    write_model(Path(folder), config, {"tokenizer": tokenizer})
+
+
+def load_tokenizer(name: str | os.PathLike, device: str = "cpu") -> Tokenizer:
+    """The tokenizer of a saved model, with or without a prior, in evaluation mode.
+
+    Args:
+        name: a bundled model, a folder, or a hub id, as for `chainrule.load`.
+        device: where it computes.
+
+    Raises:
+        ValueError: nothing of that name, or damaged files.
+    """
+    folder = find(name)
+    description = read_config(folder).get("tokenizer")
+    if not isinstance(description, Mapping) or not {"name", "config"} <= set(description):
+        raise ValueError(f"{folder / 'config.yaml'} is incomplete or damaged; copy it again")
+    return read_part(folder, "tokenizers", description).eval().to(device)
+
+
+def read_card(name: str | os.PathLike) -> dict[str, Any]:
+    """The card of a saved model, {} if it has none; raises ValueError as `load_tokenizer` does."""
+    card = read_config(find(name)).get("card") or {}
+    return dict(card)

@@ -1,0 +1,120 @@
+"""The commands, and what becomes of their errors: one sentence and an exit code.
+
+Exit codes: 0 done, 1 a record that is not confirmed, 2 a mistake of the user, 130 stopped by Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import warnings
+from typing import Annotated, Any, NoReturn
+
+import typer
+from typer.core import TyperGroup
+
+from .complete import complete
+from .demo import demo
+from .evaluate import evaluate
+from .models import info, models, recipes
+from .sample import sample
+from .score import score
+from .train import train
+
+
+class Group(TyperGroup):
+    """Commands whose errors are printed as one sentence."""
+
+    def main(
+        self, args: Any = None, prog_name: str | None = None, complete_var: str | None = None, *_: Any, **extra: Any
+    ) -> NoReturn:
+        """Runs a command and leaves with its exit code."""
+        extra["standalone_mode"] = False
+        code: Any
+        try:
+            with warnings.catch_warnings():
+                warnings.showwarning = _show_warning
+                code = super().main(args, "chainrule", complete_var, **extra)
+        except typer.Abort:
+            code = 130
+        except Exception as error:
+            if (sentence := _sentence(error)) is None or os.environ.get("CHAINRULE_TRACEBACK"):
+                raise
+            print(f"Error: {sentence}", file=sys.stderr)
+            code = 2
+        sys.exit(code if isinstance(code, int) else 0)
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            print("Stopped.", file=sys.stderr)
+            raise typer.Exit(130) from None
+
+
+def _sentence(error: Exception) -> str | None:
+    """What a user is told of an error; None if it is none of theirs."""
+    if hasattr(error, "format_message"):  # of typer: a wrong option or argument
+        context = getattr(error, "ctx", None)
+        where = context.command_path if context is not None else "chainrule"
+        text = f"{error.format_message().rstrip('.')}; see {where} --help"
+    elif isinstance(error, OSError) and error.filename is not None:
+        text = f"{error.filename}: {error.strerror}"
+    elif isinstance(error, ValueError):
+        text = str(error)
+    else:
+        return None
+    return " ".join(text.split())
+
+
+def _show_warning(message: Warning | str, category: type[Warning], *_: Any) -> None:
+    if issubclass(category, UserWarning) or not isinstance(message, Warning):
+        print(f"Warning: {' '.join(str(message).split())}", file=sys.stderr)
+
+
+app = typer.Typer(
+    cls=Group, add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)  # fmt: skip
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from .. import __version__
+
+        print(__version__)
+        raise typer.Exit
+
+
+@app.callback(invoke_without_command=True)
+def _about(
+    context: typer.Context,
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", callback=_version, is_eager=True)
+    ] = False,
+) -> None:
+    """Autoregressive image generation: train, sample, complete, score.
+
+    \b
+    Examples:
+      chainrule models
+      chainrule sample mnist_gated_pixelcnn -n 16
+      chainrule COMMAND --help
+
+    A MODEL is the name of a bundled model, a folder, or a hub id such as user/model.
+    """
+    if context.invoked_subcommand is None:
+        print(context.get_help())
+        raise typer.Exit(2)
+
+
+for command in (models, info, sample, complete, score, evaluate, recipes, train, demo):
+    app.command()(command)
+
+
+def main() -> None:
+    """The entry point."""
+    try:
+        app()
+    except KeyboardInterrupt:  # before a command has begun
+        sys.exit(130)

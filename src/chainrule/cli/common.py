@@ -1,0 +1,160 @@
+"""What several commands share: options, the model, image files, progress, and figures in columns."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ..pipeline import Pipeline
+
+Model = Annotated[str, typer.Argument(metavar="MODEL", help="A bundled model, a folder, or a hub id.")]
+Label = Annotated[
+    str | None,
+    typer.Option(help="Class by number or name, for a model with classes; several, with commas, are taken in turn."),
+]
+Temperature = Annotated[float, typer.Option(help="Below 1 draws more probable images; 0 the most probable codes.")]
+TopK = Annotated[int | None, typer.Option(help="Draw each code among the k most probable.")]
+TopP = Annotated[float | None, typer.Option(help="Draw each code among the fewest that reach this probability.")]
+Seed = Annotated[int, typer.Option(help="The same seed gives the same images.")]
+Scale = Annotated[int | None, typer.Option(min=1, help="Zoom of a pixel.", show_default="about 128 pixels per image")]
+Force = Annotated[bool, typer.Option("--force", help="Replace files that exist.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Device = Annotated[str, typer.Option(help="Where to compute: cpu, cuda, cuda:1, mps.")]
+Resize = Annotated[bool, typer.Option("--resize", help="Resize and crop images to the size the model needs.")]
+
+
+# ---------------------------------------------------------------- in
+
+
+def open_model(name: str, device: str = "cpu") -> Pipeline:
+    """The model `name`; raises ValueError if there is none or it cannot be on `device`."""
+    import torch
+
+    from ..pipeline import load
+
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise ValueError(f"the device {device!r} cannot be used: {str(error).splitlines()[0]}") from error
+    return load(name, device)
+
+
+def labels_for(model: Pipeline, label: str | None, count: int) -> list[int] | None:
+    """The option --label as one class per image."""
+    if label is None:
+        return None
+    if model.class_names is not None and label in model.class_names:
+        names = [label]
+    else:
+        names = [name.strip() for name in label.split(",")]
+    if len(names) > count:
+        raise ValueError(f"{len(names)} labels are too many for {count} images")
+    numbers = [model.label_number(name) for name in names]
+    return [numbers[index % len(numbers)] for index in range(count)]
+
+
+def read_image(path: Path, model: Pipeline, resize: bool) -> Tensor:
+    """An image file, in grey or colour as the model is: uint8 (C, H, W).
+
+    Raises:
+        ValueError: a missing or damaged file, or another size without `resize`.
+    """
+    from ..data import load_images
+
+    channels, height, width = model.tokenizer.image_shape
+    image = load_images([path], (height, width) if resize else None, channels)[0]
+    if tuple(image.shape) != (channels, height, width):
+        raise ValueError(
+            f"{path} is {image.shape[1]}x{image.shape[2]} but this model needs {height}x{width} (height x width); "
+            "add --resize to resize and crop it"
+        )
+    return image
+
+
+# ---------------------------------------------------------------- out
+
+
+def check_file(path: Path, suffix: str, force: bool, option: str = "--out") -> Path:
+    """`path`, if a file may be written there.
+
+    Raises:
+        ValueError: another suffix, a folder, or a file that exists without `force`.
+    """
+    if path.suffix.lower() != suffix:
+        raise ValueError(f"{option} must be a {suffix} file, got {path}")
+    if path.is_dir():
+        raise ValueError(f"{option} must be a {suffix} file, but {path} is a folder")
+    if path.exists() and not force:
+        raise ValueError(f"{path} exists; add --force to replace it, or choose another name with {option}")
+    return path
+
+
+def check_folder(path: Path, force: bool, option: str = "--out") -> Path:
+    """`path`, if files may be written into it.
+
+    Raises:
+        ValueError: a file, or a folder that is not empty without `force`.
+    """
+    if path.exists() and not path.is_dir():
+        raise ValueError(f"{option} must be a folder, but {path} is a file")
+    if path.exists() and any(path.iterdir()) and not force:
+        raise ValueError(f"the folder {path} is not empty; add --force to write into it, or choose another name")
+    return path
+
+
+def free_name(stem: str, suffix: str = "") -> Path:
+    """stem.suffix in the current folder, or stem-2.suffix, stem-3.suffix, … if that is taken."""
+    path, number = Path(stem + suffix), 2
+    while path.exists():
+        path, number = Path(f"{stem}-{number}{suffix}"), number + 1
+    return path
+
+
+def file_stem(text: str) -> str:
+    """A name for a file, from a model or a split."""
+    return re.sub(r"[^\w.]+", "-", text).strip("-") or "model"
+
+
+def print_json(value: Any) -> None:
+    print(json.dumps(value, indent=2, ensure_ascii=False))
+
+
+def print_table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Columns as wide as they need; those of numbers to the right."""
+    table = [headers, *rows]
+    widths = [max(len(row[column]) for row in table) for column in range(len(headers))]
+    right = [all(re.fullmatch(r"[-+]?[\d.,]+|", row[column]) for row in rows) for column in range(len(headers))]
+    for row in table:
+        cells = [
+            cell.rjust(width) if flush else cell.ljust(width)
+            for cell, width, flush in zip(row, widths, right, strict=True)
+        ]
+        print("  ".join(cells).rstrip())
+
+
+@contextmanager
+def progress(what: str, total: int, unit: str) -> Iterator[Callable[[int], None]]:
+    """A bar with rate and time left on a terminal; gives a function that takes the number done so far."""
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, ProgressColumn, TextColumn, TimeRemainingColumn
+    from rich.text import Text
+
+    class Rate(ProgressColumn):
+        def render(self, task: Any) -> Text:
+            return Text("" if task.speed is None else f"{task.speed:,.0f} {unit}/s")
+
+    console = Console(file=sys.stderr)
+    columns = TextColumn("{task.description}"), BarColumn(), Rate(), TimeRemainingColumn(), TextColumn("left")
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+        row = bar.add_task(what, total=total)
+        yield lambda done: bar.update(row, completed=done)

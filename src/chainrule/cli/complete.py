@@ -1,0 +1,125 @@
+"""`chainrule complete`: draw the unknown part of an image."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from .common import (
+    Device,
+    Force,
+    Json,
+    Label,
+    Model,
+    Resize,
+    Scale,
+    Seed,
+    Temperature,
+    TopK,
+    TopP,
+    check_file,
+    free_name,
+    labels_for,
+    open_model,
+    print_json,
+    print_table,
+    progress,
+    read_image,
+)  # fmt: skip
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+def complete(
+    model: Model,
+    image: Annotated[Path, typer.Argument(metavar="IMAGE", help="The image to complete.")],
+    mask: Annotated[Path | None, typer.Option(help="An image as large: what is white there is kept.")] = None,
+    keep: Annotated[
+        str | None, typer.Option(help="Keep a half (top, bottom, left, right) or a box x0,y0,x1,y1 (without x1, y1).")
+    ] = None,
+    n: Annotated[int, typer.Option("-n", min=1, help="Number of completions.")] = 6,
+    particles: Annotated[
+        int, typer.Option(min=1, help="Candidates per completion, to agree with what is kept further below.")
+    ] = 1,
+    label: Label = None,
+    temperature: Temperature = 1.0,
+    top_k: TopK = None,
+    top_p: TopP = None,
+    seed: Seed = 0,
+    resize: Resize = False,
+    out: Annotated[Path | None, typer.Option(help="A .png file.", show_default="completions.png")] = None,
+    scale: Scale = None,
+    force: Force = False,
+    json: Json = False,
+    device: Device = "cpu",
+) -> None:
+    """Complete an image: a picture of the image, of what is kept, and of completions.
+
+    Printed is log p of each whole completion in nats; the greatest is the most probable.
+
+    \b
+    Examples:
+      chainrule complete mnist_gated_pixelcnn digit.png --keep top
+      chainrule complete mnist_gated_pixelcnn digit.png --keep bottom --particles 16
+      chainrule complete mnist_gated_pixelcnn digit.png --keep 0,0,28,10 -n 3 --out three.png
+      chainrule complete mnist_gated_pixelcnn digit.png --mask known.png --json
+    """
+    if (mask is None) == (keep is None):
+        raise ValueError("say what to keep, by --mask or by --keep" + ("" if mask is None else ", not by both"))
+    out = check_file(out or free_name("completions", ".png"), ".png", force)
+
+    import torch
+
+    from ..data import load_mask
+    from ..images import grid
+    from .pictures import automatic_scale, hide, write_png
+
+    pipeline = open_model(model, device)
+    labels = labels_for(pipeline, label, n)
+    known_image = read_image(image, pipeline, resize)
+    _, height, width = pipeline.tokenizer.image_shape
+    known = load_mask(mask, height, width) if mask is not None else kept(keep, height, width)
+    total = n * pipeline.prior.spec.num_codes
+    with progress("Completing", total, "codes") as done:
+        completions = pipeline.complete(
+            known_image, known, n, labels, particles=particles, temperature=temperature, top_k=top_k, top_p=top_p,
+            seed=seed, on_image=lambda num_known, _: done(n * num_known),
+        )  # fmt: skip
+        done(total)
+    nats = pipeline.log_prob(completions, labels).tolist()
+    pictures = torch.cat([known_image[None], hide(known_image[None], known), completions.cpu()])
+    columns = len(pictures) if len(pictures) <= 10 else None
+    write_png(out, grid(pictures, columns, scale or automatic_scale(width)))
+    if json:
+        print_json({"out": str(out), "completions": [{"log_prob": value} for value in nats]})
+        return
+    print_table(["completion", "log p (nats)"], [[str(i + 1), f"{value:.2f}"] for i, value in enumerate(nats)])
+    print(f"{out}: the image, what is kept, {n} {'completion' if n == 1 else 'completions'}")
+
+
+def kept(text: str, height: int, width: int) -> Tensor:
+    """The option --keep as bool (height, width)."""
+    import torch
+
+    halves = {
+        "top": (0, 0, width, height // 2),
+        "bottom": (0, height // 2, width, height),
+        "left": (0, 0, width // 2, height),
+        "right": (width // 2, 0, width, height),
+    }
+    try:
+        x0, y0, x1, y1 = halves[text] if text in halves else map(int, text.split(","))
+    except ValueError:
+        raise ValueError(
+            f"--keep must be top, bottom, left, right or a box x0,y0,x1,y1 in pixels, got {text!r}"
+        ) from None
+    if not (0 <= x0 < x1 <= width and 0 <= y0 < y1 <= height):
+        raise ValueError(
+            f"the box {text} must lie inside the image, with 0 <= x0 < x1 <= {width} and 0 <= y0 < y1 <= {height}"
+        )
+    mask = torch.zeros(height, width, dtype=torch.bool)
+    mask[y0:y1, x0:x1] = True
+    return mask

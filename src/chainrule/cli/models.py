@@ -1,0 +1,137 @@
+"""`chainrule models`, `info` and `recipes`: what there is."""
+
+from __future__ import annotations
+
+import json as json_module
+from collections.abc import Mapping
+from math import prod
+from pathlib import Path
+from typing import Any
+
+from .common import Json, Model, open_model, print_json, print_table
+
+
+def models(json: Json = False) -> None:
+    """List the bundled models with their figures.
+
+    \b
+    Examples:
+      chainrule models
+      chainrule models --json
+    """
+    from ..pipeline import find
+    from ..pipeline import models as names
+
+    rows = [_row(name, find(name)) for name in names()]
+    if json:
+        print_json(rows)
+    elif not rows:
+        print("No models are bundled with this installation; train one with: chainrule train RECIPE")
+    else:
+        print_table(
+            ["model", "system", "data", "parameters", "size", "figures"],
+            [
+                [row["name"], row["system"], row["data"] or "", f"{row['parameters']:,}", _size(row["bytes"]),
+                 _figures(row["figures"])]
+                for row in rows
+            ],
+        )  # fmt: skip
+
+
+def info(model: Model, json: Json = False) -> None:
+    """Show the parts of a model, its codes and classes, and its card.
+
+    \b
+    Examples:
+      chainrule info mnist_gated_pixelcnn
+      chainrule info runs/mine --json
+    """
+    from ..config import to_plain, write_yaml
+    from ..pipeline import find, tokenizer_hash
+    from .record import weights_sha256
+
+    folder = find(model)
+    pipeline = open_model(model)
+    parts = {"tokenizer": pipeline.tokenizer, "prior": pipeline.prior}
+    channels, height, width = pipeline.tokenizer.image_shape
+    value = {"name": model, "image": {"height": height, "width": width, "channels": channels}}
+    for kind, part in parts.items():
+        value[kind] = {"name": part.name, "parameters": sum(parameter.numel() for parameter in part.parameters())}
+        value[kind] |= to_plain(part.config)
+    value |= {
+        "codes": [
+            {"height": grid.height, "width": grid.width, "depth": grid.depth, "values": grid.vocab_size}
+            for grid in pipeline.prior.spec.grids
+        ],
+        "codes_per_image": pipeline.prior.spec.num_codes,
+        "num_classes": pipeline.prior.num_classes,
+        "class_names": None if pipeline.class_names is None else list(pipeline.class_names),
+        "tokenizer_hash": tokenizer_hash(pipeline.tokenizer),
+        "weights_sha256": weights_sha256(folder),
+        "bytes": sum(path.stat().st_size for path in folder.iterdir()),
+        "card": pipeline.card,
+    }
+    print_json(value) if json else print(write_yaml(value), end="")
+
+
+def recipes(json: Json = False) -> None:
+    """List the recipes that come with chainrule, for `chainrule train`.
+
+    \b
+    Examples:
+      chainrule recipes
+    """
+    from ..config import find_recipe, recipe_names
+
+    rows = []
+    for name in recipe_names():
+        first = find_recipe(name).read_text(encoding="utf-8").splitlines()[0]
+        rows.append({"name": name, "about": first.removeprefix("#").strip()})
+    if json:
+        print_json(rows)
+    else:
+        print_table(["recipe", "about"], [[row["name"], row["about"]] for row in rows])
+
+
+def _row(name: str, folder: Path) -> dict[str, Any]:
+    """A bundled model, without loading it."""
+    from ..config import read_yaml
+
+    config = read_yaml(folder / "config.yaml")
+    card = config.get("card") or {}
+    weights = list(folder.glob("*.safetensors"))
+    return {
+        "name": name,
+        "system": (config.get("prior") or config["tokenizer"])["name"],
+        "data": ((card.get("recipe") or {}).get("data") or {}).get("source"),
+        "parameters": sum(_count(path) for path in weights),
+        "bytes": sum(path.stat().st_size for path in weights),
+        "figures": card.get("figures") or card.get("metrics") or {},
+    }
+
+
+def _count(path: Path) -> int:
+    """Numbers in a safetensors file, by its header: 8 bytes of length, then JSON."""
+    with open(path, "rb") as file:
+        header = json_module.loads(file.read(int.from_bytes(file.read(8), "little")))
+    return sum(prod(tensor["shape"]) for name, tensor in header.items() if name != "__metadata__")
+
+
+def _size(count: int) -> str:
+    return f"{count / 1e6:.1f} MB" if count >= 1e6 else f"{count / 1e3:.0f} kB"
+
+
+def _figures(figures: Mapping[str, Any]) -> str:
+    """Figures in words; each is a value, or a mapping with `value` and perhaps `standard_error`."""
+    words = []
+    for name, figure in figures.items():
+        if isinstance(figure, Mapping):
+            error = f" ± {figure['standard_error']:.2g}" if figure.get("standard_error") is not None else ""
+            words.append(f"{name} {_number(figure.get('value'))}{error}")
+        else:
+            words.append(f"{name} {_number(figure)}")
+    return ", ".join(words)
+
+
+def _number(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, (int, float)) else str(value)

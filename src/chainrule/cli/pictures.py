@@ -1,0 +1,85 @@
+"""Picture files: PNG and GIF, complete or not at all; maps of surprise; pictures that grow."""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..core import CodeSpec
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+HEAT = np.array([[0, 0, 4], [87, 16, 110], [188, 55, 84], [249, 142, 9], [252, 255, 164]], float)
+"""From no surprise to the greatest: the colours of "inferno" (matplotlib) at 0, 1/4, 1/2, 3/4, 1."""
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Makes the file appear complete or not at all; its folder is made if need be."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        temporary.write_bytes(data)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_png(path: Path, picture: Image) -> None:
+    buffer = io.BytesIO()
+    picture.save(buffer, format="PNG")
+    write_bytes(path, buffer.getvalue())
+
+
+def write_gif(path: Path, frames: Iterable[Image], milliseconds: int = 40, hold: int = 2000) -> None:
+    """An endless film; the last frame is held for `hold` milliseconds."""
+    frames = [frame.quantize(256) for frame in frames]
+    buffer = io.BytesIO()
+    durations = [milliseconds] * (len(frames) - 1) + [hold]
+    frames[0].save(buffer, format="GIF", save_all=True, append_images=frames[1:], duration=durations, loop=0)
+    write_bytes(path, buffer.getvalue())
+
+
+def automatic_scale(width: int) -> int:
+    """The zoom that makes small images about 128 pixels wide."""
+    return max(1, 128 // width)
+
+
+def enlarge(images: Tensor, scale: int) -> Tensor:
+    """(B, C, H, W) -> (B, C, scale * H, scale * W), each pixel repeated."""
+    return images.repeat_interleave(scale, -2).repeat_interleave(scale, -1)
+
+
+def stretch(grid: Tensor, height: int, width: int) -> Tensor:
+    """(..., h, w) -> (..., height, width), each pixel taking the value of the position it falls in."""
+    rows = torch.arange(height) * grid.shape[-2] // height
+    columns = torch.arange(width) * grid.shape[-1] // width
+    return grid[..., rows[:, None], columns]
+
+
+def hide(images: Tensor, shown: Tensor) -> Tensor:
+    """Images uint8 (B, C, H, W) with grey where `shown`, bool (H, W), is False."""
+    return torch.where(shown, images.cpu(), torch.tensor(128, dtype=torch.uint8))
+
+
+def drawn(spec: CodeSpec, num_known: int, height: int, width: int) -> Tensor:
+    """Where an image is complete after its first codes: bool (height, width), by the finest grid."""
+    finest = spec.grids[-1]
+    done = (num_known - (spec.num_codes - finest.num_codes)) // finest.depth
+    grid = torch.arange(finest.height * finest.width).view(finest.height, finest.width) < done
+    return stretch(grid, height, width)
+
+
+def heat(surprise: Tensor, greatest: float) -> Tensor:
+    """Surprise (B, H, W) in nats -> uint8 (B, 3, H, W), dark at 0, light at `greatest`."""
+    share = (surprise.cpu().double() / max(greatest, 1e-9)).clamp(0, 1).numpy()
+    places = np.linspace(0, 1, len(HEAT))
+    colours = np.stack([np.interp(share, places, HEAT[:, channel]) for channel in range(3)], axis=1)
+    return torch.from_numpy(colours.round().astype(np.uint8))

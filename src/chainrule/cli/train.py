@@ -1,0 +1,64 @@
+"""`chainrule train`: from a recipe to a model."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .common import Json, print_json
+
+
+def train(
+    recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="A recipe that comes with chainrule, or a file.")],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Values to replace in the recipe.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="The folder of the run.", show_default="runs/ and the recipe's name")
+    ] = None,
+    resume: Annotated[bool, typer.Option(help="Whether to go on with a run that is in the folder.")] = True,
+    seed: Annotated[int | None, typer.Option(help="The same as training.seed=SEED.")] = None,
+    accelerator: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
+    devices: Annotated[
+        int | None, typer.Option(min=1, help="Number of devices.", show_default="1, or what torchrun started")
+    ] = None,
+    strategy: Annotated[str, typer.Option(help="auto or ddp.")] = "auto",
+    quiet: Annotated[bool, typer.Option("--quiet", help="Print nothing while training.")] = False,
+    json: Json = False,
+) -> None:
+    """Train what a recipe says; the same command goes on with a run that was stopped.
+
+    Ctrl-C stops after the current step and saves.  Several processes: torchrun --nproc-per-node 2 -m chainrule train …
+
+    \b
+    Examples:
+      chainrule train mnist_pixelcnn
+      chainrule train mnist_pixelcnn --out runs/small prior.hidden=32 training.steps=2000
+      chainrule train my_recipe.yaml --seed 1 --out runs/mine
+      chainrule train shapes_gated_pixelcnn --accelerator cuda
+    """
+    from ..training import Hardware, fit
+
+    overrides = list(overrides or [])
+    if seed is not None:
+        overrides.append(f"training.seed={seed}")
+    hardware = Hardware(accelerator, "auto" if devices is None else devices, strategy=strategy)
+    out = out or Path("runs") / Path(recipe).stem
+    result = fit(recipe, out, overrides, resume=resume, hardware=hardware, quiet=quiet or json)
+    first = os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) == "0"
+    if first and json:
+        print_json({
+            "steps": result.steps, "metrics": result.metrics, "model": str(result.folder / "model"),
+            "minutes": result.seconds / 60, "interrupted": result.interrupted,
+        })  # fmt: skip
+    elif first and not result.interrupted:
+        metrics = "".join(f", {name} {value:.4g}" for name, value in result.metrics.items())
+        print(f"{result.folder / 'model'}: {result.steps} steps in {result.seconds / 60:.1f} minutes{metrics}")
+    if result.interrupted:
+        if first and quiet:
+            print(f"Stopped after step {result.steps}; the same command goes on from here.", file=sys.stderr)
+        raise typer.Exit(130)

@@ -1,0 +1,12 @@
+"""The contract: codes, context, tokenizer, prior, and the registry of models."""
+
+from .codes import Codes, CodeSpec, GridSpec, Position
+from .context import Context
+from .prior import Prior, select
+from .registry import Entry, Preset, entries, entry, register
+from .tokenizer import LearnedTokenizer, Reconstruction, Tokenizer
+
+__all__ = [
+    "Codes", "CodeSpec", "Context", "Entry", "GridSpec", "LearnedTokenizer", "Position", "Preset", "Prior",
+    "Reconstruction", "Tokenizer", "entries", "entry", "register", "select",
+]  # fmt: skip

@@ -1,0 +1,32 @@
+"""What a prior is conditioned on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Context:
+    """The condition of a batch of B images; a field that a model does not use is absent (None).
+
+    label:   int64 (B,), a class
+    text:    int64 (B, L), token ids of a caption, padded
+    spatial: float (B, C, H, W), a map aligned with the grid that is modelled
+    """
+
+    label: Tensor | None = None
+    text: Tensor | None = None
+    spatial: Tensor | None = None
+
+    def _map(self, function) -> Context:
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        return Context(**{name: None if v is None else function(v) for name, v in values.items()})
+
+    def select(self, index: Tensor) -> Context:
+        """The context of the images `index`, an int64 (N,) tensor of batch positions."""
+        return self._map(lambda value: value[index])
+
+    def to(self, device) -> Context:
+        return self._map(lambda value: value.to(device))

@@ -1,0 +1,101 @@
+"""The contract of a prior: p(codes | context) = prod_t p(c_t | c_<t, context).
+
+A prior answers in two ways that must agree.  `forward` reads whole images of codes and gives all
+conditionals at once (training, scoring).  `init_state` and `step` give them one by one and remember
+what they need (sampling).  Nothing here samples: the loop lives in `chainrule.decoding`.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import fields, is_dataclass
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from .codes import Codes, CodeSpec
+from .context import Context
+
+StateT = TypeVar("StateT")
+
+
+class Prior(nn.Module, ABC):
+    """p(codes | context), built from a CodeSpec and a config.
+
+    `num_classes` is the number of class labels the model is conditioned on, 0 for none.
+    """
+
+    name: str  # set by the registry
+    spec: CodeSpec
+    num_classes: int = 0
+
+    @abstractmethod
+    def forward(self, codes: Codes, context: Context) -> tuple[Tensor, ...]:
+        """Logits of every code given those before it: one float (B, H, W, D, K) per grid of `spec`."""
+
+    @abstractmethod
+    def init_state(self, batch_size: int, context: Context) -> object:
+        """The state before any code is known.
+
+        A state is a dataclass (possibly of nested tuples, lists and dataclasses); every tensor in it
+        has the batch first, so that `select` can reorder the images it stands for.
+        """
+
+    @abstractmethod
+    def step(self, previous: Tensor, state: StateT) -> tuple[Tensor, StateT]:
+        """Logits (B, K) of code t, where t counts the calls from 0, given code t-1.
+
+        Args:
+            previous: int64 (B,), the code at position t-1; ignored at t = 0.
+            state: what the previous call returned; it is consumed, and may be changed in place.
+        """
+
+    def log_prob(self, codes: Codes, context: Context = Context()) -> Tensor:
+        """log p(codes | context) in nats, summed over positions: float (B,).
+
+        Raises:
+            ValueError: codes that do not fit `spec`, or a context that does not fit the model.
+        """
+        return sum(grid.flatten(1).sum(1) for grid in self.log_prob_grids(codes, context))
+
+    def log_prob_grids(self, codes: Codes, context: Context = Context()) -> tuple[Tensor, ...]:
+        """log p(c_t | c_<t, context) of every code in nats: one float (B, H, W, D) per grid."""
+        self.spec.check(codes)
+        self.check_context(context, codes[0].shape[0])
+        return tuple(
+            _float(logits).log_softmax(-1).gather(-1, grid.unsqueeze(-1)).squeeze(-1)
+            for logits, grid in zip(self(codes, context), codes, strict=True)
+        )
+
+    def check_context(self, context: Context, batch_size: int) -> None:
+        """Raises ValueError unless the context holds what this model is conditioned on, in range."""
+        if self.num_classes == 0:
+            if context.label is not None:
+                raise ValueError("this model has no classes: a label would be ignored; leave it out")
+            return
+        if context.label is None:
+            raise ValueError(f"this model is conditioned on a class: give a label in 0..{self.num_classes - 1}")
+        label = context.label
+        if tuple(label.shape) != (batch_size,):
+            raise ValueError(f"label must be int64 ({batch_size},), got {tuple(label.shape)}")
+        if label.numel() and not (0 <= int(label.min()) and int(label.max()) < self.num_classes):
+            raise ValueError(
+                f"label must lie in 0..{self.num_classes - 1}, got {int(label.min())}..{int(label.max())}"
+            )
+
+
+def _float(logits: Tensor) -> Tensor:
+    """At least float32: likelihoods are not summed in half precision."""
+    return logits if logits.dtype == torch.float64 else logits.float()
+
+
+def select(state: StateT, index: Tensor) -> StateT:
+    """The state of the images `index` (int64 (N,) batch positions), as new tensors."""
+    if isinstance(state, Tensor):
+        return state[index]
+    if is_dataclass(state):
+        return type(state)(**{f.name: select(getattr(state, f.name), index) for f in fields(state)})
+    if isinstance(state, (list, tuple)):
+        return type(state)(select(value, index) for value in state)
+    return state

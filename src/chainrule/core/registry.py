@@ -1,0 +1,71 @@
+"""Names of models, for recipes, saved pipelines, the command line and the contract tests.
+
+Registering a model is one decorator above its class.  It needs presets, and among them at least one
+whose name begins with "tiny": the contract tests find it there and hold the model to them.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from difflib import get_close_matches
+
+from .codes import CodeSpec
+
+
+@dataclass(frozen=True)
+class Preset:
+    """A size of a model: its config and, for priors, the codes it is meant for."""
+
+    config: object
+    spec: CodeSpec | None = None
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A registered model."""
+
+    name: str
+    model: type
+    config: type
+    presets: Mapping[str, Preset]
+
+
+_TABLES: dict[str, dict[str, Entry]] = {"tokenizers": {}, "priors": {}}
+
+
+def register(kind: str, name: str, config: type, presets: Mapping[str, Preset]) -> Callable[[type], type]:
+    """Class decorator: enrols a model of `kind` ("tokenizers" or "priors") under `name`."""
+
+    def decorate(model: type) -> type:
+        assert name not in _TABLES[kind], name
+        assert any(preset.startswith("tiny") for preset in presets), f"{name} needs a tiny preset for the tests"
+        model.name = name
+        _TABLES[kind][name] = Entry(name, model, config, presets)
+        return model
+
+    return decorate
+
+
+def entries(kind: str) -> dict[str, Entry]:
+    """All models of a kind by name; imports the model files of that kind."""
+    package = importlib.import_module(f"chainrule.{kind}")
+    for module in pkgutil.iter_modules(package.__path__):
+        importlib.import_module(f"chainrule.{kind}.{module.name}")
+    return dict(sorted(_TABLES[kind].items()))
+
+
+def entry(kind: str, name: str) -> Entry:
+    """The model `name` of a kind.
+
+    Raises:
+        ValueError: no such model; the sentence names the nearest.
+    """
+    table = entries(kind)
+    if name not in table:
+        near = get_close_matches(name, table, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"there are: {', '.join(table)}"
+        raise ValueError(f"no {kind[:-1]} is called {name!r}; {hint}")
+    return table[name]

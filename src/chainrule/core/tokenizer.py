@@ -1,0 +1,70 @@
+"""The contract of a tokenizer: images to codes and back."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from .codes import Codes, CodeSpec
+
+
+class Tokenizer(nn.Module, ABC):
+    """image <-> codes.
+
+    Images are uint8 (B, C, H, W) on both sides; a tokenizer scales to its own range inside.
+    `image_shape` is the (C, H, W) it was made for and `spec` the codes of such an image.
+    """
+
+    name: str  # set by the registry
+    spec: CodeSpec
+    image_shape: tuple[int, int, int]
+
+    @abstractmethod
+    def encode(self, images: Tensor) -> Codes:
+        """uint8 (B, C, H, W) -> codes of `spec`."""
+
+    @abstractmethod
+    def decode(self, codes: Codes) -> Tensor:
+        """Codes of `spec` -> uint8 (B, C, H, W)."""
+
+    @abstractmethod
+    def known_codes(self, mask: Tensor) -> Tensor:
+        """Which codes are certain where the pixels of `mask` are known: bool (H, W) -> bool (T,)."""
+
+    def check_images(self, images: Tensor) -> None:
+        """Raises ValueError unless `images` is uint8 (B, C, H, W) of this tokenizer's size."""
+        expected = "uint8 (B, {}, {}, {})".format(*self.image_shape)
+        if images.dtype != torch.uint8 or tuple(images.shape[1:]) != self.image_shape or images.ndim != 4:
+            raise ValueError(f"images must be {expected}, got {str(images.dtype)[6:]} {tuple(images.shape)}")
+
+
+@dataclass(frozen=True)
+class Reconstruction:
+    """What a learned tokenizer makes of a batch while it is trained.
+
+    images:  float (B, C, H, W) in about [0, 1], differentiable: perceptual and adversarial losses judge them
+    codes:   codes of the batch
+    loss:    scalar, what the tokenizer itself minimises: its reconstruction and codebook terms
+    metrics: scalars worth logging, by name
+    """
+
+    images: Tensor
+    codes: Codes
+    loss: Tensor
+    metrics: dict[str, Tensor]
+
+
+class LearnedTokenizer(Tokenizer):
+    """A tokenizer that is trained (stage one)."""
+
+    @abstractmethod
+    def reconstruction(self, images: Tensor, progress: float) -> Reconstruction:
+        """One training pass.
+
+        Args:
+            images: uint8 (B, C, H, W).
+            progress: share of the training steps taken, 0..1, for schedules.
+        """

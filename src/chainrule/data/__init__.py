@@ -1,0 +1,11 @@
+"""Image data: sources, transforms, the cache of decoded images, and the embedded data set ``shapes``.
+
+Knows no model.  Images are uint8 (B, C, H, W) at every public boundary.
+"""
+
+from .dataset import Batch, ImageDataset
+from .images import load_images, load_mask
+from .sources import DataConfig, load
+from .transforms import augment, binarize
+
+__all__ = ["Batch", "DataConfig", "ImageDataset", "augment", "binarize", "load", "load_images", "load_mask"]

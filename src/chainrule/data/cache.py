@@ -1,0 +1,110 @@
+"""Decoded data sets as memory-mapped files, so that the second load takes a fraction of a second.
+
+One folder per data set, split and transform: ``images.npy`` uint8 (N, C, H, W), ``labels.npy`` int64 (N,)
+and ``meta.json``.  A folder appears complete or not at all, and is never changed; it may be deleted at any time.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from .dataset import ImageDataset
+
+VERSION = 1  # raise it when a change here or in decoding makes old entries wrong
+
+
+def root() -> Path:
+    """The user's cache: the folder in the environment variable CHAINRULE_CACHE, or ~/.cache/chainrule."""
+    return Path(os.environ.get("CHAINRULE_CACHE") or Path.home() / ".cache" / "chainrule")
+
+
+def listing(folder: Path) -> list[tuple[str, int, int]]:
+    """(relative name, size, time of change) of every visible file below `folder`, sorted."""
+    found = []
+    for directory, children, files in os.walk(folder, followlinks=True):
+        children[:] = [child for child in children if not child.startswith(".")]
+        for file in files:
+            if not file.startswith("."):
+                path = os.path.join(directory, file)
+                stat = os.stat(path) if os.path.exists(path) else os.lstat(path)
+                found.append((os.path.relpath(path, folder), stat.st_size, stat.st_mtime_ns))
+    return sorted(found)
+
+
+@contextmanager
+def scratch() -> Iterator[Path]:
+    """A temporary folder on the disk of the cache, removed at the end.
+
+    Raises:
+        ValueError: where the cache cannot be written.
+    """
+    try:
+        (root() / "data").mkdir(parents=True, exist_ok=True)
+        folder = Path(tempfile.mkdtemp(prefix="tmp-", dir=root() / "data"))
+    except OSError as error:
+        raise ValueError(
+            f"the cache folder {root()} cannot be written ({error}); set CHAINRULE_CACHE to another"
+        ) from error
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def cached(key: Any, build: Callable[[Path], dict[str, Any]], name: str) -> tuple[ImageDataset, Path]:
+    """The data set of `key`, and the folder that holds it; built on the first call.
+
+    Args:
+        key: a JSON value of everything the pixels, labels and texts depend on.
+        build: writes images.npy and perhaps labels.npy into the folder it is given, and returns the rest:
+            count, texts, class_names, num_classes, skipped.
+        name: the name of the data set.
+    """
+    digest = hashlib.sha256(json.dumps([VERSION, key]).encode()).hexdigest()[:24]
+    folder = root() / "data" / digest
+    if not folder.exists():
+        with scratch() as temporary:
+            meta = build(temporary)
+            (temporary / "meta.json").write_text(json.dumps(meta), encoding="utf-8")
+            try:
+                os.replace(temporary, folder)
+            except OSError:  # another process was faster, with the same result
+                if not folder.exists():
+                    raise
+    meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
+    images = np.load(folder / "images.npy", mmap_mode="c")[: meta["count"]]
+    labels = folder / "labels.npy"
+    dataset = ImageDataset(
+        torch.from_numpy(images),
+        torch.from_numpy(np.load(labels)) if labels.exists() else None,
+        meta["texts"],
+        None if meta["class_names"] is None else tuple(meta["class_names"]),
+        meta["num_classes"],
+        name,
+        meta["skipped"],
+    )
+    return dataset, folder
+
+
+def remember_fingerprint(dataset: ImageDataset, file: Path) -> None:
+    """Sets `dataset.fingerprint` from `file`; where that is missing, computes it and writes it."""
+    try:
+        dataset.__dict__["fingerprint"] = file.read_text()
+    except OSError:
+        temporary = file.with_name(f"{file.name}.{os.getpid()}")
+        try:
+            temporary.write_text(dataset.fingerprint)
+            os.replace(temporary, file)
+        except OSError:  # a cache that is read-only: it was computed, which is enough
+            pass

@@ -1,0 +1,86 @@
+"""A data set of images held as one array, and a batch of it."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, field
+from functools import cached_property
+
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Images uint8 (B, C, H, W), with labels int64 (B,) and B texts where the data set has them."""
+
+    images: Tensor
+    labels: Tensor | None = None
+    texts: list[str] | None = None
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+
+@dataclass(frozen=True)
+class ImageDataset:
+    """N images of one size, all in memory or in a memory-mapped file.
+
+    Attributes:
+        images: uint8 (N, C, H, W).  From the cache it is a private map of the file: writing to it
+            changes neither the file nor any other process.
+        labels: int64 (N,) in 0..num_classes-1, or None.
+        texts: N captions, or None.
+        class_names: one name per class, or None when the source has none.
+        num_classes: number of classes, or None without labels.
+        name: what the user called it; a folder's own name, never its whole path.
+        skipped: the images of the source that could not be read and are therefore missing here.
+    """
+
+    images: Tensor
+    labels: Tensor | None = None
+    texts: list[str] | None = None
+    class_names: tuple[str, ...] | None = None
+    num_classes: int | None = None
+    name: str = "images"
+    skipped: list[str] = field(default_factory=list)
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(C, H, W)."""
+        return tuple(self.images.shape[1:])
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """16 hexadecimal digits of the sha256 of shape, pixels, labels and texts."""
+        digest = hashlib.sha256(repr(tuple(self.images.shape)).encode())
+        for chunk in self.images.split(4096):
+            digest.update(chunk.contiguous().numpy())
+        if self.labels is not None:
+            digest.update(b"labels")
+            digest.update(self.labels.contiguous().numpy())
+        for text in self.texts or ():
+            digest.update(b"text" + text.encode() + b"\0")
+        return digest.hexdigest()[:16]
+
+    def batch(self, indices: Tensor) -> Batch:
+        """The images at `indices`, int64 (B,) in 0..N-1, copied, with their labels and texts."""
+        return Batch(
+            self.images[indices],
+            None if self.labels is None else self.labels[indices],
+            None if self.texts is None else [self.texts[index] for index in indices.tolist()],
+        )
+
+    def slice(self, start: int, stop: int) -> ImageDataset:
+        """The images start..stop-1, sharing memory with this data set; `skipped` stays that of the whole."""
+        return ImageDataset(
+            self.images[start:stop],
+            None if self.labels is None else self.labels[start:stop],
+            None if self.texts is None else self.texts[start:stop],
+            self.class_names,
+            self.num_classes,
+            self.name,
+            self.skipped,
+        )

@@ -1,0 +1,198 @@
+"""The sampling loop: one code after the other, for every prior.
+
+Each image draws from its own stream of uniform numbers, one per code, turned into a code by the inverse of
+the cumulative distribution.  So an image depends on its seed alone: not on its neighbours in the batch, and
+not on whether the prior remembers (`step`) or re-reads everything at each code (`Rerun`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..core import Codes, Context, Prior, select
+from .filters import Filter
+
+OnCode = Callable[[int, Tensor], None]
+"""Called after each code with its index t and all codes (B, T), those after t still 0."""
+
+
+def image_seeds(seed: int, count: int) -> list[int]:
+    """Distinct seeds for the images of one call; image i has the same in every call with this seed."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(2**62, (count,), generator=generator).tolist()
+
+
+def uniforms(seeds: Sequence[int], num_codes: int) -> Tensor:
+    """The uniform numbers of each image, float64 (B, T) in [0, 1)."""
+    rows = [
+        torch.rand(num_codes, dtype=torch.float64, generator=torch.Generator().manual_seed(seed)) for seed in seeds
+    ]
+    return torch.stack(rows)
+
+
+def draw(probabilities: Tensor, uniform: Tensor) -> Tensor:
+    """Inverse of the cumulative distribution: (B, K), (B,) -> int64 (B,)."""
+    cumulative = probabilities.cumsum(-1)
+    below = cumulative <= (uniform * cumulative[:, -1])[:, None]
+    # Rounding may leave the last steps flat: never beyond the last code of positive probability.
+    last = probabilities.shape[-1] - 1 - (probabilities.flip(-1) > 0).int().argmax(-1)
+    return torch.minimum(below.sum(-1), last)
+
+
+@dataclass(frozen=True)
+class Known:
+    """Codes that are given: they are kept, and the others drawn.
+
+    codes: int64 (B, T), arbitrary where not known.
+    mask: bool (T,), which positions are known, the same for all images.
+    """
+
+    codes: Tensor
+    mask: Tensor
+
+
+@torch.no_grad()
+def sample(
+    prior: Prior,
+    context: Context,
+    seeds: Sequence[int],
+    filter: Filter = Filter(),
+    known: Known | None = None,
+    on_code: OnCode | None = None,
+) -> Codes:
+    """Draws one image of codes per seed.
+
+    Args:
+        prior: any prior; in evaluation mode.
+        context: of as many images as there are seeds.
+        known: codes to keep; those drawn are conditioned on the known ones before them.
+
+    Returns:
+        Codes of `prior.spec`, B = len(seeds).
+    """
+    spec, batch_size = prior.spec, len(seeds)
+    device = next(prior.parameters()).device
+    noise = uniforms(seeds, spec.num_codes).to(device)
+    codes = torch.zeros(batch_size, spec.num_codes, dtype=torch.int64, device=device)
+    fixed = known.mask.tolist() if known is not None else [False] * spec.num_codes
+    last = max((t for t, given in enumerate(fixed) if not given), default=-1)
+    if known is not None:
+        codes[:, known.mask] = known.codes[:, known.mask].to(device)
+    state = prior.init_state(batch_size, context)
+    previous = codes[:, 0]
+    for t in range(last + 1):
+        logits, state = prior.step(previous, state)
+        if not fixed[t]:
+            codes[:, t] = draw(filter(logits), noise[:, t])
+        previous = codes[:, t]
+        if on_code is not None:
+            on_code(t, codes)
+    return spec.unflatten(codes)
+
+
+@dataclass
+class RerunState:
+    t: int
+    codes: Tensor  # (B, T)
+    context: Context
+
+
+class Rerun(Prior):
+    """A prior that re-reads the whole image at every code: the slow path that `step` is checked against."""
+
+    def __init__(self, prior: Prior) -> None:
+        super().__init__()
+        self.prior, self.spec, self.num_classes = prior, prior.spec, prior.num_classes
+
+    def forward(self, codes: Codes, context: Context) -> tuple[Tensor, ...]:
+        return self.prior(codes, context)
+
+    def init_state(self, batch_size: int, context: Context) -> RerunState:
+        device = next(self.parameters()).device
+        codes = torch.zeros(batch_size, self.spec.num_codes, dtype=torch.int64, device=device)
+        return RerunState(0, codes, context)
+
+    def step(self, previous: Tensor, state: RerunState) -> tuple[Tensor, RerunState]:
+        if state.t > 0:
+            state.codes[:, state.t - 1] = previous
+        here = self.spec.position(state.t)
+        logits = self(self.spec.unflatten(state.codes), state.context)[here.grid]
+        state.t += 1
+        return logits[:, here.row, here.column, here.depth], state
+
+
+@torch.no_grad()
+def complete(
+    prior: Prior,
+    context: Context,
+    seeds: Sequence[int],
+    known: Known,
+    particles: int,
+    filter: Filter = Filter(),
+    on_code: OnCode | None = None,
+) -> Codes:
+    """Completion by sequential Monte Carlo: what is drawn agrees with known codes that come later.
+
+    A prior draws an unknown code without having seen the known ones after it.  Here each image keeps
+    `particles` candidates; whenever a known code is met, each is weighted by the probability it gave that
+    code, and when the weights have become uneven (effective sample size below half) candidates are drawn
+    anew in proportion to them, systematically.  One of the final candidates is drawn by weight.
+    With particles = 1 this is `sample`.  (Doucet, de Freitas, Gordon 2001: the bootstrap filter.)
+
+    Args:
+        known: codes (B, T) and the mask (T,) of those given, B = len(seeds).
+        particles: K, candidates per image.
+
+    Returns:
+        Codes of `prior.spec` of B images.
+    """
+    if particles < 1:
+        raise ValueError(f"particles must be at least 1, got {particles}")
+    if particles == 1:
+        return sample(prior, context, seeds, filter, known, on_code)
+    spec, batch_size = prior.spec, len(seeds)
+    device = next(prior.parameters()).device
+    candidate_seeds = [one for seed in seeds for one in image_seeds(seed, particles)]
+    noise = uniforms(candidate_seeds, spec.num_codes).to(device)
+    resampling_noise = uniforms([seed + 1 for seed in seeds], spec.num_codes + 1).to(device)
+    repeat = torch.arange(batch_size, device=device).repeat_interleave(particles)
+    given = known.codes.to(device)[repeat]
+    codes = torch.where(known.mask.to(device), given, 0)
+    fixed = known.mask.tolist()
+    context = context.select(repeat)
+    state = prior.init_state(batch_size * particles, context)
+    weights = torch.zeros(batch_size, particles, dtype=torch.float64, device=device)  # log
+    everyone = torch.arange(particles, device=device)
+    previous = codes[:, 0]
+    # Until the first unknown code all candidates are equal, and no weight is needed.
+    first = fixed.index(False) if False in fixed else spec.num_codes
+    for t in range(spec.num_codes):
+        logits, state = prior.step(previous, state)
+        if not fixed[t]:
+            codes[:, t] = draw(filter(logits), noise[:, t])
+        elif t > first:
+            gain = logits.double().log_softmax(-1).gather(-1, codes[:, t : t + 1])
+            weights = weights + gain.view(batch_size, particles)
+            normal = weights.softmax(-1)
+            uneven = (1 / normal.square().sum(-1, keepdim=True)) < particles / 2
+            if uneven.any():
+                chosen = torch.where(uneven, _systematic(normal, resampling_noise[:, t]), everyone)
+                index = (chosen + particles * torch.arange(batch_size, device=device)[:, None]).flatten()
+                codes, state = codes[index], select(state, index)
+                weights = torch.where(uneven, 0.0, weights)
+        previous = codes[:, t]
+        if on_code is not None:
+            on_code(t, codes.view(batch_size, particles, -1)[:, 0])
+    final = draw(weights.softmax(-1), resampling_noise[:, -1])
+    return spec.unflatten(codes.view(batch_size, particles, -1)[torch.arange(batch_size, device=device), final])
+
+
+def _systematic(weights: Tensor, uniform: Tensor) -> Tensor:
+    """Systematic resampling: weights (B, K), one uniform number (B,) each -> indices int64 (B, K)."""
+    count = weights.shape[1]
+    points = (torch.arange(count, dtype=weights.dtype, device=weights.device) + uniform[:, None]) / count
+    return torch.searchsorted(weights.cumsum(-1), points).clamp(max=count - 1)

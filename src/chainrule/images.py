@@ -1,0 +1,64 @@
+"""Images as pictures: uint8 (B, C, H, W), grey or colour, to PIL."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+
+def to_pil(images: Tensor) -> list[Image]:
+    """Images uint8 (B, C, H, W), C 1 or 3 -> B pictures, grey ("L") or colour ("RGB").
+
+    Raises:
+        ValueError: on another type or shape.
+    """
+    from PIL import Image
+
+    _check(images)
+    array = images.cpu().permute(0, 2, 3, 1).numpy()
+    return [Image.fromarray(image[:, :, 0] if image.shape[2] == 1 else image) for image in array]
+
+
+def grid(images: Tensor, columns: int | None = None, scale: int = 1) -> Image:
+    """Images uint8 (B, C, H, W) side by side in one picture, on grey.
+
+    Args:
+        columns: images in a row; None: about as many as there are rows.
+        scale: each pixel becomes scale x scale.
+
+    Raises:
+        ValueError: no image, another type or shape, or a number below 1.
+    """
+    from PIL import Image
+
+    return Image.fromarray(image_grid(images, columns, scale))
+
+
+def image_grid(images: Tensor, columns: int | None = None, scale: int = 1) -> np.ndarray:
+    """As `grid`, as an array uint8 (H', W', 3)."""
+    _check(images)
+    count, _, height, width = images.shape
+    columns = math.ceil(math.sqrt(count)) if columns is None else columns
+    if min(count, columns, scale) < 1:
+        raise ValueError(f"images, columns and scale must be at least 1, got {count}, {columns} and {scale}")
+    gap, rows = min(scale, 2), math.ceil(count / columns)
+    array = images.cpu().permute(0, 2, 3, 1).expand(-1, -1, -1, 3).numpy()
+    array = array.repeat(scale, axis=1).repeat(scale, axis=2)
+    height, width = height * scale + gap, width * scale + gap
+    picture = np.full((rows * height + gap, columns * width + gap, 3), 128, np.uint8)
+    for index, image in enumerate(array):
+        top, left = index // columns * height + gap, index % columns * width + gap
+        picture[top : top + height - gap, left : left + width - gap] = image
+    return picture
+
+
+def _check(images: Tensor) -> None:
+    if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] not in (1, 3):
+        raise ValueError(f"images must be uint8 (B, 1 or 3, H, W), got {str(images.dtype)[6:]} {tuple(images.shape)}")

@@ -1,0 +1,77 @@
+"""Priors over several grids as a chain of priors over one: p(c) = prod_l p(c_l | coarser grids, context).
+
+Level l is any prior over grid l alone; from level 1 on it gets what its conditioner makes of the coarser codes
+as `Context.spatial`.  The multi-scale PixelRNN and hierarchical VQ-VAEs are built so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..core import Codes, CodeSpec, Context, Prior
+
+
+@dataclass
+class CascadeState:
+    """What `Cascade.step` remembers."""
+
+    t: int
+    codes: list[Tensor]  # int64 (B, H, W, D) per grid, zeros where not yet known
+    context: Context
+    level: Any  # the state of the level in progress
+
+
+class Cascade(Prior):
+    """A chain of priors.
+
+    Args:
+        spec: the grids, coarse to fine.
+        levels: one prior per grid, over that grid alone, all with the same num_classes.
+        conditioners: one module for each level but the first: codes of all coarser grids -> the level's
+            `Context.spatial`, (B, C, H, W) at the size of its grid.
+    """
+
+    def __init__(self, spec: CodeSpec, levels: Sequence[Prior], conditioners: Sequence[nn.Module]) -> None:
+        super().__init__()
+        assert len(levels) == len(spec.grids) == len(conditioners) + 1
+        assert all(level.spec.only == grid for level, grid in zip(levels, spec.grids, strict=True))
+        assert len({level.num_classes for level in levels}) == 1
+        self.spec = spec
+        self.num_classes = levels[0].num_classes
+        self.levels = nn.ModuleList(levels)
+        self.conditioners = nn.ModuleList(conditioners)
+
+    def level_context(self, level: int, codes: Sequence[Tensor], context: Context) -> Context:
+        """The context of a level, of which `codes` are the coarser grids."""
+        if level == 0:
+            return context
+        return replace(context, spatial=self.conditioners[level - 1](tuple(codes)))
+
+    def forward(self, codes: Codes, context: Context) -> tuple[Tensor, ...]:
+        return tuple(
+            level((codes[index],), self.level_context(index, codes[:index], context))[0]
+            for index, level in enumerate(self.levels)
+        )
+
+    def init_state(self, batch_size: int, context: Context) -> CascadeState:
+        self.check_context(context, batch_size)
+        device = next(self.parameters()).device
+        codes = [torch.zeros(batch_size, *g.shape, dtype=torch.int64, device=device) for g in self.spec.grids]
+        return CascadeState(0, codes, context, self.levels[0].init_state(batch_size, context))
+
+    def step(self, previous: Tensor, state: CascadeState) -> tuple[Tensor, CascadeState]:
+        if state.t > 0:
+            last = self.spec.position(state.t - 1)
+            state.codes[last.grid][:, last.row, last.column, last.depth] = previous
+        here = self.spec.position(state.t)
+        if here.grid > 0 and here.row == here.column == here.depth == 0:
+            context = self.level_context(here.grid, state.codes[: here.grid], state.context)
+            state.level = self.levels[here.grid].init_state(len(previous), context)
+        logits, state.level = self.levels[here.grid].step(previous, state.level)
+        state.t += 1
+        return logits, state

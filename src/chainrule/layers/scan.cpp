@@ -1,0 +1,258 @@
+// The recurrences of PixelRNN on the CPU; scan.py says what they compute and calls them.
+//
+// One image at a time: its maps fit in the cache, and images need no synchronisation, so that callers run
+// ranges of images in threads. All arrays are contiguous, features last: h of them (a multiple of 16) in c, out
+// and dout, 4h in gates, `depth` (a multiple of 16) in x and dx.
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <vector>
+
+namespace {
+
+template <class T>
+struct Vector {
+    typedef T type __attribute__((vector_size(64), aligned(sizeof(T))));  // unaligned loads
+    static constexpr int lanes = 64 / sizeof(T);
+};
+
+inline double exponential(double x) { return std::exp(x); }
+
+inline float exponential(float x) {  // 2^n * p(fraction); relative error below 2e-7
+    x = x * 1.44269504f;
+    x = x < -126.f ? -126.f : x > 126.f ? 126.f : x;
+    float n = __builtin_floorf(x + 0.5f), f = (x - n) * 0.69314718f;
+    float p = 1.f / 720;
+    p = p * f + 1.f / 120, p = p * f + 1.f / 24, p = p * f + 1.f / 6, p = p * f + 0.5f, p = p * f + 1, p = p * f + 1;
+    int32_t bits = ((int32_t)n + 127) << 23;
+    float power;
+    std::memcpy(&power, &bits, 4);
+    return p * power;
+}
+
+template <class T> inline T sigmoid(T x) { return 1 / (1 + exponential(-x)); }
+template <class T> inline T tangent(T x) { return 1 - 2 / (1 + exponential(2 * x)); }
+
+struct Pixel { int64_t row, column; };
+
+// Sizes, the order of visits, and where a pixel reads from.
+struct Scan {
+    int64_t height, width, depth, hidden, left, diagonal, mirrored;
+    int64_t base_image, base_pixel;  // strides of base, 0 where it is the same for all
+
+    int64_t size() const { return height * width; }
+    int taps() const { return diagonal ? 2 : 3; }
+    int64_t steps() const { return diagonal ? height + width - 1 : height; }
+    int64_t first(int64_t t) const { return diagonal && t >= width ? t - width + 1 : 0; }
+    int64_t count(int64_t t) const { return diagonal ? (t < height ? t : height - 1) - first(t) + 1 : width; }
+    Pixel pixel(int64_t t, int64_t j) const {
+        if (!diagonal) return {t, j};
+        int64_t row = first(t) + j, column = t - row;
+        return {row, mirrored ? width - 1 - column : column};
+    }
+    Pixel state_tap(int k) const {
+        if (!diagonal) return {-1, k - 1};
+        return k == 0 ? Pixel{-1, 0} : Pixel{0, mirrored ? 1 : -1};
+    }
+    Pixel input_tap(int k) const { return {0, k - left}; }
+    Pixel cell() const { return state_tap(1); }
+    int64_t at(Pixel p) const { return p.row * width + p.column; }
+    int64_t at(Pixel p, Pixel offset, int sign) const {  // of p + sign * offset; -1 outside the image
+        Pixel q{p.row + sign * offset.row, p.column + sign * offset.column};
+        return q.row < 0 || q.row >= height || q.column < 0 || q.column >= width ? -1 : at(q);
+    }
+};
+
+constexpr int kRows = 7;       // pixels that a tile holds in registers
+constexpr int kMaxTaps = 4;
+
+// out[m] += sum over taps k of a[k * M + m] (depth) times w[k] (depth, columns), in NV vectors of columns at a time.
+template <class T, int M, int NV>
+void product(T* const* out, const T* const* a, int taps, int64_t depth, const T* w, int64_t columns) {
+    using V = typename Vector<T>::type;
+    constexpr int L = Vector<T>::lanes;
+    for (int64_t j = 0; j < columns; j += NV * L) {
+        V sum[M][NV];
+        for (int m = 0; m < M; m++)
+            for (int v = 0; v < NV; v++) sum[m][v] = *(const V*)(out[m] + j + v * L);
+        const T* line = w + j;
+        for (int k = 0; k < taps; k++)
+            for (int64_t d = 0; d < depth; d++, line += columns) {
+                V b[NV];
+                for (int v = 0; v < NV; v++) b[v] = *(const V*)(line + v * L);
+                for (int m = 0; m < M; m++)
+                    for (int v = 0; v < NV; v++) sum[m][v] += a[k * M + m][d] * b[v];
+            }
+        for (int m = 0; m < M; m++)
+            for (int v = 0; v < NV; v++) *(V*)(out[m] + j + v * L) = sum[m][v];
+    }
+}
+
+template <class T>
+void product(int m, T* const* out, const T* const* a, int taps, int64_t depth, const T* w, int64_t columns) {
+    constexpr int N = 16 / Vector<T>::lanes;  // vectors in 16 columns
+    constexpr int wide = N == 1 ? 4 : N, middle = N == 1 ? 2 : N;
+#define CASE(M)                                                                             \
+    case M:                                                                                 \
+        return columns % 64 == 0 ? product<T, M, wide>(out, a, taps, depth, w, columns)     \
+             : columns % 32 == 0 ? product<T, M, middle>(out, a, taps, depth, w, columns)   \
+                                 : product<T, M, N>(out, a, taps, depth, w, columns);
+    switch (m) { CASE(1) CASE(2) CASE(3) CASE(4) CASE(5) CASE(6) CASE(7) }
+#undef CASE
+}
+
+// dweight (depth, columns) += sum over pixels p of a(p + tap) transposed, times d(p).
+template <class T>
+void outer(const Scan& scan, Pixel tap, const T* a, int64_t depth, const T* d, int64_t columns, T* dweight) {
+    using V = typename Vector<T>::type;
+    constexpr int L = Vector<T>::lanes, M = 4, NV = 4;
+    const int64_t begin_row = tap.row < 0 ? -tap.row : 0, begin = tap.column < 0 ? -tap.column : 0;
+    const int64_t end = tap.column > 0 ? scan.width - tap.column : scan.width;
+    const int64_t shift = scan.at(tap);
+    for (int64_t u = 0; u < depth; u += M)
+        for (int64_t v = 0; v < columns; v += NV * L) {
+            V sum[M][NV] = {};
+            for (int64_t r = begin_row; r < scan.height; r++)
+                for (int64_t p = r * scan.width + begin; p < r * scan.width + end; p++) {
+                    const T *s = a + (p + shift) * depth + u, *q = d + p * columns + v;
+                    for (int m = 0; m < M; m++)
+                        for (int n = 0; n < NV; n++) sum[m][n] += s[m] * *(const V*)(q + n * L);
+                }
+            for (int m = 0; m < M; m++)
+                for (int n = 0; n < NV; n++) *(V*)(dweight + (u + m) * columns + v + n * L) += sum[m][n];
+        }
+}
+
+// Where the taps of m pixels lie in a map, forwards (sign 1) or backwards (-1); zeros outside.
+template <class T, class Tap>
+void gather(const Scan& scan, const Pixel* p, int m, Tap tap, int taps, int sign, const T* map, int64_t depth,
+            const T* zeros, const T** a) {
+    for (int k = 0; k < taps; k++)
+        for (int i = 0; i < m; i++) {
+            int64_t from = scan.at(p[i], tap(k), sign);
+            a[k * m + i] = from < 0 ? zeros : map + from * depth;
+        }
+}
+
+template <class T>
+void forward(const Scan& scan, const T* x, const T* base, const T* input_weight, const T* weight, T* gates, T* c,
+             T* out, int64_t begin, int64_t end) {
+    const int64_t size = scan.size(), h = scan.hidden, depth = scan.depth;
+    const auto state_tap = [&](int k) { return scan.state_tap(k); };
+    const auto input_tap = [&](int k) { return scan.input_tap(k); };
+    const std::vector<T> zeros(depth > h ? depth : h, T(0));
+    for (int64_t b = begin; b < end; b++) {
+        const T* source = x + b * size * depth;
+        T *gate = gates + b * size * 4 * h, *cell = c + b * size * h, *state = out + b * size * h;
+        for (int64_t t = 0; t < scan.steps(); t++)
+            for (int64_t j = 0, n = scan.count(t); j < n; j += kRows) {
+                const int m = n - j < kRows ? n - j : kRows;
+                Pixel p[kRows];
+                T* z[kRows];
+                const T* a[kMaxTaps * kRows];
+                for (int i = 0; i < m; i++) {
+                    p[i] = scan.pixel(t, j + i);
+                    z[i] = gate + scan.at(p[i]) * 4 * h;
+                    std::memcpy(z[i], base + b * scan.base_image + scan.at(p[i]) * scan.base_pixel, sizeof(T) * 4 * h);
+                }
+                gather(scan, p, m, input_tap, scan.left + 1, 1, source, depth, zeros.data(), a);
+                product<T>(m, z, a, scan.left + 1, depth, input_weight, 4 * h);
+                gather<T>(scan, p, m, state_tap, scan.taps(), 1, state, h, zeros.data(), a);
+                product<T>(m, z, a, scan.taps(), h, weight, 4 * h);
+                for (int i = 0; i < m; i++) {
+                    const int64_t here = scan.at(p[i]) * h, from = scan.at(p[i], scan.cell(), 1);
+                    const T* last = from < 0 ? zeros.data() : cell + from * h;
+                    T *q = z[i], *next = cell + here, *s = state + here;
+#pragma GCC ivdep
+                    for (int64_t u = 0; u < h; u++) {
+                        T o = sigmoid(q[u]), f = sigmoid(q[h + u]), in = sigmoid(q[2 * h + u]), g = tangent(q[3 * h + u]);
+                        T value = f * last[u] + in * g;
+                        q[u] = o, q[h + u] = f, q[2 * h + u] = in, q[3 * h + u] = g;
+                        next[u] = value, s[u] = o * tangent(value);
+                    }
+                }
+            }
+    }
+}
+
+// The last three arguments but the range receive gradients: dx is written; dbase is written where base has an
+// entry for every pixel, and otherwise added to, as the gradients of the weights are.
+template <class T>
+void backward(const Scan& scan, const T* dout, const T* x, const T* input_weight, const T* weight, const T* gates,
+              const T* c, const T* out, T* dx, T* dbase, T* dinput_weight, T* dweight, int64_t begin, int64_t end) {
+    const int64_t size = scan.size(), h = scan.hidden, depth = scan.depth;
+    const auto state_tap = [&](int k) { return scan.state_tap(k); };
+    const auto input_tap = [&](int k) { return scan.input_tap(k); };
+    const std::vector<T> zeros(4 * h, T(0));
+    std::vector<T> scratch(scan.base_pixel ? 0 : size * 4 * h), carry(size * h), dh(kRows * h);
+    for (int64_t b = begin; b < end; b++) {
+        const T *gate = gates + b * size * 4 * h, *cell = c + b * size * h, *state = out + b * size * h;
+        T* dz = scan.base_pixel ? dbase + b * size * 4 * h : scratch.data();
+        Pixel p[kRows];
+        T* d[kRows];
+        const T* a[kMaxTaps * kRows];
+        for (int64_t t = scan.steps() - 1; t >= 0; t--)
+            for (int64_t j = 0, n = scan.count(t); j < n; j += kRows) {
+                const int m = n - j < kRows ? n - j : kRows;
+                for (int i = 0; i < m; i++) {
+                    p[i] = scan.pixel(t, j + i);
+                    d[i] = dh.data() + i * h;
+                    std::memcpy(d[i], dout + (b * size + scan.at(p[i])) * h, sizeof(T) * h);
+                }
+                gather<T>(scan, p, m, state_tap, scan.taps(), -1, dz, 4 * h, zeros.data(), a);
+                product<T>(m, d, a, scan.taps(), 4 * h, weight, h);
+                for (int i = 0; i < m; i++) {
+                    const int64_t here = scan.at(p[i]), from = scan.at(p[i], scan.cell(), 1);
+                    const int64_t to = scan.at(p[i], scan.cell(), -1);
+                    const T *q = gate + here * 4 * h, *now = cell + here * h, *e = d[i];
+                    const T *last = from < 0 ? zeros.data() : cell + from * h;
+                    const T *later = to < 0 ? zeros.data() : carry.data() + to * h;
+                    T *r = dz + here * 4 * h, *kept = carry.data() + here * h;
+#pragma GCC ivdep
+                    for (int64_t u = 0; u < h; u++) {
+                        T o = q[u], f = q[h + u], in = q[2 * h + u], g = q[3 * h + u], s = tangent(now[u]);
+                        T dc = later[u] + e[u] * o * (1 - s * s);
+                        r[u] = e[u] * s * o * (1 - o);
+                        r[h + u] = dc * last[u] * f * (1 - f);
+                        r[2 * h + u] = dc * g * in * (1 - in);
+                        r[3 * h + u] = dc * in * (1 - g * g);
+                        kept[u] = dc * f;
+                    }
+                }
+            }
+        for (int64_t r = 0; r < scan.height; r++)
+            for (int64_t j = 0; j < scan.width; j += kRows) {
+                const int m = scan.width - j < kRows ? scan.width - j : kRows;
+                for (int i = 0; i < m; i++) {
+                    p[i] = Pixel{r, j + i};
+                    d[i] = dx + (b * size + scan.at(p[i])) * depth;
+                    std::memset(d[i], 0, sizeof(T) * depth);
+                }
+                gather<T>(scan, p, m, input_tap, scan.left + 1, -1, dz, 4 * h, zeros.data(), a);
+                product<T>(m, d, a, scan.left + 1, 4 * h, input_weight, depth);
+            }
+        for (int k = 0; k <= scan.left; k++)
+            outer(scan, input_tap(k), x + b * size * depth, depth, dz, 4 * h, dinput_weight + k * depth * 4 * h);
+        for (int k = 0; k < scan.taps(); k++)
+            outer(scan, state_tap(k), state, h, dz, 4 * h, dweight + k * h * 4 * h);
+        if (!scan.base_pixel)
+            for (int64_t i = 0; i < size; i++)
+                for (int64_t u = 0; u < 4 * h; u++) dbase[b * scan.base_image + u] += dz[i * 4 * h + u];
+    }
+}
+
+}  // namespace
+
+// Weights: forward (taps, in, 4h); backward transposed to (taps, 4h, in).
+#define EXPORT(T)                                                                                                    \
+    extern "C" void forward_##T(const Scan* scan, const T* x, const T* base, const T* input_weight, const T* weight, \
+                                T* gates, T* c, T* out, int64_t begin, int64_t end) {                                \
+        forward(*scan, x, base, input_weight, weight, gates, c, out, begin, end);                                    \
+    }                                                                                                                \
+    extern "C" void backward_##T(const Scan* scan, const T* dout, const T* x, const T* input_weight, const T* weight, \
+                                 const T* gates, const T* c, const T* out, T* dx, T* dbase, T* dinput_weight,        \
+                                 T* dweight, int64_t begin, int64_t end) {                                           \
+        backward(*scan, dout, x, input_weight, weight, gates, c, out, dx, dbase, dinput_weight, dweight, begin, end); \
+    }
+EXPORT(float)
+EXPORT(double)

@@ -1,0 +1,89 @@
+"""The likelihood of a data set, with its standard error."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..data import Batch, ImageDataset, binarize
+
+CHUNK = 1000
+"""Images that are binarised at once, so that the noise of an image does not depend on the batch size."""
+
+
+@dataclass(frozen=True)
+class Likelihood:
+    """-log p per image in nats: less is better.
+
+    nats:           mean over images, and over seeds
+    standard_error: of `nats`, over images (each taken as its mean over seeds); None for one image
+    per_seed:       mean over images for each seed
+    seed_std:       standard deviation of `per_seed`; None for one seed
+    num_images:     number of images
+    """
+
+    nats: float
+    standard_error: float | None
+    per_seed: tuple[float, ...]
+    seed_std: float | None
+    num_images: int
+
+
+def likelihood(
+    log_prob: Callable[[Batch], Tensor],
+    dataset: ImageDataset,
+    binarization: str = "none",
+    seeds: Sequence[int] = (0,),
+    batch_size: int = 100,
+    on_batch: Callable[[int], object] | None = None,
+) -> Likelihood:
+    """Mean of -log p over all images of a data set.
+
+    Args:
+        log_prob: a batch -> log p of each image in nats, (B,).
+        dataset: the images, with labels where `log_prob` needs them.
+        binarization: "none", "threshold" or "sample", see `chainrule.data.binarize`.
+        seeds: with "sample", the whole is repeated for each; the noise of an image depends on the seed and
+            on its place in the data set.
+        batch_size: does not change the figure, rounding apart.
+        on_batch: is told the number of images done, over all seeds.
+
+    Raises:
+        ValueError: no image, no seed, a batch size below 1, or several seeds where nothing is sampled.
+    """
+    if not len(dataset) or not seeds or batch_size < 1:
+        raise ValueError(
+            f"images, seeds and batch_size must be at least 1, got {len(dataset)}, {len(seeds)} and {batch_size}"
+        )
+    if binarization != "sample" and len(seeds) > 1:
+        raise ValueError("several seeds would give the same figure: nothing is drawn unless binarization is sample")
+    nats = torch.empty(len(seeds), len(dataset), dtype=torch.float64)
+    done = 0
+    for row, seed in zip(nats, seeds, strict=True):
+        generator = torch.Generator().manual_seed(seed)
+        for start in range(0, len(dataset), CHUNK):
+            chunk = dataset.batch(torch.arange(start, min(start + CHUNK, len(dataset))))
+            images = binarize(chunk.images, binarization, generator)
+            for first in range(0, len(chunk), batch_size):
+                part = slice(first, first + batch_size)
+                batch = Batch(
+                    images[part],
+                    None if chunk.labels is None else chunk.labels[part],
+                    None if chunk.texts is None else chunk.texts[part],
+                )
+                row[start + first : start + first + len(batch)] = -log_prob(batch).detach().cpu().double()
+                done += len(batch)
+                if on_batch is not None:
+                    on_batch(done)
+    per_image, per_seed = nats.mean(0), nats.mean(1)
+    return Likelihood(
+        nats=nats.mean().item(),
+        standard_error=(per_image.std() / math.sqrt(len(dataset))).item() if len(dataset) > 1 else None,
+        per_seed=tuple(per_seed.tolist()),
+        seed_std=per_seed.std().item() if len(seeds) > 1 else None,
+        num_images=len(dataset),
+    )

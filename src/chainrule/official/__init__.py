@@ -1,0 +1,97 @@
+"""Importers of the public releases: one file each, found by its functions `matches` and `load`.
+
+    chainrule convert vqgan_imagenet_f16_1024/ my_tokenizer/
+
+A release's file says in which files it comes, how its config and tensor names map to ours, under which licence it
+stands and where it is from.  `reader` opens the files and executes nothing of what they say.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import pkgutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+
+from ..artefact import save_tokenizer
+from ..core import Tokenizer
+from .reader import read_checkpoint
+
+
+@dataclass(frozen=True)
+class Imported:
+    """A foreign release as one of our tokenizers.
+
+    tokenizer:      with the release's weights
+    origin:         the release and where it is published
+    licence:        its licence, as far as known
+    non_commercial: whether that licence forbids commercial use; said aloud wherever the model is shown
+    files:          the sha256 of every file read, by its name inside the source
+    """
+
+    tokenizer: Tokenizer
+    origin: str
+    licence: str
+    non_commercial: bool
+    files: Mapping[str, str]
+
+
+def importers() -> dict[str, ModuleType]:
+    """The releases that can be imported, by name: every module here with `matches(source)` and `load(source)`."""
+    found = {}
+    for module in pkgutil.iter_modules(__path__):
+        importer = importlib.import_module(f"{__name__}.{module.name}")
+        if hasattr(importer, "matches") and hasattr(importer, "load"):
+            found[module.name] = importer
+    return found
+
+
+def import_tokenizer(source: str | os.PathLike) -> Imported:
+    """Recognises a release by its files and imports it.
+
+    Args:
+        source: the folder of a release, or its checkpoint with the config beside it.
+
+    Raises:
+        ValueError: no release is recognised, or its files are damaged, hostile, or do not fit one another.
+    """
+    source = Path(source)
+    if not source.exists():
+        raise ValueError(f"{source} does not exist")
+    known = importers()
+    for importer in known.values():
+        if importer.matches(source):
+            return importer.load(source)
+    if source.is_file() and source.suffix != ".yaml":
+        read_checkpoint(source)  # a damaged or hostile file is called that
+    raise ValueError(
+        f"{source} is none of the releases that can be imported ({', '.join(known)}); give its folder, or its "
+        "checkpoint with the config beside it"
+    )
+
+
+def convert(source: str | os.PathLike, dest: str | os.PathLike) -> Imported:
+    """Imports a release and writes it as a tokenizer's artefact, its card with origin, licence and sha256 of the files.
+
+    Args:
+        source: as in `import_tokenizer`.
+        dest: folder to write; replaced if it is a saved model.
+
+    Returns:
+        what was imported; say `non_commercial` aloud.
+
+    Raises:
+        ValueError: as in `import_tokenizer`, or `dest` holds other things.
+    """
+    imported = import_tokenizer(source)
+    card = {
+        "origin": imported.origin,
+        "licence": imported.licence,
+        "non_commercial": imported.non_commercial,
+        "sha256": dict(imported.files),
+    }
+    save_tokenizer(imported.tokenizer, dest, card)
+    return imported

@@ -1,0 +1,104 @@
+"""ViT-VQGAN of thuanz123/enhancing-transformers: a lightning checkpoint (`*.ckpt`) and its config (`*.yaml`).
+
+The source is the checkpoint, or the folder that holds it; the config lies beside it or, as in a repository, in
+`configs`.  `loss.*` (perceptual network, discriminator) is left out.  Images are in [0, 1]; attention heads have 64
+channels whatever the config says of the width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..tokenizers.vit_vqgan import ENHANCING, TransformerSize, ViTVQGAN, ViTVQGANConfig
+from . import Imported
+from .reader import read_checkpoint, sha256
+from .sources import find_config, find_weights, load_weights, read_config, state_dict
+
+ORIGIN = "ViT-VQGAN of enhancing-transformers, github.com/thuanz123/enhancing-transformers"
+LICENCE = "MIT"
+TARGET = "enhancing.modules.stage1.vitvqgan.ViTVQ"
+BLOCKS = {  # ours: theirs, inside a block
+    "attention_norm": "0.norm", "attention.query_key_value": "0.fn.to_qkv", "attention.output": "0.fn.to_out",
+    "mlp_norm": "1.norm", "mlp.0": "1.fn.net.0", "mlp.2": "1.fn.net.2",
+}  # fmt: skip
+
+
+def matches(source: Path) -> bool:
+    """Whether a config of this release lies beside a checkpoint."""
+    return find_config(source, _is_ours) is not None and find_weights(source, "*.ckpt") is not None
+
+
+def _is_ours(config: Mapping[str, Any]) -> bool:
+    model = config.get("model")
+    return isinstance(model, Mapping) and str(model.get("target", "")) == TARGET
+
+
+def load(source: Path) -> Imported:
+    """Imports the release; raises ValueError where a part of it is missing or of another architecture."""
+    config_path, weights_path = find_config(source, _is_ours), find_weights(source, "*.ckpt")
+    params = read_config(config_path)["model"]["params"]
+    tensors = state_dict(read_checkpoint(weights_path), weights_path)
+    try:
+        tokenizer = ViTVQGAN(_config(params, tensors))
+        load_weights(tokenizer, _translate(tokenizer, tensors), weights_path)
+    except KeyError as error:
+        raise ValueError(f"{weights_path} does not fit {config_path.name}: {error.args[0]!r} is missing") from None
+    files = {path.name: sha256(path) for path in (config_path, weights_path)}
+    return Imported(tokenizer.eval(), ORIGIN, LICENCE, False, files)
+
+
+def _config(params: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> ViTVQGANConfig:
+    quantizer = params["quantizer"]
+    if quantizer.get("use_residual", False):
+        raise ValueError("a ViT-VQGAN with residual codes (use_residual) is not supported")
+    vocab_size, lookup_dim = tensors["quantizer.embedding.weight"].shape
+    width, channels = tensors["encoder.to_patch_embedding.0.weight"].shape[:2]
+    heads = {
+        part: tensors[f"{part}.transformer.layers.0.0.fn.to_qkv.weight"].shape[0] for part in ("encoder", "decoder")
+    }
+    sizes = {part: _size(params[part]) for part in heads}
+    head_dims = {rows // (3 * sizes[part].heads) for part, rows in heads.items()}
+    if len(head_dims) != 1 or width != sizes["encoder"].dim:
+        raise ValueError("the checkpoint's attention or width differs from what its config says")
+    return ViTVQGANConfig(
+        height=params["image_size"], width=params["image_size"], channels=channels, patch_size=params["patch_size"],
+        **sizes, vocab_size=vocab_size, lookup_dim=lookup_dim, head_dim=head_dims.pop(),
+        unit_codes=quantizer.get("use_norm", True), beta=float(quantizer.get("beta", 0.25)), **ENHANCING,
+    )  # fmt: skip
+
+
+def _size(params: Mapping[str, Any]) -> TransformerSize:
+    return TransformerSize(*(params[key] for key in ("dim", "depth", "heads", "mlp_dim")))
+
+
+def _translate(tokenizer: ViTVQGAN, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Their tensors under our names; patches are linear maps here and convolutions there."""
+    ours = {
+        "encoder.patches.weight": tensors["encoder.to_patch_embedding.0.weight"].flatten(1),
+        "encoder.patches.bias": tensors["encoder.to_patch_embedding.0.bias"],
+        "decoder.patches.weight": tensors["decoder.to_pixel.1.weight"].flatten(1).T,
+        "decoder.bias": tensors["decoder.to_pixel.1.bias"],
+        "quantizer.codebook.weight": tensors["quantizer.embedding.weight"],
+    }
+    for ours_part, theirs in (("to_lookup", "pre_quant"), ("from_lookup", "post_quant")):
+        ours |= {f"{ours_part}.{kind}": tensors[f"{theirs}.{kind}"] for kind in ("weight", "bias")}
+    for part, place in (("encoder", "en"), ("decoder", "de")):
+        ours[f"{part}.transformer.positions"] = tensors[f"{part}.{place}_pos_embedding"].squeeze(0)
+        for kind in ("weight", "bias"):
+            ours[f"{part}.transformer.norm.{kind}"] = tensors[f"{part}.transformer.norm.{kind}"]
+    for key, value in tokenizer.state_dict().items():
+        if (
+            key.startswith("quantizer.") and key not in ours
+        ):  # the use of codes, unknown: even, or all would be restarted
+            ours[key] = torch.ones_like(value)
+        part, _, rest = key.partition(".transformer.blocks.")
+        if rest:
+            number, _, name = rest.partition(".")
+            module, _, kind = name.rpartition(".")
+            ours[key] = tensors[f"{part}.transformer.layers.{number}.{BLOCKS[module]}.{kind}"]
+    return ours

@@ -1,0 +1,110 @@
+"""The VQ-VAE-2 of rosinality/vq-vae-2-pytorch (github.com), stage one: `vqvae_560.pt` (FFHQ 256x256).
+
+The file is a bare state dict, of a model wrapped for several processes perhaps ("module." before every name).
+There is no config: all sizes follow from the shapes, but for that of the images, which is taken as 256x256 (other
+multiples of 8 go, too).  Two levels: `enc_b` reads the image, `enc_t` what it gives, `quantize_t` is the coarse level.
+Codebooks lie there as columns; `cluster_size` is the use of the codes, `embed_avg` a sum that is not needed.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from torch import Tensor
+
+from ..tokenizers.vqvae2 import VQVAE2, VQVAE2Config
+from . import Imported
+from .reader import read_checkpoint, sha256
+
+ORIGIN = "VQ-VAE-2 of rosinality/vq-vae-2-pytorch, https://github.com/rosinality/vq-vae-2-pytorch"
+LICENCE = "MIT, parts Apache-2.0 (Sonnet)"
+IMAGE_SIZE = 256
+MARK = b"quantize_conv_t.weight"  # a name that only this release has
+PEEK = 2**20  # names come before numbers, within this many bytes
+
+
+def matches(source: Path) -> bool:
+    """Whether `source` is such a file, or a folder with one."""
+    return bool(_candidates(source))
+
+
+def load(source: Path) -> Imported:
+    """The tokenizer of a file, or of the only such file of a folder.
+
+    Raises:
+        ValueError: none or several such files, or one of another architecture.
+    """
+    candidates = _candidates(source)
+    if len(candidates) != 1:
+        names = ", ".join(path.name for path in candidates) or "none"
+        raise ValueError(f"{source} should hold one VQ-VAE-2 of rosinality, but there are: {names}; name the file")
+    path = candidates[0]
+    tensors = read_checkpoint(path)
+    if not isinstance(tensors, dict):
+        raise ValueError(f"{path} holds no state dict")
+    tensors = {str(name).removeprefix("module."): value for name, value in tensors.items()}
+    try:
+        config = _config(tensors)
+        tokenizer = VQVAE2(config)
+        tokenizer.load_state_dict(_rename(tensors, config))
+    except (KeyError, RuntimeError, AttributeError, IndexError) as error:
+        reason = str(error).splitlines()[-1].strip()
+        raise ValueError(f"{path} does not hold a two-level VQ-VAE-2 of rosinality's code: {reason}") from None
+    return Imported(tokenizer.eval(), ORIGIN, LICENCE, False, {path.name: sha256(path)})
+
+
+def _candidates(source: Path) -> list[Path]:
+    source = Path(source)
+    files = sorted(source.iterdir()) if source.is_dir() else [source]
+    return [path for path in files if path.is_file() and _has_mark(path)]
+
+
+def _has_mark(path: Path) -> bool:
+    with path.open("rb") as file:
+        return MARK in file.read(PEEK)
+
+
+def _config(tensors: dict[str, Tensor]) -> VQVAE2Config:
+    """The sizes, from the shapes."""
+    hidden = tensors["enc_b.blocks.4.weight"].shape[0]
+    dim, num_codes = tensors["quantize_t.embed"].shape
+    blocks = [value for name, value in tensors.items() if name.startswith("enc_b.") and name.endswith("conv.1.weight")]
+    sizes = {"residual_channels": blocks[0].shape[0]} if blocks else {}
+    return VQVAE2Config(
+        IMAGE_SIZE, IMAGE_SIZE, tensors["enc_b.blocks.0.weight"].shape[1], num_levels=2, downsampling=4,
+        hidden_channels=hidden, num_blocks=len(blocks), num_codes=num_codes, dim=dim, **sizes,
+    )  # fmt: skip
+
+
+def _rename(tensors: dict[str, Tensor], config: VQVAE2Config) -> dict[str, Tensor]:
+    """Our names; what has no place in the model keeps its own, and is refused when loaded."""
+    names = {"quantize_conv_t": "project.0", "quantize_conv_b": "project.1", "upsample_t": "upsample.0"}
+    count = config.num_blocks
+    for theirs, ours, strided in (("enc_t", "encoders.0", 1), ("enc_b", "encoders.1", 2)):
+        names |= {f"{theirs}.blocks.{2 * i}": f"{ours}.down.{i}" for i in range(strided)}
+        names[f"{theirs}.blocks.{2 * strided}"] = f"{ours}.mix"
+        names |= _block_names(f"{theirs}.blocks", 2 * strided + 1, ours, count)
+    for theirs, ours, strided in (("dec_t", "decoders.0", 1), ("dec", "decoders.1", 2)):
+        names[f"{theirs}.blocks.0"] = f"{ours}.mix"
+        names |= _block_names(f"{theirs}.blocks", 1, ours, count)
+        names |= {f"{theirs}.blocks.{count + 2 + 2 * i}": f"{ours}.up.{i}" for i in range(strided)}
+    found = {}
+    for name, value in tensors.items():
+        module, _, kind = name.rpartition(".")
+        if module in ("quantize_t", "quantize_b"):
+            codebook = f"quantizers.{int(module == 'quantize_b')}.codebook"
+            if kind == "embed":
+                found[f"{codebook}.weight"] = value.t()
+            elif kind == "cluster_size":
+                found |= {f"{codebook}.usage": value, f"{codebook}.recent": value}
+        else:
+            found[f"{names.get(module, module)}.{kind}"] = value
+    return found
+
+
+def _block_names(theirs: str, first: int, ours: str, count: int) -> dict[str, str]:
+    names = {}
+    for i in range(count):
+        names[f"{theirs}.{first + i}.conv.1"] = f"{ours}.blocks.{i}.wide"
+        names[f"{theirs}.{first + i}.conv.3"] = f"{ours}.blocks.{i}.narrow"
+    return names

@@ -1,0 +1,177 @@
+"""VQGANs of CompVis/taming-transformers: a lightning checkpoint (`*.ckpt`) and its config (`*.yaml`).
+
+The source is a folder with `checkpoints/last.ckpt` and `configs/model.yaml`, as published, or a checkpoint with its
+config beside it.  Both classes are read, `VQModel` and `GumbelVQ`; `loss.*` (perceptual network, discriminator) is left
+out.  Attention sits on the levels whose side, for the config's `resolution`, is among `attn_resolutions`; queries,
+keys and values are one convolution here and three there.  The Gumbel model's codes are the noise-free argmax.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..core import LearnedTokenizer
+from ..tokenizers.vqgan import VQGAN, VQGANConfig, VQGANGumbel, VQGANGumbelConfig
+from . import Imported
+from .reader import read_checkpoint, sha256
+from .sources import find_config, find_weights, load_weights, read_config, state_dict
+
+ORIGIN = "VQGAN of CompVis/taming-transformers, https://github.com/CompVis/taming-transformers"
+LICENCE = "MIT for the code; none is stated for the weights"
+CLASSES = ("VQModel", "VQNoDiscModel", "GumbelVQ")
+DEFAULT_BETA = 0.25
+AUTOENCODER = (  # theirs -> ours, as patterns of whole beginnings
+    (r"(?:down|up)\.(\d+)\.block\.(\d+)\.", r"levels.\1.blocks.\2."),
+    (r"(?:down|up)\.(\d+)\.attn\.(\d+)\.", r"levels.\1.attention.\2."),
+    (r"(?:down|up)\.(\d+)\.(?:down|up)sample\.", r"levels.\1.resample."),
+    (r"mid\.block_1\.", "middle.0."),
+    (r"mid\.attn_1\.", "middle.1."),
+    (r"mid\.block_2\.", "middle.2."),
+)
+
+
+def matches(source: Path) -> bool:
+    """Whether a config of this release lies beside a checkpoint."""
+    return find_config(source, _is_ours) is not None and find_weights(source, "*.ckpt") is not None
+
+
+def _is_ours(config: Mapping[str, Any]) -> bool:
+    model = config.get("model")
+    target = str(model.get("target", "")) if isinstance(model, Mapping) else ""
+    return target.startswith("taming.models.vqgan.") and target.rpartition(".")[2] in CLASSES
+
+
+def load(source: Path) -> Imported:
+    """Imports the release; raises ValueError where a part of it is missing or of another architecture."""
+    config_path, weights_path = find_config(source, _is_ours), find_weights(source, "*.ckpt")
+    model = read_config(config_path)["model"]
+    tensors = state_dict(read_checkpoint(weights_path), weights_path)
+    gumbel = model["target"].endswith("GumbelVQ")
+    try:
+        params = model["params"]
+        tokenizer = VQGANGumbel(_gumbel_config(params)) if gumbel else VQGAN(_config(params))
+        ours = translate_autoencoder(tensors, weights_path)
+        ours |= _gumbel_quantizer(tensors) if gumbel else _quantizer(tensors)
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"{weights_path.name} does not fit {config_path.name}: {error} is missing or wrong") from None
+    load_exactly(tokenizer, ours, weights_path)
+    files = {path.name: sha256(path) for path in (config_path, weights_path)}
+    return Imported(tokenizer.eval(), ORIGIN, LICENCE, False, files)
+
+
+def _config(params: Mapping[str, Any]) -> VQGANConfig:
+    _refuse_remap(params)
+    side = params["ddconfig"]["resolution"]
+    return VQGANConfig(
+        side, side, **autoencoder_options(params["ddconfig"]), num_codes=params["n_embed"], dim=params["embed_dim"],
+        beta=DEFAULT_BETA, legacy_beta=True,
+    )  # fmt: skip
+
+
+def _gumbel_config(params: Mapping[str, Any]) -> VQGANGumbelConfig:
+    _refuse_remap(params)
+    network = params["ddconfig"]
+    if network["z_channels"] != params["embed_dim"]:
+        raise ValueError("a Gumbel VQGAN needs embed_dim equal to z_channels: its logits are made of z_channels")
+    schedule = (params.get("temperature_scheduler_config") or {}).get("params") or {}
+    temperatures = float(schedule.get("lr_max", 1.0)), float(schedule.get("lr_min", 0.0625))
+    return VQGANGumbelConfig(
+        network["resolution"], network["resolution"], **autoencoder_options(network), num_codes=params["n_embed"],
+        dim=params["embed_dim"], kl_weight=float(params.get("kl_weight", 1e-8)), temperatures=temperatures,
+    )  # fmt: skip
+
+
+def _refuse_remap(params: Mapping[str, Any]) -> None:
+    if params.get("remap") is not None:
+        raise ValueError("a VQGAN whose codes are renumbered (remap) is not supported")
+
+
+def autoencoder_options(network: Mapping[str, Any]) -> dict[str, Any]:
+    """Fields of our ConvAutoencoderConfig, but for height and width, from a `ddconfig`.
+
+    Raises:
+        ValueError: an architecture that ours has not.
+    """
+    if network.get("double_z", True):
+        raise ValueError("the encoder gives means and variances (double_z): that is no VQGAN")
+    if network["in_channels"] != network["out_ch"]:
+        raise ValueError(
+            f"the model reads {network['in_channels']} channels and writes {network['out_ch']}: not a tokenizer"
+        )
+    if network.get("give_pre_end") or network.get("attn_type", "vanilla") not in ("vanilla", "vanilla-xformers"):
+        raise ValueError("give_pre_end and attn_type other than vanilla are not supported")
+    multipliers = tuple(network["ch_mult"])
+    sides = [network["resolution"] // 2**level for level in range(len(multipliers))]
+    return {
+        "channels": network["in_channels"],
+        "base_channels": network["ch"],
+        "multipliers": multipliers,
+        "num_blocks": network["num_res_blocks"],
+        "attention_levels": tuple(i for i, side in enumerate(sides) if side in network["attn_resolutions"]),
+        "latent_channels": network["z_channels"],
+        "dropout": float(network.get("dropout", 0.0)),
+        "resample_convolution": bool(network.get("resamp_with_conv", True)),
+    }
+
+
+def translate_autoencoder(tensors: Mapping[str, Tensor], where: Path) -> dict[str, Tensor]:
+    """Encoder, decoder and the convolutions to and from the codebook, under our names.
+
+    Raises:
+        ValueError: attention without its queries, keys or values.
+    """
+    ours, attention = {}, {}
+    for key, value in tensors.items():
+        part, _, rest = key.partition(".")
+        if part in ("quant_conv", "post_quant_conv"):
+            ours[f"{'to' if part == 'quant_conv' else 'from'}_codebook.{rest}"] = value
+        if part not in ("encoder", "decoder"):
+            continue
+        for pattern, replacement in AUTOENCODER:
+            rest, found = re.subn("^" + pattern, replacement, rest)
+            if found:
+                break
+        rest = rest.replace("nin_shortcut.", "skip.").replace("proj_out.", "out.")
+        projection = re.fullmatch(r"(.*\.)([qkv])\.(weight|bias)", rest)
+        if projection:
+            begin, letter, kind = projection.groups()
+            attention.setdefault(f"{part}.{begin}qkv.{kind}", {})[letter] = value
+        else:
+            ours[f"{part}.{rest}"] = value
+    for key, letters in attention.items():
+        if len(letters) != 3 or len({value.shape for value in letters.values()}) != 1:
+            raise ValueError(f"{where.name} lacks queries, keys or values of {key}, or their shapes differ")
+        ours[key] = torch.cat([letters[letter] for letter in "qkv"])
+    return ours
+
+
+def _quantizer(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    codebook = tensors["quantize.embedding.weight"]
+    return {"quantizer.codebook.weight": codebook, **even_use("quantizer.codebook.", codebook)}
+
+
+def even_use(prefix: str, codebook: Tensor) -> dict[str, Tensor]:
+    """Buffers of a codebook (K, C) whose use is not known: even, or all would be restarted by further training."""
+    return {prefix + name: torch.ones(len(codebook)) for name in ("usage", "recent")}
+
+
+def _gumbel_quantizer(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {
+        "quantizer.weight": tensors["quantize.embed.weight"],
+        "to_logits.weight": tensors["quantize.proj.weight"],
+        "to_logits.bias": tensors["quantize.proj.bias"],
+    }
+
+
+def load_exactly(tokenizer: LearnedTokenizer, ours: Mapping[str, Tensor], where: Path) -> None:
+    """Fills the tokenizer; raises ValueError where names or shapes do not fit, or a tensor would be left over."""
+    left = sorted(ours.keys() - tokenizer.state_dict().keys())
+    if left:
+        raise ValueError(f"{where.name} does not fit its config: it has {left[0]}, which the model has not")
+    load_weights(tokenizer, ours, where)

@@ -1,0 +1,345 @@
+"""A tokenizer, a prior and the names of its classes as one artefact: load, save, sample, complete, score.
+
+On disk a pipeline is a folder of `config.yaml` and one `*.safetensors` per part.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from .config import build_dataclass, to_plain
+from .core import CodeSpec, Context, Prior, Tokenizer, entry
+from .decoding import Filter, Known, complete, image_seeds, sample
+from .decoding.sampling import OnCode
+
+FORMAT = 1
+PRETRAINED = Path(__file__).with_name("pretrained")
+OnImage = Callable[[int, Callable[[], Tensor]], None]
+"""Called after each code with the number of codes known and a function that gives the images so far."""
+
+
+def models() -> list[str]:
+    """Names of the bundled models."""
+    return sorted(folder.parent.name for folder in PRETRAINED.glob("*/config.yaml"))
+
+
+def load(name: str | os.PathLike, device: str = "cpu") -> Pipeline:
+    """A pipeline by the name of a bundled model, a folder, or a hub id such as "user/model".
+
+    Raises:
+        ValueError: nothing of that name, or files that do not belong together.
+    """
+    return _read(find(name)).to(device)
+
+
+def find(name: str | os.PathLike) -> Path:
+    """The folder that `load` reads.
+
+    Raises:
+        ValueError: nothing of that name.
+    """
+    text = os.fspath(name)
+    if text in models():
+        return PRETRAINED / text
+    folder = Path(text)
+    if (folder / "model" / "config.yaml").is_file():  # the folder of a training run
+        folder = folder / "model"
+    if (folder / "config.yaml").is_file():
+        return folder
+    if folder.exists():
+        raise ValueError(f"{text} is no saved model: a folder with config.yaml is needed")
+    if re.fullmatch(r"[\w.-]+/[\w.-]+", text):
+        from huggingface_hub import snapshot_download
+        from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+        try:
+            return Path(snapshot_download(text, allow_patterns=["*.yaml", "*.safetensors"]))
+        except (HfHubHTTPError, LocalEntryNotFoundError) as error:
+            raise ValueError(f"{text} is neither a folder nor a model on the hub ({type(error).__name__})") from error
+    near = get_close_matches(text, models(), n=1)
+    hint = f"did you mean {near[0]!r}?" if near else f"bundled are: {', '.join(models()) or 'none'}"
+    raise ValueError(f"no model is called {text!r} and there is no such folder; {hint}")
+
+
+class Pipeline:
+    """Images in and out, uint8 (B, C, H, W); codes stay inside.
+
+    Args:
+        tokenizer: image <-> codes.
+        prior: p(codes | class).
+        class_names: names of the classes, if the prior has any.
+        card: what is known of the model (data, licence, recipe, minutes, figures), any plain values.
+    """
+
+    def __init__(
+        self, tokenizer: Tokenizer, prior: Prior, class_names: Sequence[str] | None = None, card: dict | None = None
+    ) -> None:
+        if tokenizer.spec != prior.spec:
+            raise ValueError(f"this tokenizer gives codes {tokenizer.spec}, this prior models {prior.spec}")
+        if class_names is not None and len(class_names) != prior.num_classes:
+            raise ValueError(f"the prior has {prior.num_classes} classes, but {len(class_names)} names were given")
+        self.tokenizer = tokenizer.eval()
+        self.prior = prior.eval()
+        self.class_names = tuple(class_names) if class_names is not None else None
+        self.card = dict(card or {})
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.prior.parameters()).device
+
+    def to(self, device: str | torch.device) -> Pipeline:
+        """Moves the pipeline, as `torch.nn.Module.to` does; returns it."""
+        self.tokenizer.to(device)
+        self.prior.to(device)
+        return self
+
+    def sample(
+        self, n: int = 1, label: int | str | Sequence[int | str] | Tensor | None = None, *, temperature: float = 1.0,
+        top_k: int | None = None, top_p: float | None = None, seed: int = 0, on_image: OnImage | None = None,
+    ) -> Tensor:  # fmt: skip
+        """Draws images.
+
+        Args:
+            n: number of images.
+            label: class of all, or one per image, as numbers or names; a class-conditional model needs it.
+            temperature, top_k, top_p: see `decoding.Filter`; the defaults draw from the model itself.
+            seed: image i depends on the seed and on i only.
+            on_image: called as the images grow.
+
+        Returns:
+            uint8 (n, C, H, W).
+        """
+        if n < 1:
+            raise ValueError(f"n must be at least 1, got {n}")
+        codes = sample(
+            self.prior, self._context(label, n), image_seeds(seed, n), Filter(temperature, top_k, top_p),
+            on_code=self._watch(on_image),
+        )  # fmt: skip
+        return self.tokenizer.decode(codes)
+
+    def complete(
+        self, image: Tensor, mask: Tensor, n: int = 1, label: int | str | Sequence[int | str] | Tensor | None = None,
+        *, particles: int = 1, temperature: float = 1.0, top_k: int | None = None, top_p: float | None = None,
+        seed: int = 0, on_image: OnImage | None = None,
+    ) -> Tensor:  # fmt: skip
+        """Draws the unknown part of an image, n times; the known part is kept exactly.
+
+        Args:
+            image: uint8 (C, H, W).
+            mask: bool (H, W), True where the image is known.
+            particles: with more than 1, sequential Monte Carlo makes what is drawn agree with known pixels
+                that come later in raster order (see `decoding.complete`).
+
+        Returns:
+            uint8 (n, C, H, W).
+        """
+        if n < 1:
+            raise ValueError(f"n must be at least 1, got {n}")
+        if image.ndim != 3:
+            raise ValueError(f"image must be one uint8 (C, H, W), got shape {tuple(image.shape)}")
+        codes = self._encode(image[None])
+        if mask.dtype != torch.bool or tuple(mask.shape) != tuple(image.shape[1:]):
+            raise ValueError(
+                f"mask must be bool {tuple(image.shape[1:])}, as the image, got {str(mask.dtype)[6:]} "
+                f"{tuple(mask.shape)}"
+            )
+        flat = self.prior.spec.flatten(codes).expand(n, -1)
+        known = Known(flat, self.tokenizer.known_codes(mask))
+        drawn = complete(
+            self.prior, self._context(label, n), image_seeds(seed, n), known, particles,
+            Filter(temperature, top_k, top_p), self._watch(on_image),
+        )  # fmt: skip
+        images = self.tokenizer.decode(drawn)
+        return torch.where(mask.to(images.device), self.reconstruct(image[None]), images)
+
+    @torch.no_grad()
+    def log_prob(
+        self, images: Tensor, label: int | str | Sequence[int | str] | Tensor | None = None
+    ) -> Tensor:
+        """log p(codes of the images | label) in nats: float (B,). For pixels this is the image's likelihood."""
+        return self.prior.log_prob(self._encode(images), self._context(label, len(images)))
+
+    @torch.no_grad()
+    def surprise(
+        self, images: Tensor, label: int | str | Sequence[int | str] | Tensor | None = None
+    ) -> Tensor:
+        """-log p of each position of the finest grid in nats, summed over its depth: float (B, H, W)."""
+        grids = self.prior.log_prob_grids(self._encode(images), self._context(label, len(images)))
+        return -grids[-1].sum(-1)
+
+    @torch.no_grad()
+    def reconstruct(self, images: Tensor) -> Tensor:
+        """decode(encode(images)), uint8 (B, C, H, W)."""
+        return self.tokenizer.decode(self._encode(images))
+
+    def bits_per_dim(self, nats: Tensor | float) -> Tensor | float:
+        """-log p in nats per image -> bits per channel of a pixel."""
+        channels, height, width = self.tokenizer.image_shape
+        return nats / (channels * height * width * 0.6931471805599453)
+
+    def save(self, folder: str | os.PathLike) -> None:
+        """Writes config.yaml and the weights; a folder that holds a model is replaced as a whole.
+
+        Raises:
+            ValueError: the folder exists and is not a saved model.
+        """
+        config = {
+            "format": FORMAT,
+            "tokenizer": describe("tokenizers", self.tokenizer),
+            "prior": describe("priors", self.prior)
+            | {"codes": self.prior.spec.to_dict(), "tokenizer_hash": tokenizer_hash(self.tokenizer)},
+            "class_names": list(self.class_names) if self.class_names is not None else None,
+            "card": self.card,
+        }
+        write_model(Path(folder), config, {"tokenizer": self.tokenizer, "prior": self.prior})
+
+    def _encode(self, images: Tensor) -> tuple[Tensor, ...]:
+        return self.tokenizer.encode(images.to(self.device))
+
+    def _context(self, label: Any, count: int) -> Context:
+        if label is None:
+            return Context()
+        if isinstance(label, (int, str)):
+            label = [label] * count
+        numbers = [self.label_number(one) for one in (label.tolist() if isinstance(label, Tensor) else label)]
+        if len(numbers) != count:
+            raise ValueError(f"{len(numbers)} labels were given for {count} images")
+        return Context(label=torch.tensor(numbers, device=self.device))
+
+    def label_number(self, label: int | str) -> int:
+        """The number of a class given by number or name.
+
+        Raises:
+            ValueError: no such class, or a model without classes.
+        """
+        count = self.prior.num_classes
+        if not count:
+            raise ValueError("this model has no classes: a label would be ignored; leave it out")
+        if isinstance(label, str) and self.class_names is not None and label in self.class_names:
+            return self.class_names.index(label)
+        if isinstance(label, str) and not label.isdecimal():
+            names = f": {', '.join(self.class_names)}" if self.class_names is not None else " only by number"
+            raise ValueError(f"this model has no class {label!r}; it knows {count}{names}")
+        if not 0 <= int(label) < count:
+            raise ValueError(f"label must lie in 0..{count - 1}, got {label}")
+        return int(label)
+
+    def _watch(self, on_image: OnImage | None) -> OnCode | None:
+        if on_image is None:
+            return None
+        return lambda t, codes: on_image(
+            t + 1, lambda: self.tokenizer.decode(self.prior.spec.unflatten(codes.clone()))
+        )
+
+
+def write_model(folder: Path, config: Mapping[str, Any], parts: Mapping[str, nn.Module]) -> None:
+    """Writes config.yaml and `NAME.safetensors` per part; a folder that holds a model is replaced as a whole.
+
+    Raises:
+        ValueError: the folder exists and is not a saved model.
+    """
+    if folder.exists() and not (folder / "config.yaml").is_file() and (folder.is_file() or any(folder.iterdir())):
+        raise ValueError(f"{folder} exists and is no saved model; choose another folder")
+    parent = folder.absolute().parent
+    parent.mkdir(parents=True, exist_ok=True)
+    new, old = parent / f".{folder.name}.new", parent / f".{folder.name}.old"
+    shutil.rmtree(new, ignore_errors=True)
+    shutil.rmtree(old, ignore_errors=True)
+    new.mkdir()
+    for name, part in parts.items():
+        tensors = {key: value.detach().cpu().contiguous() for key, value in part.state_dict().items()}
+        if tensors:
+            save_file(tensors, new / f"{name}.safetensors")
+    (new / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False, allow_unicode=True), encoding="utf-8")
+    if folder.exists():
+        folder.rename(old)
+    new.rename(folder)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def tokenizer_hash(tokenizer: Tokenizer) -> str:
+    """sha256 of a tokenizer's config and weights: what a prior was trained on."""
+    digest = hashlib.sha256(json.dumps(describe("tokenizers", tokenizer), sort_keys=True).encode())
+    for key, value in sorted(tokenizer.state_dict().items()):
+        digest.update(key.encode())
+        digest.update(value.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def describe(kind: str, model: nn.Module) -> dict[str, Any]:
+    """Name and config of a part, as config.yaml holds them."""
+    return {"name": model.name, "config": to_plain(model.config)}
+
+
+def read_config(folder: Path) -> Mapping[str, Any]:
+    """config.yaml of a saved model; raises ValueError if it is damaged or of another format."""
+    path = folder / "config.yaml"
+    try:
+        config = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path} is damaged, it is no readable YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(config, Mapping) or config.get("format") != FORMAT:
+        raise ValueError(f"{path} is not a model of format {FORMAT}; save it again with this version of chainrule")
+    return config
+
+
+def _read(folder: Path) -> Pipeline:
+    config, path = read_config(folder), folder / "config.yaml"
+    if "tokenizer" in config and "prior" not in config:
+        raise ValueError(f"{folder} holds a tokenizer without a prior; open it with chainrule.load_tokenizer")
+    if not (
+        _holds(config, "tokenizer", "prior", "class_names", "card")
+        and _holds(config["tokenizer"], "name", "config")
+        and _holds(config["prior"], "name", "config", "codes", "tokenizer_hash")
+        and all(isinstance(part, Mapping) for part in (config["prior"]["config"], config["tokenizer"]["config"]))
+        and isinstance(config["card"], Mapping)
+    ):
+        raise ValueError(f"{path} is incomplete or damaged; copy it again")
+    tokenizer = read_part(folder, "tokenizers", config["tokenizer"])
+    prior = read_part(folder, "priors", config["prior"])
+    if config["prior"]["tokenizer_hash"] != tokenizer_hash(tokenizer):
+        raise ValueError(f"the prior in {folder} was trained on the codes of another tokenizer than the one beside it")
+    return Pipeline(tokenizer, prior, config["class_names"], config["card"])
+
+
+def _holds(value: Any, *keys: str) -> bool:
+    return isinstance(value, Mapping) and all(key in value for key in keys)
+
+
+def read_part(folder: Path, kind: str, description: Mapping[str, Any]) -> Any:
+    """Builds a part and reads its weights."""
+    model = entry(kind, description["name"])
+    config = build_dataclass(model.config, description["config"], str(folder / "config.yaml"))
+    arguments = (CodeSpec.from_dict(description["codes"]), config) if "codes" in description else (config,)
+    part = model.model(*arguments)
+    expected = part.state_dict()
+    if not expected:
+        return part
+    path = folder / f"{kind[:-1]}.safetensors"
+    try:
+        tensors = load_file(path)
+    except (FileNotFoundError, SafetensorError) as error:
+        raise ValueError(f"{path} is missing or damaged ({error}); copy it again") from error
+    shapes = {key: tuple(value.shape) for key, value in expected.items()}
+    for key, shape in shapes.items():
+        found = tuple(tensors[key].shape) if key in tensors else "nothing"
+        if found != shape:
+            raise ValueError(f"{path} holds weights of another architecture: {key} should be {shape}, is {found}")
+    if extra := sorted(set(tensors) - set(shapes)):
+        raise ValueError(f"{path} holds weights of another architecture: {extra[0]} has no place")
+    part.load_state_dict(tensors)
+    return part

@@ -1,0 +1,160 @@
+"""PixelCNN: van den Oord, Kalchbrenner, Kavukcuoglu, "Pixel Recurrent Neural Networks", arXiv:1601.06759.
+
+    p(x) = prod_i p(x_i,R | x_<i) p(x_i,G | x_<i, x_i,R) p(x_i,B | x_<i, x_i,R, x_i,G)
+
+A 7x7 convolution of mask A, then residual blocks of mask B on 2h features,
+
+    x <- x + W_1x1(2h) relu(W_3x3(h) relu(W_1x1(h) relu(x)))
+
+then two layers of (relu, 1x1) of mask B and a K-way softmax per channel; K = 2 is the Bernoulli of binary
+images.  The stacked 3x3 masks leave a blind spot to the upper right, as in the paper.
+
+Deviations: constant channels (ones, coordinates) beside the pixels; class conditioning adds a learned vector
+per block, as the gated PixelCNN does.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..core import CodeSpec, Context, Preset, register
+from ..layers.masked import AboveConv2d, LeftConv2d
+from ..layers.raster import InputConv2d, RasterPrior, taps_left, window_above
+
+
+@dataclass(frozen=True)
+class PixelCNNConfig:
+    """num_layers residual blocks on maps of 2 * hidden features; the head has head_features."""
+
+    num_layers: int = 15
+    hidden: int = 128
+    head_features: int = 1024
+    num_classes: int = 0
+
+
+class Block(nn.Module):
+    """One residual block; the 3x3 convolution is kept in its two causal parts."""
+
+    def __init__(self, hidden: int, groups: int, num_classes: int) -> None:
+        super().__init__()
+        self.reduce = LeftConv2d(2 * hidden, hidden, 0, "B", groups)
+        self.above = AboveConv2d(hidden, hidden, 1, 1)
+        self.left = LeftConv2d(hidden, hidden, 1, "B", groups, bias=False)
+        self.expand = LeftConv2d(hidden, 2 * hidden, 0, "B", groups)
+        self.label = nn.Embedding(num_classes, hidden) if num_classes else None
+
+    def forward(self, x: Tensor, context: Context) -> Tensor:
+        y = F.relu(self.reduce(F.relu(x)))
+        y = self.above(y) + self.left(y)
+        if self.label is not None:
+            y = y + self.label(context.label)[:, :, None, None]
+        return x + self.expand(F.relu(y))
+
+
+@dataclass
+class BlockState:
+    previous: Tensor  # (B, h, 1, W), the block's 3x3 input in the row above
+    current: Tensor  # (B, h, 1, W), and in this row, as far as it is known
+    above: Tensor  # (B, W, h), what this row takes from the row above
+
+
+@dataclass
+class NetworkState:
+    label: list[Tensor]  # per block (B, h), or empty
+    above: Tensor  # (B, W, 2h), what this row's first layer takes from the rows above
+    blocks: list[BlockState]
+    matrices: Matrices
+
+
+class Matrices:
+    """Kernels laid out for one pixel, made once per image (no tensor of the batch, so not a dataclass)."""
+
+    def __init__(self, model: PixelCNN) -> None:
+        self.input = model.input.left.matrix()
+        self.blocks = [
+            (block.reduce.matrix(), block.left.matrix(), block.expand.matrix()) for block in model.blocks
+        ]
+        self.head = [layer.matrix() for layer in model.head]
+
+
+@register(
+    "priors",
+    "pixelcnn",
+    PixelCNNConfig,
+    {
+        "tiny": Preset(PixelCNNConfig(2, 4, 6), CodeSpec.single(3, 4, 1, 2)),
+        "tiny-rgb": Preset(PixelCNNConfig(2, 4, 6, num_classes=3), CodeSpec.single(2, 2, 3, 2)),
+        "mnist": Preset(PixelCNNConfig(7, 16, 32), CodeSpec.single(28, 28, 1, 2)),
+        "cifar10": Preset(PixelCNNConfig(15, 128, 1024), CodeSpec.single(32, 32, 3, 256)),
+    },
+)
+class PixelCNN(RasterPrior):
+    """Masked convolutions with residual blocks."""
+
+    def __init__(self, spec: CodeSpec, config: PixelCNNConfig) -> None:
+        super().__init__(spec, config.num_classes)
+        self.config = config
+        groups, width = self.grid.depth, 2 * config.hidden
+        self.input = InputConv2d(self.in_channels, width, 7, groups)
+        self.blocks = nn.ModuleList(
+            Block(config.hidden, groups, config.num_classes) for _ in range(config.num_layers)
+        )
+        self.head = nn.ModuleList(
+            [
+                LeftConv2d(width, config.head_features, 0, "B", groups),
+                LeftConv2d(config.head_features, groups * self.grid.vocab_size, 0, "B", groups),
+            ]
+        )
+
+    def features(self, inputs: Tensor, context: Context) -> Tensor:
+        x = self.input(inputs)
+        for block in self.blocks:
+            x = block(x, context)
+        return x
+
+    def logits(self, features: Tensor) -> Tensor:
+        for layer in self.head:
+            features = layer(F.relu(features))
+        return features
+
+    def init_network(self, inputs: Tensor, context: Context) -> NetworkState:
+        batch_size, _, _, width = inputs.shape
+        hidden = self.config.hidden
+        label = [] if context.label is None else [block.label(context.label) for block in self.blocks]
+        blocks = [
+            BlockState(
+                inputs.new_zeros(batch_size, hidden, 1, width),
+                inputs.new_zeros(batch_size, hidden, 1, width),
+                inputs.new_zeros(batch_size, width, hidden),
+            )
+            for _ in self.blocks
+        ]
+        return NetworkState(label, inputs.new_zeros(batch_size, width, 2 * hidden), blocks, Matrices(self))
+
+    def start_row(self, inputs: Tensor, row: int, network: NetworkState) -> None:
+        above = self.input.above
+        network.above = above.row(window_above(inputs, row, above.rows))
+        for index, (block, state) in enumerate(zip(self.blocks, network.blocks, strict=True)):
+            state.previous, state.current = state.current, state.previous
+            state.above = block.above.row(state.previous)
+            if network.label:
+                state.above = state.above + network.label[index][:, None]
+
+    def pixel(self, inputs: Tensor, row: int, column: int, depth: int, network: NetworkState) -> Tensor:
+        matrices = network.matrices
+        x = network.above[:, column] + taps_left(inputs, row, column, self.input.left.left) @ matrices.input
+        for block, state, (reduce, left, expand) in zip(
+            self.blocks, network.blocks, matrices.blocks, strict=True
+        ):
+            y = F.relu(torch.addmm(block.reduce.bias, F.relu(x), reduce))
+            state.current[:, :, 0, column] = y
+            before = state.current[:, :, 0, column - 1] if column else torch.zeros_like(y)
+            y = torch.addmm(state.above[:, column], torch.cat([before, y], 1), left)
+            x = x + torch.addmm(block.expand.bias, F.relu(y), expand)
+        for layer, matrix in zip(self.head, matrices.head, strict=True):
+            x = torch.addmm(layer.bias, F.relu(x), matrix)
+        return x

@@ -1,0 +1,408 @@
+"""PixelRNN: van den Oord, Kalchbrenner, Kavukcuoglu, "Pixel Recurrent Neural Networks", arXiv:1601.06759.
+
+    p(x) = prod_i p(x_i,R | x_<i) p(x_i,G | x_<i, x_i,R) p(x_i,B | x_<i, x_i,R, x_i,G)
+
+A 7x7 convolution of mask A gives a map of 2h features; each layer adds to it an LSTM that runs over the image,
+
+    z = W_is x + W_ss h(before);   (o, f, i, g) = z;   c = f * c(before) + i * g;   h = o * tanh(c)
+    x <- x + W_1x1(2h) h
+
+and two layers of (relu, 1x1) of mask B and a K-way softmax per channel follow; K = 2 is the Bernoulli of
+binary images.  What differs is where an LSTM comes from and what it reads:
+
+  Row LSTM         goes down the rows; W_is reads the pixel and its left neighbour (a 3x1 convolution of mask B),
+                   W_ss three states of the row above: context is a triangle above the pixel.
+  Diagonal BiLSTM  one goes along anti-diagonals from the left, one from the right; W_is reads the pixel, W_ss the
+                   states beside and above.  The second is moved down a row so as not to see the future, and added.
+                   Context is every earlier pixel but one: the last of the row above reaches only the columns
+                   below it that the 7x7 covers, as mask A hides it from the features where the second begins.
+
+Inside a pixel, features (and each of the four gates) are split into one group per code, R, G, B; W_is and the
+1x1 convolutions let group d read groups <= d there, W_ss reads earlier pixels and is not masked.
+
+Multi-scale (section 2.3): one network models every f-th pixel of every f-th row, a second one the whole image; the
+small image, through a deconvolution, adds a 1x1 map to the gates of all its layers.  The codes of the second that
+the first has drawn are certain there (the paper leaves open what becomes of them), so that the product of the two
+is an exact likelihood of the image.
+
+Deviations: the initial states are zero, not learned, since constant channels (ones, coordinates) beside the
+pixels say where borders are; forget gates begin with a bias of 1; the way back to 2h features has no bias, which the next
+gates have; class conditioning adds a learned vector to the gates of each layer.
+
+Shape letters: B batch, D codes per pixel, H height, W width, K vocabulary, h hidden features.  Maps are
+(B, H, W, features) here, for the scans and the 1x1 products.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..core import Codes, CodeSpec, Context, GridSpec, Preset, register
+from ..layers.cascade import Cascade, CascadeState
+from ..layers.masked import LeftConv2d
+from ..layers.raster import InputConv2d, RasterPrior, taps_left, window_above
+from ..layers.scan import NUM_TAPS, lstm_cell, lstm_scan, neighbours_above
+
+
+@dataclass(frozen=True)
+class PixelRNNConfig:
+    """num_layers LSTM layers of `hidden` states on maps of 2 * hidden features; the head has head_features.
+
+    residual: whether a layer's output is added to its input, as in all the paper's networks but one.
+    """
+
+    num_layers: int = 12
+    hidden: int = 128
+    head_features: int = 1024
+    num_classes: int = 0
+    residual: bool = True
+
+
+@dataclass
+class LayerState:
+    """What a layer remembers of the row in progress."""
+
+    condition: Tensor  # (B, H or 1, W or 1, gates), what label and spatial condition add
+    inputs: Tensor  # (B, W, 2h), the layer's input; from the next column on still that of the row above
+    h: Tensor  # (B, W, h), states, likewise
+    c: Tensor  # (B, W, h), cells, likewise
+    above: Tensor  # (B, W, 4h), what this row's gates take from the row above
+    beside: Tensor  # (B, W, h); row: the cells of the row above; diagonal: the second direction's states, moved down
+
+
+class Scan(nn.Module):
+    """One LSTM over the map: its weights and its order."""
+
+    def __init__(self, hidden: int, groups: int, order: str, mirrored: bool = False) -> None:
+        super().__init__()
+        self.order, self.mirrored = order, mirrored
+        left = 1 if order == "row" else 0
+        self.input = LeftConv2d(2 * hidden, 4 * hidden, left, "B", groups, out_blocks=4)
+        taps = NUM_TAPS[order]
+        bound = (taps * hidden) ** -0.5
+        self.weight = nn.Parameter(torch.empty(taps, hidden, 4 * hidden).uniform_(-bound, bound))
+        with torch.no_grad():
+            self.input.bias[hidden : 2 * hidden] = 1
+
+    def forward(self, x: Tensor, condition: Tensor | None) -> Tensor:
+        """(B, H, W, 2h) -> (B, H, W, h); condition is (B, 1, 1, 4h) or (B, H, W, 4h)."""
+        base = self.input.bias if condition is None else condition + self.input.bias
+        return lstm_scan(x, base, kernel(self.input), self.weight, self.order, self.mirrored)
+
+
+class Layer(nn.Module, ABC):
+    """One or two scans, and the way back to 2h features."""
+
+    def __init__(self, config: PixelRNNConfig, groups: int, spatial_channels: int, scans: list[Scan]) -> None:
+        super().__init__()
+        self.residual = config.residual
+        self.scans = nn.ModuleList(scans)
+        self.up = LeftConv2d(config.hidden, 2 * config.hidden, 0, "B", groups, bias=False)
+        num_gates = 4 * config.hidden * len(scans)
+        self.label = nn.Embedding(config.num_classes, num_gates) if config.num_classes else None
+        self.spatial = nn.Linear(spatial_channels, num_gates, bias=False) if spatial_channels else None
+
+    def condition(self, context: Context) -> Tensor | None:
+        """What the gates of all scans take from the context, (B, H or 1, W or 1, gates), or None."""
+        total = None
+        if self.label is not None:
+            total = self.label(context.label)[:, None, None]
+        if self.spatial is not None:
+            spatial = self.spatial(context.spatial.permute(0, 2, 3, 1))
+            total = spatial if total is None else total + spatial
+        return total
+
+    def forward(self, x: Tensor, context: Context) -> Tensor:
+        condition = self.condition(context)
+        parts = [None] * len(self.scans) if condition is None else condition.chunk(len(self.scans), dim=-1)
+        h = self.scans[0](x, parts[0])
+        for scan, part in zip(self.scans[1:], parts[1:], strict=True):
+            h = h + F.pad(scan(x, part)[:, :-1], (0, 0, 0, 0, 1, 0))
+        return self.project(x.flatten(0, 2), h.flatten(0, 2), kernel(self.up)[0]).view_as(x)
+
+    def project(self, x: Tensor, h: Tensor, matrix: Tensor) -> Tensor:
+        """(N, 2h), (N, h) -> (N, 2h): the layer's output from its input and states."""
+        return torch.addmm(x, h, matrix) if self.residual else h @ matrix
+
+    def init(self, batch_size: int, width: int, hidden: int, context: Context) -> LayerState:
+        def zeros(*shape: int) -> Tensor:
+            return self.up.weight.new_zeros(batch_size, *shape)
+
+        condition = self.condition(context)
+        if condition is None:
+            condition = zeros(1, 1, 4 * hidden * len(self.scans))
+        return LayerState(
+            condition, zeros(width, 2 * hidden), zeros(width, hidden), zeros(width, hidden),
+            zeros(width, 4 * hidden), zeros(width, hidden),
+        )  # fmt: skip
+
+    @abstractmethod
+    def start_row(self, row: int, state: LayerState) -> None:
+        """Evaluates what the pixels of `row` take from the row above, of which `state` is full."""
+
+    @abstractmethod
+    def pixel(self, x: Tensor, column: int, state: LayerState, matrices: list[Tensor]) -> Tensor:
+        """The layer at one pixel: (B, 2h) -> (B, h), with the matrices of `self.scans[0].input` and `self.up`."""
+
+
+class RowLayer(Layer):
+    def __init__(self, config: PixelRNNConfig, groups: int, spatial_channels: int) -> None:
+        super().__init__(config, groups, spatial_channels, [Scan(config.hidden, groups, "row")])
+
+    def start_row(self, row: int, state: LayerState) -> None:
+        (scan,) = self.scans
+        above = neighbours_above(state.h) @ scan.weight.flatten(0, 1)
+        state.above = above + scan.input.bias + _row(state.condition, row)
+        state.beside = state.c.clone()
+
+    def pixel(self, x: Tensor, column: int, state: LayerState, matrices: list[Tensor]) -> Tensor:
+        state.inputs[:, column] = x
+        left = state.inputs[:, column - 1] if column else torch.zeros_like(x)
+        z = torch.addmm(state.above[:, column], torch.cat([left, x], dim=1), matrices[0])
+        h, state.c[:, column] = lstm_cell(z, state.beside[:, column])
+        state.h[:, column] = h
+        return h
+
+
+class DiagonalLayer(Layer):
+    def __init__(self, config: PixelRNNConfig, groups: int, spatial_channels: int) -> None:
+        scans = [Scan(config.hidden, groups, "diagonal", mirrored) for mirrored in (False, True)]
+        super().__init__(config, groups, spatial_channels, scans)
+
+    def start_row(self, row: int, state: LayerState) -> None:
+        first, second = self.scans
+        if row > 0:
+            # The second direction, over the row above, from its right end; `beside` holds its states one more row up.
+            above = pointwise(second.input, state.inputs) + state.beside @ second.weight[0]
+            above = above + _row(state.condition.chunk(2, dim=-1)[1], row - 1)
+            h = c = torch.zeros_like(state.h[:, 0])
+            for column in reversed(range(state.h.shape[1])):
+                h, c = lstm_cell(torch.addmm(above[:, column], h, second.weight[1]), c)
+                state.beside[:, column] = h
+        condition = _row(state.condition.chunk(2, dim=-1)[0], row)
+        state.above = state.h @ first.weight[0] + first.input.bias + condition
+
+    def pixel(self, x: Tensor, column: int, state: LayerState, matrices: list[Tensor]) -> Tensor:
+        state.inputs[:, column] = x
+        z = torch.addmm(state.above[:, column], x, matrices[0])
+        c = torch.zeros_like(state.c[:, 0])
+        if column:
+            z = torch.addmm(z, state.h[:, column - 1], self.scans[0].weight[1])
+            c = state.c[:, column - 1]
+        h, state.c[:, column] = lstm_cell(z, c)
+        state.h[:, column] = h
+        return h + state.beside[:, column]
+
+
+class Matrices:
+    """Kernels laid out for one pixel, made once per image (no tensor of the batch, so not a dataclass)."""
+
+    def __init__(self, model: PixelRNN) -> None:
+        self.input = model.input.left.matrix()
+        self.layers = [[layer.scans[0].input.matrix(), layer.up.matrix()] for layer in model.layers]
+        self.head = [layer.matrix() for layer in model.head]
+
+
+@dataclass
+class NetworkState:
+    above: Tensor  # (B, W, 2h), what this row's first layer takes from the rows above
+    layers: list[LayerState]
+    matrices: Matrices
+
+
+class PixelRNN(RasterPrior):
+    """What the two variants share; they differ in their layers."""
+
+    layer: ClassVar[type[Layer]]
+    compile_training = False  # the scans are compiled already
+
+    def __init__(self, spec: CodeSpec, config: PixelRNNConfig, spatial_channels: int = 0) -> None:
+        super().__init__(spec, config.num_classes, spatial_channels)
+        self.config = config
+        groups, width = self.grid.depth, 2 * config.hidden
+        self.input = InputConv2d(self.in_channels, width, 7, groups)
+        self.layers = nn.ModuleList(
+            self.layer(config, groups, spatial_channels) for _ in range(config.num_layers)
+        )
+        self.head = nn.ModuleList(
+            [
+                LeftConv2d(width, config.head_features, 0, "B", groups),
+                LeftConv2d(config.head_features, groups * self.grid.vocab_size, 0, "B", groups),
+            ]
+        )
+
+    def features(self, inputs: Tensor, context: Context) -> Tensor:
+        x = self.input(inputs).permute(0, 2, 3, 1).contiguous()
+        for layer in self.layers:
+            x = layer(x, context)
+        return x.permute(0, 3, 1, 2)
+
+    def logits(self, features: Tensor) -> Tensor:
+        x = features.permute(0, 2, 3, 1)
+        for layer in self.head:
+            x = pointwise(layer, F.relu(x))
+        return x.permute(0, 3, 1, 2)
+
+    def init_network(self, inputs: Tensor, context: Context) -> NetworkState:
+        batch_size, _, _, width = inputs.shape
+        hidden = self.config.hidden
+        states = [layer.init(batch_size, width, hidden, context) for layer in self.layers]
+        return NetworkState(inputs.new_zeros(batch_size, width, 2 * hidden), states, Matrices(self))
+
+    def start_row(self, inputs: Tensor, row: int, network: NetworkState) -> None:
+        above = self.input.above
+        network.above = above.row(window_above(inputs, row, above.rows))
+        for layer, state in zip(self.layers, network.layers, strict=True):
+            layer.start_row(row, state)
+
+    def pixel(self, inputs: Tensor, row: int, column: int, depth: int, network: NetworkState) -> Tensor:
+        matrices = network.matrices
+        x = network.above[:, column] + taps_left(inputs, row, column, self.input.left.left) @ matrices.input
+        for layer, state, own in zip(self.layers, network.layers, matrices.layers, strict=True):
+            h = layer.pixel(x, column, state, own)
+            x = layer.project(x, h, own[1])
+        for layer, matrix in zip(self.head, matrices.head, strict=True):
+            x = torch.addmm(layer.bias, F.relu(x), matrix)
+        return x
+
+
+@register(
+    "priors",
+    "row_lstm",
+    PixelRNNConfig,
+    {
+        "tiny": Preset(PixelRNNConfig(2, 4, 6), CodeSpec.single(3, 4, 1, 2)),
+        "tiny-rgb": Preset(PixelRNNConfig(2, 4, 6, num_classes=3), CodeSpec.single(2, 2, 3, 2)),
+        "mnist": Preset(PixelRNNConfig(7, 16, 32), CodeSpec.single(28, 28, 1, 2)),
+        "cifar10": Preset(PixelRNNConfig(12, 128, 1024), CodeSpec.single(32, 32, 3, 256)),
+        "imagenet32": Preset(PixelRNNConfig(12, 384, 1024), CodeSpec.single(32, 32, 3, 256)),
+        "imagenet64": Preset(PixelRNNConfig(4, 512, 1024, residual=False), CodeSpec.single(64, 64, 3, 256)),
+    },
+)
+class RowLSTM(PixelRNN):
+    """LSTM layers down the rows."""
+
+    layer = RowLayer
+
+
+@register(
+    "priors",
+    "diagonal_bilstm",
+    PixelRNNConfig,
+    {
+        "tiny": Preset(PixelRNNConfig(2, 4, 6), CodeSpec.single(3, 4, 1, 2)),
+        "tiny-rgb": Preset(PixelRNNConfig(2, 4, 6, num_classes=3), CodeSpec.single(2, 2, 3, 2)),
+        "mnist": Preset(PixelRNNConfig(7, 16, 32), CodeSpec.single(28, 28, 1, 2)),
+        "cifar10": Preset(PixelRNNConfig(12, 128, 1024), CodeSpec.single(32, 32, 3, 256)),
+    },
+)
+class DiagonalBiLSTM(PixelRNN):
+    """Pairs of LSTM layers along both diagonals."""
+
+    layer = DiagonalLayer
+
+
+@dataclass(frozen=True)
+class MultiScalePixelRNNConfig(PixelRNNConfig):
+    """As PixelRNNConfig, for both networks; the small image becomes a map of condition_features."""
+
+    variant: Literal["row_lstm", "diagonal_bilstm"] = "row_lstm"
+    condition_features: int = 64
+
+
+class Upsampler(nn.Module):
+    """A deconvolution of the small image's levels to the size of the large one."""
+
+    def __init__(self, small: GridSpec, factor: int, channels: int) -> None:
+        super().__init__()
+        self.small, self.factor = small, factor
+        self.deconvolution = nn.ConvTranspose2d(small.depth, channels, 2 * factor, factor, padding=factor // 2)
+
+    def forward(self, codes: Codes) -> Tensor:
+        """Codes of the small grid, (B, h, w, D) -> (B, channels, h * factor, w * factor)."""
+        levels = codes[0].to(self.deconvolution.weight.dtype) * (2 / (self.small.vocab_size - 1)) - 1
+        height, width = self.small.height * self.factor, self.small.width * self.factor
+        return F.relu(self.deconvolution(levels.permute(0, 3, 1, 2))[:, :, :height, :width])
+
+
+@register(
+    "priors",
+    "multiscale_pixelrnn",
+    MultiScalePixelRNNConfig,
+    {
+        "tiny": Preset(
+            MultiScalePixelRNNConfig(2, 4, 6, variant="row_lstm", condition_features=3),
+            CodeSpec((GridSpec(1, 2, 1, 2), GridSpec(2, 4, 1, 2))),
+        ),
+        "tiny-diagonal": Preset(
+            MultiScalePixelRNNConfig(1, 4, 6, 2, variant="diagonal_bilstm", condition_features=3),
+            CodeSpec((GridSpec(1, 1, 2, 2), GridSpec(2, 2, 2, 2))),
+        ),
+        "imagenet64": Preset(
+            MultiScalePixelRNNConfig(4, 512, 1024, residual=False),
+            CodeSpec((GridSpec(32, 32, 3, 256), GridSpec(64, 64, 3, 256))),
+        ),
+    },
+)
+class MultiScalePixelRNN(Cascade):
+    """A network for a subsampled image and one for the image given it, over codes of `MultiScalePixels`.
+
+    A large grid that contradicts the small one has a probability of (almost) zero.
+    """
+
+    compile_training = False
+
+    def __init__(self, spec: CodeSpec, config: MultiScalePixelRNNConfig) -> None:
+        small, large = spec.grids if len(spec.grids) == 2 else (spec.grids[0], spec.grids[0])
+        self.factor = large.height // small.height
+        enlarged = (small.height * self.factor, small.width * self.factor, small.depth, small.vocab_size)
+        if self.factor < 2 or enlarged != (*large.shape, large.vocab_size):
+            raise ValueError("multi-scale models need two grids, the second an enlargement of the first by 2 or more")
+        model = {"row_lstm": RowLSTM, "diagonal_bilstm": DiagonalBiLSTM}[config.variant]
+        super().__init__(
+            spec,
+            [model(CodeSpec((small,)), config), model(CodeSpec((large,)), config, config.condition_features)],
+            [Upsampler(small, self.factor, config.condition_features)],
+        )
+        self.config = config
+
+    def forward(self, codes: Codes, context: Context) -> tuple[Tensor, ...]:
+        small, large = super().forward(codes, context)
+        drawn = codes[0].repeat_interleave(self.factor, 1).repeat_interleave(self.factor, 2)
+        known = torch.zeros(large.shape[1:3], dtype=torch.bool, device=large.device)
+        known[:: self.factor, :: self.factor] = True
+        return small, torch.where(known[:, :, None, None], _certain(drawn, large), large)
+
+    def step(self, previous: Tensor, state: CascadeState) -> tuple[Tensor, CascadeState]:
+        here = self.spec.position(state.t)
+        logits, state = super().step(previous, state)
+        if here.grid == 1 and here.row % self.factor == here.column % self.factor == 0:
+            small = state.codes[0][:, here.row // self.factor, here.column // self.factor, here.depth]
+            logits = _certain(small, logits)
+        return logits, state
+
+
+def _certain(codes: Tensor, like: Tensor) -> Tensor:
+    """Logits (..., K) of codes (...) of probability 1; finite, so that guidance can compute with them."""
+    return torch.full_like(like, -1e4).scatter(-1, codes[..., None], 0.0)
+
+
+def kernel(layer: LeftConv2d) -> Tensor:
+    """The weight of `layer` for features-last maps, (left + 1, in, out)."""
+    return layer.causal_weight()[:, :, 0].permute(2, 1, 0)
+
+
+def pointwise(layer: LeftConv2d, x: Tensor) -> Tensor:
+    """A 1x1 `layer` on maps with the features last, (..., in) -> (..., out)."""
+    return F.linear(x, layer.causal_weight()[:, :, 0, 0], layer.bias)
+
+
+def _row(condition: Tensor, row: int) -> Tensor:
+    """A row of a (B, H or 1, W or 1, F) map."""
+    return condition[:, min(row, condition.shape[1] - 1)]

@@ -1,0 +1,315 @@
+"""ViT-VQGAN: Yu et al., "Vector-quantized Image Modeling with Improved VQGAN", arXiv:2110.04627, section 3.
+
+Two vision transformers around a codebook.  Patches of P x P pixels become tokens; the encoder's tokens are projected
+to a lookup space of few dimensions (factorised codes) and to its unit sphere, where the nearest of the K codes,
+also of length 1, is taken: the one of the largest cosine (`quantizers.VectorQuantizer`).  The decoder is
+the mirror image:
+
+    z = W_in encoder(x)        c = argmax_k cos(z, e_k)        x^ = decoder(W_out e_c / |e_c|)
+
+    loss = L2 + 0.1 logit-Laplace + codebook loss (beta 0.25)    [+ 0.1 perceptual + 0.1 adversarial, in training]
+
+Two variants share the blocks (pre-norm attention and MLP, fixed 2D sine-cosine positions, final LayerNorm):
+
+    "paper"      GELU in the MLPs; after the blocks of both transformers a feed-forward of two layers with tanh between
+    "enhancing"  the public weights (enhancing-transformers): tanh in every MLP, linear output
+
+What the paper leaves open, and is chosen here: the width of the feed-forward after the blocks (that of the MLPs; the
+encoder's keeps `dim`, the decoder's gives pixels), heads of 64 channels whatever `dim` is (as the public code has),
+the scale of the logit-Laplace distribution (1), fixed positions (`learned_positions` trains them).  With `output`
+"sigmoid" the decoder gives the location of that distribution and the picture is its median; Parti (arXiv:2206.10789)
+finetunes a decoder with "pixels", without sigmoid and logit-Laplace.  Codes that die are restarted, which the
+paper does not do (`restart_below` 0 turns it off).  Images of other sizes are refused: neither paper nor
+public code says how positions would be continued.
+
+Shape letters: B batch, C channels, H W image, P patch, h w grid, N = h w tokens, E dim, L lookup dim, K codes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..core import Codes, CodeSpec, LearnedTokenizer, Preset, Reconstruction, register
+from ..layers.logit_laplace import logit_laplace_image, logit_laplace_log_prob, map_pixels
+from .quantizers import VectorQuantizer
+
+
+@dataclass(frozen=True)
+class TransformerSize:
+    """Width E, number of blocks, heads, and width of the MLPs."""
+
+    dim: int
+    depth: int
+    heads: int
+    mlp_dim: int
+
+    def __post_init__(self) -> None:
+        if self.dim < 4 or self.dim % 4:
+            raise ValueError(f"dim must be a multiple of 4 (sine and cosine of row and column), got {self.dim}")
+        if min(self.depth, self.heads, self.mlp_dim) < 1:
+            raise ValueError(f"depth, heads and mlp_dim must be at least 1, got {self}")
+
+
+SMALL = TransformerSize(512, 8, 8, 2048)
+BASE = TransformerSize(768, 12, 12, 3072)
+LARGE = TransformerSize(1280, 32, 16, 5120)
+
+
+@dataclass(frozen=True)
+class ViTVQGANConfig:
+    """Size of the images, of the networks, and the losses.
+
+    lookup_dim:            L, dimensions in which codes are looked up
+    head_dim:              channels of an attention head
+    output:                "sigmoid" (location of a logit-Laplace distribution) or "pixels"
+    unit_codes:            look codes up on the unit sphere; else by Euclidean distance (its ablation)
+    codebook_learning:     "loss" (the paper) or "ema", see `quantizers`
+    legacy_beta:           weight the codebook's term with beta instead of the encoder's, as the public code does
+    """
+
+    height: int
+    width: int
+    channels: int = 3
+    patch_size: int = 8
+    encoder: TransformerSize = SMALL
+    decoder: TransformerSize = SMALL
+    vocab_size: int = 8192
+    lookup_dim: int = 32
+    head_dim: int = 64
+    variant: Literal["paper", "enhancing"] = "paper"
+    output: Literal["sigmoid", "pixels"] = "sigmoid"
+    learned_positions: bool = False
+    l2_weight: float = 1.0
+    logit_laplace_weight: float = 0.1
+    unit_codes: bool = True
+    codebook_learning: Literal["loss", "ema"] = "loss"
+    beta: float = 0.25
+    legacy_beta: bool = False
+    restart_below: float = 0.1
+
+    def __post_init__(self) -> None:
+        for name in ("channels", "patch_size", "lookup_dim", "head_dim"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if min(self.height, self.width) < 1 or self.height % self.patch_size or self.width % self.patch_size:
+            raise ValueError(
+                f"height and width must be multiples of the patch size {self.patch_size}, "
+                f"got {self.height}x{self.width}"
+            )
+        if self.variant not in ("paper", "enhancing"):
+            raise ValueError(f"variant must be paper or enhancing, got {self.variant!r}")
+        if self.output not in ("sigmoid", "pixels"):
+            raise ValueError(f"output must be sigmoid or pixels, got {self.output!r}")
+        if min(self.l2_weight, self.logit_laplace_weight) < 0:
+            raise ValueError("l2_weight and logit_laplace_weight must be at least 0")
+        if self.output == "pixels" and self.logit_laplace_weight:
+            raise ValueError("logit_laplace_weight would be ignored with output pixels; set it to 0")
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of codes."""
+        return self.height // self.patch_size, self.width // self.patch_size
+
+
+def sine_cosine_positions(height: int, width: int, dim: int) -> Tensor:
+    """Positions of a grid, (N, dim) in raster order: sine and cosine of the column, then of the row.
+
+    Frequencies are 10000^(-4 i / dim), i = 0 .. dim / 4 - 1.
+    """
+    frequencies = 10000.0 ** -(torch.arange(dim // 4, dtype=torch.float64) / (dim / 4))
+    rows, columns = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
+    angles = [place.reshape(-1, 1) * frequencies for place in (columns, rows)]
+    return torch.cat([part for angle in angles for part in (angle.sin(), angle.cos())], dim=1).float()
+
+
+class Attention(nn.Module):
+    """Full self-attention of `heads` x `head_dim` channels, (B, N, E) -> (B, N, E)."""
+
+    def __init__(self, size: TransformerSize, head_dim: int) -> None:
+        super().__init__()
+        inner = size.heads * head_dim
+        self.heads = size.heads
+        self.query_key_value = nn.Linear(size.dim, 3 * inner, bias=False)
+        plain = size.heads == 1 and head_dim == size.dim
+        self.output = nn.Identity() if plain else nn.Linear(inner, size.dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.query_key_value(x).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        return self.output(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+
+
+def feed_forward(in_dim: int, hidden_dim: int, out_dim: int, activation: type[nn.Module]) -> nn.Sequential:
+    """Two layers with an activation between."""
+    return nn.Sequential(nn.Linear(in_dim, hidden_dim), activation(), nn.Linear(hidden_dim, out_dim))
+
+
+class Block(nn.Module):
+    """x + attention(norm(x)), then x + mlp(norm(x))."""
+
+    def __init__(self, size: TransformerSize, head_dim: int, activation: type[nn.Module]) -> None:
+        super().__init__()
+        self.attention_norm = nn.LayerNorm(size.dim)
+        self.attention = Attention(size, head_dim)
+        self.mlp_norm = nn.LayerNorm(size.dim)
+        self.mlp = feed_forward(size.dim, size.mlp_dim, size.dim, activation)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.attention(self.attention_norm(x))
+        return x + self.mlp(self.mlp_norm(x))
+
+
+class Transformer(nn.Module):
+    """Tokens of a grid, with positions: (B, N, E) -> (B, N, E)."""
+
+    def __init__(self, size: TransformerSize, config: ViTVQGANConfig) -> None:
+        super().__init__()
+        activation = nn.GELU if config.variant == "paper" else nn.Tanh
+        positions = sine_cosine_positions(*config.grid, size.dim)
+        self.positions = nn.Parameter(positions, requires_grad=config.learned_positions)
+        self.blocks = nn.ModuleList(Block(size, config.head_dim, activation) for _ in range(size.depth))
+        self.norm = nn.LayerNorm(size.dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.positions
+        for block in self.blocks:
+            x = block(x)
+        return self.norm(x)
+
+
+class Encoder(nn.Module):
+    """Pixels (B, C, H, W) -> tokens (B, N, E)."""
+
+    def __init__(self, config: ViTVQGANConfig) -> None:
+        super().__init__()
+        size, self.patch_size = config.encoder, config.patch_size
+        self.patches = nn.Linear(config.channels * config.patch_size**2, size.dim)
+        self.transformer = Transformer(size, config)
+        paper = config.variant == "paper"
+        self.head = feed_forward(size.dim, size.mlp_dim, size.dim, nn.Tanh) if paper else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        patches = F.pixel_unshuffle(x, self.patch_size).flatten(2).transpose(1, 2)  # (B, N, C P P)
+        return self.head(self.transformer(self.patches(patches)))
+
+
+class Decoder(nn.Module):
+    """Tokens (B, N, E) -> pixels, or locations of pixels, (B, C, H, W)."""
+
+    def __init__(self, config: ViTVQGANConfig) -> None:
+        super().__init__()
+        size, self.patch_size, self.grid = config.decoder, config.patch_size, config.grid
+        self.transformer = Transformer(size, config)
+        paper, values = config.variant == "paper", config.channels * config.patch_size**2
+        self.head = nn.Sequential(nn.Linear(size.dim, size.mlp_dim), nn.Tanh()) if paper else nn.Identity()
+        self.patches = nn.Linear(size.mlp_dim if paper else size.dim, values, bias=False)
+        self.bias = nn.Parameter(torch.zeros(config.channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        patches = self.patches(self.head(self.transformer(x)))
+        values = patches.transpose(1, 2).unflatten(2, self.grid)  # (B, C P P, h, w)
+        return F.pixel_shuffle(values, self.patch_size) + self.bias[:, None, None]
+
+
+def _initialise(module: nn.Module) -> None:
+    if isinstance(module, nn.Linear):
+        nn.init.xavier_uniform_(module.weight)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+
+
+_TINY = ViTVQGANConfig(
+    16, 8, 3, 4, TransformerSize(16, 1, 2, 24), TransformerSize(12, 2, 1, 16), vocab_size=16, lookup_dim=4, head_dim=8
+)
+_SIZES = {"small": (SMALL, SMALL), "base": (BASE, BASE), "small_large": (SMALL, LARGE), "large": (LARGE, LARGE)}
+ENHANCING = {"variant": "enhancing", "output": "pixels", "logit_laplace_weight": 0.0, "legacy_beta": True}
+"""What sets the public code's models apart from the paper's."""
+
+
+def _presets() -> dict[str, Preset]:
+    sizes = {name: ViTVQGANConfig(256, 256, encoder=one, decoder=two) for name, (one, two) in _SIZES.items()}
+    configs = {"tiny": _TINY, **sizes}
+    configs |= {f"{'tiny_' * (n == 'tiny')}enhancing{f'_{n}' * (n != 'tiny')}": replace(c, **ENHANCING)
+                for n, c in configs.items()}  # fmt: skip
+    return {name: Preset(config) for name, config in configs.items()}
+
+
+@register("tokenizers", "vit_vqgan", ViTVQGANConfig, _presets())
+class ViTVQGAN(LearnedTokenizer):
+    """Two transformers around a codebook on the unit sphere; images of the config's size only."""
+
+    def __init__(self, config: ViTVQGANConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.image_shape = (config.channels, config.height, config.width)
+        self.spec = CodeSpec.single(*config.grid, 1, config.vocab_size)
+        self.encoder = Encoder(config)
+        self.decoder = Decoder(config)
+        self.to_lookup = nn.Linear(config.encoder.dim, config.lookup_dim)
+        self.from_lookup = nn.Linear(config.lookup_dim, config.decoder.dim)
+        self.apply(_initialise)
+        self.quantizer = VectorQuantizer(
+            config.vocab_size, config.lookup_dim, metric="cosine" if config.unit_codes else "euclidean",
+            learning=config.codebook_learning, beta=config.beta, legacy_beta=config.legacy_beta,
+            restart_below=config.restart_below,
+        )  # fmt: skip
+
+    def features(self, pixels: Tensor) -> Tensor:
+        """float (B, C, H, W) in [0, 1] -> vectors (B, L, h, w), not yet of length 1."""
+        return self.to_lookup(self.encoder(pixels)).transpose(1, 2).unflatten(2, self.config.grid)
+
+    def decode_outputs(self, quantized: Tensor) -> Tensor:
+        """Vectors of codes (B, L, h, w) -> what the decoder gives, (B, C, H, W): see the config's `output`."""
+        return self.decoder(self.from_lookup(quantized.flatten(2).transpose(1, 2)))
+
+    def decode_features(self, quantized: Tensor) -> Tensor:
+        """Vectors of codes (B, L, h, w) -> pixels (B, C, H, W), about [0, 1], not clamped."""
+        return self._pixels(self.decode_outputs(quantized))
+
+    def _pixels(self, outputs: Tensor) -> Tensor:
+        return logit_laplace_image(outputs) if self.config.output == "sigmoid" else outputs
+
+    def encode(self, images: Tensor) -> Codes:
+        return (self.quantizer.encode(self.features(self._floats(images))),)
+
+    def decode(self, codes: Codes) -> Tensor:
+        self.spec.check(codes)
+        pixels = self.decode_features(self.quantizer.embed(codes[0]))
+        return (pixels.clamp(0, 1) * 255).round().to(torch.uint8)
+
+    def reconstruction(self, images: Tensor, progress: float) -> Reconstruction:
+        pixels = self._floats(images)
+        quantized = self.quantizer(self.features(pixels))
+        outputs = self.decode_outputs(quantized.quantized).float()
+        result = self._pixels(outputs)
+        l2 = (result - pixels).square().mean()
+        loss = self.config.l2_weight * l2 + quantized.loss
+        metrics = {**quantized.metrics, "l2": l2.detach(), "codebook": quantized.loss.detach()}
+        if self.config.logit_laplace_weight:
+            nats = -logit_laplace_log_prob(map_pixels(pixels), outputs, torch.zeros_like(outputs)).mean()
+            loss = loss + self.config.logit_laplace_weight * nats
+            metrics["logit_laplace"] = nats.detach()
+        return Reconstruction(result, (quantized.codes,), loss, metrics)
+
+    def _floats(self, images: Tensor) -> Tensor:
+        """uint8 (B, C, H, W) -> the same in [0, 1], of the weights' type."""
+        self.check_images(images)
+        return images.to(self.to_lookup.weight.dtype) / 255
+
+    def known_codes(self, mask: Tensor) -> Tensor:
+        """A code is known where all pixels of its patch are, though attention lets it depend on the others, too."""
+        patch = self.config.patch_size
+        return mask.unfold(0, patch, patch).unfold(1, patch, patch).flatten(2).all(-1).flatten()
+
+    def check_images(self, images: Tensor) -> None:
+        """Raises ValueError unless `images` is uint8 (B, C, H, W) of the one size that the positions are for."""
+        channels, height, width = self.image_shape
+        if images.dtype != torch.uint8 or images.ndim != 4 or tuple(images.shape[1:]) != self.image_shape:
+            raise ValueError(
+                f"images must be uint8 (B, {channels}, {height}, {width}), the only size this tokenizer works "
+                f"at (resize them, or train one for theirs), got {str(images.dtype)[6:]} {tuple(images.shape)}"
+            )

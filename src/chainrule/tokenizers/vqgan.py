@@ -1,0 +1,180 @@
+"""VQGAN: Esser et al., "Taming Transformers for High-Resolution Image Synthesis", arXiv:2012.09841.
+
+    z = P E(x)        q = nearest code of z        x' = G(P' q)
+
+with E and G the networks of `layers.conv_autoencoder` and P, P' 1x1 convolutions.  Here the loss is what does not
+need other networks, in the range [-1, 1]:
+
+    mean |x - x'| + codebook and commitment terms (see `quantizers`)
+
+and the perceptual and the adversarial loss, by which a VQGAN is more than a VQ-VAE, are added in training.  The paper
+weights the commitment with beta = 1; the published code has beta = 0.25 on the codebook's term instead and 1 on the
+commitment, which is `legacy_beta`.
+
+The Gumbel variant (the release `vqgan_gumbel_f8`) makes logits of z by another 1x1 convolution.  In training q is a
+Gumbel-softmax sample of the codebook, one-hot forwards, at a temperature that falls as a cosine of the progress; codes
+are the most probable, without noise.  Its loss adds kl_weight KL(softmax(logits) || uniform).  (The published code
+draws noise when it encodes, too.)
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import Tensor, nn
+
+from ..core import Preset, Reconstruction, register
+from ..layers.conv_autoencoder import ConvAutoencoderConfig, Decoder, Encoder
+from ..layers.grid_tokenizer import GridTokenizer, to_unit
+from .quantizers import GumbelQuantizer, VectorQuantizer
+
+
+@dataclass(frozen=True)
+class VQGANConfig(ConvAutoencoderConfig):
+    """Networks as in ConvAutoencoderConfig.
+
+    num_codes, dim: size of the codebook
+    beta, learning, legacy_beta, decay, restart_below, metric: of the VectorQuantizer
+    """
+
+    num_codes: int = 1024
+    dim: int = 256
+    beta: float = 1.0
+    learning: Literal["ema", "loss"] = "loss"
+    legacy_beta: bool = False
+    decay: float = 0.99
+    restart_below: float = 0.1
+    metric: Literal["euclidean", "cosine"] = "euclidean"
+
+
+@dataclass(frozen=True)
+class VQGANGumbelConfig(ConvAutoencoderConfig):
+    """Networks as in ConvAutoencoderConfig.
+
+    num_codes, dim: size of the codebook
+    kl_weight:      of the divergence from uniform codes, in nats per position
+    temperatures:   of the Gumbel-softmax at the first and at the last step
+    hard:           one-hot samples in training, with the gradient of the relaxed ones
+    """
+
+    num_codes: int = 8192
+    dim: int = 256
+    kl_weight: float = 1e-8
+    temperatures: tuple[float, float] = (1.0, 0.0625)
+    hard: bool = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if min(self.temperatures) <= 0:
+            raise ValueError(f"temperatures must be above 0, got {list(self.temperatures)}")
+
+
+TINY = {
+    "height": 16, "width": 8, "base_channels": 8, "multipliers": (1, 2, 2), "num_blocks": 1, "attention_levels": (2,),
+    "latent_channels": 6, "norm_groups": 4,
+}  # fmt: skip
+
+
+@register(
+    "tokenizers",
+    "vqgan",
+    VQGANConfig,
+    {
+        "tiny": Preset(VQGANConfig(**TINY, num_codes=12, dim=5)),
+        "tiny-ema": Preset(VQGANConfig(**TINY, channels=1, num_codes=12, dim=5, learning="ema")),
+        "f16-1024": Preset(VQGANConfig(256, 256)),
+        "f16-16384": Preset(VQGANConfig(256, 256, num_codes=16384)),
+        "emoji64": Preset(
+            VQGANConfig(64, 64, base_channels=32, multipliers=(1, 2, 4), num_blocks=1, attention_levels=(2,),
+                        latent_channels=64, num_codes=512, dim=32, beta=0.25, learning="ema")
+        ),
+    },
+)  # fmt: skip
+class VQGAN(GridTokenizer):
+    """One grid of codes at 1/2^(L-1) of the image's sides."""
+
+    def __init__(self, config: VQGANConfig) -> None:
+        super().__init__(config, config.factor, 1, config.num_codes)
+        self.encoder = Encoder(config)
+        self.decoder = Decoder(config)
+        self.to_codebook = nn.Conv2d(config.latent_channels, config.dim, 1)
+        self.from_codebook = nn.Conv2d(config.dim, config.latent_channels, 1)
+        self.quantizer = VectorQuantizer(
+            config.num_codes, config.dim, metric=config.metric, learning=config.learning, beta=config.beta,
+            legacy_beta=config.legacy_beta, decay=config.decay, restart_below=config.restart_below,
+        )  # fmt: skip
+
+    def features(self, images: Tensor) -> Tensor:
+        return self.to_codebook(self.encoder(images))
+
+    def encode_features(self, features: Tensor) -> Tensor:
+        return self.quantizer.encode(features)
+
+    def embed(self, codes: Tensor) -> Tensor:
+        return self.quantizer.embed(codes)
+
+    def decode_features(self, features: Tensor) -> Tensor:
+        return self.decoder(self.from_codebook(features))
+
+    def reconstruction(self, images: Tensor, progress: float) -> Reconstruction:
+        self.check_images(images)
+        x = self.scale(images)
+        quantized = self.quantizer(self.features(x))
+        decoded = self.decode_features(quantized.quantized)
+        error = (x - decoded).abs().mean()
+        metrics = {"absolute_error": error.detach(), "codebook": quantized.loss.detach(), **quantized.metrics}
+        return Reconstruction(to_unit(decoded), (quantized.codes,), error + quantized.loss, metrics)
+
+
+@register(
+    "tokenizers",
+    "vqgan_gumbel",
+    VQGANGumbelConfig,
+    {
+        "tiny": Preset(VQGANGumbelConfig(**TINY, num_codes=12, dim=5)),
+        "f8-8192": Preset(VQGANGumbelConfig(256, 256, multipliers=(1, 1, 2, 4), attention_levels=(3,))),
+    },
+)
+class VQGANGumbel(GridTokenizer):
+    """As VQGAN, with codes by the logits of `to_logits`."""
+
+    def __init__(self, config: VQGANGumbelConfig) -> None:
+        super().__init__(config, config.factor, 1, config.num_codes)
+        self.encoder = Encoder(config)
+        self.decoder = Decoder(config)
+        self.to_codebook = nn.Conv2d(config.latent_channels, config.dim, 1)
+        self.to_logits = nn.Conv2d(config.dim, config.num_codes, 1)
+        self.from_codebook = nn.Conv2d(config.dim, config.latent_channels, 1)
+        self.quantizer = GumbelQuantizer(config.num_codes, config.dim, kl_weight=config.kl_weight, hard=config.hard)
+
+    def features(self, images: Tensor) -> Tensor:
+        return self.to_codebook(self.encoder(images))
+
+    def logits(self, features: Tensor) -> Tensor:
+        """(B, C, h, w) -> log-odds of the codes (B, K, h, w)."""
+        return self.to_logits(features)
+
+    def encode_features(self, features: Tensor) -> Tensor:
+        return self.quantizer.encode(self.logits(features))
+
+    def embed(self, codes: Tensor) -> Tensor:
+        return self.quantizer.embed(codes)
+
+    def decode_features(self, features: Tensor) -> Tensor:
+        return self.decoder(self.from_codebook(features))
+
+    def temperature(self, progress: float) -> float:
+        """The temperature after a share of the steps, 0..1."""
+        first, last = self.config.temperatures
+        return last + (first - last) * (1 + math.cos(math.pi * progress)) / 2
+
+    def reconstruction(self, images: Tensor, progress: float) -> Reconstruction:
+        self.check_images(images)
+        x = self.scale(images)
+        quantized = self.quantizer(self.logits(self.features(x)), self.temperature(progress))
+        decoded = self.decode_features(quantized.quantized)
+        error = (x - decoded).abs().mean()
+        metrics = {"absolute_error": error.detach(), "kl_loss": quantized.loss.detach(), **quantized.metrics}
+        return Reconstruction(to_unit(decoded), (quantized.codes,), error + quantized.loss, metrics)

@@ -1,0 +1,158 @@
+"""VQ-VAE: van den Oord et al., "Neural Discrete Representation Learning", arXiv:1711.00937.
+
+    z = E(x)        q = nearest code of z        x' = G(q)
+
+E is log2(downsampling) convolutions 4x4 of stride 2 (the paper has two), residual blocks x + (ReLU, 3x3, ReLU, 1x1) and
+a 1x1 convolution to the codebook's dimension; G is a 3x3 convolution, the same blocks and 4x4 transposed convolutions.
+The loss, in the range [-1, 1] and with means over all elements, is
+
+    mean (x - x')^2 + codebook and commitment terms (see `quantizers`)
+
+Deviations: the codebook is learned by moving averages unless told "loss", as in the authors' later code; the ReLU
+between strided convolutions and at the end of the residual blocks is theirs, too.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..core import Preset, Reconstruction, register
+from ..layers.grid_tokenizer import GridTokenizer, ImageConfig, to_unit
+from .quantizers import VectorQuantizer
+
+
+@dataclass(frozen=True)
+class VQVAEConfig(ImageConfig):
+    """Defaults are the paper's, but for what it does not say (dim).
+
+    hidden_channels, residual_channels: of the network, and inside its residual blocks
+    num_blocks:     residual blocks on each side
+    downsampling:   pixels per code along each side, a power of 2
+    num_codes, dim: size of the codebook
+    beta, learning, decay, restart_below, metric: of the VectorQuantizer
+    """
+
+    hidden_channels: int = 256
+    residual_channels: int = 256
+    num_blocks: int = 2
+    downsampling: int = 4
+    num_codes: int = 512
+    dim: int = 64
+    beta: float = 0.25
+    learning: Literal["ema", "loss"] = "ema"
+    decay: float = 0.99
+    restart_below: float = 0.1
+    metric: Literal["euclidean", "cosine"] = "euclidean"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.downsampling < 2 or self.downsampling & (self.downsampling - 1):
+            raise ValueError(f"downsampling must be a power of 2 of at least 2, got {self.downsampling}")
+        if min(self.hidden_channels, self.residual_channels) < 1 or self.num_blocks < 0:
+            raise ValueError("hidden_channels and residual_channels must be at least 1, num_blocks at least 0")
+
+    @property
+    def num_halvings(self) -> int:
+        return self.downsampling.bit_length() - 1
+
+
+class ResidualBlock(nn.Module):
+    """x + (ReLU, 3x3, ReLU, 1x1)."""
+
+    def __init__(self, config: VQVAEConfig) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(config.hidden_channels, config.residual_channels, 3, padding=1)
+        self.out = nn.Conv2d(config.residual_channels, config.hidden_channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.out(F.relu(self.conv(F.relu(x))))
+
+
+class Encoder(nn.Module):
+    """Images (B, channels, H, W) -> (B, dim, h, w)."""
+
+    def __init__(self, config: VQVAEConfig) -> None:
+        super().__init__()
+        sizes = [config.channels] + [config.hidden_channels] * config.num_halvings
+        self.halvings = nn.ModuleList(
+            nn.Conv2d(sizes[i], sizes[i + 1], 4, stride=2, padding=1) for i in range(config.num_halvings)
+        )
+        self.blocks = nn.Sequential(*(ResidualBlock(config) for _ in range(config.num_blocks)))
+        self.out = nn.Conv2d(config.hidden_channels, config.dim, 1)
+
+    def forward(self, h: Tensor) -> Tensor:
+        for index, halve in enumerate(self.halvings):
+            h = halve(F.relu(h) if index else h)
+        return self.out(F.relu(self.blocks(h)))
+
+
+class Decoder(nn.Module):
+    """(B, dim, h, w) -> images (B, channels, H, W)."""
+
+    def __init__(self, config: VQVAEConfig) -> None:
+        super().__init__()
+        sizes = [config.hidden_channels] * config.num_halvings + [config.channels]
+        self.conv_in = nn.Conv2d(config.dim, config.hidden_channels, 3, padding=1)
+        self.blocks = nn.Sequential(*(ResidualBlock(config) for _ in range(config.num_blocks)))
+        self.doublings = nn.ModuleList(
+            nn.ConvTranspose2d(sizes[i], sizes[i + 1], 4, stride=2, padding=1) for i in range(config.num_halvings)
+        )
+
+    def forward(self, quantized: Tensor) -> Tensor:
+        h = self.blocks(self.conv_in(quantized))
+        for double in self.doublings:
+            h = double(F.relu(h))
+        return h
+
+
+@register(
+    "tokenizers",
+    "vqvae",
+    VQVAEConfig,
+    {
+        "tiny": Preset(VQVAEConfig(8, 12, 1, hidden_channels=8, residual_channels=4, num_codes=12, dim=3)),
+        "tiny-loss": Preset(
+            VQVAEConfig(8, 8, 3, hidden_channels=8, residual_channels=4, num_codes=12, dim=3, learning="loss")
+        ),
+        "imagenet128": Preset(VQVAEConfig(128, 128, learning="loss")),
+        "dmlab84": Preset(VQVAEConfig(84, 84, learning="loss")),
+        "cifar10": Preset(VQVAEConfig(32, 32, hidden_channels=128, residual_channels=32)),
+        "emoji64": Preset(VQVAEConfig(64, 64, hidden_channels=128, residual_channels=64)),
+    },
+)
+class VQVAE(GridTokenizer):
+    """One grid of codes at 1/downsampling of the image's sides."""
+
+    def __init__(self, config: VQVAEConfig) -> None:
+        super().__init__(config, config.downsampling, 1, config.num_codes)
+        self.encoder = Encoder(config)
+        self.decoder = Decoder(config)
+        self.quantizer = VectorQuantizer(
+            config.num_codes, config.dim, metric=config.metric, learning=config.learning, beta=config.beta,
+            decay=config.decay, restart_below=config.restart_below,
+        )  # fmt: skip
+
+    def features(self, images: Tensor) -> Tensor:
+        return self.encoder(images)
+
+    def encode_features(self, features: Tensor) -> Tensor:
+        return self.quantizer.encode(features)
+
+    def embed(self, codes: Tensor) -> Tensor:
+        return self.quantizer.embed(codes)
+
+    def decode_features(self, features: Tensor) -> Tensor:
+        return self.decoder(features)
+
+    def reconstruction(self, images: Tensor, progress: float) -> Reconstruction:
+        self.check_images(images)
+        x = self.scale(images)
+        quantized = self.quantizer(self.features(x))
+        decoded = self.decode_features(quantized.quantized)
+        error = (x - decoded).square().mean()
+        metrics = {"squared_error": error.detach(), "codebook": quantized.loss.detach(), **quantized.metrics}
+        return Reconstruction(to_unit(decoded), (quantized.codes,), error + quantized.loss, metrics)

@@ -1,0 +1,251 @@
+"""VQ-VAE-2: Razavi et al., "Generating Diverse High-Fidelity Images with VQ-VAE-2", arXiv:1906.00446, section 3.1.
+
+Encoders in a chain give features h_l of ever coarser grids.  Codes are chosen from coarse to fine, l = 1 .. L, and
+each level knows those above it:
+
+    z_1 = project(h_1)                            q_l = quantize_l(z_l)
+    z_l = project([decoder_l(g_(l-1)), h_l])      g_1 = q_1,    g_l = [upsample_l(g_(l-1)), q_l]
+
+g_l holds all codes so far on the grid of level l, and the last decoder makes the image of g_L.  Minimised is the
+squared error of pixels in [-1, 1] plus beta times the sum of the levels' commitment errors; codebooks are
+exponential moving averages (section 2.1, eq. 2 of the paper's VQ-VAE).
+
+Networks: n convolutions 4x4 of stride 2 (the first to half the width), 3x3, residual blocks of (relu, 3x3, relu, 1x1);
+decoders mirror them with transposed convolutions.  The paper names no sizes; the preset has those of the
+widely used implementation for PyTorch (rosinality), 1,388,867 parameters and two codebooks of 512 vectors.
+
+For two levels this is the paper's figure 2a; what g_l holds for three is our reading of "the decoder is conditioned on
+all codes".  Shape letters: B batch, C channels, H, W image; h, w the grid of a level; D embedding dimension.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..core import Codes, CodeSpec, GridSpec, LearnedTokenizer, Preset, Reconstruction, register
+from ..layers.cells import check_cells, known_cells
+from ..layers.grid_tokenizer import ImageConfig, to_uint8, to_unit
+from .quantizers import VectorQuantizer
+
+
+@dataclass(frozen=True)
+class VQVAE2Config(ImageConfig):
+    """Size of the images and of the network, the same at every level.
+
+    num_levels:     two or more grids of codes; each has half the side of the next
+    downsampling:   pixels per code of the finest grid along each side, a power of 2
+    hidden_channels, residual_channels: of every encoder and decoder, and inside their residual blocks
+    num_blocks:     residual blocks of each
+    num_codes, dim: size of each level's codebook
+    beta, decay, restart_below: of each level's VectorQuantizer
+    """
+
+    num_levels: int = 2
+    downsampling: int = 4
+    hidden_channels: int = 128
+    residual_channels: int = 32
+    num_blocks: int = 2
+    num_codes: int = 512
+    dim: int = 64
+    beta: float = 0.25
+    decay: float = 0.99
+    restart_below: float = 0.1
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.num_levels < 2:
+            raise ValueError(f"num_levels must be at least 2 (with one it is the VQ-VAE), got {self.num_levels}")
+        if self.downsampling < 2 or self.downsampling & (self.downsampling - 1):
+            raise ValueError(f"downsampling must be a power of 2 of at least 2, got {self.downsampling}")
+        if self.hidden_channels < 2 or self.residual_channels < 1 or self.num_blocks < 0:
+            raise ValueError(
+                "hidden_channels must be at least 2, residual_channels at least 1 and num_blocks at least 0, "
+                f"got {self.hidden_channels}, {self.residual_channels} and {self.num_blocks}"
+            )
+        largest = self.factors[0]
+        if min(self.height, self.width) < 1 or self.height % largest or self.width % largest:
+            raise ValueError(f"height and width must be multiples of {largest}, got {self.height}x{self.width}")
+
+    @property
+    def factors(self) -> tuple[int, ...]:
+        """Pixels per code along each side at every level, coarse to fine."""
+        return tuple(self.downsampling * 2**level for level in reversed(range(self.num_levels)))
+
+
+class ResidualBlock(nn.Module):
+    def __init__(self, channels: int, inside: int) -> None:
+        super().__init__()
+        self.wide = nn.Conv2d(channels, inside, 3, padding=1)
+        self.narrow = nn.Conv2d(inside, channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.narrow(F.relu(self.wide(F.relu(x))))
+
+
+def residual_blocks(config: VQVAE2Config) -> nn.Sequential:
+    return nn.Sequential(
+        *(ResidualBlock(config.hidden_channels, config.residual_channels) for _ in range(config.num_blocks))
+    )
+
+
+class Encoder(nn.Module):
+    """(B, in, H, W) -> features (B, hidden, H / factor, W / factor)."""
+
+    def __init__(self, config: VQVAE2Config, in_channels: int, factor: int) -> None:
+        super().__init__()
+        hidden, count = config.hidden_channels, factor.bit_length() - 1
+        widths = [in_channels, hidden // 2] + [hidden] * (count - 1)
+        self.down = nn.ModuleList(nn.Conv2d(*pair, 4, stride=2, padding=1) for pair in pairwise(widths))
+        self.mix = nn.Conv2d(widths[-1], hidden, 3, padding=1)
+        self.blocks = residual_blocks(config)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in self.down:
+            x = F.relu(layer(x))
+        return F.relu(self.blocks(self.mix(x)))
+
+
+class Decoder(nn.Module):
+    """(B, in, h, w) -> (B, out, h * factor, w * factor)."""
+
+    def __init__(self, config: VQVAE2Config, in_channels: int, out_channels: int, factor: int) -> None:
+        super().__init__()
+        hidden, count = config.hidden_channels, factor.bit_length() - 1
+        widths = [hidden] * max(count - 1, 1) + [hidden // 2] * (count > 1) + [out_channels]
+        self.mix = nn.Conv2d(in_channels, hidden, 3, padding=1)
+        self.blocks = residual_blocks(config)
+        self.up = nn.ModuleList(nn.ConvTranspose2d(*pair, 4, stride=2, padding=1) for pair in pairwise(widths))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.blocks(self.mix(x))
+        for layer in self.up:
+            x = layer(F.relu(x))
+        return x
+
+
+@register(
+    "tokenizers",
+    "vqvae2",
+    VQVAE2Config,
+    {
+        "tiny": Preset(VQVAE2Config(16, 8, 3, 2, 2, 8, 4, 1, 8, 4)),
+        "tiny-three": Preset(VQVAE2Config(8, 16, 1, 3, 2, 8, 4, 1, 8, 4)),
+        "rosinality": Preset(VQVAE2Config(256, 256)),
+    },
+)
+class VQVAE2(LearnedTokenizer):
+    """A hierarchy of quantized grids; any size of image that is a multiple of the coarsest factor goes."""
+
+    def __init__(self, config: VQVAE2Config) -> None:
+        super().__init__()
+        self.config = config
+        self.image_shape = (config.channels, config.height, config.width)
+        largest = config.factors[0]
+        self.spec = self.spec_of(config.height // largest, config.width // largest)
+        levels, dim, hidden = config.num_levels, config.dim, config.hidden_channels
+        # lists run from coarse to fine; the finest encoder reads the image, each other one the next finer features
+        self.encoders = nn.ModuleList([Encoder(config, hidden, 2) for _ in range(levels - 1)])
+        self.encoders.append(Encoder(config, config.channels, config.downsampling))
+        self.project = nn.ModuleList(nn.Conv2d(hidden + dim * (level > 0), dim, 1) for level in range(levels))
+        self.quantizers = nn.ModuleList(
+            VectorQuantizer(
+                config.num_codes, dim, beta=config.beta, decay=config.decay,
+                restart_below=config.restart_below,
+            )
+            for _ in range(levels)
+        )  # fmt: skip
+        self.decoders = nn.ModuleList(Decoder(config, dim * level, dim, 2) for level in range(1, levels))
+        self.upsample = nn.ModuleList(
+            nn.ConvTranspose2d(dim * level, dim * level, 4, stride=2, padding=1) for level in range(1, levels)
+        )
+        self.decoders.append(Decoder(config, dim * levels, config.channels, config.downsampling))
+
+    def spec_of(self, height: int, width: int) -> CodeSpec:
+        """The specification of codes whose coarsest grid has that size."""
+        config = self.config
+        return CodeSpec(tuple(GridSpec(height << n, width << n, 1, config.num_codes) for n in range(config.num_levels)))
+
+    def features(self, pixels: Tensor) -> list[Tensor]:
+        """h_l, coarse to fine: pixels (B, C, H, W) in [-1, 1] -> each (B, hidden, h, w)."""
+        features = [pixels]
+        for encoder in reversed(self.encoders):
+            features.insert(0, encoder(features[0]))
+        return features[:-1]
+
+    def project_level(self, level: int, gathered: Tensor | None, h: Tensor) -> Tensor:
+        """z_l (B, D, h, w), of g_(l-1) (None at the coarsest level, 0) and h_l."""
+        return self.project[level](h if gathered is None else torch.cat([self.decoders[level - 1](gathered), h], 1))
+
+    def gather(self, level: int, gathered: Tensor | None, quantized: Tensor) -> Tensor:
+        """g_l (B, l D, h, w), of g_(l-1) and q_l."""
+        return quantized if gathered is None else torch.cat([self.upsample[level - 1](gathered), quantized], 1)
+
+    def decode_features(self, quantized: Sequence[Tensor]) -> Tensor:
+        """q_l, coarse to fine, each (B, D, h, w) -> pixels (B, C, H, W), about [-1, 1], not clamped."""
+        gathered = None
+        for level, q in enumerate(quantized):
+            gathered = self.gather(level, gathered, q)
+        return self.decoders[-1](gathered)
+
+    def embed(self, codes: Codes) -> list[Tensor]:
+        """q_l of codes, coarse to fine, each (B, D, h, w)."""
+        return [quantizer.embed(grid) for quantizer, grid in zip(self.quantizers, codes, strict=True)]
+
+    @torch.no_grad()
+    def encode(self, images: Tensor) -> Codes:
+        self.check_images(images)
+        codes, gathered = [], None
+        for level, h in enumerate(self.features(self.scale(images))):
+            codes.append(self.quantizers[level].encode(self.project_level(level, gathered, h)))
+            gathered = self.gather(level, gathered, self.quantizers[level].embed(codes[-1]))
+        return tuple(codes)
+
+    @torch.no_grad()
+    def decode(self, codes: Codes) -> Tensor:
+        self.check_codes(codes)
+        return to_uint8(self.decode_features(self.embed(codes)))
+
+    def reconstruction(self, images: Tensor, progress: float) -> Reconstruction:
+        self.check_images(images)
+        pixels = self.scale(images)
+        chosen, gathered = [], None
+        for level, h in enumerate(self.features(pixels)):
+            chosen.append(self.quantizers[level](self.project_level(level, gathered, h)))
+            gathered = self.gather(level, gathered, chosen[-1].quantized)
+        decoded = self.decoders[-1](gathered)
+        error = (pixels - decoded).square().mean()
+        codebook = sum(quantized.loss for quantized in chosen)
+        metrics = {"mse": error.detach(), "codebook": codebook.detach()}
+        for level, quantized in enumerate(chosen):
+            metrics |= {f"{name}_{level}": value for name, value in quantized.metrics.items()}
+        return Reconstruction(
+            images=to_unit(decoded),
+            codes=tuple(quantized.codes for quantized in chosen),
+            loss=error + codebook,
+            metrics=metrics,
+        )
+
+    def known_codes(self, mask: Tensor) -> Tensor:
+        return torch.cat([known_cells(mask, factor) for factor in self.config.factors])
+
+    def check_images(self, images: Tensor) -> None:
+        """Raises ValueError unless `images` is uint8 (B, C, H, W) with sides that are multiples of the factor."""
+        check_cells(images, self.config.channels, self.config.factors[0])
+
+    def check_codes(self, codes: Sequence[Tensor]) -> None:
+        """Raises ValueError unless `codes` is one int64 grid (B, h, w, 1) in range per level, of any coarsest size."""
+        if codes and codes[0].ndim == 4 and min(codes[0].shape[1:3]) > 0:
+            self.spec_of(*codes[0].shape[1:3]).check(codes)
+        else:
+            self.spec.check(codes)
+
+    def scale(self, images: Tensor) -> Tensor:
+        """uint8 -> float in [-1, 1], of the weights' type and device."""
+        weight = self.project[0].weight
+        return images.to(weight.device, weight.dtype) / 127.5 - 1

@@ -1,0 +1,53 @@
+"""The rooms of the house: who may import whom."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+import chainrule
+
+ROOT = Path(chainrule.__file__).parent
+ALLOWED = {  # room: the rooms of the package that it may import
+    "core": set(),
+    "layers": {"core"},
+    "tokenizers": {"core", "layers"},
+    "priors": {"core", "layers"},
+    "conditioning": {"core", "layers"},
+    "decoding": {"core"},
+    "data": set(),
+    "metrics": {"core", "decoding", "data"},
+}
+MODULES = sorted(ROOT.rglob("*.py"))
+
+
+def imported(path: Path) -> set[str]:
+    """Rooms of the package that a module imports, and modules beside it as "room/module"."""
+    package = path.relative_to(ROOT).parent.parts
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and node.level:
+            base = package[: len(package) - node.level + 1]
+            target = (*base, *(node.module or "").split(".")) if node.module else base
+            names = [target] if node.module else [(*base, alias.name) for alias in node.names]
+            found |= {"/".join(name[:2]) for name in names if name}
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("chainrule."):
+            found.add("/".join(node.module.split(".")[1:3]))
+        elif isinstance(node, ast.Import):
+            found |= {
+                "/".join(alias.name.split(".")[1:3]) for alias in node.names if alias.name.startswith("chainrule.")
+            }
+    return found
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_imports_stay_in_their_rooms(path):
+    room = path.relative_to(ROOT).parts[0]
+    rooms = {name.split("/")[0] for name in imported(path)}
+    if room in ALLOWED:
+        assert rooms - {room} <= ALLOWED[room]
+    if room not in ("cli", "server", "__main__.py"):
+        assert not rooms & {"cli", "server"}
+    if room in ("priors", "tokenizers"):
+        beside = {name for name in imported(path) if name.startswith(f"{room}/")}
+        assert beside <= {"tokenizers/quantizers"}, "one paper, one file: shared blocks belong in layers"

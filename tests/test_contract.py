@@ -1,0 +1,204 @@
+"""What every registered model is held to; a new one is found here by its tiny presets."""
+
+import itertools
+
+import pytest
+import torch
+
+from chainrule.core import CodeSpec, Context, Prior, entries, select
+from chainrule.decoding import Filter, Known, Rerun, complete, image_seeds, sample
+from chainrule.layers.raster import RasterPrior
+
+PRIORS = [
+    pytest.param(entry, preset, id=f"{entry.name}-{name}")
+    for entry in entries("priors").values()
+    for name, preset in entry.presets.items()
+    if name.startswith("tiny")
+]
+TOKENIZERS = [
+    pytest.param(entry, preset, id=f"{entry.name}-{name}")
+    for entry in entries("tokenizers").values()
+    for name, preset in entry.presets.items()
+    if name.startswith("tiny")
+]
+LARGE = [
+    pytest.param(entry, preset, id=f"{entry.name}-{name}")
+    for entry in entries("priors").values()
+    for name, preset in entry.presets.items()
+    if not name.startswith("tiny")
+]
+
+
+def build(entry, preset) -> Prior:
+    """A float64 model with weights large enough that every path matters."""
+    model = entry.model(preset.spec, preset.config).double().eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.normal_(std=0.5)
+    return model
+
+
+def random_codes(spec: CodeSpec, count: int):
+    return tuple(torch.randint(0, grid.vocab_size, (count, *grid.shape)) for grid in spec.grids)
+
+
+def context(model: Prior, count: int) -> Context:
+    return Context(label=torch.arange(count) % model.num_classes if model.num_classes else None)
+
+
+def flat_logits(model: Prior, codes, condition):
+    return [logits.flatten(1, 3) for logits in model(codes, condition)]
+
+
+@pytest.mark.parametrize(("entry", "preset"), PRIORS)
+@torch.no_grad()
+def test_logits_have_the_shape_of_the_codes(entry, preset):
+    model = build(entry, preset)
+    logits = model(random_codes(preset.spec, 2), context(model, 2))
+    expected = [(2, *grid.shape, grid.vocab_size) for grid in preset.spec.grids]
+    assert [tuple(tensor.shape) for tensor in logits] == expected
+
+
+@pytest.mark.parametrize(("entry", "preset"), PRIORS)
+@torch.no_grad()
+def test_a_code_changes_no_logits_before_its_successor(entry, preset):
+    model, spec = build(entry, preset), preset.spec
+    codes = spec.flatten(random_codes(spec, 1))
+    reference = flat_logits(model, spec.unflatten(codes), context(model, 1))
+    sizes = [grid.vocab_size for grid in spec.grids for _ in range(grid.num_codes)]
+    changed = 0
+    for t, size in enumerate(sizes):
+        other = codes.clone()
+        other[:, t] = (other[:, t] + 1) % size
+        logits = flat_logits(model, spec.unflatten(other), context(model, 1))
+        start = 0
+        for before, after in zip(reference, logits, strict=True):
+            end = start + before.shape[1]
+            upto = min(max(t + 1 - start, 0), before.shape[1])
+            assert torch.equal(before[:, :upto], after[:, :upto]), f"code {t} is seen too early"
+            changed += not torch.equal(before[:, upto:], after[:, upto:])
+            start = end
+    assert changed > len(sizes) / 2, "most codes must matter to later ones"
+
+
+@pytest.mark.parametrize(("entry", "preset"), PRIORS)
+def test_gradient_reaches_earlier_codes_only(entry, preset):
+    """The same by gradient, for networks whose input is a map of levels."""
+    model = build(entry, preset)
+    rasters = [m for m in model.modules() if isinstance(m, RasterPrior)]
+    for raster in rasters:
+        grid, condition = raster.grid, context(raster, 1)
+        if raster.spatial_channels:
+            spatial = torch.randn(1, raster.spatial_channels, grid.height, grid.width).double()
+            condition = Context(condition.label, spatial=spatial)
+        inputs = raster.embed(random_codes(raster.spec, 1)).requires_grad_()
+        logits = raster.logits(raster.features(inputs, condition)).unflatten(1, (grid.depth, grid.vocab_size))
+        neighbours = []
+        for t in range(grid.num_codes):
+            here = raster.spec.position(t)
+            out = logits[0, here.depth, :, here.row, here.column].square().sum()
+            (gradient,) = torch.autograd.grad(out, inputs, retain_graph=True, allow_unused=True)
+            seen = gradient[0, : grid.depth].permute(1, 2, 0).flatten() != 0
+            assert not seen[t:].any(), f"logits of code {t} see code {t + int(seen[t:].int().argmax())}"
+            if here.column > 0:
+                neighbours.append(bool(seen[: t - here.depth][-grid.depth :].any()))
+        assert sum(neighbours) >= len(neighbours) / 2, "the left neighbour must be seen (where no relu hides it)"
+
+
+@pytest.mark.parametrize(("entry", "preset"), PRIORS)
+@torch.no_grad()
+def test_step_equals_forward(entry, preset):
+    model, spec, count = build(entry, preset), preset.spec, 3
+    codes = random_codes(spec, count)
+    flat, expected = spec.flatten(codes), flat_logits(model, codes, context(model, count))
+    expected = [column for grid in expected for column in grid.unbind(1)]
+    state = model.init_state(count, context(model, count))
+    previous = torch.zeros(count, dtype=torch.int64)
+    for t in range(spec.num_codes):
+        logits, state = model.step(previous, state)
+        torch.testing.assert_close(logits, expected[t], rtol=1e-9, atol=1e-9)
+        if t == spec.num_codes // 2:  # a state can be reordered, as decoding with several candidates does
+            index = torch.tensor([2, 0, 0])
+            state, flat = select(state, index), flat[index]
+            reordered = context(model, count).select(index)
+            expected = flat_logits(model, spec.unflatten(flat), reordered)
+            expected = [column for grid in expected for column in grid.unbind(1)]
+        previous = flat[:, t]
+
+
+@pytest.mark.parametrize(("entry", "preset"), PRIORS)
+@torch.no_grad()
+def test_probabilities_of_all_codes_sum_to_one(entry, preset):
+    model, spec = build(entry, preset), preset.spec
+    sizes = [range(grid.vocab_size) for grid in spec.grids for _ in range(grid.num_codes)]
+    everything = torch.tensor(list(itertools.product(*sizes)))
+    label = torch.zeros(len(everything), dtype=torch.int64) if model.num_classes else None
+    log_prob = model.log_prob(spec.unflatten(everything), Context(label=label))
+    assert log_prob.dtype == torch.float64
+    assert abs(log_prob.exp().sum().item() - 1) < 1e-9
+
+
+@pytest.mark.parametrize(("entry", "preset"), PRIORS)
+def test_training_lowers_the_loss(entry, preset):
+    model = entry.model(preset.spec, preset.config)
+    codes = random_codes(preset.spec, 8)
+    codes = (*codes[:-1], torch.zeros_like(codes[-1]))
+    if len(codes) > 1:
+        codes = tuple(torch.zeros_like(grid) for grid in codes)
+    optimizer = torch.optim.Adam(model.parameters(), 1e-2)
+    losses = []
+    for _ in range(20):
+        loss = -model.log_prob(codes, context(model, 8)).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.7 * losses[0]
+
+
+@pytest.mark.parametrize(("entry", "preset"), PRIORS)
+def test_same_seed_same_image_cached_or_not_alone_or_in_a_batch(entry, preset):
+    model, seeds = build(entry, preset), image_seeds(7, 4)
+    condition, filter = context(model, 4), Filter(temperature=0.9, top_k=2)
+    together = sample(model, condition, seeds, filter)
+    again = sample(Rerun(model), condition, seeds, filter)
+    alone = sample(model, condition.select(torch.tensor([2])), seeds[2:3], filter)
+    for one, two, three in zip(together, again, alone, strict=True):
+        assert torch.equal(one, two)
+        assert torch.equal(one[2:3], three)
+
+
+@pytest.mark.parametrize("particles", [1, 3])
+@pytest.mark.parametrize(("entry", "preset"), PRIORS)
+def test_completion_keeps_known_codes(entry, preset, particles):
+    model, spec = build(entry, preset), preset.spec
+    drawn = sample(model, context(model, 2), image_seeds(1, 2))  # possible codes, also where some are certain
+    codes = spec.flatten(drawn)
+    mask = torch.arange(spec.num_codes) % 2 == 0
+    seeds = image_seeds(2, 2)
+    completed = spec.flatten(complete(model, context(model, 2), seeds, Known(codes, mask), particles))
+    assert torch.equal(completed[:, mask], codes[:, mask])
+    one = context(model, 2).select(torch.tensor([1]))
+    alone = spec.flatten(complete(model, one, seeds[1:], Known(codes[1:], mask), particles))
+    assert torch.equal(alone, completed[1:])
+
+
+@pytest.mark.parametrize(("entry", "preset"), LARGE)
+def test_presets_can_be_built(entry, preset):
+    with torch.device("meta"):
+        model = entry.model(preset.spec, preset.config)
+    assert model.spec == preset.spec
+
+
+@pytest.mark.parametrize(("entry", "preset"), TOKENIZERS)
+def test_tokenizer_codes_fit_its_spec(entry, preset):
+    tokenizer = entry.model(preset.config).eval()
+    images = torch.randint(0, 256, (3, *tokenizer.image_shape), dtype=torch.uint8)
+    codes = tokenizer.encode(images)
+    tokenizer.spec.check(codes)
+    decoded = tokenizer.decode(codes)
+    assert decoded.dtype == torch.uint8 and decoded.shape == images.shape
+    height, width = images.shape[2:]
+    everything = tokenizer.known_codes(torch.ones(height, width, dtype=torch.bool))
+    assert everything.shape == (tokenizer.spec.num_codes,) and everything.all()
+    assert not tokenizer.known_codes(torch.zeros(height, width, dtype=torch.bool)).any()

@@ -1,0 +1,138 @@
+"""Public releases converted into our artefact: recognised, loaded back, and of identical codes."""
+
+import os
+import pickle
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+
+import chainrule
+from chainrule.artefact import load_tokenizer, read_card, save_tokenizer
+from chainrule.core import entry
+from chainrule.official import convert, importers
+from chainrule.official.reader import sha256
+
+FIXTURES = Path(
+    os.environ.get("CHAINRULE_FIXTURES", Path(__file__).resolve().parents[1].parent / "shared" / "fixtures")
+)
+needs_fixtures = pytest.mark.skipif(not FIXTURES.is_dir(), reason="the fixtures of official checkpoints are not here")
+SIGNED, UNIT = (lambda x: (x + 1) / 2), (lambda x: x)  # the range of the recorded images -> [0, 1]
+RELEASES = {  # folder: tokenizer, licence forbids commercial use, range, recorded codes coarse to fine, a file of it
+    "taming_vqgan": ("vqgan", False, SIGNED, ["out.codes"], "checkpoints/last.ckpt"),
+    "taming_gumbel_vqgan": ("vqgan", False, SIGNED, ["out.codes"], "checkpoints/last.ckpt"),
+    "kakao_rqvae": ("rqvae", True, SIGNED, ["out.codes"], "model.pt"),
+    "openai_dvae": ("dvae", False, UNIT, ["out.codes"], "encoder.pkl"),
+    "enhancing_vitvqgan": ("vit_vqgan", False, UNIT, ["out.codes"], "imagenet_vitvq_small.ckpt"),
+    "rosinality_vqvae2": ("vqvae2", False, SIGNED, ["out.codes_top", "out.codes_bottom"], "vqvae_560.pt"),
+}
+
+
+@needs_fixtures
+@pytest.mark.parametrize("file", [False, True], ids=["folder", "file"])
+@pytest.mark.parametrize("release", RELEASES)
+def test_a_release_is_recognised_and_gives_identical_codes(tmp_path, release, file):
+    name, non_commercial, to_unit, recorded, weights = RELEASES[release]
+    source = FIXTURES / release
+    imported = convert(source / weights if file else source, tmp_path / "model")
+    tokenizer = chainrule.load_tokenizer(tmp_path / "model")
+    assert tokenizer.name == imported.tokenizer.name == name and not tokenizer.training
+    values = load_file(source / "io.safetensors")
+    images = (to_unit(values["in.image"]) * 255).round().to(torch.uint8)
+    with torch.no_grad():
+        codes = tokenizer.encode(images)
+        for grid, key in zip(codes, recorded, strict=True):
+            assert torch.equal(grid.reshape(values[key].shape), values[key])
+        for one, two in zip(imported.tokenizer.encode(images), codes, strict=True):
+            assert torch.equal(one, two)
+        assert torch.equal(tokenizer.decode(codes), imported.tokenizer.decode(codes))
+    card = read_card(tmp_path / "model")
+    assert card["origin"] == imported.origin and card["licence"] == imported.licence
+    assert imported.non_commercial == card["non_commercial"] == non_commercial
+    known = {path.name: sha256(path) for path in source.rglob("*") if path.is_file()}
+    assert card["sha256"] and all(known[Path(key).name] == value for key, value in card["sha256"].items())
+    assert Path(weights).name in {Path(key).name for key in card["sha256"]}
+
+
+@needs_fixtures
+def test_every_importer_recognises_its_own_release_only():
+    found = {
+        release: [name for name, importer in importers().items() if importer.matches(FIXTURES / release)]
+        for release in RELEASES
+    }
+    assert all(len(names) == 1 for names in found.values()), found
+
+
+def test_what_is_no_release_is_refused_in_a_sentence(tmp_path):
+    for source in (tmp_path / "nothing", tmp_path, Path(__file__)):
+        with pytest.raises(ValueError) as caught:
+            convert(source, tmp_path / "model")
+        assert "\n" not in str(caught.value) and str(source) in str(caught.value)
+    assert not (tmp_path / "model").exists()
+
+
+class Hostile:
+    def __reduce__(self):
+        return os.system, ("touch executed",)
+
+
+@pytest.mark.parametrize("name", ["encoder.pkl", "model.pt", "last.ckpt"])
+def test_a_hostile_file_is_refused_and_nothing_is_written(tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    torch.save({"state_dict": {"dall_e": Hostile()}}, name)
+    with pytest.raises(ValueError, match=r"system"):
+        convert(name, "model")
+    Path(name).write_bytes(pickle.dumps(Hostile()))
+    with pytest.raises(ValueError, match=r"system"):
+        convert(name, "model")
+    assert sorted(path.name for path in tmp_path.iterdir()) == [name]
+
+
+# ---------------------------------------------------------------- the artefact of a tokenizer alone
+
+TINY = entry("tokenizers", "vit_vqgan").presets["tiny"].config
+
+
+def test_a_tokenizer_is_saved_and_loaded(tmp_path):
+    tokenizer = entry("tokenizers", "vit_vqgan").model(TINY).eval()
+    save_tokenizer(tokenizer, tmp_path / "model", {"data": "none", "figures": {"psnr": 1.5}})
+    images = torch.randint(0, 256, (2, *tokenizer.image_shape), dtype=torch.uint8)
+    loaded = load_tokenizer(tmp_path / "model")
+    assert torch.equal(loaded.encode(images)[0], tokenizer.encode(images)[0])
+    assert loaded.config == TINY and read_card(tmp_path / "model")["figures"] == {"psnr": 1.5}
+    assert sorted(path.name for path in (tmp_path / "model").iterdir()) == ["config.yaml", "tokenizer.safetensors"]
+    save_tokenizer(loaded, tmp_path / "model")  # a saved model is replaced
+    assert read_card(tmp_path / "model") == {}
+
+
+def test_the_tokenizer_of_a_whole_model_is_loaded_and_a_tokenizer_alone_is_no_whole_model(tmp_path):
+    gated = entry("priors", "gated_pixelcnn")
+    preset = next(preset for name, preset in gated.presets.items() if name.startswith("tiny"))
+    grid = preset.spec.only
+    pixels = entry("tokenizers", "pixels")
+    tokenizer = pixels.model(pixels.config(grid.height, grid.width, grid.depth, grid.vocab_size))
+    chainrule.Pipeline(tokenizer, gated.model(preset.spec, preset.config)).save(tmp_path / "whole")
+    assert load_tokenizer(tmp_path / "whole").config == tokenizer.config
+    save_tokenizer(tokenizer, tmp_path / "alone")
+    assert load_tokenizer(tmp_path / "alone").config == tokenizer.config
+    with pytest.raises(ValueError, match="tokenizer without a prior; open it with chainrule.load_tokenizer"):
+        chainrule.load(tmp_path / "alone")
+
+
+def test_damaged_artefacts_and_wrong_folders_are_refused(tmp_path):
+    tokenizer = entry("tokenizers", "vit_vqgan").model(TINY)
+    save_tokenizer(tokenizer, tmp_path / "model")
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "notes.txt").write_text("mine")
+    with pytest.raises(ValueError, match="no saved model"):
+        save_tokenizer(tokenizer, tmp_path / "full")
+    config = yaml.safe_load((tmp_path / "model" / "config.yaml").read_text())
+    (tmp_path / "model" / "tokenizer.safetensors").write_bytes(b"")
+    with pytest.raises(ValueError, match="missing or damaged"):
+        load_tokenizer(tmp_path / "model")
+    del config["tokenizer"]["name"]
+    (tmp_path / "model" / "config.yaml").write_text(yaml.safe_dump(config))
+    with pytest.raises(ValueError, match="incomplete or damaged"):
+        load_tokenizer(tmp_path / "model")

@@ -1,0 +1,116 @@
+"""What the README and the recipes show is run here."""
+
+import json
+import re
+import shlex
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+import chainrule
+from chainrule.config import find_recipe, recipe_names
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_of_a_page_lead_somewhere(page):
+    text = page.read_text(encoding="utf-8")
+    for target in re.findall(r"\]\(([^)#]+?)(?:#[^)]*)?\)", text):
+        if "://" not in target:
+            assert (page.parent / target).exists(), f"{page.name} links to {target}"
+
+
+def test_readme_python(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for code in blocks("python"):
+        exec(compile(code, "README.md", "exec"), {})
+    assert (tmp_path / "completed.png").exists() and (tmp_path / "my_digits" / "config.yaml").exists()
+
+
+def test_readme_commands(tmp_path, monkeypatch):
+    """All but the trainings and evaluations, which take minutes; of these, the options are checked."""
+    from typer.testing import CliRunner
+
+    from chainrule.cli.app import app
+
+    monkeypatch.chdir(tmp_path)
+    digit = chainrule.load("mnist_pixelcnn").sample(1)
+    chainrule.to_pil(digit)[0].save("digit.png")
+    commands = [line.split("#")[0] for block in blocks("bash") for line in block.splitlines()]
+    commands = [shlex.split(line)[1:] for line in commands if line.startswith("chainrule ")]
+    assert len(commands) >= 5
+    for words in commands:
+        if words[0] in ("train", "evaluate"):
+            words = [words[0], "--help"]
+        result = CliRunner().invoke(app, words)
+        assert result.exit_code == 0, f"{shlex.join(words)}: {result.output}"
+
+
+@pytest.mark.parametrize("record", sorted((ROOT / "docs" / "records").glob("*-test.json")), ids=lambda path: path.stem)
+def test_records_are_of_the_bundled_weights(record):
+    from chainrule.cli.record import read_record, weights_sha256
+    from chainrule.pipeline import find
+
+    value = read_record(record)
+    assert value.model_sha256 == weights_sha256(find(value.model)), "evaluate again: the weights have changed"
+    card = chainrule.load(value.model).card
+    assert card["figures"]["nats"]["value"] == round(value.likelihood.nats, 3)
+    assert f"{value.likelihood.nats:.2f}" in README
+
+
+def test_bundled_models_are_small_and_have_cards():
+    sizes = []
+    for name in chainrule.models():
+        folder = Path(chainrule.__file__).with_name("pretrained") / name
+        sizes.append(sum(path.stat().st_size for path in folder.iterdir()))
+        card = chainrule.load(name).card
+        for key in ("recipe", "minutes", "data_licence", "weights_licence", "known_faults", "figures"):
+            assert card.get(key), f"the card of {name} lacks {key}"
+    assert all(size < 8_000_000 for size in sizes) and sum(sizes) < 60_000_000
+
+
+def test_make_shows_the_commands_of_the_readme():
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    for target in re.findall(r"^make (\w+)", README, re.MULTILINE):
+        assert f"\n{target}:" in makefile
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_recipes_train(name, tmp_path):
+    """Two steps of every recipe, on a few images of a folder where it would fetch its own."""
+    from chainrule.training import fit
+
+    header = find_recipe(name).read_text(encoding="utf-8")
+    for word in ("Command:", "Hardware:", "Minutes:", "Expected:", "Measured:"):
+        assert f"# {word}" in header
+    overrides = ["training.steps=2", "training.warmup_steps=1", "training.batch_size=2", "evaluation.limit=2"]
+    overrides += ["training.sample_every=0"]
+    if "source: ylecun/mnist" in header:
+        for split in ("train", "test"):
+            folder = tmp_path / "images" / split
+            folder.mkdir(parents=True)
+            for index in range(4):
+                pixels = torch.randint(0, 256, (28, 28), dtype=torch.uint8).numpy()
+                Image.fromarray(pixels).save(folder / f"{index}.png")
+        overrides.append(f"data.source={tmp_path / 'images'}")
+    else:
+        overrides += ["data.split=train[:16]", "evaluation.split=test[:2]"]
+    result = fit(name, tmp_path / "run", overrides, quiet=True)
+    assert result.steps == 2
+    assert chainrule.load(tmp_path / "run").card["steps"] == 2
+    shutil.rmtree(tmp_path / "run")
+
+
+def test_records_are_json_of_a_command():
+    for path in (ROOT / "docs" / "records").glob("*.json"):
+        assert json.loads(path.read_text(encoding="utf-8"))["command"], path
