@@ -22,7 +22,7 @@ needs_fixtures = pytest.mark.skipif(not FIXTURES.is_dir(), reason="the fixtures 
 SIGNED, UNIT = (lambda x: (x + 1) / 2), (lambda x: x)  # the range of the recorded images -> [0, 1]
 RELEASES = {  # folder: tokenizer, licence forbids commercial use, range, recorded codes coarse to fine, a file of it
     "taming_vqgan": ("vqgan", False, SIGNED, ["out.codes"], "checkpoints/last.ckpt"),
-    "taming_gumbel_vqgan": ("vqgan", False, SIGNED, ["out.codes"], "checkpoints/last.ckpt"),
+    "taming_gumbel_vqgan": ("vqgan_gumbel", False, SIGNED, ["out.codes"], "checkpoints/last.ckpt"),
     "kakao_rqvae": ("rqvae", True, SIGNED, ["out.codes"], "model.pt"),
     "openai_dvae": ("dvae", False, UNIT, ["out.codes"], "encoder.pkl"),
     "enhancing_vitvqgan": ("vit_vqgan", False, UNIT, ["out.codes"], "imagenet_vitvq_small.ckpt"),

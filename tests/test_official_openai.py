@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from chainrule.layers.logit_laplace import logit_laplace_image, map_pixels
-from chainrule.official import import_tokenizer, openai_dvae
+from chainrule.official import import_release, openai_dvae
 
 FIXTURES = Path(os.environ.get("CHAINRULE_FIXTURES", Path(__file__).resolve().parents[2] / "shared" / "fixtures"))
 FOLDER = FIXTURES / "openai_dvae"
@@ -134,7 +134,7 @@ def test_sizes_follow_from_the_tensors(tmp_path, monkeypatch, sizes):
     modules = write(tmp_path, fake_package(monkeypatch), **sizes)
     for name in ("dall_e", "dall_e.encoder", "dall_e.decoder", "dall_e.utils"):
         monkeypatch.delitem(sys.modules, name)
-    model = import_tokenizer(tmp_path).tokenizer
+    model = import_release(tmp_path).tokenizer
     assert not any(name.startswith("dall_e") for name in sys.modules)
     config = model.config
     assert (config.num_groups, config.blocks_per_group) == (sizes.get("groups", 4), sizes.get("blocks", 1))

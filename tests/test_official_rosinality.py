@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from chainrule.official import import_tokenizer, rosinality
+from chainrule.official import import_release, rosinality
 
 FIXTURES = Path(os.environ.get("CHAINRULE_FIXTURES", Path(__file__).resolve().parents[2] / "shared" / "fixtures"))
 FOLDER = FIXTURES / "rosinality_vqvae2"
@@ -88,7 +88,7 @@ def write(path: Path, channels: int, hidden: int, blocks: int, residual: int, di
 def test_sizes_follow_from_the_tensors(tmp_path, blocks, channels, prefix):
     path = tmp_path / "some_name.pt"
     tensors = write(path, channels, 6, blocks, 5, 7, 9, prefix)
-    result = import_tokenizer(tmp_path)
+    result = import_release(tmp_path)
     model, config = result.tokenizer, result.tokenizer.config
     assert (config.channels, config.num_blocks, config.hidden_channels) == (channels, blocks, 6)
     assert (config.dim, config.num_codes) == (7, 9)

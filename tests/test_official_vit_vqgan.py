@@ -9,7 +9,7 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from chainrule.official import enhancing_vitvqgan, import_tokenizer
+from chainrule.official import enhancing_vitvqgan, import_release
 from chainrule.official.reader import read_checkpoint
 from chainrule.tokenizers.vit_vqgan import ENHANCING, TransformerSize, ViTVQGAN, ViTVQGANConfig
 
@@ -24,7 +24,7 @@ needs_fixture = pytest.mark.skipif(not SOURCE.is_dir(), reason="the fixtures of 
 @torch.no_grad()
 def test_codes_and_pictures_are_those_of_the_original():
     recorded = load_file(SOURCE / "io.safetensors")
-    imported = import_tokenizer(SOURCE)
+    imported = import_release(SOURCE)
     model = imported.tokenizer
     assert imported.licence == "MIT" and not imported.non_commercial
     assert sorted(imported.files) == ["imagenet_vitvq_small.ckpt", "imagenet_vitvq_small.yaml"]
@@ -101,7 +101,7 @@ def test_other_configurations_go(tmp_path, name):
             parameter.normal_(std=0.3)
     write_release(tmp_path, model, config.beta)
     for source in (tmp_path, tmp_path / "weights.ckpt"):
-        imported = import_tokenizer(source)
+        imported = import_release(source)
         assert imported.tokenizer.config == config
         images = torch.randint(0, 256, (3, *model.image_shape), dtype=torch.uint8)
         (codes,) = model.encode(images)
@@ -126,7 +126,7 @@ def test_files_that_do_not_fit_are_refused_in_a_sentence(tmp_path):
             change_weights(checkpoint)
             torch.save(checkpoint, folder / "weights.ckpt")
         with pytest.raises(ValueError) as caught:
-            import_tokenizer(folder)
+            import_release(folder)
         assert "\n" not in str(caught.value)
         return str(caught.value)
 
@@ -140,4 +140,4 @@ def test_files_that_do_not_fit_are_refused_in_a_sentence(tmp_path):
     assert "layers.1" in refused(lambda c: c["encoder"].update(depth=2))
     (tmp_path / "good" / "weights.yaml").unlink()
     with pytest.raises(ValueError, match="none of the releases"):
-        import_tokenizer(tmp_path / "good" / "weights.ckpt")
+        import_release(tmp_path / "good" / "weights.ckpt")

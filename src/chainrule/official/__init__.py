@@ -17,19 +17,21 @@ from pathlib import Path
 from types import ModuleType
 
 from ..artefact import save_tokenizer
-from ..core import Tokenizer
+from ..core import Prior, Tokenizer
+from ..pipeline import Pipeline
 from .reader import read_checkpoint
 
 
 @dataclass(frozen=True)
 class Imported:
-    """A foreign release as one of our tokenizers.
+    """A foreign release as our models.
 
     tokenizer:      with the release's weights
     origin:         the release and where it is published
     licence:        its licence, as far as known
     non_commercial: whether that licence forbids commercial use; said aloud wherever the model is shown
     files:          the sha256 of every file read, by its name inside the source
+    prior:          over the tokenizer's codes, where the release has one
     """
 
     tokenizer: Tokenizer
@@ -37,6 +39,7 @@ class Imported:
     licence: str
     non_commercial: bool
     files: Mapping[str, str]
+    prior: Prior | None = None
 
 
 def importers() -> dict[str, ModuleType]:
@@ -49,7 +52,7 @@ def importers() -> dict[str, ModuleType]:
     return found
 
 
-def import_tokenizer(source: str | os.PathLike) -> Imported:
+def import_release(source: str | os.PathLike) -> Imported:
     """Recognises a release by its files and imports it.
 
     Args:
@@ -74,24 +77,29 @@ def import_tokenizer(source: str | os.PathLike) -> Imported:
 
 
 def convert(source: str | os.PathLike, dest: str | os.PathLike) -> Imported:
-    """Imports a release and writes it as a tokenizer's artefact, its card with origin, licence and sha256 of the files.
+    """Imports a release and writes it as a saved model, its card with origin, licence and sha256 of the files.
+
+    A release of a tokenizer alone becomes a tokenizer's artefact, one with a prior a pipeline.
 
     Args:
-        source: as in `import_tokenizer`.
+        source: as in `import_release`.
         dest: folder to write; replaced if it is a saved model.
 
     Returns:
         what was imported; say `non_commercial` aloud.
 
     Raises:
-        ValueError: as in `import_tokenizer`, or `dest` holds other things.
+        ValueError: as in `import_release`, or `dest` holds other things.
     """
-    imported = import_tokenizer(source)
+    imported = import_release(source)
     card = {
         "origin": imported.origin,
         "licence": imported.licence,
         "non_commercial": imported.non_commercial,
         "sha256": dict(imported.files),
     }
-    save_tokenizer(imported.tokenizer, dest, card)
+    if imported.prior is None:
+        save_tokenizer(imported.tokenizer, dest, card)
+    else:
+        Pipeline(imported.tokenizer, imported.prior, card=card).save(dest)
     return imported

@@ -56,6 +56,9 @@ def _config(params: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> ViTVQGA
     quantizer = params["quantizer"]
     if quantizer.get("use_residual", False):
         raise ValueError("a ViT-VQGAN with residual codes (use_residual) is not supported")
+    side = params["image_size"]
+    if not isinstance(side, int):
+        raise ValueError(f"image_size must be a number (images are square), got {side!r}")
     vocab_size, lookup_dim = tensors["quantizer.embedding.weight"].shape
     width, channels = tensors["encoder.to_patch_embedding.0.weight"].shape[:2]
     heads = {
@@ -66,7 +69,7 @@ def _config(params: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> ViTVQGA
     if len(head_dims) != 1 or width != sizes["encoder"].dim:
         raise ValueError("the checkpoint's attention or width differs from what its config says")
     return ViTVQGANConfig(
-        height=params["image_size"], width=params["image_size"], channels=channels, patch_size=params["patch_size"],
+        height=side, width=side, channels=channels, patch_size=params["patch_size"],
         **sizes, vocab_size=vocab_size, lookup_dim=lookup_dim, head_dim=head_dims.pop(),
         unit_codes=quantizer.get("use_norm", True), beta=float(quantizer.get("beta", 0.25)), **ENHANCING,
     )  # fmt: skip

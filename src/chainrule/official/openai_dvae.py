@@ -39,10 +39,10 @@ def load(source: Path) -> Imported:
         ValueError: one of them is missing, or of another architecture.
     """
     files = _files(Path(source))
-    missing = [path.name for path in files.values() if not path.is_file()]
+    modules = {part: _module(path, part) for part, path in files.items() if path.is_file()}
+    missing = [path.name for part, path in files.items() if part not in modules]
     if missing:
         raise ValueError(f"{missing[0]} is missing: encoder.pkl and decoder.pkl must lie in one folder")
-    modules = {part: _module(path, part) for part, path in files.items()}
     tensors = {}
     for part, module in modules.items():
         tensors |= module_tensors(module, f"{part}.")
