@@ -31,7 +31,9 @@ def main() -> None:
     mask[slice(*arguments.rows)] = False
     result = {"digits": arguments.digits, "hidden_rows": arguments.rows, "truth": model.log_prob(images).mean().item()}
     for particles in arguments.particles:
-        completed = torch.cat([model.complete(image, mask, particles=particles, seed=i) for i, image in enumerate(images)])
+        completed = torch.cat(
+            [model.complete(image, mask, particles=particles, seed=index) for index, image in enumerate(images)]
+        )
         log_prob = model.log_prob(completed)
         result[f"particles_{particles}"] = log_prob.mean().item()
         result[f"particles_{particles}_standard_error"] = (log_prob.std() / len(images) ** 0.5).item()

@@ -56,7 +56,9 @@ def main() -> None:
     if arguments.growth:
         small, large = model(16, 16), model(64, 64)
         seconds_cached(small, batch_size)
-        pairs = [(seconds_cached(small, batch_size), seconds_cached(large, batch_size)) for _ in range(arguments.rounds)]
+        pairs = [
+            (seconds_cached(small, batch_size), seconds_cached(large, batch_size)) for _ in range(arguments.rounds)
+        ]
         result = {
             "seconds_16x16": median([a for a, _ in pairs]),
             "seconds_64x64": median([b for _, b in pairs]),

@@ -5,7 +5,8 @@
     python benchmarks/training.py gated_pixelcnn --preset benchmark   # in the size of a preset
 
 Both settings run in one process, turn by turn.  "Plain" is eager mode, float32, default memory format, and for
-the PixelRNNs the scan in plain PyTorch, for the gated PixelCNN torch.tanh; "best" is what the recipes train with.  The optimizer is the same.
+the PixelRNNs the scan in plain PyTorch, for the gated PixelCNN torch.tanh; "best" is what the recipes train with.
+The optimizer is the same.
 """
 
 import argparse

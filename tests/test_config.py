@@ -34,7 +34,7 @@ class Outer:
 
 
 def test_values_arrive():
-    text = "{steps: 3, learning_rate: 1e-3, betas: [0, 0.9], widths: [1, 2], compile: true, inner: {size: 4}, path: a/b}"
+    text = "{steps: 3, learning_rate: 1e-3, betas: [0, 0.9], widths: [1, 2], compile: true, inner: {size: 4}, path: a/b}"  # noqa: E501
     built = build_dataclass(Outer, parse_yaml(text, "r.yaml"), "r.yaml")
     assert built == Outer(3, 0.001, (0.0, 0.9), (1, 2), "fast", True, Inner(4), Path("a/b"))
     assert build_dataclass(Outer, parse_yaml(write_yaml(built), "r.yaml"), "r.yaml") == built
@@ -43,16 +43,25 @@ def test_values_arrive():
 @pytest.mark.parametrize(
     ("text", "sentence"),
     [
-        ("{steps: 3, leraning_rate: 1}", "r.yaml: unknown key 'leraning_rate' in 'training'; did you mean 'learning_rate'?"),
-        ("{steps: 3, zzz: 1}", "r.yaml: unknown key 'zzz' in 'training'; there are: steps, learning_rate, betas, widths, "
-         "mode, compile, inner, path"),
+        (
+            "{steps: 3, leraning_rate: 1}",
+            "r.yaml: unknown key 'leraning_rate' in 'training'; did you mean 'learning_rate'?",
+        ),
+        (
+            "{steps: 3, zzz: 1}",
+            "r.yaml: unknown key 'zzz' in 'training'; there are: steps, learning_rate, betas, widths, "
+            "mode, compile, inner, path",
+        ),
         ("{learning_rate: 1}", "r.yaml: 'training.steps' is missing"),
         ("{steps: 0}", "r.yaml: in 'training': steps must be at least 1, got 0"),
         ("{steps: 1.5}", "r.yaml: 'training.steps' must be a whole number, got 1.5"),
         ("{steps: true}", "r.yaml: 'training.steps' must be a whole number, got True"),
         ("{steps: 3, learning_rate: fast}", "r.yaml: 'training.learning_rate' must be a number, got 'fast'"),
         ("{steps: 3, learning_rate: .nan}", "r.yaml: 'training.learning_rate' must be finite, got nan"),
-        ("{steps: 3, betas: [1, 2, 3]}", "r.yaml: 'training.betas' must be a list of 2 (a number, a number) or empty, got [1, 2, 3]"),
+        (
+            "{steps: 3, betas: [1, 2, 3]}",
+            "r.yaml: 'training.betas' must be a list of 2 (a number, a number) or empty, got [1, 2, 3]",
+        ),
         ("{steps: 3, widths: [1, x]}", "r.yaml: 'training.widths[1]' must be a whole number, got 'x'"),
         ("{steps: 3, mode: fats}", "r.yaml: 'training.mode' must be slow or fast, got 'fats'; did you mean 'fast'?"),
         ("{steps: 3, compile: 1}", "r.yaml: 'training.compile' must be auto or true or false, got 1"),

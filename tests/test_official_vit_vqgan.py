@@ -43,7 +43,7 @@ def write_release(folder: Path, model: ViTVQGAN, beta: float = 0.25) -> None:
     """A model of ours in the release's files, under its names."""
     config = model.config
     tensors = {"loss.discriminator.weight": torch.ones(3)}
-    for part, size, place in (("encoder", config.encoder, "en"), ("decoder", config.decoder, "de")):
+    for part, place in (("encoder", "en"), ("decoder", "de")):
         transformer = getattr(model, part).transformer
         tensors[f"{part}.{place}_pos_embedding"] = transformer.positions[None]
         tensors |= {f"{part}.transformer.norm.{k}": v for k, v in transformer.norm.state_dict().items()}

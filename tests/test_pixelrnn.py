@@ -5,7 +5,11 @@ import torch
 
 from chainrule.core import CodeSpec, Context, GridSpec, entry, select
 from chainrule.priors.pixelrnn import (
-    DiagonalBiLSTM, MultiScalePixelRNN, MultiScalePixelRNNConfig, PixelRNNConfig, RowLSTM,
+    DiagonalBiLSTM,
+    MultiScalePixelRNN,
+    MultiScalePixelRNNConfig,
+    PixelRNNConfig,
+    RowLSTM,
 )  # fmt: skip
 from chainrule.tokenizers.pixels import MultiScalePixels, MultiScalePixelsConfig
 
@@ -68,7 +72,7 @@ def test_a_code_sees_the_earlier_codes_of_its_pixel(model):
         assert block[:, pixel * 3 - 3 : pixel * 3].all(), "the codes of the pixel before are all visible"
 
 
-SPECS = [CodeSpec.single(5, 4, 1, 3), CodeSpec.single(3, 4, 3, 4), CodeSpec.single(1, 3, 1, 2), CodeSpec.single(3, 1, 2, 2)]
+SPECS = [CodeSpec.single(*shape) for shape in ((5, 4, 1, 3), (3, 4, 3, 4), (1, 3, 1, 2), (3, 1, 2, 2))]
 
 
 @torch.no_grad()

@@ -56,7 +56,14 @@ def test_reference_is_the_definition(order, mirrored, height, width):
 @pytest.mark.parametrize(("order", "mirrored"), ORDERS)
 @pytest.mark.parametrize(
     ("height", "width", "left", "base"),
-    [(3, 4, 1, ()), (4, 2, 0, (3, 1, 1)), (1, 1, 0, (3, 1, 1)), (5, 1, 1, (3, 5, 1)), (1, 3, 3, ()), (9, 11, 0, (3, 9, 11))],
+    [
+        (3, 4, 1, ()),
+        (4, 2, 0, (3, 1, 1)),
+        (1, 1, 0, (3, 1, 1)),
+        (5, 1, 1, (3, 5, 1)),
+        (1, 3, 3, ()),
+        (9, 11, 0, (3, 9, 11)),
+    ],
 )
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 def test_compiled_scan_and_gradients(order, mirrored, height, width, left, base, dtype):

@@ -236,7 +236,9 @@ def to_plain(value: Any) -> Any:
 class _Loader(yaml.SafeLoader):
     """YAML that rejects a key given twice and reads 1e-3 as a number (YAML 1.1 has it a string)."""
 
-    yaml_implicit_resolvers = {key: list(rules) for key, rules in yaml.SafeLoader.yaml_implicit_resolvers.items()}
+    yaml_implicit_resolvers = {  # noqa: RUF012 (PyYAML's own name)
+        key: list(rules) for key, rules in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
 
     def construct_mapping(self, node, deep=False):
         keys = [self.construct_object(key, deep=True) for key, _ in node.value]
@@ -256,7 +258,7 @@ _Loader.add_implicit_resolver(
 def parse_yaml(text: str, where: str) -> Any:
     """The value of a YAML text; raises ValueError of one line."""
     try:
-        return yaml.load(text, _Loader)  # noqa: S506 (a SafeLoader)
+        return yaml.load(text, _Loader)
     except yaml.YAMLError as error:
         raise ValueError(f"{where}: not valid YAML: {' '.join(str(error).split())}") from None
 

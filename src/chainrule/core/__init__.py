@@ -7,6 +7,19 @@ from .registry import Entry, Preset, entries, entry, register
 from .tokenizer import LearnedTokenizer, Reconstruction, Tokenizer
 
 __all__ = [
-    "Codes", "CodeSpec", "Context", "Entry", "GridSpec", "LearnedTokenizer", "Position", "Preset", "Prior",
-    "Reconstruction", "Tokenizer", "entries", "entry", "register", "select",
+    "CodeSpec",
+    "Codes",
+    "Context",
+    "Entry",
+    "GridSpec",
+    "LearnedTokenizer",
+    "Position",
+    "Preset",
+    "Prior",
+    "Reconstruction",
+    "Tokenizer",
+    "entries",
+    "entry",
+    "register",
+    "select",
 ]  # fmt: skip

@@ -120,7 +120,7 @@ class CodeSpec:
                     f"grid {index} of the codes must be int64 (B, {grid.height}, {grid.width}, {grid.depth}), "
                     f"got {tensor.dtype} {tuple(tensor.shape)}"
                 )
-            if tensor.numel() and not (0 <= int(tensor.min()) and int(tensor.max()) < grid.vocab_size):
+            if tensor.numel() and not (int(tensor.min()) >= 0 and int(tensor.max()) < grid.vocab_size):
                 raise ValueError(
                     f"grid {index} of the codes must lie in 0..{grid.vocab_size - 1}, "
                     f"got {int(tensor.min())}..{int(tensor.max())}"

@@ -79,7 +79,7 @@ class Prior(nn.Module, ABC):
         label = context.label
         if tuple(label.shape) != (batch_size,):
             raise ValueError(f"label must be int64 ({batch_size},), got {tuple(label.shape)}")
-        if label.numel() and not (0 <= int(label.min()) and int(label.max()) < self.num_classes):
+        if label.numel() and not (int(label.min()) >= 0 and int(label.max()) < self.num_classes):
             raise ValueError(
                 f"label must lie in 0..{self.num_classes - 1}, got {int(label.min())}..{int(label.max())}"
             )

@@ -238,7 +238,7 @@ def read(image: np.ndarray) -> list[Object]:
 
 def _regions(mask: np.ndarray) -> list[np.ndarray]:
     """The 4-connected regions of a bool (H, W), each as a bool (H, W)."""
-    height, width = mask.shape
+    _, width = mask.shape
     waiting = {divmod(int(flat), width) for flat in np.flatnonzero(mask)}
     regions = []
     while waiting:

@@ -129,6 +129,6 @@ def window_above(inputs: Tensor, row: int, rows: int) -> Tensor:
 
 
 def taps_left(inputs: Tensor, row: int, column: int, left: int) -> Tensor:
-    """Pixels column - left .. column of a row of (B, C, H, W), as `LeftConv2d.matrix` reads them: (B, (left + 1) * C)."""
+    """Pixels column - left .. column of a row of (B, C, H, W), for `LeftConv2d.matrix`: (B, (left + 1) * C)."""
     taps = inputs[:, :, row, max(0, column - left) : column + 1]
     return F.pad(taps, (max(0, left - column), 0)).transpose(1, 2).flatten(1)

@@ -77,7 +77,7 @@ def lstm_cell(z: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def row_product(x: Tensor, weight: Tensor) -> Tensor:
-    """Sum of the pixels to the left, and the pixel, times their weights: (..., W, F), (left + 1, F, N) -> (..., W, N)."""
+    """Pixels to the left, and the pixel, times their weights: (..., W, F), (left + 1, F, N) -> (..., W, N)."""
     width, left = x.shape[-2], weight.shape[0] - 1
     taps = [F.pad(x, (0, 0, k, 0))[..., :width, :] for k in range(left, 0, -1)]
     return torch.cat([*taps, x], dim=-1) @ weight.flatten(0, 1)

@@ -26,8 +26,8 @@ the first has drawn are certain there (the paper leaves open what becomes of the
 is an exact likelihood of the image.
 
 Deviations: the initial states are zero, not learned, since constant channels (ones, coordinates) beside the
-pixels say where borders are; forget gates begin with a bias of 1; the way back to 2h features has no bias, which the next
-gates have; class conditioning adds a learned vector to the gates of each layer.
+pixels say where borders are; forget gates begin with a bias of 1; the way back to 2h features has no bias, which
+the next gates have; class conditioning adds a learned vector to the gates of each layer.
 
 Shape letters: B batch, D codes per pixel, H height, W width, K vocabulary, h hidden features.  Maps are
 (B, H, W, features) here, for the scans and the 1x1 products.

@@ -40,8 +40,8 @@ from .average import Average
 from .checkpoint import load_checkpoint, recover_folder, save_checkpoint, write_file, write_folder
 from .hardware import autocast, wants_compile
 from .log import Progress, Table, TensorBoard, format_metrics
-from .order import batch_generator, batch_indices, derive_seed
 from .muon import Muon
+from .order import batch_generator, batch_indices, derive_seed
 from .schedule import learning_rate
 from .task import Task
 
@@ -145,7 +145,8 @@ class _Run:
             interrupted = self.step < config.steps
             if interrupted:
                 self._save()
-                self.progress.say(f"stopped after step {self.step} of {config.steps}; the same command goes on from here")
+                where = f"stopped after step {self.step} of {config.steps}"
+                self.progress.say(f"{where}; the same command goes on from here")
             elif not self.finished:
                 self._save()  # a long evaluation follows
                 self._evaluate(final=True)
