@@ -11,35 +11,26 @@ ORDERS = [("row", False), ("diagonal", False), ("diagonal", True)]
 needs_compiler = pytest.mark.skipif(scan.native_library() is None, reason="no C++ compiler")
 
 
-def arguments(order, height=4, width=5, left=1, batch=2, depth=16, hidden=16, base=(), dtype=torch.float64):
+def arguments(order, height=4, width=5, batch=2, hidden=16, dtype=torch.float64):
     generator = torch.Generator().manual_seed(0)
-    shapes = [
-        (batch, height, width, depth), (*base, 4 * hidden), (left + 1, depth, 4 * hidden),
-        (NUM_TAPS[order], hidden, 4 * hidden),
-    ]  # fmt: skip
-    return [
-        (torch.randn(shape, generator=generator, dtype=dtype) * 0.3).requires_grad_() for shape in shapes
-    ]
+    shapes = [(batch, height, width, 4 * hidden), (NUM_TAPS[order], hidden, 4 * hidden)]
+    return [(torch.randn(shape, generator=generator, dtype=dtype) * 0.3).requires_grad_() for shape in shapes]
 
 
-def scan_by_definition(x, base, input_weight, weight, order, mirrored):
+def scan_by_definition(z, weight, order, mirrored):
     """Pixel by pixel, as the formulas of the module's docstring read."""
-    batch, height, width, _ = x.shape
-    left, hidden = len(input_weight) - 1, weight.shape[1]
+    batch, height, width, _ = z.shape
     side = 1 if mirrored else -1
     taps = [(-1, -1), (-1, 0), (-1, 1)] if order == "row" else [(-1, 0), (0, side)]
     states, cells = {}, {}
-    zeros = x.new_zeros(batch, hidden)
+    zeros = z.new_zeros(batch, weight.shape[1])
     for r in range(height):
         for column in reversed(range(width)) if mirrored else range(width):
-            z = base.expand(batch, height, width, -1)[:, r, column]
-            for j in range(left + 1):
-                if column - (left - j) >= 0:
-                    z = z + x[:, r, column - (left - j)] @ input_weight[j]
+            gates = z[:, r, column]
             for k, (dr, dc) in enumerate(taps):
-                z = z + states.get((r + dr, column + dc), zeros) @ weight[k]
+                gates = gates + states.get((r + dr, column + dc), zeros) @ weight[k]
             dr, dc = taps[1]
-            states[r, column], cells[r, column] = lstm_cell(z, cells.get((r + dr, column + dc), zeros))
+            states[r, column], cells[r, column] = lstm_cell(gates, cells.get((r + dr, column + dc), zeros))
     rows = [torch.stack([states[r, column] for column in range(width)], 1) for r in range(height)]
     return torch.stack(rows, 1)
 
@@ -47,37 +38,41 @@ def scan_by_definition(x, base, input_weight, weight, order, mirrored):
 @pytest.mark.parametrize(("order", "mirrored"), ORDERS)
 @pytest.mark.parametrize(("height", "width"), [(3, 4), (4, 2), (3, 1), (1, 3)])
 def test_reference_is_the_definition(order, mirrored, height, width):
-    tensors = arguments(order, height, width, depth=3, hidden=2)
+    tensors = arguments(order, height, width, hidden=2)
     expected = scan_by_definition(*tensors, order, mirrored)
     torch.testing.assert_close(reference_scan(*tensors, order, mirrored), expected)
 
 
+def outcomes(function, tensors, weights, *how):
+    """The states and the gradients of their weighted sum."""
+    out = function(*tensors, *how)
+    return [out, *torch.autograd.grad((out * weights).sum(), tensors)]
+
+
 @needs_compiler
 @pytest.mark.parametrize(("order", "mirrored"), ORDERS)
-@pytest.mark.parametrize(
-    ("height", "width", "left", "base"),
-    [
-        (3, 4, 1, ()),
-        (4, 2, 0, (3, 1, 1)),
-        (1, 1, 0, (3, 1, 1)),
-        (5, 1, 1, (3, 5, 1)),
-        (1, 3, 3, ()),
-        (9, 11, 0, (3, 9, 11)),
-    ],
-)
+@pytest.mark.parametrize(("height", "width"), [(3, 4), (4, 2), (1, 1), (5, 1), (1, 3), (9, 11)])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
-def test_compiled_scan_and_gradients(order, mirrored, height, width, left, base, dtype):
-    tensors = arguments(order, height, width, left, 3, 32, 16, base, dtype)
-    compiled, plain = lstm_scan(*tensors, order, mirrored), reference_scan(*tensors, order, mirrored)
-    assert compiled.dtype == dtype and type(compiled.grad_fn).__name__ == "_NativeScanBackward"
-    weights = torch.randn(compiled.shape, generator=torch.Generator().manual_seed(1), dtype=dtype)
-    for one, other in zip(
-        [compiled, *torch.autograd.grad((compiled * weights).sum(), tensors)],
-        [plain, *torch.autograd.grad((plain * weights).sum(), tensors)],
-        strict=True,
-    ):
+def test_compiled_scan_and_gradients(order, mirrored, height, width, dtype):
+    tensors = arguments(order, height, width, 3, dtype=dtype)
+    weights = torch.randn(3, height, width, 16, generator=torch.Generator().manual_seed(1), dtype=dtype)
+    compiled = outcomes(lstm_scan, tensors, weights, order, mirrored)
+    assert compiled[0].dtype == dtype and type(compiled[0].grad_fn).__name__ == "_NativeScanBackward"
+    for one, other in zip(compiled, outcomes(reference_scan, tensors, weights, order, mirrored), strict=True):
         assert one.shape == other.shape
         torch.testing.assert_close(one, other, **({} if dtype == torch.float64 else {"rtol": 1e-4, "atol": 1e-5}))
+
+
+@needs_compiler
+@pytest.mark.parametrize(("order", "mirrored"), ORDERS)
+def test_bfloat16_is_that_of_its_float32(order, mirrored):
+    z, weight = arguments(order, 9, 11, 3, dtype=torch.float32)
+    half = z.detach().bfloat16().requires_grad_()
+    weights = torch.randn(3, 9, 11, 16, generator=torch.Generator().manual_seed(1))
+    compiled = outcomes(lstm_scan, [half, weight], weights, order, mirrored)
+    plain = outcomes(lstm_scan, [half.detach().float().requires_grad_(), weight], weights, order, mirrored)
+    assert torch.equal(compiled[0], plain[0]) and torch.equal(compiled[2], plain[2])
+    assert compiled[1].dtype == torch.bfloat16 and torch.equal(compiled[1], plain[1].bfloat16())
 
 
 @needs_compiler
@@ -90,33 +85,30 @@ def test_numerical_gradient(order, mirrored):
 @needs_compiler
 @pytest.mark.parametrize("hidden", [32, 48])
 def test_wider_states_and_threads(hidden):
-    tensors = arguments("row", 3, 9, batch=5, depth=2 * hidden, hidden=hidden, dtype=torch.float32)
+    tensors = arguments("row", 3, 9, batch=5, hidden=hidden, dtype=torch.float32)
+    weights = torch.ones(5, 3, 9, hidden)
     before = torch.get_num_threads()
     try:
         results = []
         for threads in (1, 2):
             torch.set_num_threads(threads)
-            out = lstm_scan(*tensors, "row")
-            results.append([out, *torch.autograd.grad(out.sum(), tensors)])
+            results.append(outcomes(lstm_scan, tensors, weights, "row"))
     finally:
         torch.set_num_threads(before)
-    for one, two, plain in zip(*results, _plain(tensors), strict=True):
+    for one, two, plain in zip(*results, outcomes(reference_scan, tensors, weights, "row"), strict=True):
         torch.testing.assert_close(one, two, rtol=1e-4, atol=1e-5)
         torch.testing.assert_close(one, plain, rtol=1e-4, atol=1e-4)
 
 
-def _plain(tensors):
-    out = reference_scan(*tensors, "row")
-    return [out, *torch.autograd.grad(out.sum(), tensors)]
-
-
 @needs_compiler
 def test_extreme_and_undefined_values():
-    tensors = [tensor.detach().float() for tensor in arguments("row", 3, 3)]
-    tensors[1][:32], tensors[1][32:] = 500.0, -500.0
-    torch.testing.assert_close(lstm_scan(*tensors, "row"), reference_scan(*tensors, "row"), rtol=1e-5, atol=1e-6)
-    tensors[0][0, 0, 0, 0] = float("nan")
-    assert lstm_scan(*tensors, "row")[0].isnan().any(), "a model that diverges must not look well"
+    z, weight = (tensor.detach().float() for tensor in arguments("row", 3, 3))
+    z[..., :32], z[..., 32:] = 500.0, -500.0
+    torch.testing.assert_close(lstm_scan(z, weight, "row"), reference_scan(z, weight, "row"), rtol=1e-5, atol=1e-6)
+    for dtype in (torch.float32, torch.bfloat16):
+        z[0, 0, 0, 0] = float("nan")
+        states = lstm_scan(z.to(dtype), weight, "row")[0]
+        assert states.isnan().any(), "a model that diverges must not look well"
 
 
 def test_without_a_compiler(monkeypatch):

@@ -2,7 +2,7 @@
 //
 // One image at a time: its maps fit in the cache, and images need no synchronisation, so that callers run
 // ranges of images in threads. All arrays are contiguous, features last: h of them (a multiple of 16) in c, out
-// and dout, 4h in gates, `depth` (a multiple of 16) in x and dx.
+// and dout, 4h in z, dz and gates. z and dz may be in bfloat16, everything else is in float or double.
 #include <cmath>
 #include <cstdint>
 #include <cstring>
@@ -35,10 +35,25 @@ template <class T> inline T tangent(T x) { return 1 - 2 / (1 + exponential(2 * x
 
 struct Pixel { int64_t row, column; };
 
+struct BFloat16 {
+    uint16_t bits;
+    BFloat16() = default;
+    explicit BFloat16(float x) {  // to the nearest, ties to even; a NaN stays one
+        uint32_t wide;
+        std::memcpy(&wide, &x, 4);
+        bits = x != x ? 0x7fc0 : (wide + 0x7fff + ((wide >> 16) & 1)) >> 16;
+    }
+    operator float() const {
+        uint32_t wide = (uint32_t)bits << 16;
+        float x;
+        std::memcpy(&x, &wide, 4);
+        return x;
+    }
+};
+
 // Sizes, the order of visits, and where a pixel reads from.
 struct Scan {
-    int64_t height, width, depth, hidden, left, diagonal, mirrored;
-    int64_t base_image, base_pixel;  // strides of base, 0 where it is the same for all
+    int64_t height, width, hidden, diagonal, mirrored;
 
     int64_t size() const { return height * width; }
     int taps() const { return diagonal ? 2 : 3; }
@@ -50,12 +65,11 @@ struct Scan {
         int64_t row = first(t) + j, column = t - row;
         return {row, mirrored ? width - 1 - column : column};
     }
-    Pixel state_tap(int k) const {
+    Pixel tap(int k) const {
         if (!diagonal) return {-1, k - 1};
         return k == 0 ? Pixel{-1, 0} : Pixel{0, mirrored ? 1 : -1};
     }
-    Pixel input_tap(int k) const { return {0, k - left}; }
-    Pixel cell() const { return state_tap(1); }
+    Pixel cell() const { return tap(1); }
     int64_t at(Pixel p) const { return p.row * width + p.column; }
     int64_t at(Pixel p, Pixel offset, int sign) const {  // of p + sign * offset; -1 outside the image
         Pixel q{p.row + sign * offset.row, p.column + sign * offset.column};
@@ -64,7 +78,7 @@ struct Scan {
 };
 
 constexpr int kRows = 7;       // pixels that a tile holds in registers
-constexpr int kMaxTaps = 4;
+constexpr int kMaxTaps = 3;
 
 // out[m] += sum over taps k of a[k * M + m] (depth) times w[k] (depth, columns), in NV vectors of columns at a time.
 template <class T, int M, int NV>
@@ -124,50 +138,46 @@ void outer(const Scan& scan, Pixel tap, const T* a, int64_t depth, const T* d, i
 }
 
 // Where the taps of m pixels lie in a map, forwards (sign 1) or backwards (-1); zeros outside.
-template <class T, class Tap>
-void gather(const Scan& scan, const Pixel* p, int m, Tap tap, int taps, int sign, const T* map, int64_t depth,
-            const T* zeros, const T** a) {
-    for (int k = 0; k < taps; k++)
+template <class T>
+void gather(const Scan& scan, const Pixel* p, int m, int sign, const T* map, int64_t depth, const T* zeros,
+            const T** a) {
+    for (int k = 0; k < scan.taps(); k++)
         for (int i = 0; i < m; i++) {
-            int64_t from = scan.at(p[i], tap(k), sign);
+            int64_t from = scan.at(p[i], scan.tap(k), sign);
             a[k * m + i] = from < 0 ? zeros : map + from * depth;
         }
 }
 
-template <class T>
-void forward(const Scan& scan, const T* x, const T* base, const T* input_weight, const T* weight, T* gates, T* c,
-             T* out, int64_t begin, int64_t end) {
-    const int64_t size = scan.size(), h = scan.hidden, depth = scan.depth;
-    const auto state_tap = [&](int k) { return scan.state_tap(k); };
-    const auto input_tap = [&](int k) { return scan.input_tap(k); };
-    const std::vector<T> zeros(depth > h ? depth : h, T(0));
+template <class T, class Z>
+void forward(const Scan& scan, const Z* z, const T* weight, T* gates, T* c, T* out, int64_t begin, int64_t end) {
+    const int64_t size = scan.size(), h = scan.hidden;
+    const std::vector<T> zeros(h, T(0));
     for (int64_t b = begin; b < end; b++) {
-        const T* source = x + b * size * depth;
+        const Z* source = z + b * size * 4 * h;
         T *gate = gates + b * size * 4 * h, *cell = c + b * size * h, *state = out + b * size * h;
         for (int64_t t = 0; t < scan.steps(); t++)
             for (int64_t j = 0, n = scan.count(t); j < n; j += kRows) {
                 const int m = n - j < kRows ? n - j : kRows;
                 Pixel p[kRows];
-                T* z[kRows];
+                T* q[kRows];
                 const T* a[kMaxTaps * kRows];
                 for (int i = 0; i < m; i++) {
                     p[i] = scan.pixel(t, j + i);
-                    z[i] = gate + scan.at(p[i]) * 4 * h;
-                    std::memcpy(z[i], base + b * scan.base_image + scan.at(p[i]) * scan.base_pixel, sizeof(T) * 4 * h);
+                    const int64_t here = scan.at(p[i]) * 4 * h;
+                    q[i] = gate + here;
+                    for (int64_t u = 0; u < 4 * h; u++) q[i][u] = source[here + u];
                 }
-                gather(scan, p, m, input_tap, scan.left + 1, 1, source, depth, zeros.data(), a);
-                product<T>(m, z, a, scan.left + 1, depth, input_weight, 4 * h);
-                gather<T>(scan, p, m, state_tap, scan.taps(), 1, state, h, zeros.data(), a);
-                product<T>(m, z, a, scan.taps(), h, weight, 4 * h);
+                gather<T>(scan, p, m, 1, state, h, zeros.data(), a);
+                product<T>(m, q, a, scan.taps(), h, weight, 4 * h);
                 for (int i = 0; i < m; i++) {
                     const int64_t here = scan.at(p[i]) * h, from = scan.at(p[i], scan.cell(), 1);
                     const T* last = from < 0 ? zeros.data() : cell + from * h;
-                    T *q = z[i], *next = cell + here, *s = state + here;
+                    T *r = q[i], *next = cell + here, *s = state + here;
 #pragma GCC ivdep
                     for (int64_t u = 0; u < h; u++) {
-                        T o = sigmoid(q[u]), f = sigmoid(q[h + u]), in = sigmoid(q[2 * h + u]), g = tangent(q[3 * h + u]);
+                        T o = sigmoid(r[u]), f = sigmoid(r[h + u]), in = sigmoid(r[2 * h + u]), g = tangent(r[3 * h + u]);
                         T value = f * last[u] + in * g;
-                        q[u] = o, q[h + u] = f, q[2 * h + u] = in, q[3 * h + u] = g;
+                        r[u] = o, r[h + u] = f, r[2 * h + u] = in, r[3 * h + u] = g;
                         next[u] = value, s[u] = o * tangent(value);
                     }
                 }
@@ -175,19 +185,15 @@ void forward(const Scan& scan, const T* x, const T* base, const T* input_weight,
     }
 }
 
-// The last three arguments but the range receive gradients: dx is written; dbase is written where base has an
-// entry for every pixel, and otherwise added to, as the gradients of the weights are.
-template <class T>
-void backward(const Scan& scan, const T* dout, const T* x, const T* input_weight, const T* weight, const T* gates,
-              const T* c, const T* out, T* dx, T* dbase, T* dinput_weight, T* dweight, int64_t begin, int64_t end) {
-    const int64_t size = scan.size(), h = scan.hidden, depth = scan.depth;
-    const auto state_tap = [&](int k) { return scan.state_tap(k); };
-    const auto input_tap = [&](int k) { return scan.input_tap(k); };
+// dz is written, dweight is added to.
+template <class T, class Z>
+void backward(const Scan& scan, const T* dout, const T* weight, const T* gates, const T* c, const T* out, Z* dz,
+              T* dweight, int64_t begin, int64_t end) {
+    const int64_t size = scan.size(), h = scan.hidden;
     const std::vector<T> zeros(4 * h, T(0));
-    std::vector<T> scratch(scan.base_pixel ? 0 : size * 4 * h), carry(size * h), dh(kRows * h);
+    std::vector<T> gradient(size * 4 * h), carry(size * h), dh(kRows * h);
     for (int64_t b = begin; b < end; b++) {
         const T *gate = gates + b * size * 4 * h, *cell = c + b * size * h, *state = out + b * size * h;
-        T* dz = scan.base_pixel ? dbase + b * size * 4 * h : scratch.data();
         Pixel p[kRows];
         T* d[kRows];
         const T* a[kMaxTaps * kRows];
@@ -199,7 +205,7 @@ void backward(const Scan& scan, const T* dout, const T* x, const T* input_weight
                     d[i] = dh.data() + i * h;
                     std::memcpy(d[i], dout + (b * size + scan.at(p[i])) * h, sizeof(T) * h);
                 }
-                gather<T>(scan, p, m, state_tap, scan.taps(), -1, dz, 4 * h, zeros.data(), a);
+                gather<T>(scan, p, m, -1, gradient.data(), 4 * h, zeros.data(), a);
                 product<T>(m, d, a, scan.taps(), 4 * h, weight, h);
                 for (int i = 0; i < m; i++) {
                     const int64_t here = scan.at(p[i]), from = scan.at(p[i], scan.cell(), 1);
@@ -207,7 +213,7 @@ void backward(const Scan& scan, const T* dout, const T* x, const T* input_weight
                     const T *q = gate + here * 4 * h, *now = cell + here * h, *e = d[i];
                     const T *last = from < 0 ? zeros.data() : cell + from * h;
                     const T *later = to < 0 ? zeros.data() : carry.data() + to * h;
-                    T *r = dz + here * 4 * h, *kept = carry.data() + here * h;
+                    T *r = gradient.data() + here * 4 * h, *kept = carry.data() + here * h;
 #pragma GCC ivdep
                     for (int64_t u = 0; u < h; u++) {
                         T o = q[u], f = q[h + u], in = q[2 * h + u], g = q[3 * h + u], s = tangent(now[u]);
@@ -220,39 +226,25 @@ void backward(const Scan& scan, const T* dout, const T* x, const T* input_weight
                     }
                 }
             }
-        for (int64_t r = 0; r < scan.height; r++)
-            for (int64_t j = 0; j < scan.width; j += kRows) {
-                const int m = scan.width - j < kRows ? scan.width - j : kRows;
-                for (int i = 0; i < m; i++) {
-                    p[i] = Pixel{r, j + i};
-                    d[i] = dx + (b * size + scan.at(p[i])) * depth;
-                    std::memset(d[i], 0, sizeof(T) * depth);
-                }
-                gather<T>(scan, p, m, input_tap, scan.left + 1, -1, dz, 4 * h, zeros.data(), a);
-                product<T>(m, d, a, scan.left + 1, 4 * h, input_weight, depth);
-            }
-        for (int k = 0; k <= scan.left; k++)
-            outer(scan, input_tap(k), x + b * size * depth, depth, dz, 4 * h, dinput_weight + k * depth * 4 * h);
         for (int k = 0; k < scan.taps(); k++)
-            outer(scan, state_tap(k), state, h, dz, 4 * h, dweight + k * h * 4 * h);
-        if (!scan.base_pixel)
-            for (int64_t i = 0; i < size; i++)
-                for (int64_t u = 0; u < 4 * h; u++) dbase[b * scan.base_image + u] += dz[i * 4 * h + u];
+            outer(scan, scan.tap(k), state, h, gradient.data(), 4 * h, dweight + k * h * 4 * h);
+        Z* result = dz + b * size * 4 * h;
+        for (int64_t i = 0; i < size * 4 * h; i++) result[i] = Z(gradient[i]);
     }
 }
 
 }  // namespace
 
-// Weights: forward (taps, in, 4h); backward transposed to (taps, 4h, in).
-#define EXPORT(T)                                                                                                    \
-    extern "C" void forward_##T(const Scan* scan, const T* x, const T* base, const T* input_weight, const T* weight, \
-                                T* gates, T* c, T* out, int64_t begin, int64_t end) {                                \
-        forward(*scan, x, base, input_weight, weight, gates, c, out, begin, end);                                    \
+// Weights: forward (taps, h, 4h); backward transposed to (taps, 4h, h).
+#define EXPORT(NAME, T, Z)                                                                                           \
+    extern "C" void forward_##NAME(const Scan* scan, const Z* z, const T* weight, T* gates, T* c, T* out,            \
+                                   int64_t begin, int64_t end) {                                                     \
+        forward(*scan, z, weight, gates, c, out, begin, end);                                                        \
     }                                                                                                                \
-    extern "C" void backward_##T(const Scan* scan, const T* dout, const T* x, const T* input_weight, const T* weight, \
-                                 const T* gates, const T* c, const T* out, T* dx, T* dbase, T* dinput_weight,        \
-                                 T* dweight, int64_t begin, int64_t end) {                                           \
-        backward(*scan, dout, x, input_weight, weight, gates, c, out, dx, dbase, dinput_weight, dweight, begin, end); \
+    extern "C" void backward_##NAME(const Scan* scan, const T* dout, const T* weight, const T* gates, const T* c,    \
+                                    const T* out, Z* dz, T* dweight, int64_t begin, int64_t end) {                   \
+        backward(*scan, dout, weight, gates, c, out, dz, dweight, begin, end);                                       \
     }
-EXPORT(float)
-EXPORT(double)
+EXPORT(float32, float, float)
+EXPORT(float64, double, double)
+EXPORT(bfloat16, float, BFloat16)

@@ -92,8 +92,10 @@ class Scan(nn.Module):
 
     def forward(self, x: Tensor, condition: Tensor | None) -> Tensor:
         """(B, H, W, 2h) -> (B, H, W, h); condition is (B, 1, 1, 4h) or (B, H, W, 4h)."""
-        base = self.input.bias if condition is None else condition + self.input.bias
-        return lstm_scan(x, base, kernel(self.input), self.weight, self.order, self.mirrored)
+        width, left = x.shape[2], self.input.left
+        taps = [F.pad(x, (0, 0, k, 0))[:, :, :width] for k in range(left, 0, -1)]
+        z = F.linear(torch.cat([*taps, x], dim=-1) if taps else x, self.input.matrix().T, self.input.bias)
+        return lstm_scan(z if condition is None else z + condition, self.weight, self.order, self.mirrored)
 
 
 class Layer(nn.Module, ABC):
@@ -124,11 +126,11 @@ class Layer(nn.Module, ABC):
         h = self.scans[0](x, parts[0])
         for scan, part in zip(self.scans[1:], parts[1:], strict=True):
             h = h + F.pad(scan(x, part)[:, :-1], (0, 0, 0, 0, 1, 0))
-        return self.project(x.flatten(0, 2), h.flatten(0, 2), kernel(self.up)[0]).view_as(x)
+        return self.project(x.flatten(0, 2), h.flatten(0, 2), self.up.matrix()).view_as(x)
 
     def project(self, x: Tensor, h: Tensor, matrix: Tensor) -> Tensor:
         """(N, 2h), (N, h) -> (N, 2h): the layer's output from its input and states."""
-        return torch.addmm(x, h, matrix) if self.residual else h @ matrix
+        return x + h @ matrix if self.residual else h @ matrix  # a sum in float32, whatever the product is in
 
     def init(self, batch_size: int, width: int, hidden: int, context: Context) -> LayerState:
         def zeros(*shape: int) -> Tensor:
@@ -391,11 +393,6 @@ class MultiScalePixelRNN(Cascade):
 def _certain(codes: Tensor, like: Tensor) -> Tensor:
     """Logits (..., K) of codes (...) of probability 1; finite, so that guidance can compute with them."""
     return torch.full_like(like, -1e4).scatter(-1, codes[..., None], 0.0)
-
-
-def kernel(layer: LeftConv2d) -> Tensor:
-    """The weight of `layer` for features-last maps, (left + 1, in, out)."""
-    return layer.causal_weight()[:, :, 0].permute(2, 1, 0)
 
 
 def pointwise(layer: LeftConv2d, x: Tensor) -> Tensor:
