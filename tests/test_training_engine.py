@@ -88,7 +88,7 @@ def run_in_child(folder, kill="none", *overrides, processes=0):
     source = str(Path(__file__).parents[1] / "src")
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": source, "CUDA_VISIBLE_DEVICES": ""}
     command = [*launcher, __file__, str(folder), kill, *overrides]
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=100)
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=250)
 
 
 def outcome(folder):
