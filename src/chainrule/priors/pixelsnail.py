@@ -4,11 +4,11 @@ Chen, Mishra, Rohaninejad, Abbeel, "PixelSNAIL", arXiv:1712.09763; Razavi et al.
 Images with VQ-VAE-2", arXiv:1906.00446, section 3.2.  Gated residual blocks of causal convolutions alternate with
 attention to everything before.  A residual block, of convolutions W_1, W_2 and a condition c, is
 
-    a = elu(x)        (y', y'') = W_2 * elu(W_1 * a) + c        x <- a + y' . sigmoid(y'')
+    (y', y'') = W_2 * elu(W_1 * elu(x)) + c        x <- x + y' . sigmoid(y'')
 
 and a block of the network, of its input i, what its residual blocks make of it, x, and coordinates,
 
-    o = sum_{s < t} softmax_s(q_t . k_s) v_s,    q = Q res(x, coordinates),    (k, v) = KV res([elu(i), x, coordinates])
+    o = sum_{s < t} softmax_s(q_t . k_s) v_s,    q = Q res(x, coordinates),    (k, v) = KV res([i, x, coordinates])
     x <- res(x; o), of 1x1 convolutions, o added to what W_1 gives
 
 or, without attention, x <- W [x, coordinates].  Kernels are weight-normalised; dropout follows W_1 and the softmax.
@@ -19,9 +19,8 @@ sees the coarser ones through a residual network, enlarged to its grid.
 
 The architecture is exactly that of rosinality/vq-vae-2-pytorch, whose weights can be converted.  It departs from the
 papers: convolutions see the rows above and strictly the left, so that the code just before a pixel reaches it by
-the residual path and 1x1 convolutions alone; x is activated before it is added; nothing attends to its own position and the
-first position to nothing; attention stands in every block and not every fifth layer; width and depth are far below
-the 20 layers x 512 of VQ-VAE-2.  Class conditioning is ours, as that code has none.
+the residual path and 1x1 convolutions alone; nothing attends to its own position and the first position to nothing;
+attention stands in every block and not every fifth layer; width and depth are far below the 20 layers x 512 of VQ-VAE-2.  Class conditioning is ours, as that code has none.
 
 Shape letters: B batch, H height, W width, T = H W, K vocabulary, C channels, R residual channels, N residual blocks in
 all, h columns read to the left.
@@ -117,8 +116,7 @@ class GatedResidual(nn.Module):
 
     def forward(self, x: Tensor, context: Context = Context(), auxiliary: Tensor | None = None) -> Tensor:
         """(B, C, H, W) -> (B, C, H, W)."""
-        x = F.elu(x)
-        hidden = self.first(x)
+        hidden = self.first(F.elu(x))
         if self.auxiliary is not None:
             hidden = hidden + self.auxiliary(F.elu(auxiliary))
         gates = self.second(F.dropout(F.elu(hidden), self.dropout, self.training))
@@ -139,7 +137,7 @@ class Attention(nn.Module):
         self.out_residual = GatedResidual(channels, channels, dropout, auxiliary=channels // 2)
 
     def forward(self, before: Tensor, x: Tensor, coordinates: Tensor) -> Tensor:
-        """The block's activated input and what its residual blocks give, (B, C, H, W) each, -> (B, C, H, W)."""
+        """The block's input and what its residual blocks give, (B, C, H, W) each, -> (B, C, H, W)."""
         keys = self.key_residual(torch.cat([before, x, coordinates], 1))
         queries = self.query_residual(torch.cat([x, coordinates], 1))
         query, key, value = (
@@ -171,7 +169,7 @@ class Block(nn.Module):
         self.out = None if config.num_heads else WeightNormConv2d(config.channels + 2, config.channels)
 
     def forward(self, x: Tensor, coordinates: Tensor, context: Context) -> Tensor:
-        before = F.elu(x)
+        before = x
         for residual in self.residual:
             x = residual(x, context)
         if self.attention is not None:
@@ -194,8 +192,7 @@ class Pointwise:
 
     def __call__(self, *x: Tensor) -> Tensor:
         """(B, C), and the auxiliary (B, A) if there is one, -> (B, C)."""
-        x = [F.elu(part) for part in x]
-        hidden = F.elu(torch.addmm(self.first_bias, torch.cat(x, 1), self.first))
+        hidden = F.elu(torch.addmm(self.first_bias, F.elu(torch.cat(x, 1)), self.first))
         return x[0] + F.glu(torch.addmm(self.second_bias, hidden, self.second), 1)
 
 
@@ -354,18 +351,18 @@ class PixelSNAIL(RasterPrior):
             left = F.pad(left, (half - left.shape[2], 0)).transpose(1, 2).flatten(1)
             x = torch.addmm(x, left, matrices.input_left)
         here = self.coordinates[:, :, row, column].expand(len(x), -1)
-        activated = []
+        read = []
         for index, block in enumerate(matrices.blocks):
+            before = x
             for gate in gates[index * self.config.num_residual : (index + 1) * self.config.num_residual]:
-                activated.append(F.elu(x))
-                x = activated[-1] + gate
+                read.append(x)
+                x = x + gate
             if self.config.num_heads:
-                before = activated[-self.config.num_residual]
                 t = row * self.grid.width + column
                 x = attend(block, before, x, here, t, network.keys[index], network.values[index])
             else:
                 x = torch.addmm(block[1], torch.cat([x, here], 1), block[0])
-        network.maps[0][:, :, -1, column + half] = torch.stack(activated, 1)
+        network.maps[0][:, :, -1, column + half] = F.elu(torch.stack(read, 1))
         for residual in matrices.head:
             x = residual(x)
         return torch.addmm(self.out.bias, F.elu(x), matrices.logits)
@@ -383,9 +380,7 @@ class PixelSNAIL(RasterPrior):
         return F.glu(convolve(1), -1)
 
 
-def attend(
-    matrices: tuple, before: Tensor, x: Tensor, here: Tensor, t: int, keys: Tensor, values: Tensor
-) -> Tensor:
+def attend(matrices: tuple, before: Tensor, x: Tensor, here: Tensor, t: int, keys: Tensor, values: Tensor) -> Tensor:
     """A block's attention at position t: (B, C) -> (B, C); writes the position's key and value."""
     query_residual, query, query_bias, key_residual, key, key_bias, out_residual = matrices
     new = torch.addmm(key_bias, key_residual(torch.cat([before, x, here], 1)), key)
