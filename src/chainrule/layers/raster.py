@@ -112,7 +112,8 @@ class RasterPrior(Prior):
         if state.t > 0:
             last = self.spec.position(state.t - 1)
             start = last.depth * self.code_channels
-            inputs[:, start : start + self.code_channels, last.row, last.column] = self.values(previous).to(inputs.dtype)
+            known = inputs[:, start : start + self.code_channels, last.row, last.column]
+            known.copy_(self.values(previous))
         here = self.spec.position(state.t)
         if here.column == 0 and here.depth == 0:
             self.start_row(inputs, here.row, network)

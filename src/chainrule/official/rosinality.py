@@ -1,8 +1,9 @@
 """The VQ-VAE-2 of rosinality/vq-vae-2-pytorch (github.com): `vqvae_560.pt` (FFHQ 256x256), and its priors if beside it.
 
 The file is a bare state dict, of a model wrapped for several processes perhaps ("module." before every name).
-There is no config: all sizes follow from the shapes, but for that of the images, which is that of the priors' grids or
-else taken as 256x256 (other multiples of 8 go, too).  Two levels: `enc_b` reads the image, `enc_t` what it gives, `quantize_t` is the coarse level.
+There is no config: all sizes follow from the shapes, but for that of the images, which follows from the grids of the
+priors (`rosinality_pixelsnail`) or else is taken as 256x256 (other multiples of 8 go, too).  Two levels: `enc_b` reads
+the image, `enc_t` what it gives, `quantize_t` is the coarse level.
 Codebooks lie there as columns; `cluster_size` is the use of the codes, `embed_avg` a sum that is not needed.
 """
 
@@ -32,7 +33,7 @@ def matches(source: Path) -> bool:
 
 
 def load(source: Path) -> Imported:
-    """The tokenizer of a file, or of the only such file of a folder, there with the priors of both levels if it has them.
+    """The tokenizer of a file, or of the only such file of a folder, with its priors if they are there, too.
 
     Raises:
         ValueError: none or several such files, one of another architecture, or a prior of one level without the other.

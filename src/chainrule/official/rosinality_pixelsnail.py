@@ -1,8 +1,8 @@
 """The priors of rosinality/vq-vae-2-pytorch: `pixelsnail_top_*.pt` and `pixelsnail_bottom_*.pt`, beside the VQ-VAE-2.
 
 Each file holds {"model": state dict, "args": the options of its training}.  Sizes follow from the shapes, but for the
-8 heads that the code fixes; the grid is that of the stored coordinates (`background`).  Names map to ours word by
-word.  Parts of the causal kernels (`weight_v`) that the original zeroes before it normalises are kept, and masked alike.
+8 heads that the code fixes; the grid is that of the stored coordinates (`background`).  Parts of the causal kernels
+(`weight_v`) that the original zeroes before it normalises are kept, and masked alike.
 """
 
 from __future__ import annotations

@@ -11,8 +11,8 @@ where ' and '' are the two halves of 2p maps, and the logits are made of the ski
 The condition c is a vector per class (location-free) or a 1x1 convolution of a spatial map.
 
 Here v at row r holds nothing of row r itself, so N needs no shift.  No residual on the first layer (mask A).
-Deviation: constant channels (ones, coordinates) beside the pixels.  Codes of a VQ-VAE (arXiv:1711.00937), whose prior this
-is, have no order and enter as learned vectors (`embedding`).
+Deviation: constant channels (ones, coordinates) beside the pixels.  Codes of a VQ-VAE (arXiv:1711.00937), whose
+prior this is, have no order and enter as learned vectors (`embedding`).
 """
 
 from __future__ import annotations

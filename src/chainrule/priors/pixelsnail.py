@@ -20,7 +20,8 @@ sees the coarser ones through a residual network, enlarged to its grid.
 The architecture is exactly that of rosinality/vq-vae-2-pytorch, whose weights can be converted.  It departs from the
 papers: convolutions see the rows above and strictly the left, so that the code just before a pixel reaches it by
 the residual path and 1x1 convolutions alone; nothing attends to its own position and the first position to nothing;
-attention stands in every block and not every fifth layer; width and depth are far below the 20 layers x 512 of VQ-VAE-2.  Class conditioning is ours, as that code has none.
+attention stands in every block and not every fifth layer; width and depth are far below the 20 layers x 512 of
+VQ-VAE-2.  Class conditioning is ours, as that code has none.
 
 Shape letters: B batch, H height, W width, T = H W, K vocabulary, C channels, R residual channels, N residual blocks in
 all, h columns read to the left.
@@ -30,6 +31,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -202,7 +204,10 @@ class Matrices:
     def __init__(self, model: PixelSNAIL) -> None:
         half = model.config.kernel_size // 2
         residuals = model.residuals()
-        kernels = [[layer.kernel() for layer in layers] for layers in zip(*((r.first, r.second) for r in residuals))]
+        kernels = [
+            [layer.kernel() for layer in layers]
+            for layers in ([r.first for r in residuals], [r.second for r in residuals])
+        ]
         self.above = [[kernel[:, :, :-1].contiguous() for kernel in part] for part in kernels]
         self.left = [torch.stack([taps(kernel[:, :, -1, :half]) for kernel in part]) for part in kernels]
         self.spatial = [r.spatial.kernel() for r in residuals if r.spatial is not None]
@@ -329,7 +334,8 @@ class PixelSNAIL(RasterPrior):
         if row > 0:
             above = F.conv2d(window, matrices.input_above, self.above.bias, padding=(0, half))
             network.input = network.input + above[:, :, 0].transpose(1, 2)
-        biases = zip(*((residual.first.bias, residual.second.bias) for residual in self.residuals()))
+        residuals = self.residuals()
+        biases = [r.first.bias for r in residuals], [r.second.bias for r in residuals]
         for maps, above, kernels, bias in zip(network.maps, network.above, matrices.above, biases, strict=True):
             maps[:, :, :-1] = maps[:, :, 1:].clone()
             maps[:, :, -1] = 0
@@ -474,7 +480,7 @@ class HierarchicalPixelSNAIL(Cascade):
     def __init__(self, spec: CodeSpec, config: HierarchicalPixelSNAILConfig) -> None:
         if len(spec.grids) < 2:
             raise ValueError("hierarchical_pixelsnail needs codes of two or more grids; over one, use pixelsnail")
-        for coarse, fine in zip(spec.grids, spec.grids[1:]):
+        for coarse, fine in pairwise(spec.grids):
             if fine.height % coarse.height or fine.width % coarse.width:
                 raise ValueError(f"each grid must be a whole multiple of the one before, got {coarse} and {fine}")
         levels, conditioners = [], []
