@@ -1,11 +1,13 @@
-"""Sampling speed of convolutional priors over a 32x32 grid of 512 codes: remembering against re-running the network.
+"""Sampling speed of convolutional priors over 32x32 positions: remembering against re-running the network.
 
-    python benchmarks/code_priors.py gated_pixelcnn      # 10 layers x 128 channels
-    python benchmarks/code_priors.py pixelsnail          # the top level of rosinality's, 84.9M parameters
+    python benchmarks/code_priors.py gated_pixelcnn      # 512 codes, 10 layers x 128 channels
+    python benchmarks/code_priors.py pixelsnail          # 512 codes, the top level of rosinality's, 84.9M parameters
+    python benchmarks/code_priors.py pixelcnnpp          # RGB pixels, the original's size, 53.7M parameters
 
-Both paths run in one process, in float32.  Re-running reads the whole grid for each of the 1,024 codes, and each of
-these readings costs the same, so its time is that of `--rerun-codes` of them, scaled; `--cached-rows` scales the other
-path likewise, from its first rows to all (attention, which grows with the rows, is then counted too low).
+Both paths run in one process, in float32 on one thread, and what is counted is the processor's time, so that other work
+on the machine does not matter.  Re-running reads the whole grid for each of the 1,024 positions, and each of these
+readings costs the same, so its time is that of `--readings` of them, scaled; `--rows` scales the other path likewise,
+from its first rows to all 32 (attention, which grows with the rows, is then counted too low).
 """
 
 import argparse
@@ -17,51 +19,49 @@ import torch
 from chainrule.core import CodeSpec, Context, entry
 from chainrule.decoding import Rerun
 
-SIDE, NUM_CODES = 32, 512
-CONFIGS = {
-    "gated_pixelcnn": {"num_layers": 10, "channels": 128, "kernel_size": 3, "head_features": 512, "embedding": 64},
-    "pixelsnail": {},
-}
-
-
-def model(name: str):
-    torch.manual_seed(0)
-    found = entry("priors", name)
-    return found.model(CodeSpec.single(SIDE, SIDE, 1, NUM_CODES), found.config(**CONFIGS[name])).eval()
+SIDE = 32
+CODES = CodeSpec.single(SIDE, SIDE, 1, 512)
+MODELS = {
+    "gated_pixelcnn": (CODES, {"num_layers": 10, "channels": 128, "kernel_size": 3, "head_features": 512, "embedding": 64}),
+    "pixelsnail": (CODES, {}),
+    "pixelcnnpp": (CodeSpec.single(SIDE, SIDE, 3, 256), {}),
+}  # fmt: skip
 
 
 @torch.no_grad()
 def seconds(prior, batch_size: int, num_steps: int) -> float:
-    """Seconds for a whole grid, from its first `num_steps` codes."""
-    start = time.perf_counter()
+    """Seconds of the processor for the first `num_steps` codes."""
+    start = time.process_time()
     state, previous = prior.init_state(batch_size, Context()), torch.zeros(batch_size, dtype=torch.int64)
     for _ in range(num_steps):
         logits, state = prior.step(previous, state)
         previous = logits.argmax(-1)
-    return (time.perf_counter() - start) * prior.spec.num_codes / num_steps
+    return time.process_time() - start
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("prior", choices=CONFIGS)
+    parser.add_argument("prior", choices=MODELS)
     parser.add_argument("--batch-size", type=int, default=8)
-    parser.add_argument("--rerun-codes", type=int, default=2)
-    parser.add_argument("--cached-rows", type=int, default=SIDE)
+    parser.add_argument("--readings", type=int, default=1)
+    parser.add_argument("--rows", type=int, default=SIDE)
     arguments = parser.parse_args()
-    prior = model(arguments.prior)
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    (spec, options), found = MODELS[arguments.prior], entry("priors", arguments.prior)
+    prior = found.model(spec, found.config(**options)).eval()
     seconds(prior, arguments.batch_size, 2)
-    seconds(Rerun(prior), arguments.batch_size, 1)
-    cached = seconds(prior, arguments.batch_size, arguments.cached_rows * SIDE)
-    rerun = seconds(Rerun(prior), arguments.batch_size, arguments.rerun_codes)
+    cached = seconds(prior, arguments.batch_size, arguments.rows * SIDE * spec.only.depth) * SIDE / arguments.rows
+    rerun = seconds(Rerun(prior), arguments.batch_size, arguments.readings) * SIDE * SIDE / arguments.readings
     result = {
         "prior": arguments.prior,
         "parameters": sum(parameter.numel() for parameter in prior.parameters()),
         "batch_size": arguments.batch_size,
         "threads": torch.get_num_threads(),
         "seconds_cached": cached,
+        "rows_timed": arguments.rows,
         "seconds_rerun": rerun,
-        "rerun_codes_timed": arguments.rerun_codes,
-        "cached_rows_timed": arguments.cached_rows,
+        "readings_timed": arguments.readings,
         "ratio": rerun / cached,
     }
     print(json.dumps(result))

@@ -12,7 +12,7 @@ import chainrule
 from chainrule.core import Context
 from chainrule.official import convert, import_release, rosinality
 from chainrule.official.rosinality_pixelsnail import load_prior
-from chainrule.priors.pixelsnail import PixelSNAILSizes
+from chainrule.priors.pixelsnail import BottomSizes, PixelSNAILSizes
 
 FIXTURES = Path(os.environ.get("CHAINRULE_FIXTURES", Path(__file__).resolve().parents[2] / "shared" / "fixtures"))
 FOLDER = FIXTURES / "rosinality_vqvae2"
@@ -115,7 +115,7 @@ def write(path: Path, sizes: PixelSNAILSizes, codes: int, side: int, condition=(
     return tensors
 
 
-SMALL = PixelSNAILSizes(16, 6, 2, 3, 3, 8, 2), PixelSNAILSizes(10, 4, 3, 1, 7, 0)
+SMALL = PixelSNAILSizes(16, 6, 2, 3, 3, 8, 2), BottomSizes(10, 4, 3, 1, 7)
 
 
 @pytest.mark.parametrize("prefix", ["", "module."])

@@ -8,6 +8,7 @@ from chainrule.layers.weight_norm import WeightNormConv2d
 from chainrule.priors.gated_pixelcnn import GatedPixelCNN, GatedPixelCNNConfig
 from chainrule.priors.pixelrnn import PixelRNNConfig, RowLSTM
 from chainrule.priors.pixelsnail import (
+    BottomSizes,
     HierarchicalPixelSNAIL,
     HierarchicalPixelSNAILConfig,
     PixelSNAIL,
@@ -60,7 +61,7 @@ def test_steps_are_the_whole_with_classes_and_a_map(num_heads, kernel_size):
 
 @torch.no_grad()
 def test_the_coarser_grids_condition_the_finer():
-    config = HierarchicalPixelSNAILConfig(PixelSNAILSizes(4, 4, 1, 1, 3, 1), PixelSNAILSizes(4, 4, 1, 1, 3, 0), 4, 1)
+    config = HierarchicalPixelSNAILConfig(PixelSNAILSizes(4, 4, 1, 1, 3, 1), BottomSizes(4, 4, 1, 1, 3), 4, 1)
     spec = CodeSpec((GridSpec(2, 3, 1, 4), GridSpec(4, 6, 1, 5)))
     model = HierarchicalPixelSNAIL(spec, config).double().eval()
     top, bottom = torch.randint(4, (1, 2, 3, 1)), torch.randint(5, (1, 4, 6, 1))

@@ -9,16 +9,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from torch import Tensor
 
 from ..core import CodeSpec, GridSpec
-from ..priors.pixelsnail import HierarchicalPixelSNAIL, HierarchicalPixelSNAILConfig, PixelSNAILSizes
+from ..priors.pixelsnail import BottomSizes, HierarchicalPixelSNAIL, HierarchicalPixelSNAILConfig, PixelSNAILSizes
 from .reader import Stub, read_checkpoint
 from .sources import state_dict
 from .taming import load_exactly
 
+SizesT = TypeVar("SizesT", bound=PixelSNAILSizes)
 MARK = b"horizontal.conv.conv.weight_v"  # a name that only these files have
 BOTTOM_MARK = b"cond_resnet.blocks.0.conv.weight_v"  # and only that of the bottom level
 NUM_HEADS = 8
@@ -37,7 +38,7 @@ def load_prior(top: Path, bottom: Path) -> HierarchicalPixelSNAIL:
     Raises:
         ValueError: files of another architecture, or of grids that do not belong together.
     """
-    levels = [_read(path) for path in (top, bottom)]
+    levels = [_read(top, PixelSNAILSizes), _read(bottom, BottomSizes)]
     (_, top_sizes, grid), (fine_tensors, bottom_sizes, fine) = levels
     if (fine.height, fine.width) != (2 * grid.height, 2 * grid.width):
         raise ValueError(
@@ -76,7 +77,7 @@ def _tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     return {name.removeprefix("module."): value for name, value in tensors.items()}, options
 
 
-def _read(path: Path) -> tuple[dict[str, Tensor], PixelSNAILSizes, GridSpec]:
+def _read(path: Path, kind: type[SizesT]) -> tuple[dict[str, Tensor], SizesT, GridSpec]:
     """Tensors but the coordinates, the sizes and the grid of a file."""
     tensors, options = _tensors(path)
     try:
@@ -84,7 +85,7 @@ def _read(path: Path) -> tuple[dict[str, Tensor], PixelSNAILSizes, GridSpec]:
         kernel = tensors["blocks.0.resblocks.0.conv1.conv.conv.weight_v"]
         height, width = tensors.pop("background").shape[-2:]
         dropout = options.get("dropout", DROPOUT)
-        sizes = PixelSNAILSizes(
+        sizes = kind(
             channels,
             kernel.shape[0],
             num_blocks=_count(tensors, "blocks.{}.resblocks.0.conv1.conv.conv.weight_v"),

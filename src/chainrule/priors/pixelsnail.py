@@ -30,7 +30,7 @@ all, h columns read to the left.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from itertools import pairwise
 
 import torch
@@ -410,6 +410,13 @@ def coordinates(grid: GridSpec) -> Tensor:
 
 
 @dataclass(frozen=True)
+class BottomSizes(PixelSNAILSizes):
+    """As PixelSNAILSizes, without attention unless asked for."""
+
+    num_heads: int = 0
+
+
+@dataclass(frozen=True)
 class HierarchicalPixelSNAILConfig:
     """top: of the coarsest grid; bottom: of every finer one, conditioned on the coarser.
 
@@ -417,7 +424,7 @@ class HierarchicalPixelSNAILConfig:
     """
 
     top: PixelSNAILSizes = PixelSNAILSizes()
-    bottom: PixelSNAILSizes = field(default_factory=lambda: PixelSNAILSizes(num_heads=0))
+    bottom: BottomSizes = BottomSizes()
     condition_channels: int = 256
     num_condition_residual: int = 3
     num_classes: int = 0
@@ -461,12 +468,12 @@ def enlarge(x: Tensor, grid: GridSpec) -> Tensor:
     {
         "tiny": Preset(
             HierarchicalPixelSNAILConfig(
-                PixelSNAILSizes(4, 3, 1, 1, 3, 1), PixelSNAILSizes(3, 4, 2, 1, 3, 0), 3, 1, num_classes=2
+                PixelSNAILSizes(4, 3, 1, 1, 3, 1), BottomSizes(3, 4, 2, 1, 3), 3, 1, num_classes=2
             ),
             CodeSpec((GridSpec(1, 2, 1, 3), GridSpec(2, 4, 1, 2))),
         ),
         "tiny-three": Preset(
-            HierarchicalPixelSNAILConfig(PixelSNAILSizes(4, 3, 1, 1, 3, 1), PixelSNAILSizes(3, 4, 1, 1, 3, 0), 3, 1),
+            HierarchicalPixelSNAILConfig(PixelSNAILSizes(4, 3, 1, 1, 3, 1), BottomSizes(3, 4, 1, 1, 3), 3, 1),
             CodeSpec((GridSpec(1, 1, 1, 2), GridSpec(1, 2, 1, 2), GridSpec(2, 4, 1, 2))),
         ),
         "rosinality": Preset(
