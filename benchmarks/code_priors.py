@@ -21,11 +21,12 @@ from chainrule.decoding import Rerun
 
 SIDE = 32
 CODES = CodeSpec.single(SIDE, SIDE, 1, 512)
+GATED = {"num_layers": 10, "channels": 128, "kernel_size": 3, "head_features": 512, "embedding": 64}
 MODELS = {
-    "gated_pixelcnn": (CODES, {"num_layers": 10, "channels": 128, "kernel_size": 3, "head_features": 512, "embedding": 64}),
+    "gated_pixelcnn": (CODES, GATED),
     "pixelsnail": (CODES, {}),
     "pixelcnnpp": (CodeSpec.single(SIDE, SIDE, 3, 256), {}),
-}  # fmt: skip
+}
 
 
 @torch.no_grad()

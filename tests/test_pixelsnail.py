@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from chainrule.config import ModelConfig, build_dataclass, build_model_config, to_plain
 from chainrule.core import CodeSpec, Context, GridSpec, entry
 from chainrule.layers.weight_norm import WeightNormConv2d
 from chainrule.priors.gated_pixelcnn import GatedPixelCNN, GatedPixelCNNConfig
@@ -103,6 +104,15 @@ def test_impossible_sizes_are_refused_in_one_sentence():
     grids = CodeSpec((GridSpec(2, 2, 1, 4), GridSpec(3, 4, 1, 4)))
     with pytest.raises(ValueError, match="whole multiple"):
         HierarchicalPixelSNAIL(grids, HierarchicalPixelSNAILConfig())
+
+
+def test_a_recipe_names_the_sizes_of_both_levels():
+    given = {"top": {"channels": 16, "num_heads": 2}, "bottom": {"channels": 12}, "num_classes": "data"}
+    options = ModelConfig("hierarchical_pixelsnail", given)
+    config = build_model_config("priors", options, "recipe.yaml", words={"num_classes": 3})
+    assert (config.top.channels, config.bottom.channels, config.num_classes) == (16, 12, 3)
+    assert config.top.num_heads == 2 and config.bottom.num_heads == 0
+    assert build_dataclass(type(config), to_plain(config), "config.yaml") == config
 
 
 @pytest.mark.parametrize(
