@@ -98,7 +98,8 @@ def test_gradient_reaches_earlier_codes_only(entry, preset):
             here = raster.spec.position(t)
             out = logits[0, here.depth, :, here.row, here.column].square().sum()
             (gradient,) = torch.autograd.grad(out, inputs, retain_graph=True, allow_unused=True)
-            seen = gradient[0, : grid.depth].permute(1, 2, 0).flatten() != 0
+            values = gradient[0, : grid.depth * raster.code_channels].unflatten(0, (grid.depth, -1))
+            seen = (values != 0).any(1).permute(1, 2, 0).flatten()
             assert not seen[t:].any(), f"logits of code {t} see code {t + int(seen[t:].int().argmax())}"
             if here.column > 0:
                 neighbours.append(bool(seen[: t - here.depth][-grid.depth :].any()))

@@ -60,7 +60,7 @@ def test_a_release_is_recognised_and_gives_identical_codes(tmp_path, release, fi
 def test_every_importer_recognises_its_own_release_only():
     found = {
         release: [name for name, importer in importers().items() if importer.matches(FIXTURES / release)]
-        for release in RELEASES
+        for release in (*RELEASES, "pclucas_pixelcnnpp")
     }
     assert all(len(names) == 1 for names in found.values()), found
 

@@ -18,7 +18,7 @@ FOLDER = FIXTURES / "rosinality_vqvae2"
 def imported():
     if not FOLDER.is_dir():
         pytest.skip("no fixtures of foreign checkpoints; name their folder in CHAINRULE_FIXTURES")
-    return rosinality.load(FOLDER), load_file(FOLDER / "io.safetensors")
+    return rosinality.load(FOLDER / "vqvae_560.pt"), load_file(FOLDER / "io.safetensors")
 
 
 def test_the_file_is_recognised_and_its_origin_named(imported):

@@ -4,7 +4,7 @@ Such a network is causal in raster order, which gives it an incremental form: wh
 rows above is evaluated once, for all its pixels together, and each pixel then adds what it takes from its
 left.  Features at a pixel do not depend on its last code, so those of a finished pixel are final.
 
-Shape letters: B batch, D codes per pixel, H height, W width, K vocabulary, F features.
+Shape letters: B batch, D codes per pixel, E input channels of a code, H height, W width, K vocabulary, F features.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class RasterState:
     """What `RasterPrior.step` remembers."""
 
     t: int
-    inputs: Tensor  # (B, D + FREE_CHANNELS, H, W), values of the codes known so far
+    inputs: Tensor  # (B, D * E + FREE_CHANNELS, H, W), values of the codes known so far
     network: Any  # the model's own state
 
 
@@ -38,19 +38,27 @@ class RasterPrior(Prior):
 
     A model gives `features` for whole images and the incremental `init_network`, `start_row`, `pixel`;
     this class turns codes into inputs and features into logits, in both forms.
+
+    Args:
+        spec: of one grid.
+        num_classes, spatial_channels: what the model is conditioned on, 0 for none.
+        embedding: channels of a learned vector per code, for vocabularies without an order (the codes of a VQ-VAE);
+            0 where codes are levels, which enter as one number.
     """
 
-    def __init__(self, spec: CodeSpec, num_classes: int, spatial_channels: int = 0) -> None:
+    def __init__(self, spec: CodeSpec, num_classes: int, spatial_channels: int = 0, embedding: int = 0) -> None:
         super().__init__()
         self.spec = spec
         self.grid = spec.only
         self.num_classes = num_classes
         self.spatial_channels = spatial_channels
-        self.in_channels = self.grid.depth + FREE_CHANNELS
+        self.embedding = nn.Embedding(self.grid.vocab_size, embedding) if embedding else None
+        self.code_channels = embedding or 1
+        self.in_channels = self.grid.depth * self.code_channels + FREE_CHANNELS
 
     @abstractmethod
     def features(self, inputs: Tensor, context: Context) -> Tensor:
-        """(B, D + FREE_CHANNELS, H, W) -> (B, F, H, W)."""
+        """(B, D * E + FREE_CHANNELS, H, W) -> (B, F, H, W)."""
 
     @abstractmethod
     def logits(self, features: Tensor) -> Tensor:
@@ -69,13 +77,16 @@ class RasterPrior(Prior):
         """Logits (B, D * K) at a pixel of which the codes before `depth` are known; changes `network`."""
 
     def embed(self, codes: Codes) -> Tensor:
-        """Codes -> inputs (B, D + FREE_CHANNELS, H, W): levels in [-1, 1], then the free channels."""
+        """Codes -> inputs (B, D * E + FREE_CHANNELS, H, W): values of the codes, then the free channels."""
         weight = next(self.parameters())
-        values = self._value(codes[0]).to(weight.dtype).permute(0, 3, 1, 2)
+        values = self.values(codes[0]).to(weight.dtype).flatten(3).permute(0, 3, 1, 2)
         return torch.cat([values, self._free(weight).expand(values.shape[0], -1, -1, -1)], dim=1)
 
-    def _value(self, codes: Tensor) -> Tensor:
-        return codes * (2 / (self.grid.vocab_size - 1)) - 1
+    def values(self, codes: Tensor) -> Tensor:
+        """Codes (...) as the network reads them, (..., E): their vectors, or levels in [-1, 1]."""
+        if self.embedding is not None:
+            return self.embedding(codes)
+        return (codes * (2 / (self.grid.vocab_size - 1)) - 1).unsqueeze(-1)
 
     def _free(self, like: Tensor) -> Tensor:
         rows = torch.linspace(-1, 1, self.grid.height, dtype=like.dtype, device=like.device)
@@ -91,7 +102,8 @@ class RasterPrior(Prior):
         self.check_context(context, batch_size)
         weight = next(self.parameters())
         free = self._free(weight).expand(batch_size, -1, -1, -1)
-        values = weight.new_zeros(batch_size, self.grid.depth, self.grid.height, self.grid.width)
+        size = (self.grid.height, self.grid.width)
+        values = weight.new_zeros(batch_size, self.in_channels - FREE_CHANNELS, *size)
         inputs = torch.cat([values, free], dim=1)
         return RasterState(0, inputs, self.init_network(inputs, context))
 
@@ -99,7 +111,9 @@ class RasterPrior(Prior):
         inputs, network = state.inputs, state.network
         if state.t > 0:
             last = self.spec.position(state.t - 1)
-            inputs[:, last.depth, last.row, last.column] = self._value(previous).to(inputs.dtype)
+            start = last.depth * self.code_channels
+            known = inputs[:, start : start + self.code_channels, last.row, last.column]
+            known.copy_(self.values(previous))
         here = self.spec.position(state.t)
         if here.column == 0 and here.depth == 0:
             self.start_row(inputs, here.row, network)

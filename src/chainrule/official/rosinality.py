@@ -1,13 +1,15 @@
-"""The VQ-VAE-2 of rosinality/vq-vae-2-pytorch (github.com), stage one: `vqvae_560.pt` (FFHQ 256x256).
+"""The VQ-VAE-2 of rosinality/vq-vae-2-pytorch (github.com): `vqvae_560.pt` (FFHQ 256x256), and its priors if beside it.
 
 The file is a bare state dict, of a model wrapped for several processes perhaps ("module." before every name).
-There is no config: all sizes follow from the shapes, but for that of the images, which is taken as 256x256 (other
-multiples of 8 go, too).  Two levels: `enc_b` reads the image, `enc_t` what it gives, `quantize_t` is the coarse level.
+There is no config: all sizes follow from the shapes, but for that of the images, which follows from the grids of the
+priors (`rosinality_pixelsnail`) or else is taken as 256x256 (other multiples of 8 go, too).  Two levels: `enc_b` reads
+the image, `enc_t` what it gives, `quantize_t` is the coarse level.
 Codebooks lie there as columns; `cluster_size` is the use of the codes, `embed_avg` a sum that is not needed.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from torch import Tensor
@@ -15,6 +17,8 @@ from torch import Tensor
 from ..tokenizers.vqvae2 import VQVAE2, VQVAE2Config
 from . import Imported
 from .reader import read_checkpoint, sha256
+from .rosinality_pixelsnail import BOTTOM_MARK, load_prior
+from .rosinality_pixelsnail import MARK as PIXELSNAIL_MARK
 
 ORIGIN = "VQ-VAE-2 of rosinality/vq-vae-2-pytorch, https://github.com/rosinality/vq-vae-2-pytorch"
 LICENCE = "MIT, parts Apache-2.0 (Sonnet)"
@@ -29,10 +33,10 @@ def matches(source: Path) -> bool:
 
 
 def load(source: Path) -> Imported:
-    """The tokenizer of a file, or of the only such file of a folder.
+    """The tokenizer of a file, or of the only such file of a folder, with its priors if they are there, too.
 
     Raises:
-        ValueError: none or several such files, or one of another architecture.
+        ValueError: none or several such files, one of another architecture, or a prior of one level without the other.
     """
     candidates = _candidates(source)
     if len(candidates) != 1:
@@ -43,25 +47,51 @@ def load(source: Path) -> Imported:
     if not isinstance(tensors, dict):
         raise ValueError(f"{path} holds no state dict")
     tensors = {str(name).removeprefix("module."): value for name, value in tensors.items()}
+    priors = _priors(source)
+    prior = load_prior(*priors) if priors else None
     try:
         config = _config(tensors)
+        if prior is not None:
+            grid = prior.spec.grids[0]
+            config = replace(config, height=8 * grid.height, width=8 * grid.width)
         tokenizer = VQVAE2(config)
         tokenizer.load_state_dict(_rename(tensors, config))
     except (KeyError, RuntimeError, AttributeError, IndexError) as error:
         reason = str(error).splitlines()[-1].strip()
         raise ValueError(f"{path} does not hold a two-level VQ-VAE-2 of rosinality's code: {reason}") from None
-    return Imported(tokenizer.eval(), ORIGIN, LICENCE, False, {path.name: sha256(path)})
+    if prior is not None and prior.spec != tokenizer.spec:
+        raise ValueError(f"the priors beside {path.name} do not model its codes: {prior.spec}, not {tokenizer.spec}")
+    files = {one.name: sha256(one) for one in (path, *priors)}
+    return Imported(tokenizer.eval(), ORIGIN, LICENCE, False, files, prior)
 
 
-def _candidates(source: Path) -> list[Path]:
+def _candidates(source: Path, mark: bytes = MARK) -> list[Path]:
+    """The files of a folder, or the file, in which a name stands."""
     source = Path(source)
     files = sorted(source.iterdir()) if source.is_dir() else [source]
-    return [path for path in files if path.is_file() and _has_mark(path)]
+    return [path for path in files if path.is_file() and _has_mark(path, mark)]
 
 
-def _has_mark(path: Path) -> bool:
+def _has_mark(path: Path, mark: bytes) -> bool:
     with path.open("rb") as file:
-        return MARK in file.read(PEEK)
+        return mark in file.read(PEEK)
+
+
+def _priors(source: Path) -> tuple[Path, ...]:
+    """The priors of top and bottom beside the tokenizer, or nothing."""
+    found = _candidates(source, PIXELSNAIL_MARK)
+    if not found or not Path(source).is_dir():
+        return ()
+    levels: tuple[list[Path], list[Path]] = [], []
+    for path in found:
+        levels[_has_mark(path, BOTTOM_MARK)].append(path)
+    if [len(level) for level in levels] != [1, 1]:
+        names = [", ".join(path.name for path in level) or "none" for level in levels]
+        raise ValueError(
+            f"{source} should hold one PixelSNAIL prior per level, but there are, of the top level: {names[0]}; of the "
+            f"bottom level: {names[1]}; name the file of the VQ-VAE-2 to import it alone"
+        )
+    return levels[0][0], levels[1][0]
 
 
 def _config(tensors: dict[str, Tensor]) -> VQVAE2Config:

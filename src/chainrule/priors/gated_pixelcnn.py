@@ -11,7 +11,8 @@ where ' and '' are the two halves of 2p maps, and the logits are made of the ski
 The condition c is a vector per class (location-free) or a 1x1 convolution of a spatial map.
 
 Here v at row r holds nothing of row r itself, so N needs no shift.  No residual on the first layer (mask A).
-Deviation: constant channels (ones, coordinates) beside the pixels.
+Deviation: constant channels (ones, coordinates) beside the pixels.  Codes of a VQ-VAE (arXiv:1711.00937), whose
+prior this is, have no order and enter as learned vectors (`embedding`).
 """
 
 from __future__ import annotations
@@ -29,7 +30,10 @@ from ..layers.raster import FREE_CHANNELS, RasterPrior, taps_left, window_above
 
 @dataclass(frozen=True)
 class GatedPixelCNNConfig:
-    """num_layers layers of `channels` (p) features; kernel_size x kernel_size after the first 7x7."""
+    """num_layers layers of `channels` (p) features; kernel_size x kernel_size after the first 7x7.
+
+    embedding: channels of a learned vector per code, for codes without an order; 0 for the levels of pixels.
+    """
 
     num_layers: int = 20
     channels: int = 384
@@ -37,6 +41,7 @@ class GatedPixelCNNConfig:
     head_features: int = 1024
     num_classes: int = 0
     spatial_channels: int = 0
+    embedding: int = 0
 
 
 def gate(x: Tensor, dim: int = 1) -> Tensor:
@@ -121,6 +126,7 @@ class Matrices:
     {
         "tiny": Preset(GatedPixelCNNConfig(2, 4, 3, 6), CodeSpec.single(3, 4, 1, 2)),
         "tiny-rgb": Preset(GatedPixelCNNConfig(3, 3, 5, 6, num_classes=2), CodeSpec.single(2, 2, 3, 2)),
+        "tiny-codes": Preset(GatedPixelCNNConfig(2, 8, 3, 8, 2, embedding=4), CodeSpec.single(2, 2, 2, 3)),
         "imagenet32": Preset(GatedPixelCNNConfig(), CodeSpec.single(32, 32, 3, 256)),
         "benchmark": Preset(GatedPixelCNNConfig(10, 128, 3, 128), CodeSpec.single(28, 28, 1, 2)),
     },
@@ -129,7 +135,7 @@ class GatedPixelCNN(RasterPrior):
     """Vertical and horizontal stacks of gated convolutions."""
 
     def __init__(self, spec: CodeSpec, config: GatedPixelCNNConfig) -> None:
-        super().__init__(spec, config.num_classes, config.spatial_channels)
+        super().__init__(spec, config.num_classes, config.spatial_channels, config.embedding)
         self.config = config
         depth, p = self.grid.depth, config.channels
         self.layers = nn.ModuleList(

@@ -28,12 +28,16 @@ from ..layers.raster import InputConv2d, RasterPrior, taps_left, window_above
 
 @dataclass(frozen=True)
 class PixelCNNConfig:
-    """num_layers residual blocks on maps of 2 * hidden features; the head has head_features."""
+    """num_layers residual blocks on maps of 2 * hidden features; the head has head_features.
+
+    embedding: channels of a learned vector per code, for codes without an order; 0 for the levels of pixels.
+    """
 
     num_layers: int = 15
     hidden: int = 128
     head_features: int = 1024
     num_classes: int = 0
+    embedding: int = 0
 
 
 class Block(nn.Module):
@@ -96,7 +100,7 @@ class PixelCNN(RasterPrior):
     """Masked convolutions with residual blocks."""
 
     def __init__(self, spec: CodeSpec, config: PixelCNNConfig) -> None:
-        super().__init__(spec, config.num_classes)
+        super().__init__(spec, config.num_classes, embedding=config.embedding)
         self.config = config
         groups, width = self.grid.depth, 2 * config.hidden
         self.input = InputConv2d(self.in_channels, width, 7, groups)

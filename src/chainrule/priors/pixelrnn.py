@@ -55,6 +55,7 @@ class PixelRNNConfig:
     """num_layers LSTM layers of `hidden` states on maps of 2 * hidden features; the head has head_features.
 
     residual: whether a layer's output is added to its input, as in all the paper's networks but one.
+    embedding: channels of a learned vector per code, for codes without an order; 0 for the levels of pixels.
     """
 
     num_layers: int = 12
@@ -62,6 +63,7 @@ class PixelRNNConfig:
     head_features: int = 1024
     num_classes: int = 0
     residual: bool = True
+    embedding: int = 0
 
 
 @dataclass
@@ -225,7 +227,7 @@ class PixelRNN(RasterPrior):
     compile_training = False  # the scans are compiled already
 
     def __init__(self, spec: CodeSpec, config: PixelRNNConfig, spatial_channels: int = 0) -> None:
-        super().__init__(spec, config.num_classes, spatial_channels)
+        super().__init__(spec, config.num_classes, spatial_channels, config.embedding)
         self.config = config
         groups, width = self.grid.depth, 2 * config.hidden
         self.input = InputConv2d(self.in_channels, width, 7, groups)
