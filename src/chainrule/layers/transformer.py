@@ -17,9 +17,12 @@ Shape letters: B batch, T tokens, L blocks, E width, H heads, F features of a he
 
 from __future__ import annotations
 
+import ctypes
+import struct
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal, get_args
 
 import torch
@@ -27,6 +30,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..core import Codes, Context, Prior
+from .native import compiled
 
 Precision = Literal["float32", "bfloat16", "int8"]
 STD = 0.02
@@ -95,7 +99,9 @@ class KVCache:
 class Decoder:
     """Blocks, and a head on top where one is given, one token at a time; without gradients.
 
-    Holds the weights packed for a precision, and no tensor of the batch: pack once, decode many images.
+    Holds the weights packed for a precision, and no tensor of the batch: pack once, decode many images.  On the CPU, a
+    step is one call of `transformer.cpp`, where there is a C++ compiler and the sizes suit it (float32 models, E a
+    multiple of 128, F of 16); elsewhere it is plain torch.
 
     Args:
         blocks: in evaluation mode; their dropout is not applied.
@@ -110,36 +116,49 @@ class Decoder:
         if precision not in get_args(Precision):
             raise ValueError(f"precision must be one of {', '.join(get_args(Precision))}, got {precision!r}")
         self.blocks, self.head, self.precision = list(blocks), head, precision
-        self.layers = [
-            tuple(
-                pack_linear(linear, precision)
-                for linear in (block.query_key_value, block.projection, block.expand, block.contract)
-            )
-            for block in self.blocks
-        ]
-        self.output = None if head is None else pack_linear(head.linear, precision)
+        if _suits_native(self.blocks, head):
+            self.form = _NativeStep(self.blocks, precision, head)
+        else:
+            self.form = _PlainStep(self.blocks, precision, head)
 
     def init_cache(self, batch_size: int, capacity: int) -> KVCache:
         """An empty cache for at most `capacity` tokens."""
         weight = self.blocks[0].query_key_value.weight
         heads = self.blocks[0].num_heads
         shape = (batch_size, len(self.blocks), heads, capacity, weight.shape[1] // heads)
-        return KVCache(weight.new_zeros(shape), weight.new_zeros(shape), 0)
+        keys, values = (torch.zeros(shape, dtype=self.form.cache_type, device=weight.device) for _ in range(2))
+        return KVCache(keys, values, 0)
 
     @torch.no_grad()
     def prefill(self, x: Tensor, cache: KVCache) -> None:
         """Reads tokens (B, n, E) at once into an empty cache, in the model's own precision."""
         assert cache.length == 0
         cache.length = x.shape[1]
+        if cache.length == 0:
+            return
         for index, block in enumerate(self.blocks):
             x, cache.keys[:, index, :, : x.shape[1]], cache.values[:, index, :, : x.shape[1]] = block.read(x)
 
     @torch.no_grad()
     def step(self, x: Tensor, cache: KVCache) -> Tensor:
         """Reads one token (B, E): outputs (B, K), or states (B, E) without a head; changes `cache`."""
+        assert cache.length < cache.keys.shape[3], "the cache is full"
+        y = self.form(x, cache)
+        cache.length += 1
+        return y
+
+
+class _PlainStep:
+    """A step in plain torch, on any device."""
+
+    def __init__(self, blocks: Sequence[Block], precision: Precision, head: Head | None) -> None:
+        self.blocks, self.head = blocks, head
+        self.cache_type = blocks[0].query_key_value.weight.dtype
+        self.layers = [tuple(pack_linear(linear, precision) for linear in _linears(block)) for block in blocks]
+        self.output = None if head is None else pack_linear(head.linear, precision)
+
+    def __call__(self, x: Tensor, cache: KVCache) -> Tensor:
         t = cache.length
-        assert t < cache.keys.shape[3], "the cache is full"
-        cache.length = t + 1
         for index, (block, (query_key_value, projection, expand, contract)) in enumerate(
             zip(self.blocks, self.layers, strict=True)
         ):
@@ -159,8 +178,7 @@ def pack_linear(linear: nn.Linear, precision: Precision) -> Callable[[Tensor], T
     if precision == "bfloat16":
         narrow = weight.bfloat16()
         return lambda x: _add(F.linear(x.bfloat16(), narrow).to(x.dtype), bias)
-    scale = weight.abs().amax(1).clamp(min=torch.finfo(weight.dtype).tiny) / 127
-    codes = (weight / scale[:, None]).round().to(torch.int8)
+    codes, scale = _quantize(weight)
     if weight.device.type == "cpu":
         one = torch.ones_like(scale, dtype=torch.bfloat16)
         return lambda x: _add(torch._weight_int8pack_mm(x.bfloat16(), codes, one).to(x.dtype) * scale, bias)
@@ -169,6 +187,84 @@ def pack_linear(linear: nn.Linear, precision: Precision) -> Callable[[Tensor], T
 
 def _add(x: Tensor, bias: Tensor | None) -> Tensor:
     return x if bias is None else x + bias
+
+
+def _quantize(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """(K, E) -> int8 (K, E) in -127..127 and the scales (K,) of its rows."""
+    scale = weight.abs().amax(1).clamp(min=torch.finfo(weight.dtype).tiny) / 127
+    return (weight / scale[:, None]).round().to(torch.int8), scale
+
+
+def _linears(block: Block) -> tuple[nn.Linear, nn.Linear, nn.Linear, nn.Linear]:
+    return block.query_key_value, block.projection, block.expand, block.contract
+
+
+def native_library() -> ctypes.CDLL | None:
+    """The compiled `transformer.cpp`, or None where it cannot be compiled."""
+    return compiled(Path(__file__).with_name("transformer.cpp"))
+
+
+def _suits_native(blocks: Sequence[Block], head: Head | None) -> bool:
+    parts = [*blocks, *([] if head is None else [head])]
+    width, heads = blocks[0].query_key_value.in_features, blocks[0].num_heads
+    return (
+        all(p.dtype == torch.float32 and p.device.type == "cpu" for part in parts for p in part.parameters())
+        and width % 128 == 0
+        and width // heads % 16 == 0
+        and native_library() is not None
+    )
+
+
+class _NativeStep:
+    """A step in compiled code; `transformer.cpp` says how it stores weights."""
+
+    def __init__(self, blocks: Sequence[Block], precision: Precision, head: Head | None) -> None:
+        self.function = getattr(native_library(), f"step_{precision}")
+        self.cache_type = torch.float32 if precision == "float32" else torch.bfloat16
+        self.precision, self.num_outputs = precision, 0 if head is None else head.linear.out_features
+        self.tensors: list[Tensor] = []  # what the addresses below belong to
+        layers = []
+        for block in blocks:
+            for norm in (block.attention_norm, block.mlp_norm):
+                layers += [self._address(norm.weight), self._address(norm.bias)]
+            for linear in _linears(block):
+                layers += self._linear(linear)
+        self.layers = (ctypes.c_int64 * len(layers))(*layers)
+        epsilon = struct.unpack("q", struct.pack("d", blocks[0].attention_norm.eps))[0]
+        output = [0] * 5
+        if head is not None:
+            output = [self._address(head.norm.weight), self._address(head.norm.bias), *self._linear(head.linear)]
+        model = [
+            len(blocks), blocks[0].query_key_value.in_features, blocks[0].num_heads, self.num_outputs, epsilon,
+            ctypes.addressof(self.layers), *output,
+        ]  # fmt: skip
+        self.model = (ctypes.c_int64 * len(model))(*model)
+
+    def __call__(self, x: Tensor, cache: KVCache) -> Tensor:
+        x = x.to(torch.float32, memory_format=torch.contiguous_format, copy=True)
+        y = x.new_empty(len(x), self.num_outputs) if self.num_outputs else x
+        assert cache.keys.is_contiguous() and cache.values.is_contiguous()
+        sizes = (len(x), cache.keys.shape[3], cache.length)
+        tensors = (x, y, cache.keys, cache.values)
+        self.function(
+            self.model, *map(ctypes.c_int64, sizes), *(ctypes.c_void_p(tensor.data_ptr()) for tensor in tensors),
+            ctypes.c_int64(torch.get_num_threads()),
+        )  # fmt: skip
+        return y
+
+    def _address(self, tensor: Tensor) -> int:
+        self.tensors.append(tensor.detach().contiguous())
+        return self.tensors[-1].data_ptr()
+
+    def _linear(self, linear: nn.Linear) -> list[int]:
+        """Addresses of weight, scales and bias; 0 where there is none."""
+        weight, scale = linear.weight.detach(), 0
+        if self.precision == "bfloat16":
+            weight = weight.bfloat16()
+        elif self.precision == "int8":
+            codes, scales = _quantize(weight)
+            weight, scale = (codes.to(torch.int16) + 128).to(torch.uint8), self._address(scales)
+        return [self._address(weight), scale, 0 if linear.bias is None else self._address(linear.bias)]
 
 
 class TransformerPrior(Prior):
