@@ -221,19 +221,18 @@ class _NativeStep:
     def __init__(self, blocks: Sequence[Block], precision: Precision, head: Head | None) -> None:
         self.function = getattr(native_library(), f"step_{precision}")
         self.cache_type = torch.float32 if precision == "float32" else torch.bfloat16
-        self.precision, self.num_outputs = precision, 0 if head is None else head.linear.out_features
-        self.tensors: list[Tensor] = []  # what the addresses below belong to
+        self.num_outputs = 0 if head is None else head.linear.out_features
+        parts = [*blocks, *([] if head is None else [head])]
+        memory = _Memory(sum(p.numel() + 64 for part in parts for p in part.parameters()), precision)
         layers = []
         for block in blocks:
             for norm in (block.attention_norm, block.mlp_norm):
-                layers += [self._address(norm.weight), self._address(norm.bias)]
+                layers += memory.norm(norm)
             for linear in _linears(block):
-                layers += self._linear(linear)
-        self.layers = (ctypes.c_int64 * len(layers))(*layers)
+                layers += memory.linear(linear)
+        self.layers, self.memory = (ctypes.c_int64 * len(layers))(*layers), memory
         epsilon = struct.unpack("q", struct.pack("d", blocks[0].attention_norm.eps))[0]
-        output = [0] * 5
-        if head is not None:
-            output = [self._address(head.norm.weight), self._address(head.norm.bias), *self._linear(head.linear)]
+        output = [0] * 5 if head is None else memory.norm(head.norm) + memory.linear(head.linear)
         model = [
             len(blocks), blocks[0].query_key_value.in_features, blocks[0].num_heads, self.num_outputs, epsilon,
             ctypes.addressof(self.layers), *output,
@@ -252,19 +251,46 @@ class _NativeStep:
         )  # fmt: skip
         return y
 
-    def _address(self, tensor: Tensor) -> int:
-        self.tensors.append(tensor.detach().contiguous())
-        return self.tensors[-1].data_ptr()
 
-    def _linear(self, linear: nn.Linear) -> list[int]:
+class _Memory:
+    """Weights one after the other, as a step reads them, in memory of huge pages; gives their addresses."""
+
+    ALIGNMENT = 1 << 21
+
+    def __init__(self, num_weights: int, precision: Precision) -> None:
+        self.precision = precision
+        size = num_weights * {"float32": 4, "bfloat16": 2, "int8": 1}[precision]
+        self.bytes = torch.empty(size + self.ALIGNMENT, dtype=torch.uint8)
+        self.used = -self.bytes.data_ptr() % self.ALIGNMENT
+        native_library().use_huge_pages(ctypes.c_void_p(self.bytes.data_ptr() + self.used), ctypes.c_int64(size))
+        self.others: list[Tensor] = []  # small and apart
+
+    def norm(self, norm: nn.LayerNorm) -> list[int]:
+        return [self._small(norm.weight), self._small(norm.bias)]
+
+    def linear(self, linear: nn.Linear) -> list[int]:
         """Addresses of weight, scales and bias; 0 where there is none."""
-        weight, scale = linear.weight.detach(), 0
-        if self.precision == "bfloat16":
-            weight = weight.bfloat16()
-        elif self.precision == "int8":
-            codes, scales = _quantize(weight)
-            weight, scale = (codes.to(torch.int16) + 128).to(torch.uint8), self._address(scales)
-        return [self._address(weight), scale, 0 if linear.bias is None else self._address(linear.bias)]
+        bias = 0 if linear.bias is None else self._small(linear.bias)
+        weight = linear.weight.detach()
+        if self.precision != "int8":
+            return [self._large(weight, getattr(torch, self.precision)), 0, bias]
+        codes, scale = _quantize(weight)
+        return [self._large(codes.to(torch.int16) + 128, torch.uint8), self._small(scale), bias]
+
+    def _small(self, tensor: Tensor) -> int:
+        self.others.append(tensor.detach().clone())
+        return self.others[-1].data_ptr()
+
+    def _large(self, weight: Tensor, dtype: torch.dtype) -> int:
+        """Rows in fours, of which 64 bytes each follow one another, so that memory is read in order; the rest as rows."""
+        size = weight.numel() * dtype.itemsize
+        place = self.bytes[self.used : self.used + size].view(dtype)
+        self.used += -(-size // 64) * 64
+        fours = len(weight) // 4 * 4
+        tiles = weight[:fours].unflatten(0, (-1, 4)).unflatten(-1, (-1, 64 // dtype.itemsize)).transpose(1, 2)
+        place[: tiles.numel()].view(tiles.shape).copy_(tiles)
+        place[tiles.numel() :].view(-1, weight.shape[1]).copy_(weight[fours:])
+        return place.data_ptr()
 
 
 class TransformerPrior(Prior):
