@@ -7,13 +7,13 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from test_official_taming import original_names
 
 import chainrule
 from chainrule.core import CodeSpec, Context
 from chainrule.decoding import Filter, image_seeds, sample
 from chainrule.official import convert, taming, taming_net2net
 from chainrule.priors.gpt import GPT, GPTConfig
+from test_official_taming import original_names
 
 FIXTURES = Path(
     os.environ.get("CHAINRULE_FIXTURES", Path(__file__).resolve().parents[1].parent / "shared" / "fixtures")

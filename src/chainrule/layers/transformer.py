@@ -34,6 +34,7 @@ from .native import compiled
 
 Precision = Literal["float32", "bfloat16", "int8"]
 STD = 0.02
+HUGE_PAGE = 1 << 21  # bytes
 
 
 class Block(nn.Module):
@@ -126,7 +127,10 @@ class Decoder:
         weight = self.blocks[0].query_key_value.weight
         heads = self.blocks[0].num_heads
         shape = (batch_size, len(self.blocks), heads, capacity, weight.shape[1] // heads)
-        keys, values = (torch.zeros(shape, dtype=self.form.cache_type, device=weight.device) for _ in range(2))
+        keys, values = (torch.empty(shape, dtype=self.form.cache_type, device=weight.device) for _ in range(2))
+        if isinstance(self.form, _NativeStep):
+            for tensor in (keys, values):
+                _use_huge_pages(tensor.data_ptr(), tensor.nbytes)
         return KVCache(keys, values, 0)
 
     @torch.no_grad()
@@ -204,6 +208,14 @@ def native_library() -> ctypes.CDLL | None:
     return compiled(Path(__file__).with_name("transformer.cpp"))
 
 
+def _use_huge_pages(address: int, size: int) -> None:
+    """Asks for huge pages where memory, not yet written to, has room for them: it is read faster then."""
+    first = -(-address // HUGE_PAGE) * HUGE_PAGE
+    room = (address + size - first) // HUGE_PAGE * HUGE_PAGE
+    if room > 0:
+        native_library().use_huge_pages(ctypes.c_void_p(first), ctypes.c_int64(room))
+
+
 def _suits_native(blocks: Sequence[Block], head: Head | None) -> bool:
     parts = [*blocks, *([] if head is None else [head])]
     width, heads = blocks[0].query_key_value.in_features, blocks[0].num_heads
@@ -255,14 +267,12 @@ class _NativeStep:
 class _Memory:
     """Weights one after the other, as a step reads them, in memory of huge pages; gives their addresses."""
 
-    ALIGNMENT = 1 << 21
-
     def __init__(self, num_weights: int, precision: Precision) -> None:
         self.precision = precision
         size = num_weights * {"float32": 4, "bfloat16": 2, "int8": 1}[precision]
-        self.bytes = torch.empty(size + self.ALIGNMENT, dtype=torch.uint8)
-        self.used = -self.bytes.data_ptr() % self.ALIGNMENT
-        native_library().use_huge_pages(ctypes.c_void_p(self.bytes.data_ptr() + self.used), ctypes.c_int64(size))
+        self.bytes = torch.empty(size + HUGE_PAGE, dtype=torch.uint8)
+        self.used = -self.bytes.data_ptr() % HUGE_PAGE
+        _use_huge_pages(self.bytes.data_ptr() + self.used, size)
         self.others: list[Tensor] = []  # small and apart
 
     def norm(self, norm: nn.LayerNorm) -> list[int]:

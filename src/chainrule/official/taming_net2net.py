@@ -21,7 +21,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..core import CodeSpec
 from ..priors.gpt import GPT, GPTConfig
 from . import Imported
 from .reader import read_checkpoint, sha256
