@@ -122,7 +122,8 @@ def test_precisions_of_decoding_and_what_they_cost():
             previous = codes[:, t]
         cost = (reference.exp() * (reference - torch.stack(found, 1))).sum(-1).mean()
         assert abs(cost) < most, f"{precision} costs {cost} nats per code"
-        assert torch.equal(fast(model.spec.unflatten(codes), context)[0], model(model.spec.unflatten(codes), context)[0])
+        images = model.spec.unflatten(codes)
+        assert torch.equal(fast(images, context)[0], model(images, context)[0])
 
 
 def test_a_pipeline_samples_and_completes_in_a_precision():

@@ -68,7 +68,7 @@ def test_what_does_not_fit_is_refused(tmp_path):
         ("mingpt.GPT", "mingpt.CodeGPT", "only mingpt.GPT"),
         ("n_embed: 48", "n_embed: 49", "does not fit its config"),
         ("n_classes: 12", "num: 12", "'n_classes' is missing or wrong"),
-        ("cond_stage_key:", "permuter_config: {target: permuter.ZCurve}\n    cond_stage_key:", "another order than raster"),
+        ("cond_stage_key:", "permuter_config: {target: Spiral}\n    cond_stage_key:", "another order than raster"),
     ]:
         assert old in text
         (tmp_path / "project.yaml").write_text(text.replace(old, new), encoding="utf-8")

@@ -292,7 +292,7 @@ class _Memory:
         return self.others[-1].data_ptr()
 
     def _large(self, weight: Tensor, dtype: torch.dtype) -> int:
-        """Rows in fours, of which 64 bytes each follow one another, so that memory is read in order; the rest as rows."""
+        """Rows in fours, whose parts of 64 bytes alternate, so that memory is read in order; the rest row by row."""
         size = weight.numel() * dtype.itemsize
         place = self.bytes[self.used : self.used + size].view(dtype)
         self.used += -(-size // 64) * 64
