@@ -6,7 +6,7 @@ import torch
 import chainrule
 from chainrule.core import CodeSpec, Context, entry, select
 from chainrule.decoding import Rerun, image_seeds, sample
-from chainrule.priors.gpt import GPT, GPTConfig
+from chainrule.priors.gpt import GPT, GPTConfig, SlidingWindow
 
 
 def num_parameters(preset: str) -> int:
@@ -124,6 +124,55 @@ def test_precisions_of_decoding_and_what_they_cost():
         assert abs(cost) < most, f"{precision} costs {cost} nats per code"
         images = model.spec.unflatten(codes)
         assert torch.equal(fast(images, context)[0], model(images, context)[0])
+
+
+def seen_by_window(model, height, width, row, column) -> set[tuple[int, int]]:
+    """Places of the codes before (row, column) in the window that the paper describes, counted out."""
+    h, w = model.spec.only.height, model.spec.only.width
+    top = next(top for top in range(height) if top == row - h // 2 or (row < h // 2 and top == 0) or top == height - h)
+    left = next(a for a in range(width) if a == column - w // 2 or (column < w // 2 and a == 0) or a == width - w)
+    window = {(r, c) for r in range(top, top + h) for c in range(left, left + w)}
+    return {place for place in window if place < (row, column)}
+
+
+@pytest.mark.parametrize(("height", "width", "depth"), [(5, 4, 1), (3, 7, 2), (4, 3, 1), (3, 3, 1)])
+@torch.no_grad()
+def test_larger_grids_by_a_sliding_window(height, width, depth):
+    config = GPTConfig(2, 16, 2, num_classes=2)
+    model = GPT(CodeSpec.single(3, 3, depth, 5), config).double().eval()
+    for parameter in model.parameters():
+        parameter.normal_(std=0.5)
+    large, count = SlidingWindow(model, height, width), 3
+    context, codes = Context(label=torch.tensor([0, 1, 1])), torch.randint(0, 5, (count, height * width * depth))
+    (expected,) = large(large.spec.unflatten(codes), context)
+    places = [large.spec.position(t) for t in range(0, large.spec.num_codes, depth)]
+    seen = {(place.row, place.column): set() for place in places}
+    for t, place in enumerate(places):  # what changes the logits of a code is what its window holds
+        changed = codes.clone()
+        changed[:, t * depth] = (changed[:, t * depth] + 1) % 5
+        (logits,) = large(large.spec.unflatten(changed), context)
+        differ = (logits != expected)[:, :, :, 0].flatten(3).any(3).any(0)
+        for row, column in differ.nonzero().tolist():
+            seen[row, column].add((place.row, place.column))
+    assert all(found == seen_by_window(model, height, width, *place) for place, found in seen.items())
+    state, previous, flat = large.init_state(count, context), codes[:, 0], expected.flatten(1, 3)
+    order = torch.tensor([2, 0, 0])
+    for t in range(large.spec.num_codes):
+        logits, state = large.step(previous, state)
+        torch.testing.assert_close(logits, flat[:, t], rtol=1e-9, atol=1e-9)
+        if t == large.spec.num_codes // 2:
+            state, codes, flat = select(state, order), codes[order], flat[order]
+        previous = codes[:, t]
+    assert large.decoding("float32").spec == large.spec
+    if (height, width) == (3, 3):
+        torch.testing.assert_close(model(large.spec.unflatten(codes), context.select(order))[0].flatten(1, 3), flat)
+
+
+def test_grids_too_small_and_prefixes_that_would_slide_are_refused():
+    with pytest.raises(ValueError, match="at least 2x3, as in training; got 2x2"):
+        SlidingWindow(GPT(CodeSpec.single(2, 3, 1, 5), GPTConfig(1, 8, 2)), 2, 2)
+    with pytest.raises(ValueError, match="no sliding window"):
+        SlidingWindow(prefix_model(), 4, 4)
 
 
 def test_a_pipeline_samples_and_completes_in_a_precision():

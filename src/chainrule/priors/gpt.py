@@ -11,6 +11,8 @@ nothing, that is, one learned start token.  Classes and prefix codes share the r
 code 3 are told apart by their positions alone, as in the authors' code, which the parameter counts of the paper
 presuppose.
 
+A grid larger than the trained one is drawn through a window of the trained size (section 3.3): `SlidingWindow`.
+
 Deviation: the start token has a vector of its own; the authors take code 0 for it.  Codes of depth above 1 are
 flattened like all others.
 
@@ -68,7 +70,8 @@ class GPTConfig:
 class GPTState:
     """What `GPT.step` remembers."""
 
-    pending: Tensor  # (B, E), the last token of the prefix, embedded: read at t = 0
+    pending: Tensor  # (B, E), the last token known at the start, embedded: the first that is read
+    first: int  # its position
     cache: KVCache
     decoder: Decoder
 
@@ -154,12 +157,98 @@ class GPT(TransformerPrior):
 
     def start(self, packed: Decoder, batch_size: int, context: Context) -> GPTState:
         self.check_context(context, batch_size)
-        prefix = self.prefix(batch_size, context) + self.positions[: self.prefix_length]
-        cache = packed.init_cache(batch_size, self.prefix_length + self.spec.num_codes - 1)
-        packed.prefill(prefix[:, :-1], cache)
-        return GPTState(prefix[:, -1], cache, packed)
+        return self.resume(packed, context, torch.empty(batch_size, 0, dtype=torch.int64, device=self.positions.device))
+
+    def resume(self, packed: Decoder, context: Context, known: Tensor) -> GPTState:
+        """The state after the first n codes, int64 (B, n), which are read at once."""
+        tokens = torch.cat([self.prefix(len(known), context), self.tokens(known)], dim=1)
+        tokens = tokens + self.positions[: tokens.shape[1]]
+        cache = packed.init_cache(len(known), self.prefix_length + self.spec.num_codes - 1)
+        packed.prefill(tokens[:, :-1], cache)
+        return GPTState(tokens[:, -1], cache.length, cache, packed)
 
     def step(self, previous: Tensor, state: GPTState) -> tuple[Tensor, GPTState]:
         t = state.cache.length  # of all tokens, the prefix among them
-        x = state.pending if t < self.prefix_length else self.tokens(previous) + self.positions[t]
+        x = state.pending if t == state.first else self.tokens(previous) + self.positions[t]
         return state.decoder.step(x, state.cache), state
+
+
+@dataclass
+class SlidingState:
+    """What `SlidingWindow.step` remembers."""
+
+    t: int
+    codes: Tensor  # (B, T), those known so far
+    context: Context
+    inner: GPTState  # of the window around the last code
+
+
+class SlidingWindow(TransformerPrior):
+    """A GPT over a grid of height x width, at least the one that it was trained on, h x w.
+
+    Each code is drawn from what an h x w window around it holds of the codes before it; the window is centred on the
+    code as far as the borders allow (its first row is row - h // 2, kept within 0 .. height - h; columns likewise).
+    Where the window moves, its known codes are read anew, all at once; along borders it stands still.
+
+    Raises:
+        ValueError: a smaller grid, or a model whose prefix is another image, which would have to slide along.
+    """
+
+    def __init__(self, prior: GPT, height: int, width: int) -> None:
+        super().__init__()
+        grid = prior.spec.only
+        if height < grid.height or width < grid.width:
+            raise ValueError(
+                f"the grid must be at least {grid.height}x{grid.width}, as in training; got {height}x{width}"
+            )
+        if prior.config.prefix_length:
+            raise ValueError("a model whose prefix is the codes of another image has no sliding window")
+        self.prior, self.num_classes = prior, prior.num_classes
+        self.spec = CodeSpec.single(height, width, grid.depth, grid.vocab_size)
+
+    def window(self, row: int, column: int) -> tuple[int, int]:
+        """The first row and column of the window in which a code is drawn."""
+        trained, whole = self.prior.spec.only, self.spec.only
+        return (
+            min(max(row - trained.height // 2, 0), whole.height - trained.height),
+            min(max(column - trained.width // 2, 0), whole.width - trained.width),
+        )
+
+    def crop(self, codes: Tensor, top: int, left: int) -> Tensor:
+        """(B, H, W, D) -> the codes of a window, (B, h, w, D)."""
+        trained = self.prior.spec.only
+        return codes[:, top : top + trained.height, left : left + trained.width]
+
+    def forward(self, codes: Codes, context: Context) -> tuple[Tensor, ...]:
+        (grid,), whole = codes, self.spec.only
+        places = [(row, column) for row in range(whole.height) for column in range(whole.width)]
+        windows = {window: self.prior((self.crop(grid, *window),), context)[0]
+                   for window in dict.fromkeys(self.window(*place) for place in places)}  # fmt: skip
+        logits = []
+        for row, column in places:
+            top, left = self.window(row, column)
+            logits.append(windows[top, left][:, row - top, column - left])
+        return (torch.stack(logits, 1).unflatten(1, (whole.height, whole.width)),)
+
+    def pack(self, precision: Precision) -> Decoder:
+        return self.prior.pack(precision)
+
+    def start(self, packed: Decoder, batch_size: int, context: Context) -> SlidingState:
+        inner = self.prior.start(packed, batch_size, context)
+        codes = torch.zeros(batch_size, self.spec.num_codes, dtype=torch.int64, device=self.prior.positions.device)
+        return SlidingState(0, codes, context, inner)
+
+    def step(self, previous: Tensor, state: SlidingState) -> tuple[Tensor, SlidingState]:
+        t, here = state.t, self.spec.position(state.t)
+        top, left = self.window(here.row, here.column)
+        if t > 0:
+            state.codes[:, t - 1] = previous
+            last = self.spec.position(t - 1)
+            if (top, left) != self.window(last.row, last.column):
+                crop = self.crop(self.spec.unflatten(state.codes)[0], top, left)
+                grid = self.prior.spec.only
+                known = ((here.row - top) * grid.width + here.column - left) * grid.depth + here.depth
+                state.inner = self.prior.resume(state.inner.decoder, state.context, crop.flatten(1)[:, :known])
+        logits, state.inner = self.prior.step(previous, state.inner)
+        state.t += 1
+        return logits, state
