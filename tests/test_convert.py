@@ -26,6 +26,7 @@ RELEASES = {  # folder: tokenizer, licence forbids commercial use, range, record
     "kakao_rqvae": ("rqvae", True, SIGNED, ["out.codes"], "model.pt"),
     "openai_dvae": ("dvae", False, UNIT, ["out.codes"], "encoder.pkl"),
     "enhancing_vitvqgan": ("vit_vqgan", False, UNIT, ["out.codes"], "imagenet_vitvq_small.ckpt"),
+    "taming_net2net": ("vqgan", False, SIGNED, ["out.image_codes"], "checkpoints/last.ckpt"),
     "rosinality_vqvae2": ("vqvae2", False, SIGNED, ["out.codes_top", "out.codes_bottom"], "vqvae_560.pt"),
 }
 

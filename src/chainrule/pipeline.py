@@ -109,7 +109,8 @@ class Pipeline:
 
     def sample(
         self, n: int = 1, label: int | str | Sequence[int | str] | Tensor | None = None, *, temperature: float = 1.0,
-        top_k: int | None = None, top_p: float | None = None, seed: int = 0, on_image: OnImage | None = None,
+        top_k: int | None = None, top_p: float | None = None, precision: str = "float32", seed: int = 0,
+        on_image: OnImage | None = None,
     ) -> Tensor:  # fmt: skip
         """Draws images.
 
@@ -117,6 +118,7 @@ class Pipeline:
             n: number of images.
             label: class of all, or one per image, as numbers or names; a class-conditional model needs it.
             temperature, top_k, top_p: see `decoding.Filter`; the defaults draw from the model itself.
+            precision: of the prior's weights, see `Prior.decoding`.
             seed: image i depends on the seed and on i only.
             on_image: called as the images grow.
 
@@ -126,15 +128,15 @@ class Pipeline:
         if n < 1:
             raise ValueError(f"n must be at least 1, got {n}")
         codes = sample(
-            self.prior, self._context(label, n), image_seeds(seed, n), Filter(temperature, top_k, top_p),
-            on_code=self._watch(on_image),
+            self.prior.decoding(precision), self._context(label, n), image_seeds(seed, n),
+            Filter(temperature, top_k, top_p), on_code=self._watch(on_image),
         )  # fmt: skip
         return self.tokenizer.decode(codes)
 
     def complete(
         self, image: Tensor, mask: Tensor, n: int = 1, label: int | str | Sequence[int | str] | Tensor | None = None,
         *, particles: int = 1, temperature: float = 1.0, top_k: int | None = None, top_p: float | None = None,
-        seed: int = 0, on_image: OnImage | None = None,
+        precision: str = "float32", seed: int = 0, on_image: OnImage | None = None,
     ) -> Tensor:  # fmt: skip
         """Draws the unknown part of an image, n times; the known part is kept exactly.
 
@@ -143,6 +145,7 @@ class Pipeline:
             mask: bool (H, W), True where the image is known.
             particles: with more than 1, sequential Monte Carlo makes what is drawn agree with known pixels
                 that come later in raster order (see `decoding.complete`).
+            precision: of the prior's weights, see `Prior.decoding`.
 
         Returns:
             uint8 (n, C, H, W).
@@ -160,7 +163,7 @@ class Pipeline:
         flat = self.prior.spec.flatten(codes).expand(n, -1)
         known = Known(flat, self.tokenizer.known_codes(mask))
         drawn = complete(
-            self.prior, self._context(label, n), image_seeds(seed, n), known, particles,
+            self.prior.decoding(precision), self._context(label, n), image_seeds(seed, n), known, particles,
             Filter(temperature, top_k, top_p), self._watch(on_image),
         )  # fmt: skip
         images = self.tokenizer.decode(drawn)

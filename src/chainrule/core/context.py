@@ -14,11 +14,13 @@ class Context:
     label:   int64 (B,), a class
     text:    int64 (B, L), token ids of a caption, padded
     spatial: float (B, C, H, W), a map aligned with the grid that is modelled
+    prefix:  int64 (B, P), codes of another image, flattened, which stand before those that are modelled
     """
 
     label: Tensor | None = None
     text: Tensor | None = None
     spatial: Tensor | None = None
+    prefix: Tensor | None = None
 
     def _map(self, function) -> Context:
         values = {f.name: getattr(self, f.name) for f in fields(self)}

@@ -51,6 +51,20 @@ class Prior(nn.Module, ABC):
             state: what the previous call returned; it is consumed, and may be changed in place.
         """
 
+    def decoding(self, precision: str) -> Prior:
+        """This prior with its weights packed once for `step`, in a precision; as it is where none is offered.
+
+        Args:
+            precision: "float32", the model itself; a transformer also offers "bfloat16" and "int8", which are faster
+                and another, slightly worse, distribution.
+
+        Raises:
+            ValueError: a precision that this model has not.
+        """
+        if precision != "float32":
+            raise ValueError(f"{self.name} decodes in float32 only, not in {precision}")
+        return self
+
     def log_prob(self, codes: Codes, context: Context = Context()) -> Tensor:
         """log p(codes | context) in nats, summed over positions: float (B,).
 

@@ -22,18 +22,14 @@ from __future__ import annotations
 
 import ctypes
 import functools
-import hashlib
-import os
-import platform
-import shutil
-import subprocess
-import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from .native import compiled
 
 NUM_TAPS = {"row": 3, "diagonal": 2}
 NATIVE_TYPES = {torch.float32: "float32", torch.float64: "float64", torch.bfloat16: "bfloat16"}
@@ -167,37 +163,6 @@ def _pool(num_threads: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(num_threads)
 
 
-@functools.cache
 def native_library() -> ctypes.CDLL | None:
     """The compiled `scan.cpp`, or None where it cannot be compiled."""
-    source = Path(__file__).with_name("scan.cpp")
-    compiler = os.environ.get("CXX") or shutil.which("g++") or shutil.which("clang++")
-    if compiler is None:
-        return None
-    flags = ["-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-std=c++17", "-shared", "-fPIC"]
-    if platform.machine() in ("x86_64", "AMD64"):
-        flags.append("-mprefer-vector-width=512")
-    key = hashlib.sha256(source.read_bytes() + " ".join(flags).encode() + _processor()).hexdigest()[:16]
-    folder = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "chainrule"
-    library = folder / f"scan-{key}.so"
-    try:
-        if not library.exists():
-            folder.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryDirectory(dir=folder) as temporary:
-                built = Path(temporary) / library.name
-                subprocess.run(
-                    [compiler, *flags, str(source), "-o", str(built)], check=True, capture_output=True
-                )
-                built.replace(library)
-        return ctypes.CDLL(str(library))
-    except (OSError, subprocess.CalledProcessError):
-        return None
-
-
-def _processor() -> bytes:
-    """What the compiled code depends on: a cache folder may be shared by machines."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next((line for line in lines if line.startswith("flags")), "").encode()
-    except OSError:
-        return b""
+    return compiled(Path(__file__).with_name("scan.cpp"))

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -52,17 +53,31 @@ def load(source: Path) -> Imported:
     config_path, weights_path = find_config(source, _is_ours), find_weights(source, "*.ckpt")
     model = read_config(config_path)["model"]
     tensors = state_dict(read_checkpoint(weights_path), weights_path)
-    gumbel = model["target"].endswith("GumbelVQ")
     try:
-        params = model["params"]
-        tokenizer = VQGANGumbel(_gumbel_config(params)) if gumbel else VQGAN(_config(params))
-        ours = translate_autoencoder(tensors, weights_path)
-        ours |= _gumbel_quantizer(tensors) if gumbel else _quantizer(tensors)
+        side = model["params"]["ddconfig"]["resolution"]
+        tokenizer = read_tokenizer(model, tensors, weights_path, side)
     except (KeyError, TypeError) as error:
         raise ValueError(f"{weights_path.name} does not fit {config_path.name}: {error} is missing or wrong") from None
-    load_exactly(tokenizer, ours, weights_path)
     files = {path.name: sha256(path) for path in (config_path, weights_path)}
-    return Imported(tokenizer.eval(), ORIGIN, LICENCE, False, files)
+    return Imported(tokenizer, ORIGIN, LICENCE, False, files)
+
+
+def read_tokenizer(
+    model: Mapping[str, Any], tensors: Mapping[str, Tensor], where: Path, side: int
+) -> VQGAN | VQGANGumbel:
+    """The VQGAN of a config's section (`target`, `params`), for images of side x side, in evaluation mode.
+
+    Raises:
+        ValueError: tensors of another architecture, or one that ours has not.
+        KeyError, TypeError: a part of the config or a tensor is missing.
+    """
+    gumbel, params = model["target"].endswith("GumbelVQ"), model["params"]
+    config = replace(_gumbel_config(params) if gumbel else _config(params), height=side, width=side)
+    tokenizer = VQGANGumbel(config) if gumbel else VQGAN(config)
+    ours = translate_autoencoder(tensors, where)
+    ours |= _gumbel_quantizer(tensors) if gumbel else _quantizer(tensors)
+    load_exactly(tokenizer, ours, where)
+    return tokenizer.eval()
 
 
 def _config(params: Mapping[str, Any]) -> VQGANConfig:

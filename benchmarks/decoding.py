@@ -1,0 +1,137 @@
+"""Decoding speed of the transformer over codes (12 layers x 768, vocabulary 1024, 256 codes, 86.7M parameters).
+
+    python benchmarks/decoding.py --batch-size 1
+    python benchmarks/decoding.py --batch-size 8
+    python benchmarks/decoding.py --cost          # nats per code that narrow weights cost
+
+All ways of decoding run in one process, one after the other, and the whole again for each round; printed are codes
+per second (medians over rounds, all images of the batch together) and their ratios to plain cached float32:
+
+    rerun     the network reads the whole image again for each code (its time is that of a few codes, scaled)
+    plain     a cache of keys and values, in torch alone, which is also what runs without a C++ compiler
+    compiled  one call of compiled code per code
+
+The cost is the divergence KL(float32 | mode), exact over the vocabulary, meant over the codes of images that the
+float32 model draws.  The weights are random (GPT-2's initialisation); for the cost all matrices of the blocks are
+doubled and the head is multiplied by `--sharpness`, so that the entropy is like a trained model's.
+"""
+
+import argparse
+import json
+import time
+from contextlib import contextmanager
+
+import torch
+
+from chainrule.core import Context, entry
+from chainrule.decoding import Rerun, image_seeds, sample
+from chainrule.layers import transformer
+
+PRECISIONS = ("float32", "bfloat16", "int8")
+
+
+def model():
+    gpt = entry("priors", "gpt")
+    preset = gpt.presets["benchmark"]
+    torch.manual_seed(0)
+    return gpt.model(preset.spec, preset.config).eval().requires_grad_(False)
+
+
+@contextmanager
+def without_compiler():
+    native_library, transformer.native_library = transformer.native_library, lambda: None
+    try:
+        yield
+    finally:
+        transformer.native_library = native_library
+
+
+def codes_per_second(prior, batch_size: int) -> float:
+    start = time.perf_counter()
+    sample(prior, Context(), image_seeds(0, batch_size))
+    return batch_size * prior.spec.num_codes / (time.perf_counter() - start)
+
+
+@torch.no_grad()
+def codes_per_second_rerun(prior, batch_size: int, num_codes: int) -> float:
+    slow = Rerun(prior)
+    state, previous = slow.init_state(batch_size, Context()), torch.zeros(batch_size, dtype=torch.int64)
+    start = time.perf_counter()
+    for _ in range(num_codes):
+        logits, state = slow.step(previous, state)
+        previous = logits.argmax(-1)
+    return batch_size * num_codes / (time.perf_counter() - start)
+
+
+def median(values: list[float]) -> float:
+    return sorted(values)[len(values) // 2]
+
+
+def speeds(batch_size: int, rounds: int, rerun_codes: int) -> dict:
+    prior = model()
+    with without_compiler():
+        ways = {f"plain {precision}": prior.decoding(precision) for precision in PRECISIONS}
+    if transformer.native_library() is not None:
+        ways |= {f"compiled {precision}": prior.decoding(precision) for precision in PRECISIONS}
+    codes_per_second_rerun(prior, batch_size, 1)
+    rates = {"rerun": []} | {name: [] for name in ways}
+    for _ in range(rounds):
+        rates["rerun"].append(codes_per_second_rerun(prior, batch_size, rerun_codes))
+        for name, way in ways.items():
+            rates[name].append(codes_per_second(way, batch_size))
+    found = {name: median(values) for name, values in rates.items()}
+    ratios = {name: found[name] / found["plain float32"] for name in found}
+    return {"batch_size": batch_size, "codes_per_second": found, "ratio_to_plain_float32": ratios}
+
+
+@torch.no_grad()
+def cost(images: int, sharpness: float) -> dict:
+    prior = model()
+    for block in prior.blocks:
+        for linear in (block.query_key_value, block.projection, block.expand, block.contract):
+            linear.weight *= 2
+    prior.head.linear.weight *= sharpness
+    codes = prior.spec.flatten(sample(prior, Context(), image_seeds(0, images)))
+    reference = prior(prior.spec.unflatten(codes), Context())[0].flatten(1, 3).double().log_softmax(-1)
+    result = {"entropy": -(reference.exp() * reference).sum(-1).mean().item()}
+    for compiled in (False, True):
+        for precision in PRECISIONS:
+            if compiled:
+                way = prior.decoding(precision)
+            else:
+                with without_compiler():
+                    way = prior.decoding(precision)
+            log_prob = every_log_prob(way, codes)
+            divergence = (reference.exp() * (reference - log_prob)).sum(-1).mean().item()
+            result[f"{'compiled' if compiled else 'plain'} {precision}"] = divergence
+    return {"nats_per_code": result}
+
+
+def every_log_prob(prior, codes: torch.Tensor) -> torch.Tensor:
+    """log p of all values of each code by steps: (B, T, K), in float64."""
+    state, previous, found = prior.init_state(len(codes), Context()), codes[:, 0], []
+    for t in range(prior.spec.num_codes):
+        logits, state = prior.step(previous, state)
+        found.append(logits.double().log_softmax(-1))
+        previous = codes[:, t]
+    return torch.stack(found, 1)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--batch-size", type=int, default=1)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rerun-codes", type=int, default=4)
+    parser.add_argument("--cost", action="store_true", help="nats per code instead of codes per second")
+    parser.add_argument("--images", type=int, default=4, help="that the cost is measured on")
+    parser.add_argument("--sharpness", type=float, default=4.0)
+    arguments = parser.parse_args()
+    if arguments.cost:
+        result = cost(arguments.images, arguments.sharpness)
+    else:
+        result = speeds(arguments.batch_size, arguments.rounds, arguments.rerun_codes)
+    print(json.dumps({"threads": torch.get_num_threads()} | result, indent=1))
+
+
+if __name__ == "__main__":
+    main()

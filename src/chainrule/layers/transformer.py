@@ -1,0 +1,339 @@
+"""Causal transformer blocks as GPT-2 has them, and their form for one token at a time.
+
+    x <- x + W_o attention(LN x)        x <- x + W_2 gelu(W_1 LN x)        (pre-norm; biases; exact GELU)
+
+Radford et al. 2019, "Language Models are Unsupervised Multitask Learners"; initialisation: normal, 0.02.
+
+A `Block` reads whole sequences (training, scoring).  A `Decoder` holds the weights of many blocks as one step reads
+them, in an explicit `precision`, and remembers keys and values in a `KVCache` of fixed size.  One token is bound by
+the bytes of the weights, so narrower weights are faster:
+
+    float32   the weights as they are (a float64 model stays float64)
+    bfloat16  weights, and inputs of products, of 8 significant bits
+    int8      weights of 8 bits with one scale per output; the embedding, norms and attention stay as they are
+
+Shape letters: B batch, T tokens, L blocks, E width, H heads, F features of a head, K outputs.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import struct
+from abc import abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..core import Codes, Context, Prior
+from .native import compiled
+
+Precision = Literal["float32", "bfloat16", "int8"]
+STD = 0.02
+HUGE_PAGE = 1 << 21  # bytes
+
+
+class Block(nn.Module):
+    """Pre-norm self-attention and MLP of 4 E features, each added to its input."""
+
+    def __init__(self, width: int, num_heads: int, dropout: float = 0.0, attention_dropout: float = 0.0) -> None:
+        super().__init__()
+        assert width % num_heads == 0, (width, num_heads)
+        self.num_heads = num_heads
+        self.attention_dropout = attention_dropout
+        self.attention_norm = nn.LayerNorm(width)
+        self.query_key_value = nn.Linear(width, 3 * width)
+        self.projection = nn.Linear(width, width)
+        self.mlp_norm = nn.LayerNorm(width)
+        self.expand = nn.Linear(width, 4 * width)
+        self.contract = nn.Linear(4 * width, width)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, T, E) -> (B, T, E); a token sees itself and those before it."""
+        return self.read(x)[0]
+
+    def read(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """As `forward`; also the keys and values (B, H, T, F)."""
+        heads = self.query_key_value(self.attention_norm(x)).unflatten(-1, (3, self.num_heads, -1))
+        q, k, v = heads.permute(2, 0, 3, 1, 4)
+        dropout = self.attention_dropout if self.training else 0.0
+        y = F.scaled_dot_product_attention(q, k, v, is_causal=True, dropout_p=dropout)
+        x = x + self.dropout(self.projection(y.transpose(1, 2).flatten(2)))
+        x = x + self.dropout(self.contract(F.gelu(self.expand(self.mlp_norm(x)))))
+        return x, k, v
+
+
+class Head(nn.Module):
+    """LayerNorm and a linear layer: (..., E) -> (..., K)."""
+
+    def __init__(self, width: int, num_outputs: int, bias: bool) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(width)
+        self.linear = nn.Linear(width, num_outputs, bias=bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear(self.norm(x))
+
+
+def initialize(module: nn.Module) -> None:
+    """For `nn.Module.apply`: matrices and embeddings normal with deviation 0.02, biases zero."""
+    if isinstance(module, (nn.Linear, nn.Embedding)):
+        nn.init.normal_(module.weight, std=STD)
+    if isinstance(module, nn.Linear) and module.bias is not None:
+        nn.init.zeros_(module.bias)
+
+
+@dataclass
+class KVCache:
+    """Keys and values of the tokens read so far; may be emptied by setting `length` to 0."""
+
+    keys: Tensor  # (B, L, H, capacity, F)
+    values: Tensor  # (B, L, H, capacity, F)
+    length: int
+
+
+class Decoder:
+    """Blocks, and a head on top where one is given, one token at a time; without gradients.
+
+    Holds the weights packed for a precision, and no tensor of the batch: pack once, decode many images.  On the CPU, a
+    step is one call of `transformer.cpp`, where there is a C++ compiler and the sizes suit it (float32 models, E a
+    multiple of 128, F of 16); elsewhere it is plain torch.
+
+    Args:
+        blocks: in evaluation mode; their dropout is not applied.
+        precision: see above.
+        head: gives the outputs; without one they are the states after the last block.
+
+    Raises:
+        ValueError: no such precision.
+    """
+
+    def __init__(self, blocks: Sequence[Block], precision: Precision, head: Head | None = None) -> None:
+        if precision not in get_args(Precision):
+            raise ValueError(f"precision must be one of {', '.join(get_args(Precision))}, got {precision!r}")
+        self.blocks, self.head, self.precision = list(blocks), head, precision
+        if _suits_native(self.blocks, head):
+            self.form = _NativeStep(self.blocks, precision, head)
+        else:
+            self.form = _PlainStep(self.blocks, precision, head)
+
+    def init_cache(self, batch_size: int, capacity: int) -> KVCache:
+        """An empty cache for at most `capacity` tokens."""
+        weight = self.blocks[0].query_key_value.weight
+        heads = self.blocks[0].num_heads
+        shape = (batch_size, len(self.blocks), heads, capacity, weight.shape[1] // heads)
+        keys, values = (torch.empty(shape, dtype=self.form.cache_type, device=weight.device) for _ in range(2))
+        if isinstance(self.form, _NativeStep):
+            for tensor in (keys, values):
+                _use_huge_pages(tensor.data_ptr(), tensor.nbytes)
+        return KVCache(keys, values, 0)
+
+    @torch.no_grad()
+    def prefill(self, x: Tensor, cache: KVCache) -> None:
+        """Reads tokens (B, n, E) at once into an empty cache, in the model's own precision."""
+        assert cache.length == 0
+        cache.length = x.shape[1]
+        if cache.length == 0:
+            return
+        for index, block in enumerate(self.blocks):
+            x, cache.keys[:, index, :, : x.shape[1]], cache.values[:, index, :, : x.shape[1]] = block.read(x)
+
+    @torch.no_grad()
+    def step(self, x: Tensor, cache: KVCache) -> Tensor:
+        """Reads one token (B, E): outputs (B, K), or states (B, E) without a head; changes `cache`."""
+        assert cache.length < cache.keys.shape[3], "the cache is full"
+        y = self.form(x, cache)
+        cache.length += 1
+        return y
+
+
+class _PlainStep:
+    """A step in plain torch, on any device."""
+
+    def __init__(self, blocks: Sequence[Block], precision: Precision, head: Head | None) -> None:
+        self.blocks, self.head = blocks, head
+        self.cache_type = blocks[0].query_key_value.weight.dtype
+        self.layers = [tuple(pack_linear(linear, precision) for linear in _linears(block)) for block in blocks]
+        self.output = None if head is None else pack_linear(head.linear, precision)
+
+    def __call__(self, x: Tensor, cache: KVCache) -> Tensor:
+        t = cache.length
+        for index, (block, (query_key_value, projection, expand, contract)) in enumerate(
+            zip(self.blocks, self.layers, strict=True)
+        ):
+            heads = query_key_value(block.attention_norm(x)).unflatten(-1, (3, block.num_heads, 1, -1))
+            q, cache.keys[:, index, :, t : t + 1], cache.values[:, index, :, t : t + 1] = heads.unbind(1)
+            k, v = cache.keys[:, index, :, : t + 1], cache.values[:, index, :, : t + 1]
+            x = x + projection(F.scaled_dot_product_attention(q, k, v).flatten(1))
+            x = x + contract(F.gelu(expand(block.mlp_norm(x))))
+        return x if self.head is None else self.output(self.head.norm(x))
+
+
+def pack_linear(linear: nn.Linear, precision: Precision) -> Callable[[Tensor], Tensor]:
+    """A linear layer of (B, E) -> (B, K) with weights of another precision, results in the type of the input."""
+    if precision == "float32":
+        return linear
+    weight, bias = linear.weight.detach(), linear.bias
+    if precision == "bfloat16":
+        narrow = weight.bfloat16()
+        return lambda x: _add(F.linear(x.bfloat16(), narrow).to(x.dtype), bias)
+    codes, scale = _quantize(weight)
+    if weight.device.type == "cpu":
+        one = torch.ones_like(scale, dtype=torch.bfloat16)
+        return lambda x: _add(torch._weight_int8pack_mm(x.bfloat16(), codes, one).to(x.dtype) * scale, bias)
+    return lambda x: _add(F.linear(x.bfloat16(), codes.bfloat16()).to(x.dtype) * scale, bias)
+
+
+def _add(x: Tensor, bias: Tensor | None) -> Tensor:
+    return x if bias is None else x + bias
+
+
+def _quantize(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """(K, E) -> int8 (K, E) in -127..127 and the scales (K,) of its rows."""
+    scale = weight.abs().amax(1).clamp(min=torch.finfo(weight.dtype).tiny) / 127
+    return (weight / scale[:, None]).round().to(torch.int8), scale
+
+
+def _linears(block: Block) -> tuple[nn.Linear, nn.Linear, nn.Linear, nn.Linear]:
+    return block.query_key_value, block.projection, block.expand, block.contract
+
+
+def native_library() -> ctypes.CDLL | None:
+    """The compiled `transformer.cpp`, or None where it cannot be compiled."""
+    return compiled(Path(__file__).with_name("transformer.cpp"))
+
+
+def _use_huge_pages(address: int, size: int) -> None:
+    """Asks for huge pages where memory, not yet written to, has room for them: it is read faster then."""
+    first = -(-address // HUGE_PAGE) * HUGE_PAGE
+    room = (address + size - first) // HUGE_PAGE * HUGE_PAGE
+    if room > 0:
+        native_library().use_huge_pages(ctypes.c_void_p(first), ctypes.c_int64(room))
+
+
+def _suits_native(blocks: Sequence[Block], head: Head | None) -> bool:
+    parts = [*blocks, *([] if head is None else [head])]
+    width, heads = blocks[0].query_key_value.in_features, blocks[0].num_heads
+    return (
+        all(p.dtype == torch.float32 and p.device.type == "cpu" for part in parts for p in part.parameters())
+        and width % 128 == 0
+        and width // heads % 16 == 0
+        and native_library() is not None
+    )
+
+
+class _NativeStep:
+    """A step in compiled code; `transformer.cpp` says how it stores weights."""
+
+    def __init__(self, blocks: Sequence[Block], precision: Precision, head: Head | None) -> None:
+        self.function = getattr(native_library(), f"step_{precision}")
+        self.cache_type = torch.float32 if precision == "float32" else torch.bfloat16
+        self.num_outputs = 0 if head is None else head.linear.out_features
+        parts = [*blocks, *([] if head is None else [head])]
+        memory = _Memory(sum(p.numel() + 64 for part in parts for p in part.parameters()), precision)
+        layers = []
+        for block in blocks:
+            for norm in (block.attention_norm, block.mlp_norm):
+                layers += memory.norm(norm)
+            for linear in _linears(block):
+                layers += memory.linear(linear)
+        self.layers, self.memory = (ctypes.c_int64 * len(layers))(*layers), memory
+        epsilon = struct.unpack("q", struct.pack("d", blocks[0].attention_norm.eps))[0]
+        output = [0] * 5 if head is None else memory.norm(head.norm) + memory.linear(head.linear)
+        model = [
+            len(blocks), blocks[0].query_key_value.in_features, blocks[0].num_heads, self.num_outputs, epsilon,
+            ctypes.addressof(self.layers), *output,
+        ]  # fmt: skip
+        self.model = (ctypes.c_int64 * len(model))(*model)
+
+    def __call__(self, x: Tensor, cache: KVCache) -> Tensor:
+        x = x.to(torch.float32, memory_format=torch.contiguous_format, copy=True)
+        y = x.new_empty(len(x), self.num_outputs) if self.num_outputs else x
+        assert cache.keys.is_contiguous() and cache.values.is_contiguous()
+        sizes = (len(x), cache.keys.shape[3], cache.length)
+        tensors = (x, y, cache.keys, cache.values)
+        self.function(
+            self.model, *map(ctypes.c_int64, sizes), *(ctypes.c_void_p(tensor.data_ptr()) for tensor in tensors),
+            ctypes.c_int64(torch.get_num_threads()),
+        )  # fmt: skip
+        return y
+
+
+class _Memory:
+    """Weights one after the other, as a step reads them, in memory of huge pages; gives their addresses."""
+
+    def __init__(self, num_weights: int, precision: Precision) -> None:
+        self.precision = precision
+        size = num_weights * {"float32": 4, "bfloat16": 2, "int8": 1}[precision]
+        self.bytes = torch.empty(size + HUGE_PAGE, dtype=torch.uint8)
+        self.used = -self.bytes.data_ptr() % HUGE_PAGE
+        _use_huge_pages(self.bytes.data_ptr() + self.used, size)
+        self.others: list[Tensor] = []  # small and apart
+
+    def norm(self, norm: nn.LayerNorm) -> list[int]:
+        return [self._small(norm.weight), self._small(norm.bias)]
+
+    def linear(self, linear: nn.Linear) -> list[int]:
+        """Addresses of weight, scales and bias; 0 where there is none."""
+        bias = 0 if linear.bias is None else self._small(linear.bias)
+        weight = linear.weight.detach()
+        if self.precision != "int8":
+            return [self._large(weight, getattr(torch, self.precision)), 0, bias]
+        codes, scale = _quantize(weight)
+        return [self._large(codes.to(torch.int16) + 128, torch.uint8), self._small(scale), bias]
+
+    def _small(self, tensor: Tensor) -> int:
+        self.others.append(tensor.detach().clone())
+        return self.others[-1].data_ptr()
+
+    def _large(self, weight: Tensor, dtype: torch.dtype) -> int:
+        """Rows in fours, whose parts of 64 bytes alternate, so that memory is read in order; the rest row by row."""
+        size = weight.numel() * dtype.itemsize
+        place = self.bytes[self.used : self.used + size].view(dtype)
+        self.used += -(-size // 64) * 64
+        fours = len(weight) // 4 * 4
+        tiles = weight[:fours].unflatten(0, (-1, 4)).unflatten(-1, (-1, 64 // dtype.itemsize)).transpose(1, 2)
+        place[: tiles.numel()].view(tiles.shape).copy_(tiles)
+        place[tiles.numel() :].view(-1, weight.shape[1]).copy_(weight[fours:])
+        return place.data_ptr()
+
+
+class TransformerPrior(Prior):
+    """A prior whose `step` reads packed weights; `decoding` packs them once, for many images."""
+
+    @abstractmethod
+    def pack(self, precision: Precision) -> Any:
+        """The weights as `step` reads them: a `Decoder`, or several."""
+
+    @abstractmethod
+    def start(self, packed: Any, batch_size: int, context: Context) -> object:
+        """`init_state` with these weights."""
+
+    def init_state(self, batch_size: int, context: Context) -> object:
+        return self.start(self.pack("float32"), batch_size, context)
+
+    def decoding(self, precision: str) -> Prior:
+        return Packed(self, precision)
+
+
+class Packed(Prior):
+    """A transformer prior with its weights packed for decoding in a precision; `forward` is the model's own."""
+
+    def __init__(self, prior: TransformerPrior, precision: Precision) -> None:
+        super().__init__()
+        self.prior, self.spec, self.num_classes = prior, prior.spec, prior.num_classes
+        self.packed = prior.pack(precision)
+
+    def forward(self, codes: Codes, context: Context) -> tuple[Tensor, ...]:
+        return self.prior(codes, context)
+
+    def init_state(self, batch_size: int, context: Context) -> object:
+        return self.prior.start(self.packed, batch_size, context)
+
+    def step(self, previous: Tensor, state: Any) -> tuple[Tensor, Any]:
+        return self.prior.step(previous, state)

@@ -1,0 +1,156 @@
+"""One token at a time against whole sequences: in plain torch and in compiled code, in every precision."""
+
+import os
+import threading
+
+import pytest
+import torch
+from torch import nn
+
+from chainrule.layers import transformer
+from chainrule.layers.transformer import Block, Decoder, Head, initialize
+
+PRECISIONS = ["float32", "bfloat16", "int8"]
+TOLERANCE = {"float32": 2e-5, "bfloat16": 0.02, "int8": 0.05}  # of outputs of deviation 1
+FORMS = ["plain", "compiled"]
+needs_compiler = pytest.mark.skipif(transformer.native_library() is None, reason="no C++ compiler")
+forms = pytest.mark.parametrize("form", ["plain", pytest.param("compiled", marks=needs_compiler)])
+
+
+def stack(width=128, heads=4, layers=3, outputs=37, bias=False):
+    generator = torch.Generator().manual_seed(0)
+    blocks = nn.ModuleList(Block(width, heads) for _ in range(layers)).eval().requires_grad_(False)
+    head = Head(width, outputs, bias).eval().requires_grad_(False)
+    for parameter in [*blocks.parameters(), *head.parameters()]:
+        scale = parameter.shape[-1] ** -0.5 if parameter.ndim == 2 else 0.5
+        parameter.copy_(torch.randn(parameter.shape, generator=generator) * scale)
+    return blocks, head
+
+
+def decoder(blocks, precision, head, form, monkeypatch):
+    with monkeypatch.context() as patch:
+        if form == "plain":
+            patch.setattr(transformer, "native_library", lambda: None)
+        made = Decoder(blocks, precision, head)
+    assert type(made.form).__name__ == {"plain": "_PlainStep", "compiled": "_NativeStep"}[form]
+    return made
+
+
+def run(decoder, x, known=0):
+    cache = decoder.init_cache(len(x), x.shape[1])
+    decoder.prefill(x[:, :known], cache)
+    return torch.stack([decoder.step(x[:, t], cache) for t in range(known, x.shape[1])], 1)
+
+
+@forms
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize(("width", "heads", "batch"), [(128, 8, 1), (128, 2, 3), (256, 2, 9), (384, 4, 2)])
+def test_steps_equal_the_whole_sequence(monkeypatch, form, precision, width, heads, batch):
+    blocks, head = stack(width, heads, bias=batch == 2)
+    x = torch.randn(batch, 35, width)
+    states = x
+    for block in blocks:
+        states = block(states)
+    expected = head(states)
+    for last, whole in [(head, expected), (None, states)]:
+        found = run(decoder(blocks, precision, last, form, monkeypatch), x)
+        error = (found - whole).square().mean().sqrt() / whole.std()
+        assert error < TOLERANCE[precision], error
+    known = run(decoder(blocks, precision, head, form, monkeypatch), x, known=20)
+    assert ((known - expected[:, 20:]).square().mean().sqrt() / expected.std()) < TOLERANCE[precision]
+
+
+@needs_compiler
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_numbers_depend_neither_on_the_batch_nor_on_threads(monkeypatch, precision):
+    blocks, head = stack()
+    made, x = decoder(blocks, precision, head, "compiled", monkeypatch), torch.randn(11, 9, 128)
+    together = run(made, x)
+    for start, end in [(0, 1), (1, 3), (3, 6), (6, 11)]:
+        assert torch.equal(run(made, x[start:end]), together[start:end])
+    before = torch.get_num_threads()
+    try:
+        for threads in (2, 3):
+            torch.set_num_threads(threads)
+            assert torch.equal(run(made, x), together)
+    finally:
+        torch.set_num_threads(before)
+
+
+@needs_compiler
+def test_several_callers_at_once(monkeypatch):
+    blocks, head = stack()
+    made, x = decoder(blocks, "int8", head, "compiled", monkeypatch), torch.randn(3, 30, 128)
+    expected, found = run(made, x), []
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        callers = [threading.Thread(target=lambda: found.append(run(made, x))) for _ in range(3)]
+        for caller in callers:
+            caller.start()
+        for caller in callers:
+            caller.join()
+    finally:
+        torch.set_num_threads(before)
+    assert len(found) == 3 and all(torch.equal(one, expected) for one in found)
+
+
+@needs_compiler
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+def test_a_forked_process_decodes_too(monkeypatch):
+    blocks, head = stack()
+    made, x = decoder(blocks, "float32", head, "compiled", monkeypatch), torch.randn(1, 4, 128)
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        expected = run(made, x)
+        child = os.fork()
+        if child == 0:
+            os._exit(0 if torch.equal(run(made, x), expected) else 1)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    finally:
+        torch.set_num_threads(before)
+
+
+@forms
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_undefined_values_stay_undefined(monkeypatch, form, precision):
+    blocks, head = stack()
+    x = torch.randn(2, 3, 128)
+    x[0, 0, 5] = float("nan")
+    found = run(decoder(blocks, precision, head, form, monkeypatch), x)
+    assert found[0, 0].isnan().all() and found[1].isfinite().all(), "a model that diverges must not look well"
+
+
+def test_a_cache_may_be_emptied_and_is_full_at_its_end():
+    blocks, head = stack()
+    made, x = Decoder(blocks, "float32", head), torch.randn(1, 3, 128)
+    cache = made.init_cache(1, 3)
+    first = [made.step(x[:, t], cache) for t in range(3)]
+    with pytest.raises(AssertionError, match="full"):
+        made.step(x[:, 0], cache)
+    cache.length = 0
+    assert all(torch.equal(made.step(x[:, t], cache), first[t]) for t in range(3))
+
+
+def test_other_sizes_and_types_are_decoded_in_plain_torch():
+    for blocks, head in [stack(48, 4), stack(128, 16), (part.double() for part in stack())]:
+        made = Decoder(blocks, "float32", head)
+        assert type(made.form).__name__ == "_PlainStep"
+        x = torch.randn(2, 5, made.blocks[0].query_key_value.in_features, dtype=head.norm.weight.dtype)
+        expected = x
+        for block in blocks:
+            expected = block(expected)
+        torch.testing.assert_close(run(made, x), head(expected))
+
+
+def test_an_unknown_precision_is_refused():
+    blocks, head = stack()
+    with pytest.raises(ValueError, match="precision must be one of float32, bfloat16, int8, got 'float16'"):
+        Decoder(blocks, "float16", head)
+
+
+def test_initialisation():
+    block = Block(64, 4).apply(initialize)
+    assert block.expand.weight.std().item() == pytest.approx(0.02, rel=0.05)
+    assert not block.expand.bias.any() and block.mlp_norm.weight.eq(1).all()
