@@ -1,0 +1,319 @@
+"""RQ-Transformer: Lee et al., "Autoregressive Image Generation using Residual Quantization", arXiv:2203.01941.
+
+An image is P = H W positions of D codes each, and the code at depth d of position p is a softmax of
+
+    h_p  = spatial transformer(prefix, u_1, ..., u_(p-1))         u_p = A (e_p1 + ... + e_pD) + row of position p
+    h_pd = depth transformer(v_p1, ..., v_pd)                     v_p1 = h_p + depth 1
+                                                                  v_pd = B (e_p1 + ... + e_p(d-1)) + depth d
+
+where e_pd is the tokenizer's vector of a code, not learned here, A and B are linear, and positions and depths are
+learned vectors.  One classifier serves all depths.  The long sequence is thus P, not P D, and the D codes of a
+position cost the small depth transformer only.  The prefix is a learned start vector, a class, or the L tokens of a
+text; a model of texts has a second classifier that tells each token after the first from those before it.
+
+The codebook is a buffer: `set_codebook` takes it from the tokenizer, and it is saved with the model, but is no
+parameter and not among the paper's counts.
+
+Deviation: A is applied to the sum of the vectors, where the published code sums what A makes of each; the same
+function, but for a bias D times as large.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..core import Codes, CodeSpec, Context, Preset, Prior, register
+
+
+@dataclass(frozen=True)
+class RQTransformerConfig:
+    """Sizes; one of classes, text or neither is the condition.
+
+    width:                          features of both transformers
+    num_layers, num_heads:          of the spatial transformer
+    depth_layers, depth_heads:      of the depth transformer
+    codebook_dim:                   C, of the tokenizer's vectors
+    shared_codebook:                one codebook for all depths, or one each
+    num_classes:                    0 for no classes
+    text_length, text_vocab_size:   L tokens of a text, each of so many values; 0 for no text
+    dropout:                        share of features dropped from what attention and MLP add
+    """
+
+    width: int = 1024
+    num_layers: int = 24
+    num_heads: int = 16
+    depth_layers: int = 4
+    depth_heads: int = 16
+    codebook_dim: int = 256
+    shared_codebook: bool = True
+    num_classes: int = 0
+    text_length: int = 0
+    text_vocab_size: int = 0
+    dropout: float = 0.1
+
+    def __post_init__(self) -> None:
+        if self.width % self.num_heads or self.width % self.depth_heads:
+            raise ValueError(
+                f"width ({self.width}) must be a multiple of num_heads ({self.num_heads}) and of depth_heads "
+                f"({self.depth_heads})"
+            )
+        if self.num_classes and self.text_length:
+            raise ValueError("num_classes and text_length exclude each other: set one of them to 0")
+        if self.text_length == 1 or (self.text_length == 0) != (self.text_vocab_size == 0):
+            raise ValueError(
+                "a text needs text_length of at least 2 and text_vocab_size (both 0: no text), got "
+                f"{self.text_length} and {self.text_vocab_size}"
+            )
+
+
+class Block(nn.Module):
+    """x + attention(LN x), then x + MLP(LN x), causal."""
+
+    def __init__(self, width: int, num_heads: int, dropout: float) -> None:
+        super().__init__()
+        self.num_heads, self.dropout = num_heads, dropout
+        self.norm_1, self.norm_2 = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.qkv = nn.Linear(width, 3 * width)
+        self.out = nn.Linear(width, width)
+        self.up = nn.Linear(width, 4 * width)
+        self.down = nn.Linear(4 * width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self._heads(x)
+        return self._rest(x, F.scaled_dot_product_attention(q, k, v, is_causal=True))
+
+    def step(self, x: Tensor, cache: Cache, start: int) -> Tensor:
+        """The same for the next positions x (B, t, width), of which `start` are known and in the cache."""
+        q, k, v = self._heads(x)
+        end = start + x.shape[1]
+        cache.keys[:, :, start:end], cache.values[:, :, start:end] = k, v
+        keys, values = cache.keys[:, :, :end], cache.values[:, :, :end]
+        assert start == 0 or x.shape[1] == 1
+        return self._rest(x, F.scaled_dot_product_attention(q, keys, values, is_causal=x.shape[1] > 1))
+
+    def _heads(self, x: Tensor) -> Tensor:
+        """Queries, keys and values (3, B, heads, T, features)."""
+        return self.qkv(self.norm_1(x)).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
+
+    def _rest(self, x: Tensor, attended: Tensor) -> Tensor:
+        x = x + self._drop(self.out(attended.transpose(1, 2).flatten(2)))
+        return x + self._drop(self.down(F.gelu(self.up(self.norm_2(x)))))
+
+    def _drop(self, x: Tensor) -> Tensor:
+        return F.dropout(x, self.dropout, self.training)
+
+
+@dataclass
+class Cache:
+    keys: Tensor  # (B, heads, T, features)
+    values: Tensor  # the same
+
+
+def new_caches(blocks: nn.ModuleList, like: Tensor, length: int) -> list[Cache]:
+    """Room for `length` positions in every block; `like` (B, width)."""
+    batch_size, width = like.shape
+    shapes = [(batch_size, block.num_heads, length, width // block.num_heads) for block in blocks]
+    return [Cache(like.new_empty(shape), like.new_empty(shape)) for shape in shapes]
+
+
+@dataclass
+class RQTransformerState:
+    """What `RQTransformer.step` remembers."""
+
+    t: int
+    total: Tensor  # (B, C), the sum of the vectors of this position's codes so far
+    spatial_features: Tensor  # (B, width), h_p
+    spatial: list[Cache]
+    depth: list[Cache]
+
+
+TABLE = {  # width, layers, depth layers, heads, num_codes, classes, text length, text vocabulary
+    "ffhq": (1024, 24, 4, 16, 2048, 0, 0, 0),
+    "lsun-church": (1024, 24, 4, 16, 16384, 0, 0, 0),
+    "lsun-cat": (1280, 26, 4, 20, 16384, 0, 0, 0),
+    "lsun-bedroom": (1280, 26, 4, 20, 16384, 0, 0, 0),
+    "imagenet-480m": (1536, 12, 4, 24, 16384, 1000, 0, 0),
+    "imagenet-821m": (1536, 24, 4, 24, 16384, 1000, 0, 0),
+    "imagenet-1.4b": (1536, 42, 6, 24, 16384, 1000, 0, 0),
+    "imagenet-3.8b": (2560, 42, 6, 40, 16384, 1000, 0, 0),
+    "cc3m": (1280, 26, 4, 20, 16384, 0, 32, 16384),
+    "benchmark": (768, 12, 4, 12, 1024, 0, 0, 0),
+}
+TINY = {"width": 8, "num_layers": 2, "num_heads": 2, "depth_layers": 2, "depth_heads": 4, "codebook_dim": 3}
+
+
+def paper_preset(
+    width: int, num_layers: int, depth_layers: int, num_heads: int, num_codes: int, num_classes: int, text_length: int,
+    text_vocab_size: int,
+) -> Preset:  # fmt: skip
+    """A row of the table: 8x8 positions of 4 codes."""
+    config = RQTransformerConfig(
+        width, num_layers, num_heads, depth_layers, num_heads, num_classes=num_classes, text_length=text_length,
+        text_vocab_size=text_vocab_size,
+    )  # fmt: skip
+    return Preset(config, CodeSpec.single(8, 8, 4, num_codes))
+
+
+@register(
+    "priors",
+    "rq_transformer",
+    RQTransformerConfig,
+    {
+        "tiny": Preset(RQTransformerConfig(**TINY), CodeSpec.single(2, 1, 3, 2)),
+        "tiny-class": Preset(
+            RQTransformerConfig(**TINY, shared_codebook=False, num_classes=3), CodeSpec.single(2, 2, 2, 2)
+        ),
+        "tiny-text": Preset(RQTransformerConfig(**TINY, text_length=3, text_vocab_size=5), CodeSpec.single(1, 3, 2, 2)),
+    }
+    | {name: paper_preset(*row) for name, row in TABLE.items()},
+)
+class RQTransformer(Prior):
+    """A spatial transformer over positions, a depth transformer over the codes of each.
+
+    Args:
+        spec: one grid of H x W x D codes.
+        config: sizes.
+
+    Attributes:
+        codebook: (K, C), or (D, K, C) if not shared, the vectors of the codes; random until `set_codebook`.
+    """
+
+    def __init__(self, spec: CodeSpec, config: RQTransformerConfig) -> None:
+        super().__init__()
+        self.spec, self.config = spec, config
+        self.grid = spec.only
+        self.num_classes, self.text_length = config.num_classes, config.text_length
+        depth, width, num_codes = self.grid.depth, config.width, self.grid.vocab_size
+        self.prefix_length = max(config.text_length, 1)
+        self.num_positions = self.grid.height * self.grid.width
+        rows = () if config.shared_codebook else (depth,)
+        self.register_buffer("codebook", torch.randn(*rows, num_codes, config.codebook_dim))
+        self.prefix = nn.Embedding(config.num_classes or config.text_vocab_size or 1, width)
+        self.prefix_positions = nn.Parameter(torch.empty(self.prefix_length, width))
+        self.positions = nn.Parameter(torch.empty(self.num_positions, width))
+        self.depths = nn.Parameter(torch.empty(depth, width))
+        self.to_spatial = nn.Linear(config.codebook_dim, width)
+        self.to_depth = nn.Linear(config.codebook_dim, width)
+        self.spatial = nn.ModuleList(Block(width, config.num_heads, config.dropout) for _ in range(config.num_layers))
+        self.depth = nn.ModuleList(Block(width, config.depth_heads, config.dropout) for _ in range(config.depth_layers))
+        self.classifier = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, num_codes))
+        self.text_classifier = None
+        if config.text_length:
+            self.text_classifier = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, config.text_vocab_size))
+        self._initialise()
+
+    def _initialise(self) -> None:
+        """Matrices and vectors from N(0, 0.02^2), biases 0."""
+        for parameter in (self.prefix_positions, self.positions, self.depths):
+            nn.init.normal_(parameter, std=0.02)
+        for module in self.modules():
+            if isinstance(module, (nn.Linear, nn.Embedding)):
+                nn.init.normal_(module.weight, std=0.02)
+            if isinstance(module, nn.Linear):
+                nn.init.zeros_(module.bias)
+
+    @torch.no_grad()
+    def set_codebook(self, weight: Tensor) -> None:
+        """Takes the tokenizer's vectors of the codes: (K, C), or (D, K, C) where each depth has its own.
+
+        Raises:
+            ValueError: another shape.
+        """
+        if weight.shape != self.codebook.shape:
+            raise ValueError(f"the codebook must be {tuple(self.codebook.shape)}, got {tuple(weight.shape)}")
+        self.codebook.copy_(weight)
+
+    def check_context(self, context: Context, batch_size: int) -> None:
+        super().check_context(context, batch_size)
+        if self.text_length == 0:
+            if context.text is not None:
+                raise ValueError("this model is not conditioned on texts: a text would be ignored; leave it out")
+            return
+        text, vocab_size = context.text, self.config.text_vocab_size
+        if text is None or tuple(text.shape) != (batch_size, self.text_length):
+            found = "none" if text is None else tuple(text.shape)
+            raise ValueError(f"text must be int64 ({batch_size}, {self.text_length}), got {found}")
+        if text.numel() and not (0 <= int(text.min()) and int(text.max()) < vocab_size):
+            raise ValueError(f"text must lie in 0..{vocab_size - 1}, got {int(text.min())}..{int(text.max())}")
+
+    # ---------------------------------------------------------------- all codes at once
+
+    def forward(self, codes: Codes, context: Context) -> tuple[Tensor, ...]:
+        vectors, features = self._spatial_features(codes[0], context)
+        return (self._image_logits(vectors, features),)
+
+    def forward_with_text(self, codes: Codes, context: Context) -> tuple[Tensor, Tensor]:
+        """Both likelihoods of a captioned image in one pass; the paper's loss is 0.9 image + 0.1 text.
+
+        Returns:
+            logits of the codes (B, H, W, D, K), and of the text's tokens after the first (B, L - 1, V).
+        """
+        assert self.text_classifier is not None, "this model is not conditioned on texts"
+        vectors, features = self._spatial_features(codes[0], context)
+        return self._image_logits(vectors, features), self.text_classifier(features[:, : self.prefix_length - 1])
+
+    def _spatial_features(self, codes: Tensor, context: Context) -> tuple[Tensor, Tensor]:
+        """Sums of the vectors of the codes up to each, (B, P, D, C), and features (B, L - 1 + P, width)."""
+        sums = self._vectors(codes.flatten(1, 2)).cumsum(2)
+        x = self.to_spatial(sums[:, :-1, -1]) + self.positions[:-1]
+        x = torch.cat([self._prefix(context, len(codes)), x], 1)
+        for block in self.spatial:
+            x = block(x)
+        return sums, x
+
+    def _image_logits(self, sums: Tensor, features: Tensor) -> Tensor:
+        """(B, P, D, C), (B, L - 1 + P, width) -> (B, H, W, D, K)."""
+        x = torch.cat([features[:, self.prefix_length - 1 :, None], self.to_depth(sums[:, :, :-1])], 2) + self.depths
+        x = x.flatten(0, 1)
+        for block in self.depth:
+            x = block(x)
+        return self.classifier(x).unflatten(0, (-1, self.grid.height, self.grid.width))
+
+    def _vectors(self, codes: Tensor) -> Tensor:
+        """The vectors of codes (..., D): (..., D, C)."""
+        if not self.config.shared_codebook:
+            codes = codes + self.grid.vocab_size * torch.arange(self.grid.depth, device=codes.device)
+        return F.embedding(codes, self.codebook.flatten(0, -2))
+
+    def _prefix(self, context: Context, batch_size: int) -> Tensor:
+        """(B, L, width)."""
+        if self.text_length:
+            tokens = context.text
+        elif self.num_classes:
+            tokens = context.label[:, None]
+        else:
+            tokens = torch.zeros(batch_size, 1, dtype=torch.int64, device=self.positions.device)
+        return self.prefix(tokens) + self.prefix_positions
+
+    # ---------------------------------------------------------------- one code after the other
+
+    def init_state(self, batch_size: int, context: Context) -> RQTransformerState:
+        self.check_context(context, batch_size)
+        x = self._prefix(context, batch_size)
+        spatial = new_caches(self.spatial, x[:, 0], self.prefix_length + self.num_positions - 1)
+        for block, cache in zip(self.spatial, spatial, strict=True):
+            x = block.step(x, cache, 0)
+        total = x.new_zeros(batch_size, self.config.codebook_dim)
+        return RQTransformerState(0, total, x[:, -1], spatial, new_caches(self.depth, x[:, 0], self.grid.depth))
+
+    def step(self, previous: Tensor, state: RQTransformerState) -> tuple[Tensor, RQTransformerState]:
+        position, depth = divmod(state.t, self.grid.depth)
+        if state.t > 0:
+            codebook = self.codebook if self.config.shared_codebook else self.codebook[depth - 1]
+            state.total = state.total + codebook[previous]
+        if depth == 0 and position > 0:
+            x = (self.to_spatial(state.total) + self.positions[position - 1])[:, None]
+            for block, cache in zip(self.spatial, state.spatial, strict=True):
+                x = block.step(x, cache, self.prefix_length + position - 1)
+            state.spatial_features = x[:, 0]
+            state.total = torch.zeros_like(state.total)
+        x = state.spatial_features if depth == 0 else self.to_depth(state.total)
+        x = (x + self.depths[depth])[:, None]
+        for block, cache in zip(self.depth, state.depth, strict=True):
+            x = block.step(x, cache, depth)
+        state.t += 1
+        return self.classifier(x[:, 0]), state
