@@ -110,7 +110,7 @@ def test_what_does_not_fit_is_refused_in_a_sentence(tmp_path):
     changes = [
         (config(cumsum_depth_ctx=False), "without cumsum_depth_ctx is not supported"),
         (config(body={"n_layer": 2, "block": {"n_head": 4, "gelu": "v2"}}), "gelu v2 in its body"),
-        (config(body={"n_layer": 3, "block": {"n_head": 4}}), r"nothing in it is spatial.2.norm_1.weight"),
+        (config(body={"n_layer": 3, "block": {"n_head": 4}}), r"nothing in it is spatial.2.attention_norm.weight"),
         (config(head={"n_layer": 1, "block": {"n_head": 4}}), "which the model has not"),
         (config(head=None), "is missing or wrong"),
         (config(body="large"), "is missing or wrong"),

@@ -36,14 +36,20 @@ NAMES = (  # theirs -> ours, as patterns of whole beginnings
     (r"cond_emb\.", "prefix."),
     (r"input_mlp\.", "to_spatial."),
     (r"head_mlp\.", "to_depth."),
-    (r"cond_classifier\.layer_norm\.", "text_classifier.0."),
-    (r"cond_classifier\.linear\.", "text_classifier.1."),
-    (r"classifier\.layer_norm\.", "classifier.0."),
-    (r"classifier\.linear\.", "classifier.1."),
+    (r"cond_classifier\.layer_norm\.", "text_classifier.norm."),
+    (r"cond_classifier\.linear\.", "text_classifier.linear."),
+    (r"classifier\.layer_norm\.", "classifier.norm."),
+    (r"classifier\.linear\.", "classifier.linear."),
     (r"body_transformer\.blocks\.", "spatial."),
     (r"head_transformer\.blocks\.", "depth."),
 )
-BLOCK = (("ln1.", "norm_1."), ("ln2.", "norm_2."), ("attn.proj.", "out."), ("mlp.0.", "up."), ("mlp.2.", "down."))
+BLOCK = (  # the same, of names inside a block
+    ("ln1.", "attention_norm."),
+    ("ln2.", "mlp_norm."),
+    ("attn.proj.", "projection."),
+    ("mlp.0.", "expand."),
+    ("mlp.2.", "contract."),
+)
 
 
 def matches(source: Path) -> bool:
@@ -136,7 +142,7 @@ def _translate(tensors: Mapping[str, Tensor], where: Path) -> dict[str, Tensor]:
         projection = re.fullmatch(r"(.*\.)attn\.(query|key|value)\.(weight|bias)", name)
         if projection:
             begin, part, kind = projection.groups()
-            attention.setdefault(f"{begin}qkv.{kind}", {})[part] = value
+            attention.setdefault(f"{begin}query_key_value.{kind}", {})[part] = value
         else:
             ours[name] = value.squeeze(0) if key.startswith("pos_emb_") else value
     for key, parts in attention.items():

@@ -26,7 +26,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..core import Codes, CodeSpec, Context, Preset, Prior, register
+from ..core import Codes, CodeSpec, Context, Preset, register
+from ..layers.transformer import STD, Block, Decoder, Head, KVCache, Precision, TransformerPrior, initialize
 
 
 @dataclass(frozen=True)
@@ -56,11 +57,16 @@ class RQTransformerConfig:
     dropout: float = 0.1
 
     def __post_init__(self) -> None:
+        for name in ("width", "num_layers", "num_heads", "depth_layers", "depth_heads", "codebook_dim"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         if self.width % self.num_heads or self.width % self.depth_heads:
             raise ValueError(
                 f"width ({self.width}) must be a multiple of num_heads ({self.num_heads}) and of depth_heads "
                 f"({self.depth_heads})"
             )
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout must lie in [0, 1), got {self.dropout}")
         if self.num_classes and self.text_length:
             raise ValueError("num_classes and text_length exclude each other: set one of them to 0")
         if self.text_length == 1 or (self.text_length == 0) != (self.text_vocab_size == 0):
@@ -70,54 +76,12 @@ class RQTransformerConfig:
             )
 
 
-class Block(nn.Module):
-    """x + attention(LN x), then x + MLP(LN x), causal."""
+class PackedTransformers:
+    """Both transformers as `step` reads them (no tensor of the batch, so not a dataclass)."""
 
-    def __init__(self, width: int, num_heads: int, dropout: float) -> None:
-        super().__init__()
-        self.num_heads, self.dropout = num_heads, dropout
-        self.norm_1, self.norm_2 = nn.LayerNorm(width), nn.LayerNorm(width)
-        self.qkv = nn.Linear(width, 3 * width)
-        self.out = nn.Linear(width, width)
-        self.up = nn.Linear(width, 4 * width)
-        self.down = nn.Linear(4 * width, width)
-
-    def forward(self, x: Tensor) -> Tensor:
-        q, k, v = self._heads(x)
-        return self._rest(x, F.scaled_dot_product_attention(q, k, v, is_causal=True))
-
-    def step(self, x: Tensor, cache: Cache, start: int) -> Tensor:
-        """The same for the next positions x (B, t, width), of which `start` are known and in the cache."""
-        q, k, v = self._heads(x)
-        end = start + x.shape[1]
-        cache.keys[:, :, start:end], cache.values[:, :, start:end] = k, v
-        keys, values = cache.keys[:, :, :end], cache.values[:, :, :end]
-        assert start == 0 or x.shape[1] == 1
-        return self._rest(x, F.scaled_dot_product_attention(q, keys, values, is_causal=x.shape[1] > 1))
-
-    def _heads(self, x: Tensor) -> Tensor:
-        """Queries, keys and values (3, B, heads, T, features)."""
-        return self.qkv(self.norm_1(x)).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
-
-    def _rest(self, x: Tensor, attended: Tensor) -> Tensor:
-        x = x + self._drop(self.out(attended.transpose(1, 2).flatten(2)))
-        return x + self._drop(self.down(F.gelu(self.up(self.norm_2(x)))))
-
-    def _drop(self, x: Tensor) -> Tensor:
-        return F.dropout(x, self.dropout, self.training)
-
-
-@dataclass
-class Cache:
-    keys: Tensor  # (B, heads, T, features)
-    values: Tensor  # the same
-
-
-def new_caches(blocks: nn.ModuleList, like: Tensor, length: int) -> list[Cache]:
-    """Room for `length` positions in every block; `like` (B, width)."""
-    batch_size, width = like.shape
-    shapes = [(batch_size, block.num_heads, length, width // block.num_heads) for block in blocks]
-    return [Cache(like.new_empty(shape), like.new_empty(shape)) for shape in shapes]
+    def __init__(self, model: RQTransformer, precision: Precision) -> None:
+        self.spatial = Decoder(model.spatial, precision)
+        self.depth = Decoder(model.depth, precision, model.classifier)
 
 
 @dataclass
@@ -125,10 +89,11 @@ class RQTransformerState:
     """What `RQTransformer.step` remembers."""
 
     t: int
-    total: Tensor  # (B, C), the sum of the vectors of this position's codes so far
+    packed: PackedTransformers
+    sum: Tensor  # (B, C), of the vectors of this position's codes so far
     spatial_features: Tensor  # (B, width), h_p
-    spatial: list[Cache]
-    depth: list[Cache]
+    spatial: KVCache
+    depth: KVCache
 
 
 TABLE = {  # width, layers, depth layers, heads, num_codes, classes, text length, text vocabulary
@@ -171,7 +136,7 @@ def paper_preset(
     }
     | {name: paper_preset(*row) for name, row in TABLE.items()},
 )
-class RQTransformer(Prior):
+class RQTransformer(TransformerPrior):
     """A spatial transformer over positions, a depth transformer over the codes of each.
 
     Args:
@@ -194,27 +159,17 @@ class RQTransformer(Prior):
         self.register_buffer("codebook", torch.randn(*rows, num_codes, config.codebook_dim))
         self.prefix = nn.Embedding(config.num_classes or config.text_vocab_size or 1, width)
         self.prefix_positions = nn.Parameter(torch.empty(self.prefix_length, width))
-        self.positions = nn.Parameter(torch.empty(self.num_positions, width))
+        self.positions = nn.Parameter(torch.empty(self.num_positions, width))  # the last is never read, but counted
         self.depths = nn.Parameter(torch.empty(depth, width))
         self.to_spatial = nn.Linear(config.codebook_dim, width)
         self.to_depth = nn.Linear(config.codebook_dim, width)
         self.spatial = nn.ModuleList(Block(width, config.num_heads, config.dropout) for _ in range(config.num_layers))
         self.depth = nn.ModuleList(Block(width, config.depth_heads, config.dropout) for _ in range(config.depth_layers))
-        self.classifier = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, num_codes))
-        self.text_classifier = None
-        if config.text_length:
-            self.text_classifier = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, config.text_vocab_size))
-        self._initialise()
-
-    def _initialise(self) -> None:
-        """Matrices and vectors from N(0, 0.02^2), biases 0."""
+        self.classifier = Head(width, num_codes, bias=True)
+        self.text_classifier = Head(width, config.text_vocab_size, bias=True) if config.text_length else None
+        self.apply(initialize)
         for parameter in (self.prefix_positions, self.positions, self.depths):
-            nn.init.normal_(parameter, std=0.02)
-        for module in self.modules():
-            if isinstance(module, (nn.Linear, nn.Embedding)):
-                nn.init.normal_(module.weight, std=0.02)
-            if isinstance(module, nn.Linear):
-                nn.init.zeros_(module.bias)
+            nn.init.normal_(parameter, std=STD)
 
     @torch.no_grad()
     def set_codebook(self, weight: Tensor) -> None:
@@ -234,17 +189,17 @@ class RQTransformer(Prior):
                 raise ValueError("this model is not conditioned on texts: a text would be ignored; leave it out")
             return
         text, vocab_size = context.text, self.config.text_vocab_size
-        if text is None or tuple(text.shape) != (batch_size, self.text_length):
-            found = "none" if text is None else tuple(text.shape)
-            raise ValueError(f"text must be int64 ({batch_size}, {self.text_length}), got {found}")
-        if text.numel() and not (0 <= int(text.min()) and int(text.max()) < vocab_size):
+        if text is None or text.dtype != torch.int64 or tuple(text.shape) != (batch_size, self.text_length):
+            found = "nothing" if text is None else f"{str(text.dtype)[6:]} {tuple(text.shape)}"
+            raise ValueError(f"text must be token ids, int64 ({batch_size}, {self.text_length}), got {found}")
+        if text.numel() and not (int(text.min()) >= 0 and int(text.max()) < vocab_size):
             raise ValueError(f"text must lie in 0..{vocab_size - 1}, got {int(text.min())}..{int(text.max())}")
 
     # ---------------------------------------------------------------- all codes at once
 
     def forward(self, codes: Codes, context: Context) -> tuple[Tensor, ...]:
-        vectors, features = self._spatial_features(codes[0], context)
-        return (self._image_logits(vectors, features),)
+        sums, features = self._spatial_features(codes[0], context)
+        return (self._image_logits(sums, features),)
 
     def forward_with_text(self, codes: Codes, context: Context) -> tuple[Tensor, Tensor]:
         """Both likelihoods of a captioned image in one pass; the paper's loss is 0.9 image + 0.1 text.
@@ -253,8 +208,8 @@ class RQTransformer(Prior):
             logits of the codes (B, H, W, D, K), and of the text's tokens after the first (B, L - 1, V).
         """
         assert self.text_classifier is not None, "this model is not conditioned on texts"
-        vectors, features = self._spatial_features(codes[0], context)
-        return self._image_logits(vectors, features), self.text_classifier(features[:, : self.prefix_length - 1])
+        sums, features = self._spatial_features(codes[0], context)
+        return self._image_logits(sums, features), self.text_classifier(features[:, : self.prefix_length - 1])
 
     def _spatial_features(self, codes: Tensor, context: Context) -> tuple[Tensor, Tensor]:
         """Sums of the vectors of the codes up to each, (B, P, D, C), and features (B, L - 1 + P, width)."""
@@ -291,29 +246,32 @@ class RQTransformer(Prior):
 
     # ---------------------------------------------------------------- one code after the other
 
-    def init_state(self, batch_size: int, context: Context) -> RQTransformerState:
+    def pack(self, precision: Precision) -> PackedTransformers:
+        return PackedTransformers(self, precision)
+
+    def start(self, packed: PackedTransformers, batch_size: int, context: Context) -> RQTransformerState:
         self.check_context(context, batch_size)
-        x = self._prefix(context, batch_size)
-        spatial = new_caches(self.spatial, x[:, 0], self.prefix_length + self.num_positions - 1)
-        for block, cache in zip(self.spatial, spatial, strict=True):
-            x = block.step(x, cache, 0)
-        total = x.new_zeros(batch_size, self.config.codebook_dim)
-        return RQTransformerState(0, total, x[:, -1], spatial, new_caches(self.depth, x[:, 0], self.grid.depth))
+        prefix = self._prefix(context, batch_size)
+        spatial = packed.spatial.init_cache(batch_size, self.prefix_length + self.num_positions - 1)
+        packed.spatial.prefill(prefix[:, :-1], spatial)
+        features = packed.spatial.step(prefix[:, -1], spatial)
+        depth = packed.depth.init_cache(batch_size, self.grid.depth)
+        no_codes = features.new_zeros(batch_size, self.config.codebook_dim)
+        return RQTransformerState(0, packed, no_codes, features, spatial, depth)
 
     def step(self, previous: Tensor, state: RQTransformerState) -> tuple[Tensor, RQTransformerState]:
+        packed = state.packed
         position, depth = divmod(state.t, self.grid.depth)
         if state.t > 0:
             codebook = self.codebook if self.config.shared_codebook else self.codebook[depth - 1]
-            state.total = state.total + codebook[previous]
-        if depth == 0 and position > 0:
-            x = (self.to_spatial(state.total) + self.positions[position - 1])[:, None]
-            for block, cache in zip(self.spatial, state.spatial, strict=True):
-                x = block.step(x, cache, self.prefix_length + position - 1)
-            state.spatial_features = x[:, 0]
-            state.total = torch.zeros_like(state.total)
-        x = state.spatial_features if depth == 0 else self.to_depth(state.total)
-        x = (x + self.depths[depth])[:, None]
-        for block, cache in zip(self.depth, state.depth, strict=True):
-            x = block.step(x, cache, depth)
+            state.sum = state.sum + codebook[previous]
+        if depth > 0:
+            x = self.to_depth(state.sum)
+        else:
+            if position > 0:
+                x = self.to_spatial(state.sum) + self.positions[position - 1]
+                state.spatial_features = packed.spatial.step(x, state.spatial)
+            state.sum, state.depth.length = torch.zeros_like(state.sum), 0
+            x = state.spatial_features
         state.t += 1
-        return self.classifier(x[:, 0]), state
+        return packed.depth.step(x + self.depths[depth], state.depth), state

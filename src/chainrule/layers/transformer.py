@@ -1,0 +1,207 @@
+"""Causal transformer blocks as GPT-2 has them, and their form for one token at a time.
+
+    x <- x + W_o attention(LN x)        x <- x + W_2 gelu(W_1 LN x)        (pre-norm; biases; exact GELU)
+
+Radford et al. 2019, "Language Models are Unsupervised Multitask Learners"; initialisation: normal, 0.02.
+
+A `Block` reads whole sequences (training, scoring).  A `Decoder` holds the weights of many blocks as one step reads
+them, in an explicit `precision`, and remembers keys and values in a `KVCache` of fixed size.  One token is bound by
+the bytes of the weights, so narrower weights are faster:
+
+    float32   the weights as they are (a float64 model stays float64)
+    bfloat16  weights, and inputs of products, of 8 significant bits
+    int8      weights of 8 bits with one scale per output; the embedding, norms and attention stay as they are
+
+Shape letters: B batch, T tokens, L blocks, E width, H heads, F features of a head, K outputs.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..core import Codes, Context, Prior
+
+Precision = Literal["float32", "bfloat16", "int8"]
+STD = 0.02
+
+
+class Block(nn.Module):
+    """Pre-norm self-attention and MLP of 4 E features, each added to its input."""
+
+    def __init__(self, width: int, num_heads: int, dropout: float = 0.0, attention_dropout: float = 0.0) -> None:
+        super().__init__()
+        assert width % num_heads == 0, (width, num_heads)
+        self.num_heads = num_heads
+        self.attention_dropout = attention_dropout
+        self.attention_norm = nn.LayerNorm(width)
+        self.query_key_value = nn.Linear(width, 3 * width)
+        self.projection = nn.Linear(width, width)
+        self.mlp_norm = nn.LayerNorm(width)
+        self.expand = nn.Linear(width, 4 * width)
+        self.contract = nn.Linear(4 * width, width)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, T, E) -> (B, T, E); a token sees itself and those before it."""
+        return self.read(x)[0]
+
+    def read(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """As `forward`; also the keys and values (B, H, T, F)."""
+        heads = self.query_key_value(self.attention_norm(x)).unflatten(-1, (3, self.num_heads, -1))
+        q, k, v = heads.permute(2, 0, 3, 1, 4)
+        dropout = self.attention_dropout if self.training else 0.0
+        y = F.scaled_dot_product_attention(q, k, v, is_causal=True, dropout_p=dropout)
+        x = x + self.dropout(self.projection(y.transpose(1, 2).flatten(2)))
+        x = x + self.dropout(self.contract(F.gelu(self.expand(self.mlp_norm(x)))))
+        return x, k, v
+
+
+class Head(nn.Module):
+    """LayerNorm and a linear layer: (..., E) -> (..., K)."""
+
+    def __init__(self, width: int, num_outputs: int, bias: bool) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(width)
+        self.linear = nn.Linear(width, num_outputs, bias=bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear(self.norm(x))
+
+
+def initialize(module: nn.Module) -> None:
+    """For `nn.Module.apply`: matrices and embeddings normal with deviation 0.02, biases zero."""
+    if isinstance(module, (nn.Linear, nn.Embedding)):
+        nn.init.normal_(module.weight, std=STD)
+    if isinstance(module, nn.Linear) and module.bias is not None:
+        nn.init.zeros_(module.bias)
+
+
+@dataclass
+class KVCache:
+    """Keys and values of the tokens read so far; may be emptied by setting `length` to 0."""
+
+    keys: Tensor  # (B, L, H, capacity, F)
+    values: Tensor  # (B, L, H, capacity, F)
+    length: int
+
+
+class Decoder:
+    """Blocks, and a head on top where one is given, one token at a time; without gradients.
+
+    Holds the weights packed for a precision, and no tensor of the batch: pack once, decode many images.
+
+    Args:
+        blocks: in evaluation mode; their dropout is not applied.
+        precision: see above.
+        head: gives the outputs; without one they are the states after the last block.
+
+    Raises:
+        ValueError: no such precision.
+    """
+
+    def __init__(self, blocks: Sequence[Block], precision: Precision, head: Head | None = None) -> None:
+        if precision not in get_args(Precision):
+            raise ValueError(f"precision must be one of {', '.join(get_args(Precision))}, got {precision!r}")
+        self.blocks, self.head, self.precision = list(blocks), head, precision
+        self.layers = [
+            tuple(
+                pack_linear(linear, precision)
+                for linear in (block.query_key_value, block.projection, block.expand, block.contract)
+            )
+            for block in self.blocks
+        ]
+        self.output = None if head is None else pack_linear(head.linear, precision)
+
+    def init_cache(self, batch_size: int, capacity: int) -> KVCache:
+        """An empty cache for at most `capacity` tokens."""
+        weight = self.blocks[0].query_key_value.weight
+        heads = self.blocks[0].num_heads
+        shape = (batch_size, len(self.blocks), heads, capacity, weight.shape[1] // heads)
+        return KVCache(weight.new_zeros(shape), weight.new_zeros(shape), 0)
+
+    @torch.no_grad()
+    def prefill(self, x: Tensor, cache: KVCache) -> None:
+        """Reads tokens (B, n, E) at once into an empty cache, in the model's own precision."""
+        assert cache.length == 0
+        cache.length = x.shape[1]
+        for index, block in enumerate(self.blocks):
+            x, cache.keys[:, index, :, : x.shape[1]], cache.values[:, index, :, : x.shape[1]] = block.read(x)
+
+    @torch.no_grad()
+    def step(self, x: Tensor, cache: KVCache) -> Tensor:
+        """Reads one token (B, E): outputs (B, K), or states (B, E) without a head; changes `cache`."""
+        t = cache.length
+        assert t < cache.keys.shape[3], "the cache is full"
+        cache.length = t + 1
+        for index, (block, (query_key_value, projection, expand, contract)) in enumerate(
+            zip(self.blocks, self.layers, strict=True)
+        ):
+            heads = query_key_value(block.attention_norm(x)).unflatten(-1, (3, block.num_heads, 1, -1))
+            q, cache.keys[:, index, :, t : t + 1], cache.values[:, index, :, t : t + 1] = heads.unbind(1)
+            k, v = cache.keys[:, index, :, : t + 1], cache.values[:, index, :, : t + 1]
+            x = x + projection(F.scaled_dot_product_attention(q, k, v).flatten(1))
+            x = x + contract(F.gelu(expand(block.mlp_norm(x))))
+        return x if self.head is None else self.output(self.head.norm(x))
+
+
+def pack_linear(linear: nn.Linear, precision: Precision) -> Callable[[Tensor], Tensor]:
+    """A linear layer of (B, E) -> (B, K) with weights of another precision, results in the type of the input."""
+    if precision == "float32":
+        return linear
+    weight, bias = linear.weight.detach(), linear.bias
+    if precision == "bfloat16":
+        narrow = weight.bfloat16()
+        return lambda x: _add(F.linear(x.bfloat16(), narrow).to(x.dtype), bias)
+    scale = weight.abs().amax(1).clamp(min=torch.finfo(weight.dtype).tiny) / 127
+    codes = (weight / scale[:, None]).round().to(torch.int8)
+    if weight.device.type == "cpu":
+        one = torch.ones_like(scale, dtype=torch.bfloat16)
+        return lambda x: _add(torch._weight_int8pack_mm(x.bfloat16(), codes, one).to(x.dtype) * scale, bias)
+    return lambda x: _add(F.linear(x.bfloat16(), codes.bfloat16()).to(x.dtype) * scale, bias)
+
+
+def _add(x: Tensor, bias: Tensor | None) -> Tensor:
+    return x if bias is None else x + bias
+
+
+class TransformerPrior(Prior):
+    """A prior whose `step` reads packed weights; `decoding` packs them once, for many images."""
+
+    @abstractmethod
+    def pack(self, precision: Precision) -> Any:
+        """The weights as `step` reads them: a `Decoder`, or several."""
+
+    @abstractmethod
+    def start(self, packed: Any, batch_size: int, context: Context) -> object:
+        """`init_state` with these weights."""
+
+    def init_state(self, batch_size: int, context: Context) -> object:
+        return self.start(self.pack("float32"), batch_size, context)
+
+    def decoding(self, precision: str) -> Prior:
+        return Packed(self, precision)
+
+
+class Packed(Prior):
+    """A transformer prior with its weights packed for decoding in a precision; `forward` is the model's own."""
+
+    def __init__(self, prior: TransformerPrior, precision: Precision) -> None:
+        super().__init__()
+        self.prior, self.spec, self.num_classes = prior, prior.spec, prior.num_classes
+        self.packed = prior.pack(precision)
+
+    def forward(self, codes: Codes, context: Context) -> tuple[Tensor, ...]:
+        return self.prior(codes, context)
+
+    def init_state(self, batch_size: int, context: Context) -> object:
+        return self.prior.start(self.packed, batch_size, context)
+
+    def step(self, previous: Tensor, state: Any) -> tuple[Tensor, Any]:
+        return self.prior.step(previous, state)
