@@ -1,11 +1,11 @@
-"""Seconds per image of the RQ-Transformer (12 + 4 layers x 768, 8x8x4 codes) and of a GPT of as many parameters and codes.
+"""Seconds per image of the RQ-Transformer (12 + 4 layers x 768, 8x8x4 codes) and of a GPT of equal size.
 
     python benchmarks/rq_transformer.py                              # float32, batch 1
     python benchmarks/rq_transformer.py --precision int8 --batch-size 8
 
-Both have random weights, a vocabulary of 1024 and draw whole images of 256 codes with `decoding.sample`, in turn, in
-one process; the GPT has 16 layers x 768 over 16x16 codes.  Packing the weights is not counted: it is done once for
-many images.
+The GPT has 16 layers x 768 over 16x16 codes: as many parameters and codes.  Both have random weights and a vocabulary
+of 1024, and draw whole images with `decoding.sample`, in turn, in one process.  Packing the weights is not counted: it
+is done once for many images.
 """
 
 import argparse
