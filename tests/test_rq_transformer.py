@@ -1,5 +1,8 @@
 """What is particular to the RQ-Transformer; the contract tests hold it to what all priors do."""
 
+import re
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -37,6 +40,28 @@ def test_parameter_counts_of_the_paper(name):
         model = RQTransformer(preset.spec, preset.config)
     assert sum(parameter.numel() for parameter in model.parameters()) == COUNTS[name]
     assert model.codebook.shape == (preset.spec.only.vocab_size, 256)
+
+
+def test_the_page_says_what_the_presets_are():
+    page = Path(__file__).resolve().parents[1] / "docs" / "rq_transformer.md"
+    found = set()
+    for line in page.read_text(encoding="utf-8").splitlines():
+        names = re.findall(r"`([a-z0-9.-]+)`", line.split("|")[1]) if line.startswith("| `") else []
+        numbers = [int(digits.replace(",", "")) for digits in re.findall(r"\d[\d,]*", line.split("|", 2)[-1])]
+        for name in names:
+            preset = ENTRY.presets[name]
+            config = preset.config
+            condition = [config.text_length, config.text_vocab_size] if config.text_length else [config.num_classes]
+            sizes = [
+                config.width,
+                config.num_layers,
+                config.depth_layers,
+                config.num_heads,
+                preset.spec.only.vocab_size,
+            ]
+            assert numbers == [*sizes, *(size for size in condition if size), COUNTS[name]]
+            found.add(name)
+    assert found == COUNTS.keys()
 
 
 @torch.no_grad()
