@@ -100,6 +100,25 @@ def test_texts_and_models_without_a_condition(tmp_path):
 
 
 @needs_fixture
+@torch.no_grad()
+def test_a_codebook_per_depth(tmp_path):
+    release = altered(tmp_path)
+    config = yaml.safe_load((SOURCE / "stage1" / "config.yaml").read_text(encoding="utf-8"))
+    config["arch"]["hparams"]["shared_codebook"] = False
+    tensors = read_checkpoint(SOURCE / "stage1" / "model.pt")["state_dict"]
+    tensors["quantizer.codebooks.2.weight"] = tensors["quantizer.codebooks.2.weight"].flip(0).roll(-1, 0)
+    for name in ("config.yaml", "model.pt"):
+        (release / "stage1" / name).unlink()
+    (release / "stage1" / "config.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
+    torch.save({"state_dict": tensors}, release / "stage1" / "model.pt")
+    separate, shared = import_release(release).prior, import_release(SOURCE).prior
+    codes, context = torch.randint(0, 40, (2, 8, 8, 4)), Context(label=torch.tensor([0, 5]))
+    reversed_third = codes.clone()
+    reversed_third[..., 2] = 39 - codes[..., 2]
+    torch.testing.assert_close(separate((codes,), context)[0], shared((reversed_third,), context)[0])
+
+
+@needs_fixture
 def test_what_does_not_fit_is_refused_in_a_sentence(tmp_path):
     def config(**values):
         return lambda architecture, tensors: architecture.update(values)
