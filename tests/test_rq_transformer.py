@@ -70,11 +70,17 @@ def test_the_codebook_is_taken_from_the_tokenizer_and_saved():
     weight = torch.randn(2, 3)
     model.set_codebook(weight)
     assert torch.equal(model.codebook, weight.double()) and torch.equal(model.state_dict()["codebook"], model.codebook)
-    with pytest.raises(ValueError, match=r"must be \(2, 3\), got \(3, 2\)"):
+    model.attach((weight.flip(0).expand(3, 2, 3),))
+    assert torch.equal(model.codebook, weight.flip(0).double())
+    model.attach(None)
+    assert torch.equal(model.codebook, weight.flip(0).double())
+    with pytest.raises(ValueError, match=r"must be \(3, 2, 3\), or \(2, 3\) for all depths, got \(3, 2\)"):
         model.set_codebook(weight.T)
+    with pytest.raises(ValueError, match="set shared_codebook to false"):
+        model.set_codebook(torch.randn(3, 2, 3))
     separate = tiny("tiny-class")
     weight = torch.randn(2, 2, 3).double()
-    separate.set_codebook(weight)
+    separate.attach((weight,))
     codes = codes_of(separate, 3)
     vectors = separate._vectors(codes[0])
     for depth in range(2):

@@ -11,8 +11,8 @@ learned vectors.  One classifier serves all depths.  The long sequence is thus P
 position cost the small depth transformer only.  The prefix is a learned start vector, a class, or the L tokens of a
 text; a model of texts has a second classifier that tells each token after the first from those before it.
 
-The codebook is a buffer: `set_codebook` takes it from the tokenizer, and it is saved with the model, but is no
-parameter and not among the paper's counts.
+The codebook is a buffer: `attach` takes it from the tokenizer, and it is saved with the model, but is no parameter and
+not among the paper's counts.
 
 Deviation: A is applied to the sum of the vectors, where the published code sums what A makes of each; the same
 function, but for a bias D times as large.
@@ -144,7 +144,7 @@ class RQTransformer(TransformerPrior):
         config: sizes.
 
     Attributes:
-        codebook: (K, C), or (D, K, C) if not shared, the vectors of the codes; random until `set_codebook`.
+        codebook: (K, C), or (D, K, C) if not shared, the vectors of the codes; random until given.
     """
 
     def __init__(self, spec: CodeSpec, config: RQTransformerConfig) -> None:
@@ -171,15 +171,29 @@ class RQTransformer(TransformerPrior):
         for parameter in (self.prefix_positions, self.positions, self.depths):
             nn.init.normal_(parameter, std=STD)
 
+    def attach(self, vectors: tuple[Tensor, ...] | None) -> None:
+        """Takes the tokenizer's vectors of the codes; where it has none, the random ones stay."""
+        if vectors is not None:
+            self.set_codebook(vectors[0])
+
     @torch.no_grad()
     def set_codebook(self, weight: Tensor) -> None:
-        """Takes the tokenizer's vectors of the codes: (K, C), or (D, K, C) where each depth has its own.
+        """Takes the tokenizer's vectors of the codes: (K, C) for all depths, or (D, K, C) for each.
 
         Raises:
-            ValueError: another shape.
+            ValueError: another shape, or vectors that differ between depths in a model with one codebook for all.
         """
-        if weight.shape != self.codebook.shape:
-            raise ValueError(f"the codebook must be {tuple(self.codebook.shape)}, got {tuple(weight.shape)}")
+        each = (self.grid.depth, self.grid.vocab_size, self.config.codebook_dim)
+        if weight.shape not in (each, each[1:]):
+            raise ValueError(
+                f"the vectors of the codes must be {each}, or {each[1:]} for all depths, got {tuple(weight.shape)}; "
+                "the last is codebook_dim"
+            )
+        weight = weight.expand(each)
+        if self.config.shared_codebook:
+            if not torch.equal(weight, weight[:1].expand(each)):
+                raise ValueError("each depth has vectors of its own: set shared_codebook to false")
+            weight = weight[0]
         self.codebook.copy_(weight)
 
     def check_context(self, context: Context, batch_size: int) -> None:
