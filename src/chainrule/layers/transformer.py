@@ -17,9 +17,12 @@ Shape letters: B batch, T tokens, L blocks, E width, H heads, F features of a he
 
 from __future__ import annotations
 
+import ctypes
+import struct
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal, get_args
 
 import torch
@@ -27,9 +30,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..core import Codes, Context, Prior
+from .native import compiled
 
 Precision = Literal["float32", "bfloat16", "int8"]
 STD = 0.02
+HUGE_PAGE = 1 << 21  # bytes
 
 
 class Block(nn.Module):
@@ -95,7 +100,9 @@ class KVCache:
 class Decoder:
     """Blocks, and a head on top where one is given, one token at a time; without gradients.
 
-    Holds the weights packed for a precision, and no tensor of the batch: pack once, decode many images.
+    Holds the weights packed for a precision, and no tensor of the batch: pack once, decode many images.  On the CPU, a
+    step is one call of `transformer.cpp`, where there is a C++ compiler and the sizes suit it (float32 models, E a
+    multiple of 128, F of 16); elsewhere it is plain torch.
 
     Args:
         blocks: in evaluation mode; their dropout is not applied.
@@ -110,36 +117,52 @@ class Decoder:
         if precision not in get_args(Precision):
             raise ValueError(f"precision must be one of {', '.join(get_args(Precision))}, got {precision!r}")
         self.blocks, self.head, self.precision = list(blocks), head, precision
-        self.layers = [
-            tuple(
-                pack_linear(linear, precision)
-                for linear in (block.query_key_value, block.projection, block.expand, block.contract)
-            )
-            for block in self.blocks
-        ]
-        self.output = None if head is None else pack_linear(head.linear, precision)
+        if _suits_native(self.blocks, head):
+            self.form = _NativeStep(self.blocks, precision, head)
+        else:
+            self.form = _PlainStep(self.blocks, precision, head)
 
     def init_cache(self, batch_size: int, capacity: int) -> KVCache:
         """An empty cache for at most `capacity` tokens."""
         weight = self.blocks[0].query_key_value.weight
         heads = self.blocks[0].num_heads
         shape = (batch_size, len(self.blocks), heads, capacity, weight.shape[1] // heads)
-        return KVCache(weight.new_zeros(shape), weight.new_zeros(shape), 0)
+        keys, values = (torch.empty(shape, dtype=self.form.cache_type, device=weight.device) for _ in range(2))
+        if isinstance(self.form, _NativeStep):
+            for tensor in (keys, values):
+                _use_huge_pages(tensor.data_ptr(), tensor.nbytes)
+        return KVCache(keys, values, 0)
 
     @torch.no_grad()
     def prefill(self, x: Tensor, cache: KVCache) -> None:
         """Reads tokens (B, n, E) at once into an empty cache, in the model's own precision."""
         assert cache.length == 0
         cache.length = x.shape[1]
+        if cache.length == 0:
+            return
         for index, block in enumerate(self.blocks):
             x, cache.keys[:, index, :, : x.shape[1]], cache.values[:, index, :, : x.shape[1]] = block.read(x)
 
     @torch.no_grad()
     def step(self, x: Tensor, cache: KVCache) -> Tensor:
         """Reads one token (B, E): outputs (B, K), or states (B, E) without a head; changes `cache`."""
+        assert cache.length < cache.keys.shape[3], "the cache is full"
+        y = self.form(x, cache)
+        cache.length += 1
+        return y
+
+
+class _PlainStep:
+    """A step in plain torch, on any device."""
+
+    def __init__(self, blocks: Sequence[Block], precision: Precision, head: Head | None) -> None:
+        self.blocks, self.head = blocks, head
+        self.cache_type = blocks[0].query_key_value.weight.dtype
+        self.layers = [tuple(pack_linear(linear, precision) for linear in _linears(block)) for block in blocks]
+        self.output = None if head is None else pack_linear(head.linear, precision)
+
+    def __call__(self, x: Tensor, cache: KVCache) -> Tensor:
         t = cache.length
-        assert t < cache.keys.shape[3], "the cache is full"
-        cache.length = t + 1
         for index, (block, (query_key_value, projection, expand, contract)) in enumerate(
             zip(self.blocks, self.layers, strict=True)
         ):
@@ -159,8 +182,7 @@ def pack_linear(linear: nn.Linear, precision: Precision) -> Callable[[Tensor], T
     if precision == "bfloat16":
         narrow = weight.bfloat16()
         return lambda x: _add(F.linear(x.bfloat16(), narrow).to(x.dtype), bias)
-    scale = weight.abs().amax(1).clamp(min=torch.finfo(weight.dtype).tiny) / 127
-    codes = (weight / scale[:, None]).round().to(torch.int8)
+    codes, scale = _quantize(weight)
     if weight.device.type == "cpu":
         one = torch.ones_like(scale, dtype=torch.bfloat16)
         return lambda x: _add(torch._weight_int8pack_mm(x.bfloat16(), codes, one).to(x.dtype) * scale, bias)
@@ -169,6 +191,116 @@ def pack_linear(linear: nn.Linear, precision: Precision) -> Callable[[Tensor], T
 
 def _add(x: Tensor, bias: Tensor | None) -> Tensor:
     return x if bias is None else x + bias
+
+
+def _quantize(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """(K, E) -> int8 (K, E) in -127..127 and the scales (K,) of its rows."""
+    scale = weight.abs().amax(1).clamp(min=torch.finfo(weight.dtype).tiny) / 127
+    return (weight / scale[:, None]).round().to(torch.int8), scale
+
+
+def _linears(block: Block) -> tuple[nn.Linear, nn.Linear, nn.Linear, nn.Linear]:
+    return block.query_key_value, block.projection, block.expand, block.contract
+
+
+def native_library() -> ctypes.CDLL | None:
+    """The compiled `transformer.cpp`, or None where it cannot be compiled."""
+    return compiled(Path(__file__).with_name("transformer.cpp"))
+
+
+def _use_huge_pages(address: int, size: int) -> None:
+    """Asks for huge pages where memory, not yet written to, has room for them: it is read faster then."""
+    first = -(-address // HUGE_PAGE) * HUGE_PAGE
+    room = (address + size - first) // HUGE_PAGE * HUGE_PAGE
+    if room > 0:
+        native_library().use_huge_pages(ctypes.c_void_p(first), ctypes.c_int64(room))
+
+
+def _suits_native(blocks: Sequence[Block], head: Head | None) -> bool:
+    parts = [*blocks, *([] if head is None else [head])]
+    width, heads = blocks[0].query_key_value.in_features, blocks[0].num_heads
+    return (
+        all(p.dtype == torch.float32 and p.device.type == "cpu" for part in parts for p in part.parameters())
+        and width % 128 == 0
+        and width // heads % 16 == 0
+        and native_library() is not None
+    )
+
+
+class _NativeStep:
+    """A step in compiled code; `transformer.cpp` says how it stores weights."""
+
+    def __init__(self, blocks: Sequence[Block], precision: Precision, head: Head | None) -> None:
+        self.function = getattr(native_library(), f"step_{precision}")
+        self.cache_type = torch.float32 if precision == "float32" else torch.bfloat16
+        self.num_outputs = 0 if head is None else head.linear.out_features
+        parts = [*blocks, *([] if head is None else [head])]
+        memory = _Memory(sum(p.numel() + 64 for part in parts for p in part.parameters()), precision)
+        layers = []
+        for block in blocks:
+            for norm in (block.attention_norm, block.mlp_norm):
+                layers += memory.norm(norm)
+            for linear in _linears(block):
+                layers += memory.linear(linear)
+        self.layers, self.memory = (ctypes.c_int64 * len(layers))(*layers), memory
+        epsilon = struct.unpack("q", struct.pack("d", blocks[0].attention_norm.eps))[0]
+        output = [0] * 5 if head is None else memory.norm(head.norm) + memory.linear(head.linear)
+        model = [
+            len(blocks), blocks[0].query_key_value.in_features, blocks[0].num_heads, self.num_outputs, epsilon,
+            ctypes.addressof(self.layers), *output,
+        ]  # fmt: skip
+        self.model = (ctypes.c_int64 * len(model))(*model)
+
+    def __call__(self, x: Tensor, cache: KVCache) -> Tensor:
+        x = x.to(torch.float32, memory_format=torch.contiguous_format, copy=True)
+        y = x.new_empty(len(x), self.num_outputs) if self.num_outputs else x
+        assert cache.keys.is_contiguous() and cache.values.is_contiguous()
+        sizes = (len(x), cache.keys.shape[3], cache.length)
+        tensors = (x, y, cache.keys, cache.values)
+        self.function(
+            self.model, *map(ctypes.c_int64, sizes), *(ctypes.c_void_p(tensor.data_ptr()) for tensor in tensors),
+            ctypes.c_int64(torch.get_num_threads()),
+        )  # fmt: skip
+        return y
+
+
+class _Memory:
+    """Weights one after the other, as a step reads them, in memory of huge pages; gives their addresses."""
+
+    def __init__(self, num_weights: int, precision: Precision) -> None:
+        self.precision = precision
+        size = num_weights * {"float32": 4, "bfloat16": 2, "int8": 1}[precision]
+        self.bytes = torch.empty(size + HUGE_PAGE, dtype=torch.uint8)
+        self.used = -self.bytes.data_ptr() % HUGE_PAGE
+        _use_huge_pages(self.bytes.data_ptr() + self.used, size)
+        self.others: list[Tensor] = []  # small and apart
+
+    def norm(self, norm: nn.LayerNorm) -> list[int]:
+        return [self._small(norm.weight), self._small(norm.bias)]
+
+    def linear(self, linear: nn.Linear) -> list[int]:
+        """Addresses of weight, scales and bias; 0 where there is none."""
+        bias = 0 if linear.bias is None else self._small(linear.bias)
+        weight = linear.weight.detach()
+        if self.precision != "int8":
+            return [self._large(weight, getattr(torch, self.precision)), 0, bias]
+        codes, scale = _quantize(weight)
+        return [self._large(codes.to(torch.int16) + 128, torch.uint8), self._small(scale), bias]
+
+    def _small(self, tensor: Tensor) -> int:
+        self.others.append(tensor.detach().clone())
+        return self.others[-1].data_ptr()
+
+    def _large(self, weight: Tensor, dtype: torch.dtype) -> int:
+        """Rows in fours, of which 64 bytes each follow one another, so that memory is read in order; the rest as rows."""
+        size = weight.numel() * dtype.itemsize
+        place = self.bytes[self.used : self.used + size].view(dtype)
+        self.used += -(-size // 64) * 64
+        fours = len(weight) // 4 * 4
+        tiles = weight[:fours].unflatten(0, (-1, 4)).unflatten(-1, (-1, 64 // dtype.itemsize)).transpose(1, 2)
+        place[: tiles.numel()].view(tiles.shape).copy_(tiles)
+        place[tiles.numel() :].view(-1, weight.shape[1]).copy_(weight[fours:])
+        return place.data_ptr()
 
 
 class TransformerPrior(Prior):

@@ -1,0 +1,519 @@
+// One token through a stack of transformer blocks on the CPU; transformer.py says what is computed and calls it.
+//
+// The work is bound by reading the weights, once per token for the whole batch. Weights are (outputs, inputs) row
+// after row, in float32, bfloat16, or uint8 (128 + a whole number in -127..127, and a scale per output). Threads share
+// the outputs of each product and meet at a barrier between products; what is cheap (norms, rounding of the inputs)
+// each does for itself. An image's numbers do not depend on how many are in the batch, nor on the number of threads.
+#include <atomic>
+#include <cmath>
+#include <condition_variable>
+#include <cstdint>
+#include <cstring>
+#include <functional>
+#include <memory>
+#include <mutex>
+#include <pthread.h>
+#include <sys/mman.h>
+#include <thread>
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+#define UNROLL _Pragma("GCC unroll 8")  // so that arrays of accumulators become registers
+
+namespace {
+
+typedef float Vector __attribute__((vector_size(64), aligned(4)));
+typedef float Half __attribute__((vector_size(32), aligned(4)));
+typedef float Quarter __attribute__((vector_size(16), aligned(4)));
+typedef int32_t Integers __attribute__((vector_size(64), aligned(1), may_alias));
+typedef uint32_t Words __attribute__((vector_size(64), aligned(4)));
+typedef uint16_t Shorts __attribute__((vector_size(32), aligned(2)));
+typedef int8_t Bytes __attribute__((vector_size(16), aligned(1)));
+
+constexpr int kLanes = 16;
+constexpr int kGroup = 128;  // inputs that share a scale in int8; all widths are multiples of it
+constexpr int kRows = 4;     // outputs at a time
+constexpr int kUnit = 16;    // outputs that are not divided among threads
+constexpr int kSpins = 4000;
+
+struct Linear {
+    const void* weight;
+    const float *scale, *bias;  // scale in int8 only; bias may be null
+};
+struct Layer {
+    const float *norm1, *shift1, *norm2, *shift2;
+    Linear query_key_value, projection, expand, contract;
+};
+struct Model {
+    int64_t layers, width, heads, outputs;  // outputs 0: no head
+    double epsilon;
+    const Layer* layer;
+    const float *norm, *shift;
+    Linear head;
+};
+
+inline Vector load(const float* p) { return *(const Vector*)p; }
+inline void store(float* p, Vector v) { *(Vector*)p = v; }
+inline Vector load(const uint16_t* p) {  // bfloat16 -> float32
+#if defined(__AVX512F__)
+    return (Vector)_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)p)), 16);
+#else
+    return (Vector)(__builtin_convertvector(*(const Shorts*)p, Words) << 16);
+#endif
+}
+inline void store(uint16_t* p, Vector v) {  // to the nearest, ties to even
+    Words bits = (Words)v;
+    bits = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
+    *(Shorts*)p = __builtin_convertvector(bits, Shorts);
+}
+inline Quarter fold(Vector v) {
+    Half h[2];
+    std::memcpy(h, &v, 64);
+    Half half = h[0] + h[1];
+    Quarter q[2];
+    std::memcpy(q, &half, 32);
+    return q[0] + q[1];
+}
+inline float total(Vector v) {
+    Quarter q = fold(v);
+    return (q[0] + q[2]) + (q[1] + q[3]);
+}
+inline Quarter totals(Vector v0, Vector v1, Vector v2, Vector v3) {
+    Quarter a = fold(v0), b = fold(v1), c = fold(v2), d = fold(v3);
+    Quarter e = __builtin_shufflevector(a, b, 0, 1, 4, 5) + __builtin_shufflevector(a, b, 2, 3, 6, 7);
+    Quarter f = __builtin_shufflevector(c, d, 0, 1, 4, 5) + __builtin_shufflevector(c, d, 2, 3, 6, 7);
+    return __builtin_shufflevector(e, f, 0, 2, 4, 6) + __builtin_shufflevector(e, f, 1, 3, 5, 7);
+}
+inline Vector maximum(Vector a, Vector b) { return a > b ? a : b; }
+inline Vector exponential(Vector x) {  // 2^n * p(fraction); relative error below 2e-7
+    const Vector round = Vector{} + 12582912.f, top = Vector{} + 126.f;
+    x = x * 1.44269504f;
+    x = x < -top ? -top : x > top ? top : x;
+    Vector n = (x + round) - round, f = (x - n) * 0.69314718f, p = Vector{} + 1.f / 5040;
+    p = p * f + 1.f / 720, p = p * f + 1.f / 120, p = p * f + 1.f / 24, p = p * f + 1.f / 6;
+    p = p * f + 0.5f, p = p * f + 1, p = p * f + 1;
+    return (Vector)((Integers)p + (__builtin_convertvector(n, Integers) << 23));
+}
+inline Vector gelu(Vector x) {  // erf of Abramowitz and Stegun 7.1.26; absolute error below 2e-7
+    Vector z = x * 0.70710678f, a = z < 0 ? -z : z, t = 1 / (1 + 0.3275911f * a), p = Vector{} + 1.061405429f;
+    p = p * t - 1.453152027f, p = p * t + 1.421413741f, p = p * t - 0.284496736f, p = p * t + 0.254829592f;
+    Vector erf = 1 - p * t * exponential(-a * a);
+    return 0.5f * x * (1 + (z < 0 ? -erf : erf));
+}
+
+// Asks for R vectors of weights that are needed soon.
+template <int R>
+inline void ask(const void* w) {
+    UNROLL for (int r = 0; r < R; r++) __builtin_prefetch((const char*)w + 64 * r, 0, 2);
+}
+
+// How weights are stored: `Inputs` are a batch of vectors in the form that `dot` multiplies with the weights.
+struct Float32 {
+    typedef float Weight;
+    typedef float Cache;
+    static constexpr int batch = 4;
+    struct Inputs {
+        const float* values;
+        int64_t size;
+        Inputs(int64_t, int64_t) {}
+        void set(const float* x, int64_t, int64_t width) { values = x, size = width; }
+    };
+    template <int R, int B, bool last>
+    static void dot(Vector (&sum)[R][B], const float* w, const Inputs& in, int64_t b) {
+        const float* x = in.values + b * in.size;
+        for (int64_t k = 0; k < in.size; k += kLanes) {
+            if (last) ask<R>(w + (in.size + k) * R);
+            Vector value[B];
+            UNROLL for (int i = 0; i < B; i++) value[i] = load(x + i * in.size + k);
+            UNROLL for (int r = 0; r < R; r++) {
+                Vector line = load(w + k * R + r * kLanes);
+                UNROLL for (int i = 0; i < B; i++) sum[r][i] += line * value[i];
+            }
+        }
+    }
+};
+
+struct BFloat16 {
+    typedef uint16_t Weight;
+    typedef uint16_t Cache;
+    static constexpr int batch = 4;
+    struct Inputs {
+        std::unique_ptr<uint16_t[]> values;
+        int64_t size;
+        Inputs(int64_t n, int64_t width) : values(new uint16_t[n * width]) {}
+        void set(const float* x, int64_t n, int64_t width) {
+            size = width;
+            for (int64_t i = 0; i < n * width; i += kLanes) store(values.get() + i, load(x + i));
+        }
+    };
+    template <int R, int B, bool last>
+    static void dot(Vector (&sum)[R][B], const uint16_t* w, const Inputs& in, int64_t b) {
+        const uint16_t* x = in.values.get() + b * in.size;
+        for (int64_t k = 0; k < in.size; k += 2 * kLanes) {
+            if (last) ask<R>(w + (in.size + k) * R);
+#if defined(__AVX512BF16__)
+            __m512bh value[B];
+            UNROLL for (int i = 0; i < B; i++) value[i] = (__m512bh)_mm512_loadu_si512(x + i * in.size + k);
+            UNROLL for (int r = 0; r < R; r++) {
+                __m512bh line = (__m512bh)_mm512_loadu_si512(w + k * R + r * 2 * kLanes);
+                UNROLL for (int i = 0; i < B; i++)
+                    sum[r][i] = (Vector)_mm512_dpbf16_ps((__m512)sum[r][i], line, value[i]);
+            }
+#else
+            UNROLL for (int r = 0; r < R; r++) {
+                const uint16_t* line = w + k * R + r * 2 * kLanes;
+                UNROLL for (int i = 0; i < B; i++)
+                    sum[r][i] += load(line) * load(x + i * in.size + k) +
+                                 load(line + kLanes) * load(x + i * in.size + k + kLanes);
+            }
+#endif
+        }
+    }
+};
+
+struct Int8 {
+    typedef uint8_t Weight;
+    typedef uint16_t Cache;
+    static constexpr int batch = 3;
+    struct Inputs {
+        std::unique_ptr<int8_t[]> values;    // x / scale, rounded to -127..127
+        std::unique_ptr<float[]> scales;     // of each group
+        std::unique_ptr<int32_t[]> offsets;  // -128 * the sums of fours of a group, since weights are 128 too large
+        int64_t size;
+        Inputs(int64_t n, int64_t width)
+            : values(new int8_t[n * width]), scales(new float[n * width / kGroup]),
+              offsets(new int32_t[n * width / kGroup * kLanes]) {}
+        void set(const float* x, int64_t n, int64_t width) {
+            size = width;
+            const Vector round = Vector{} + 12582912.f;
+            const Integers shift = Integers{} + (int32_t)0x80808080;
+            for (int64_t g = 0; g < n * width / kGroup; g++) {
+                const float* from = x + g * kGroup;
+                Vector largest = {}, undefined = {};  // the latter becomes NaN with any input that is infinite or NaN
+                for (int k = 0; k < kGroup; k += kLanes) {
+                    Vector v = load(from + k);
+                    largest = maximum(largest, maximum(v, -v)), undefined += v * 0;
+                }
+                float top = 1e-30f;
+                for (int k = 0; k < kLanes; k++) top = largest[k] > top ? largest[k] : top;
+                scales[g] = top / 127 + total(undefined);
+                const Vector inverse = Vector{} + 127 / top;
+                int8_t* to = values.get() + g * kGroup;
+                for (int k = 0; k < kGroup; k += kLanes) {
+                    Vector v = (load(from + k) * inverse + round) - round;
+                    *(Bytes*)(to + k) = __builtin_convertvector(__builtin_convertvector(v, Integers), Bytes);
+                }
+                Integers sums = {};
+                for (int k = 0; k < kGroup; k += 4 * kLanes) sums = fours(sums, shift, bytes(to + k));
+                *(Integers*)(offsets.get() + g * kLanes) = -sums;
+            }
+        }
+    };
+    static Integers bytes(const void* p) { return *(const Integers*)p; }  // four in each lane
+    static Integers fours(Integers sum, Integers w, Integers x) {  // sum[l] += four products of lane l
+#if defined(__AVX512VNNI__)
+        return (Integers)_mm512_dpbusd_epi32((__m512i)sum, (__m512i)w, (__m512i)x);
+#else
+        const uint8_t* a = (const uint8_t*)&w;
+        const int8_t* b = (const int8_t*)&x;
+        for (int k = 0; k < 4 * kLanes; k++) sum[k / 4] += (int32_t)a[k] * b[k];
+        return sum;
+#endif
+    }
+    template <int R, int B, bool last>
+    static void dot(Vector (&sum)[R][B], const uint8_t* w, const Inputs& in, int64_t b) {
+        const int64_t groups = in.size / kGroup;
+        const int8_t* x = in.values.get() + b * in.size;
+        const float* scale = in.scales.get() + b * groups;
+        const Integers* offset = (const Integers*)in.offsets.get() + b * groups;
+        for (int64_t g = 0; g < groups; g++) {
+            Integers whole[R][B];
+            UNROLL for (int r = 0; r < R; r++)
+                UNROLL for (int i = 0; i < B; i++) whole[r][i] = offset[i * groups + g];
+            UNROLL for (int k = 0; k < kGroup; k += 4 * kLanes) {
+                if (last) ask<R>(w + (in.size + k) * R);
+                Integers value[B];
+                UNROLL for (int i = 0; i < B; i++) value[i] = bytes(x + i * in.size + k);
+                UNROLL for (int r = 0; r < R; r++) {
+                    Integers line = bytes(w + k * R + r * 4 * kLanes);
+                    UNROLL for (int i = 0; i < B; i++) whole[r][i] = fours(whole[r][i], line, value[i]);
+                }
+            }
+            w += kGroup * R, x += kGroup;
+            UNROLL for (int r = 0; r < R; r++)
+                UNROLL for (int i = 0; i < B; i++)
+                    sum[r][i] += __builtin_convertvector(whole[r][i], Vector) * scale[i * groups + g];
+        }
+    }
+};
+
+inline void pause() {
+#if defined(__x86_64__)
+    _mm_pause();
+#endif
+}
+
+// Threads meet here; they spin, as the next to come is due within microseconds.
+class Barrier {
+  public:
+    explicit Barrier(int count) : count_(count) {}
+    void wait() {
+        const int phase = phase_.load(std::memory_order_acquire);
+        if (arrived_.fetch_add(1, std::memory_order_acq_rel) == count_ - 1) {
+            arrived_.store(0, std::memory_order_relaxed);
+            phase_.store(phase + 1, std::memory_order_release);
+            return;
+        }
+        for (int spins = 0; phase_.load(std::memory_order_acquire) == phase; spins++) {
+            if (spins > kSpins) std::this_thread::yield();
+            pause();
+        }
+    }
+
+  private:
+    const int count_;
+    alignas(64) std::atomic<int> arrived_{0};
+    alignas(64) std::atomic<int> phase_{0};
+};
+
+// Threads that wait for the next step: awake at first, as it follows soon while an image is drawn, then asleep.
+class Team {
+  public:
+    std::mutex busy;  // held by the caller of `run`
+
+    void run(int threads, const std::function<void(int)>& work) {
+        {
+            std::lock_guard<std::mutex> lock(mutex_);
+            while (members_ < threads - 1) std::thread(&Team::serve, this, ++members_, round_.load()).detach();
+            work_ = &work, active_ = threads, left_.store(threads - 1, std::memory_order_relaxed);
+            round_.fetch_add(1, std::memory_order_release);
+        }
+        wake_.notify_all();
+        work(0);
+        for (int spins = 0; left_.load(std::memory_order_acquire); spins++) {
+            if (spins > kSpins) std::this_thread::yield();
+            pause();
+        }
+    }
+
+  private:
+    void serve(int id, int64_t seen) {
+        for (;; seen++) {
+            for (int spins = 0; spins < kSpins && round_.load(std::memory_order_acquire) == seen; spins++) pause();
+            const std::function<void(int)>* work;
+            {
+                std::unique_lock<std::mutex> lock(mutex_);
+                wake_.wait(lock, [&] { return round_.load() != seen; });
+                seen = round_.load() - 1;
+                work = id < active_ ? work_ : nullptr;
+            }
+            if (!work) continue;
+            (*work)(id);
+            left_.fetch_sub(1, std::memory_order_release);
+        }
+    }
+
+    std::mutex mutex_;
+    std::condition_variable wake_;
+    const std::function<void(int)>* work_ = nullptr;
+    int members_ = 0, active_ = 0;
+    std::atomic<int64_t> round_{0};
+    std::atomic<int> left_{0};
+};
+
+Team* team = new Team;  // never destroyed, as its threads are not joined; a forked process has none and begins anew
+
+template <class P>
+struct Step {
+    typedef typename P::Cache Cache;
+    const Model& model;
+    const int64_t batch, capacity, t;
+    float *x, *out;  // (B, E) states; (B, K) outputs
+    Cache *keys, *values;
+    const int threads;
+    Barrier barrier;
+    std::unique_ptr<float[]> heads, mixed, hidden;  // (B, 3E), (B, E), (B, 4E)
+
+    Step(const Model& model, int64_t batch, int64_t capacity, int64_t t, float* x, float* out, void* keys,
+         void* values, int threads)
+        : model(model), batch(batch), capacity(capacity), t(t), x(x), out(out), keys((Cache*)keys),
+          values((Cache*)values), threads(threads), barrier(threads), heads(new float[batch * 3 * model.width]),
+          mixed(new float[batch * model.width]), hidden(new float[batch * 4 * model.width]) {}
+
+    void normalize(const float* weight, const float* shift, float* to) const {
+        const int64_t width = model.width;
+        for (int64_t b = 0; b < batch; b++, to += width) {
+            const float* from = x + b * width;
+            Vector sum = {}, square = {};
+            for (int64_t k = 0; k < width; k += kLanes) sum += load(from + k);
+            const Vector mean = Vector{} + total(sum) / width;
+            for (int64_t k = 0; k < width; k += kLanes) {
+                Vector d = load(from + k) - mean;
+                square += d * d;
+            }
+            const Vector inverse = Vector{} + 1 / std::sqrt(total(square) / width + (float)model.epsilon);
+            for (int64_t k = 0; k < width; k += kLanes)
+                store(to + k, (load(from + k) - mean) * inverse * load(weight + k) + load(shift + k));
+        }
+    }
+
+    // Outputs row .. row + R - 1 of images b .. b + B - 1; `last` if no other images follow with these weights.
+    template <int R, int B, bool last, bool add>
+    void tile(const Linear& linear, const typename P::Inputs& in, int64_t row, int64_t b, float* to,
+              int64_t stride) const {
+        Vector sum[R][B] = {};
+        P::template dot<R, B, last>(sum, (const typename P::Weight*)linear.weight + row * in.size, in, b);
+        UNROLL for (int i = 0; i < B; i++) {
+            float value[R], *place = to + (b + i) * stride + row;
+            if constexpr (R == 4) {
+                Quarter four = totals(sum[0][i], sum[1][i], sum[2][i], sum[3][i]);
+                std::memcpy(value, &four, sizeof(value));
+            } else
+                for (int r = 0; r < R; r++) value[r] = total(sum[r][i]);
+            for (int r = 0; r < R; r++) {
+                if (linear.scale) value[r] *= linear.scale[row + r];
+                if (linear.bias) value[r] += linear.bias[row + r];
+                place[r] = add ? place[r] + value[r] : value[r];
+            }
+        }
+    }
+
+    template <int R, bool add>
+    void tiles(const Linear& linear, const typename P::Inputs& in, int64_t row, float* to, int64_t stride) const {
+        int64_t b = 0;
+        for (; b + P::batch < batch; b += P::batch) tile<R, P::batch, false, add>(linear, in, row, b, to, stride);
+        switch (batch - b) {
+            case 1: return tile<R, 1, true, add>(linear, in, row, b, to, stride);
+            case 2: return tile<R, 2, true, add>(linear, in, row, b, to, stride);
+            case 3: return tile<R, 3, true, add>(linear, in, row, b, to, stride);
+            default: return tile<R, P::batch, true, add>(linear, in, row, b, to, stride);
+        }
+    }
+
+    int64_t share(int64_t rows, int id) const {  // the first row of a thread
+        const int64_t units = (rows + kUnit - 1) / kUnit, first = units * id / threads * kUnit;
+        return first < rows ? first : rows;
+    }
+
+    // This thread's share of to (B, rows) = weight x + bias, or += it.
+    template <bool add>
+    void product(const Linear& linear, int64_t rows, const typename P::Inputs& in, int id, float* to) const {
+        int64_t row = share(rows, id);
+        const int64_t end = share(rows, id + 1);
+        for (; row + kRows <= end; row += kRows) tiles<kRows, add>(linear, in, row, to, rows);
+        for (; row < end; row++) tiles<1, add>(linear, in, row, to, rows);
+    }
+
+    void attention(int64_t layer, int64_t b, int64_t head, float* scores) const {
+        const int64_t width = model.width, features = width / model.heads;
+        const int64_t at = ((b * model.layers + layer) * model.heads + head) * capacity * features;
+        const float* q = heads.get() + b * 3 * width + head * features;
+        for (int64_t f = 0; f < features; f += kLanes) {
+            store(keys + at + t * features + f, load(q + width + f));
+            store(values + at + t * features + f, load(q + 2 * width + f));
+        }
+        const Cache *key = keys + at, *value = values + at;
+        const float scale = 1 / std::sqrt((float)features);
+        const int64_t padded = (t + kLanes) / kLanes * kLanes;  // scores of rows beyond t are not used
+        for (int64_t s = 0; s <= t; s += 4) {
+            Vector sum[4] = {};
+            const int64_t last = t - s < 3 ? t - s : 3;
+            for (int64_t f = 0; f < features; f += kLanes) {
+                const Vector part = load(q + f);
+                UNROLL for (int j = 0; j < 4; j++)
+                    sum[j] += part * load(key + (s + (j < last ? j : last)) * features + f);
+            }
+            *(Quarter*)(scores + s) = totals(sum[0], sum[1], sum[2], sum[3]) * scale;
+        }
+        for (int64_t s = t + 1; s < padded; s++) scores[s] = -INFINITY;
+        Vector largest = load(scores), sum = {};
+        for (int64_t s = kLanes; s <= t; s += kLanes) largest = maximum(largest, load(scores + s));
+        float top = largest[0];
+        for (int l = 1; l < kLanes; l++) top = largest[l] > top ? largest[l] : top;
+        for (int64_t s = 0; s <= t; s += kLanes) {
+            Vector p = load(scores + s), e = exponential(p - top);
+            e = p == -INFINITY ? Vector{} : e;
+            store(scores + s, e);
+            sum += e;
+        }
+        const Vector inverse = Vector{} + 1 / total(sum);
+        float* to = mixed.get() + b * width + head * features;
+        int64_t f = 0;
+        for (; f + 4 * kLanes <= features; f += 4 * kLanes) mix<4>(value + f, scores, inverse, to + f);
+        for (; f < features; f += kLanes) mix<1>(value + f, scores, inverse, to + f);
+    }
+
+    template <int N>  // N vectors of features of the values, weighted
+    void mix(const Cache* value, const float* scores, Vector inverse, float* to) const {
+        const int64_t features = model.width / model.heads;
+        Vector y[N] = {};
+        for (int64_t s = 0; s <= t; s++)
+            UNROLL for (int n = 0; n < N; n++) y[n] += scores[s] * load(value + s * features + n * kLanes);
+        UNROLL for (int n = 0; n < N; n++) store(to + n * kLanes, y[n] * inverse);
+    }
+
+    void run(int id) {
+        const int64_t width = model.width, pairs = batch * model.heads;
+        typename P::Inputs in(batch, 4 * width);
+        std::unique_ptr<float[]> normal(new float[batch * width]), scores(new float[t + 2 * kLanes]);
+        for (int64_t l = 0; l < model.layers; l++) {
+            const Layer& layer = model.layer[l];
+            normalize(layer.norm1, layer.shift1, normal.get());
+            in.set(normal.get(), batch, width);
+            product<false>(layer.query_key_value, 3 * width, in, id, heads.get());
+            barrier.wait();
+            for (int64_t pair = pairs * id / threads; pair < pairs * (id + 1) / threads; pair++)
+                attention(l, pair / model.heads, pair % model.heads, scores.get());
+            barrier.wait();
+            in.set(mixed.get(), batch, width);
+            product<true>(layer.projection, width, in, id, x);
+            barrier.wait();
+            normalize(layer.norm2, layer.shift2, normal.get());
+            in.set(normal.get(), batch, width);
+            product<false>(layer.expand, 4 * width, in, id, hidden.get());
+            for (int64_t b = 0; b < batch; b++)
+                for (int64_t row = share(4 * width, id); row < share(4 * width, id + 1); row += kLanes)
+                    store(&hidden[b * 4 * width + row], gelu(load(&hidden[b * 4 * width + row])));
+            barrier.wait();
+            in.set(hidden.get(), batch, 4 * width);
+            product<true>(layer.contract, width, in, id, x);
+            barrier.wait();
+        }
+        if (!model.outputs) return;
+        normalize(model.norm, model.shift, normal.get());
+        in.set(normal.get(), batch, width);
+        product<false>(model.head, model.outputs, in, id, out);
+    }
+};
+
+template <class P>
+void step(const Model& model, int64_t batch, int64_t capacity, int64_t t, float* x, float* out, void* keys,
+          void* values, int64_t threads) {
+    std::unique_lock<std::mutex> lock(team->busy, std::try_to_lock);
+    if (!lock.owns_lock()) threads = 1;  // somebody else decodes at the same time
+    Step<P> step(model, batch, capacity, t, x, out, keys, values, (int)threads);
+    if (threads > 1)
+        team->run((int)threads, [&step](int id) { step.run(id); });
+    else
+        step.run(0);
+}
+
+const int forked = pthread_atfork(nullptr, nullptr, [] { team = new Team; });
+
+}  // namespace
+
+// keys, values: (B, L, H, capacity, F), of which t tokens are filled, in float32, or bfloat16 with narrower weights.
+#define EXPORT(NAME, P)                                                                                             \
+    extern "C" void NAME(const Model* model, int64_t batch, int64_t capacity, int64_t t, float* x, float* out,      \
+                         void* keys, void* values, int64_t threads) {                                               \
+        step<P>(*model, batch, capacity, t, x, out, keys, values, threads);                                         \
+    }
+extern "C" void use_huge_pages(void* memory, int64_t size) {  // they are read 1.7 times as fast here
+#if defined(MADV_HUGEPAGE)
+    madvise(memory, size, MADV_HUGEPAGE);
+#endif
+}
+EXPORT(step_float32, Float32)
+EXPORT(step_bfloat16, BFloat16)
+EXPORT(step_int8, Int8)
