@@ -37,7 +37,7 @@ def load(source: Path) -> Imported:
     """Imports the release; raises ValueError where a part of it is missing or of another architecture."""
     config_path, weights_path = find_config(source, _is_ours), find_weights(source, "*.pt")
     architecture = read_config(config_path)["arch"]
-    tensors = _tensors(read_checkpoint(weights_path), weights_path)
+    tensors = model_tensors(read_checkpoint(weights_path), weights_path)
     try:
         tokenizer = RQVAE(_config(architecture))
         ours = translate_autoencoder(tensors, weights_path) | _codebooks(tensors, tokenizer)
@@ -48,7 +48,7 @@ def load(source: Path) -> Imported:
     return Imported(tokenizer.eval(), ORIGIN, LICENCE, True, files)
 
 
-def _tensors(checkpoint: Any, where: Path) -> dict[str, Tensor]:
+def model_tensors(checkpoint: Any, where: Path) -> dict[str, Tensor]:
     """The model's tensors; of a checkpoint that has only averaged weights, those."""
     if isinstance(checkpoint, Mapping) and "state_dict" not in checkpoint:
         checkpoint = checkpoint.get("state_dict_ema", checkpoint)
@@ -65,19 +65,19 @@ def _config(architecture: Mapping[str, Any]) -> RQVAEConfig:
     factor = 2 ** (len(network["ch_mult"]) - 1)
     return RQVAEConfig(
         height * factor, width * factor, **autoencoder_options(network), depth=depth, dim=options["embed_dim"],
-        num_codes=_equal(options["n_embed"], "n_embed"), decay=float(_equal(options.get("decay", 0.99), "decay")),
+        num_codes=equal(options["n_embed"], "n_embed"), decay=float(equal(options.get("decay", 0.99), "decay")),
         shared=bool(options.get("shared_codebook", False)), beta=float(options.get("latent_loss_weight", 0.25)),
         restart_below=RQVAEConfig.restart_below if options.get("restart_unused_codes", True) else 0.0,
         error="absolute" if options.get("loss_type", "mse") == "l1" else "squared",
     )  # fmt: skip
 
 
-def _equal(value: Any, name: str) -> Any:
-    """A number, or the one that a list of numbers, one per depth, repeats."""
+def equal(value: Any, name: str) -> Any:
+    """A number, or the one that a list of numbers, one per depth, repeats; raises ValueError where they differ."""
     if not isinstance(value, (list, tuple)):
         return value
     if len(set(value)) != 1:
-        raise ValueError(f"an RQ-VAE whose depths differ in {name} is not supported: {list(value)}")
+        raise ValueError(f"a model whose depths differ in {name} is not supported: {list(value)}")
     return value[0]
 
 

@@ -1,0 +1,291 @@
+"""RQ-Transformer: Lee et al., "Autoregressive Image Generation using Residual Quantization", arXiv:2203.01941.
+
+An image is P = H W positions of D codes each, and the code at depth d of position p is a softmax of
+
+    h_p  = spatial transformer(prefix, u_1, ..., u_(p-1))         u_p = A (e_p1 + ... + e_pD) + row of position p
+    h_pd = depth transformer(v_p1, ..., v_pd)                     v_p1 = h_p + depth 1
+                                                                  v_pd = B (e_p1 + ... + e_p(d-1)) + depth d
+
+where e_pd is the tokenizer's vector of a code, not learned here, A and B are linear, and positions and depths are
+learned vectors.  One classifier serves all depths.  The long sequence is thus P, not P D, and the D codes of a
+position cost the small depth transformer only.  The prefix is a learned start vector, a class, or the L tokens of a
+text; a model of texts has a second classifier that tells each token after the first from those before it.
+
+The codebook is a buffer: `attach` takes it from the tokenizer, and it is saved with the model, but is no parameter and
+not among the paper's counts.
+
+Deviation: A is applied to the sum of the vectors, where the published code sums what A makes of each; the same
+function, but for a bias D times as large.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..core import Codes, CodeSpec, Context, Preset, register
+from ..layers.transformer import STD, Block, Decoder, Head, KVCache, Precision, TransformerPrior, initialize
+
+
+@dataclass(frozen=True)
+class RQTransformerConfig:
+    """Sizes; one of classes, text or neither is the condition.
+
+    width:                          features of both transformers
+    num_layers, num_heads:          of the spatial transformer
+    depth_layers, depth_heads:      of the depth transformer
+    codebook_dim:                   C, of the tokenizer's vectors
+    shared_codebook:                one codebook for all depths, or one each
+    num_classes:                    0 for no classes
+    text_length, text_vocab_size:   L tokens of a text, each of so many values; 0 for no text
+    dropout:                        share of features dropped from what attention and MLP add
+    """
+
+    width: int = 1024
+    num_layers: int = 24
+    num_heads: int = 16
+    depth_layers: int = 4
+    depth_heads: int = 16
+    codebook_dim: int = 256
+    shared_codebook: bool = True
+    num_classes: int = 0
+    text_length: int = 0
+    text_vocab_size: int = 0
+    dropout: float = 0.1
+
+    def __post_init__(self) -> None:
+        for name in ("width", "num_layers", "num_heads", "depth_layers", "depth_heads", "codebook_dim"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.width % self.num_heads or self.width % self.depth_heads:
+            raise ValueError(
+                f"width ({self.width}) must be a multiple of num_heads ({self.num_heads}) and of depth_heads "
+                f"({self.depth_heads})"
+            )
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout must lie in [0, 1), got {self.dropout}")
+        if self.num_classes and self.text_length:
+            raise ValueError("num_classes and text_length exclude each other: set one of them to 0")
+        if self.text_length == 1 or (self.text_length == 0) != (self.text_vocab_size == 0):
+            raise ValueError(
+                "a text needs text_length of at least 2 and text_vocab_size (both 0: no text), got "
+                f"{self.text_length} and {self.text_vocab_size}"
+            )
+
+
+class PackedTransformers:
+    """Both transformers as `step` reads them (no tensor of the batch, so not a dataclass)."""
+
+    def __init__(self, model: RQTransformer, precision: Precision) -> None:
+        self.spatial = Decoder(model.spatial, precision)
+        self.depth = Decoder(model.depth, precision, model.classifier)
+
+
+@dataclass
+class RQTransformerState:
+    """What `RQTransformer.step` remembers."""
+
+    t: int
+    packed: PackedTransformers
+    sum: Tensor  # (B, C), of the vectors of this position's codes so far
+    spatial_features: Tensor  # (B, width), h_p
+    spatial: KVCache
+    depth: KVCache
+
+
+TABLE = {  # width, layers, depth layers, heads, num_codes, classes, text length, text vocabulary
+    "ffhq": (1024, 24, 4, 16, 2048, 0, 0, 0),
+    "lsun-church": (1024, 24, 4, 16, 16384, 0, 0, 0),
+    "lsun-cat": (1280, 26, 4, 20, 16384, 0, 0, 0),
+    "lsun-bedroom": (1280, 26, 4, 20, 16384, 0, 0, 0),
+    "imagenet-480m": (1536, 12, 4, 24, 16384, 1000, 0, 0),
+    "imagenet-821m": (1536, 24, 4, 24, 16384, 1000, 0, 0),
+    "imagenet-1.4b": (1536, 42, 6, 24, 16384, 1000, 0, 0),
+    "imagenet-3.8b": (2560, 42, 6, 40, 16384, 1000, 0, 0),
+    "cc3m": (1280, 26, 4, 20, 16384, 0, 32, 16384),
+    "benchmark": (768, 12, 4, 12, 1024, 0, 0, 0),
+}
+TINY = {"width": 8, "num_layers": 2, "num_heads": 2, "depth_layers": 2, "depth_heads": 4, "codebook_dim": 3}
+
+
+def paper_preset(
+    width: int, num_layers: int, depth_layers: int, num_heads: int, num_codes: int, num_classes: int, text_length: int,
+    text_vocab_size: int,
+) -> Preset:  # fmt: skip
+    """A row of the table: 8x8 positions of 4 codes."""
+    config = RQTransformerConfig(
+        width, num_layers, num_heads, depth_layers, num_heads, num_classes=num_classes, text_length=text_length,
+        text_vocab_size=text_vocab_size,
+    )  # fmt: skip
+    return Preset(config, CodeSpec.single(8, 8, 4, num_codes))
+
+
+@register(
+    "priors",
+    "rq_transformer",
+    RQTransformerConfig,
+    {
+        "tiny": Preset(RQTransformerConfig(**TINY), CodeSpec.single(2, 1, 3, 2)),
+        "tiny-class": Preset(
+            RQTransformerConfig(**TINY, shared_codebook=False, num_classes=3), CodeSpec.single(2, 2, 2, 2)
+        ),
+        "tiny-text": Preset(RQTransformerConfig(**TINY, text_length=3, text_vocab_size=5), CodeSpec.single(1, 3, 2, 2)),
+    }
+    | {name: paper_preset(*row) for name, row in TABLE.items()},
+)
+class RQTransformer(TransformerPrior):
+    """A spatial transformer over positions, a depth transformer over the codes of each.
+
+    Args:
+        spec: one grid of H x W x D codes.
+        config: sizes.
+
+    Attributes:
+        codebook: (K, C), or (D, K, C) if not shared, the vectors of the codes; random until given.
+    """
+
+    def __init__(self, spec: CodeSpec, config: RQTransformerConfig) -> None:
+        super().__init__()
+        self.spec, self.config = spec, config
+        self.grid = spec.only
+        self.num_classes, self.text_length = config.num_classes, config.text_length
+        depth, width, num_codes = self.grid.depth, config.width, self.grid.vocab_size
+        self.prefix_length = max(config.text_length, 1)
+        self.num_positions = self.grid.height * self.grid.width
+        rows = () if config.shared_codebook else (depth,)
+        self.register_buffer("codebook", torch.randn(*rows, num_codes, config.codebook_dim))
+        self.prefix = nn.Embedding(config.num_classes or config.text_vocab_size or 1, width)
+        self.prefix_positions = nn.Parameter(torch.empty(self.prefix_length, width))
+        self.positions = nn.Parameter(torch.empty(self.num_positions, width))  # the last is never read, but counted
+        self.depths = nn.Parameter(torch.empty(depth, width))
+        self.to_spatial = nn.Linear(config.codebook_dim, width)
+        self.to_depth = nn.Linear(config.codebook_dim, width)
+        self.spatial = nn.ModuleList(Block(width, config.num_heads, config.dropout) for _ in range(config.num_layers))
+        self.depth = nn.ModuleList(Block(width, config.depth_heads, config.dropout) for _ in range(config.depth_layers))
+        self.classifier = Head(width, num_codes, bias=True)
+        self.text_classifier = Head(width, config.text_vocab_size, bias=True) if config.text_length else None
+        self.apply(initialize)
+        for parameter in (self.prefix_positions, self.positions, self.depths):
+            nn.init.normal_(parameter, std=STD)
+
+    def attach(self, vectors: tuple[Tensor, ...] | None) -> None:
+        """Takes the tokenizer's vectors of the codes; where it has none, the random ones stay."""
+        if vectors is not None:
+            self.set_codebook(vectors[0])
+
+    @torch.no_grad()
+    def set_codebook(self, weight: Tensor) -> None:
+        """Takes the tokenizer's vectors of the codes: (K, C) for all depths, or (D, K, C) for each.
+
+        Raises:
+            ValueError: another shape, or vectors that differ between depths in a model with one codebook for all.
+        """
+        each = (self.grid.depth, self.grid.vocab_size, self.config.codebook_dim)
+        if weight.shape not in (each, each[1:]):
+            raise ValueError(
+                f"the vectors of the codes must be {each}, or {each[1:]} for all depths, got {tuple(weight.shape)}; "
+                "the last is codebook_dim"
+            )
+        weight = weight.expand(each)
+        if self.config.shared_codebook:
+            if not torch.equal(weight, weight[:1].expand(each)):
+                raise ValueError("each depth has vectors of its own: set shared_codebook to false")
+            weight = weight[0]
+        self.codebook.copy_(weight)
+
+    def check_context(self, context: Context, batch_size: int) -> None:
+        super().check_context(context, batch_size)
+        if self.text_length == 0:
+            if context.text is not None:
+                raise ValueError("this model is not conditioned on texts: a text would be ignored; leave it out")
+            return
+        text, vocab_size = context.text, self.config.text_vocab_size
+        if text is None or text.dtype != torch.int64 or tuple(text.shape) != (batch_size, self.text_length):
+            found = "nothing" if text is None else f"{str(text.dtype)[6:]} {tuple(text.shape)}"
+            raise ValueError(f"text must be token ids, int64 ({batch_size}, {self.text_length}), got {found}")
+        if text.numel() and not (int(text.min()) >= 0 and int(text.max()) < vocab_size):
+            raise ValueError(f"text must lie in 0..{vocab_size - 1}, got {int(text.min())}..{int(text.max())}")
+
+    # ---------------------------------------------------------------- all codes at once
+
+    def forward(self, codes: Codes, context: Context) -> tuple[Tensor, ...]:
+        sums, features = self._spatial_features(codes[0], context)
+        return (self._image_logits(sums, features),)
+
+    def forward_with_text(self, codes: Codes, context: Context) -> tuple[Tensor, Tensor]:
+        """Both likelihoods of a captioned image in one pass; the paper's loss is 0.9 image + 0.1 text.
+
+        Returns:
+            logits of the codes (B, H, W, D, K), and of the text's tokens after the first (B, L - 1, V).
+        """
+        assert self.text_classifier is not None, "this model is not conditioned on texts"
+        sums, features = self._spatial_features(codes[0], context)
+        return self._image_logits(sums, features), self.text_classifier(features[:, : self.prefix_length - 1])
+
+    def _spatial_features(self, codes: Tensor, context: Context) -> tuple[Tensor, Tensor]:
+        """Sums of the vectors of the codes up to each, (B, P, D, C), and features (B, L - 1 + P, width)."""
+        sums = self._vectors(codes.flatten(1, 2)).cumsum(2)
+        x = self.to_spatial(sums[:, :-1, -1]) + self.positions[:-1]
+        x = torch.cat([self._prefix(context, len(codes)), x], 1)
+        for block in self.spatial:
+            x = block(x)
+        return sums, x
+
+    def _image_logits(self, sums: Tensor, features: Tensor) -> Tensor:
+        """(B, P, D, C), (B, L - 1 + P, width) -> (B, H, W, D, K)."""
+        x = torch.cat([features[:, self.prefix_length - 1 :, None], self.to_depth(sums[:, :, :-1])], 2) + self.depths
+        x = x.flatten(0, 1)
+        for block in self.depth:
+            x = block(x)
+        return self.classifier(x).unflatten(0, (-1, self.grid.height, self.grid.width))
+
+    def _vectors(self, codes: Tensor) -> Tensor:
+        """The vectors of codes (..., D): (..., D, C)."""
+        if not self.config.shared_codebook:
+            codes = codes + self.grid.vocab_size * torch.arange(self.grid.depth, device=codes.device)
+        return F.embedding(codes, self.codebook.flatten(0, -2))
+
+    def _prefix(self, context: Context, batch_size: int) -> Tensor:
+        """(B, L, width)."""
+        if self.text_length:
+            tokens = context.text
+        elif self.num_classes:
+            tokens = context.label[:, None]
+        else:
+            tokens = torch.zeros(batch_size, 1, dtype=torch.int64, device=self.positions.device)
+        return self.prefix(tokens) + self.prefix_positions
+
+    # ---------------------------------------------------------------- one code after the other
+
+    def pack(self, precision: Precision) -> PackedTransformers:
+        return PackedTransformers(self, precision)
+
+    def start(self, packed: PackedTransformers, batch_size: int, context: Context) -> RQTransformerState:
+        self.check_context(context, batch_size)
+        prefix = self._prefix(context, batch_size)
+        spatial = packed.spatial.init_cache(batch_size, self.prefix_length + self.num_positions - 1)
+        packed.spatial.prefill(prefix[:, :-1], spatial)
+        features = packed.spatial.step(prefix[:, -1], spatial)
+        depth = packed.depth.init_cache(batch_size, self.grid.depth)
+        no_codes = features.new_zeros(batch_size, self.config.codebook_dim)
+        return RQTransformerState(0, packed, no_codes, features, spatial, depth)
+
+    def step(self, previous: Tensor, state: RQTransformerState) -> tuple[Tensor, RQTransformerState]:
+        packed = state.packed
+        position, depth = divmod(state.t, self.grid.depth)
+        if state.t > 0:
+            codebook = self.codebook if self.config.shared_codebook else self.codebook[depth - 1]
+            state.sum = state.sum + codebook[previous]
+        if depth > 0:
+            x = self.to_depth(state.sum)
+        else:
+            if position > 0:
+                x = self.to_spatial(state.sum) + self.positions[position - 1]
+                state.spatial_features = packed.spatial.step(x, state.spatial)
+            state.sum, state.depth.length = torch.zeros_like(state.sum), 0
+            x = state.spatial_features
+        state.t += 1
+        return packed.depth.step(x + self.depths[depth], state.depth), state
