@@ -85,8 +85,12 @@ def commands():
 
 
 @pytest.mark.parametrize(
-    "name", ["models", "info", "sample", "complete", "score", "evaluate", "train", "recipes", "demo"]
-)
+    "name",
+    [
+        "models", "info", "sample", "complete", "score", "reconstruct", "encode", "decode", "evaluate", "train",
+        "recipes", "convert", "demo",
+    ],
+)  # fmt: skip
 def test_examples_of_the_help_are_understood(name):
     text = run(name, "--help")
     examples = [line.strip() for line in text.splitlines() if line.strip().startswith(f"chainrule {name}")]
@@ -310,7 +314,7 @@ def digits(monkeypatch) -> list:
         images = torch.randint(0, 256, (40, 1, SIDE, SIDE), dtype=torch.uint8, generator=generator)
         return ImageDataset(images, torch.arange(40) % 3, None, None, 3, config.source)
 
-    monkeypatch.setattr("chainrule.data.load", load)
+    monkeypatch.setattr("chainrule.cli.measure.load", load)
     return asked
 
 

@@ -47,6 +47,11 @@ def load_tokenizer(name: str | os.PathLike, device: str = "cpu") -> Tokenizer:
     return read_part(folder, "tokenizers", description).eval().to(device)
 
 
+def has_prior(name: str | os.PathLike) -> bool:
+    """Whether a saved model is more than a tokenizer; raises ValueError as `load_tokenizer` does."""
+    return "prior" in read_config(find(name))
+
+
 def read_card(name: str | os.PathLike) -> dict[str, Any]:
     """The card of a saved model, {} if it has none; raises ValueError as `load_tokenizer` does."""
     card = read_config(find(name)).get("card") or {}

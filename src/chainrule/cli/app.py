@@ -13,10 +13,13 @@ from typing import Annotated, Any, NoReturn
 import typer
 from typer.core import TyperGroup
 
+from .codes import decode, encode
 from .complete import complete
+from .convert import convert
 from .demo import demo
 from .evaluate import evaluate
 from .models import info, models, recipes
+from .reconstruct import reconstruct
 from .sample import sample
 from .score import score
 from .train import train
@@ -108,7 +111,9 @@ def _about(
         raise typer.Exit(2)
 
 
-for command in (models, info, sample, complete, score, evaluate, recipes, train, demo):
+for command in (
+    models, info, sample, complete, score, reconstruct, encode, decode, evaluate, recipes, train, convert, demo,
+):  # fmt: skip
     app.command()(command)
 
 

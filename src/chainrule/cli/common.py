@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import sys
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +16,8 @@ import typer
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from ..core import Tokenizer
+    from ..metrics import FeatureNetwork
     from ..pipeline import Pipeline
 
 Model = Annotated[str, typer.Argument(metavar="MODEL", help="A bundled model, a folder, or a hub id.")]
@@ -31,6 +34,13 @@ Force = Annotated[bool, typer.Option("--force", help="Replace files that exist."
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Device = Annotated[str, typer.Option(help="Where to compute: cpu, cuda, cuda:1, mps.")]
 Resize = Annotated[bool, typer.Option("--resize", help="Resize and crop images to the size the model needs.")]
+Features = Annotated[
+    str | None,
+    typer.Option(
+        help="Of the perceptual and the Fréchet distance: efficientnet_lite0, vgg16_lpips (downloaded) or none.",
+        show_default="efficientnet_lite0",
+    ),
+]
 
 
 # ---------------------------------------------------------------- in
@@ -38,15 +48,43 @@ Resize = Annotated[bool, typer.Option("--resize", help="Resize and crop images t
 
 def open_model(name: str, device: str = "cpu") -> Pipeline:
     """The model `name`; raises ValueError if there is none or it cannot be on `device`."""
-    import torch
-
     from ..pipeline import load
+
+    check_device(device)
+    return load(name, device)
+
+
+def open_tokenizer(name: str, device: str = "cpu") -> Tokenizer:
+    """The tokenizer of the model `name`, which needs no prior; raises ValueError as `open_model`."""
+    from ..artefact import load_tokenizer
+
+    check_device(device)
+    return load_tokenizer(name, device)
+
+
+def open_features(name: str | None, device: str = "cpu") -> FeatureNetwork | None:
+    """The option --features; where nothing was chosen and the usual weights are not installed, a warning and None."""
+    from ..metrics import load_features
+
+    if name == "none":
+        return None
+    try:
+        return load_features(name or "efficientnet_lite0").to(device)
+    except ValueError as error:
+        if name is not None:
+            raise
+        warnings.warn(f"no perceptual distance: {error}", stacklevel=2)
+        return None
+
+
+def check_device(device: str) -> None:
+    """Raises ValueError if nothing can be computed on `device`."""
+    import torch
 
     try:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise ValueError(f"the device {device!r} cannot be used: {str(error).splitlines()[0]}") from error
-    return load(name, device)
 
 
 def labels_for(model: Pipeline, label: str | None, count: int) -> list[int] | None:
@@ -79,6 +117,23 @@ def read_image(path: Path, model: Pipeline, resize: bool) -> Tensor:
             "add --resize to resize and crop it"
         )
     return image
+
+
+def read_any_image(path: Path, tokenizer: Tokenizer, resize: bool) -> Tensor:
+    """An image file in grey or colour as the tokenizer is, of any size that it takes: uint8 (C, H, W).
+
+    Raises:
+        ValueError: a missing or damaged file, or a size it does not take without `resize`.
+    """
+    from ..data import load_images
+
+    channels, height, width = tokenizer.image_shape
+    image = load_images([path], (height, width) if resize else None, channels)
+    try:
+        tokenizer.check_images(image)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}; add --resize to resize and crop it to {height}x{width}") from error
+    return image[0]
 
 
 # ---------------------------------------------------------------- out

@@ -1,22 +1,30 @@
-"""`chainrule evaluate`: the likelihood of a whole data set, recorded so that it can be repeated."""
+"""`chainrule evaluate`: the figures of a model on a whole data set, recorded so that they can be repeated."""
 
 from __future__ import annotations
 
 import json as json_module
-import shlex
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .common import Device, Force, Json, check_file, file_stem, open_model, print_json, progress
+from .common import (
+    Device,
+    Features,
+    Force,
+    Json,
+    check_file,
+    file_stem,
+    open_features,
+    open_model,
+    open_tokenizer,
+    print_json,
+    print_table,
+)  # fmt: skip
 
 if TYPE_CHECKING:
-    from ..data import DataConfig
-    from ..pipeline import Pipeline
-    from .record import Record
+    from .record import LikelihoodRecord, Record, TokenizerRecord
 
 
 def evaluate(
@@ -37,7 +45,10 @@ def evaluate(
         int | None, typer.Option(min=1, help="With --binarize sample: mean over this many draws.", show_default="5")
     ] = None,
     seed: Annotated[int | None, typer.Option(min=0, help="The first of the seeds.", show_default="0")] = None,
-    batch_size: Annotated[int | None, typer.Option(min=1, help="Images at once.", show_default="100")] = None,
+    features: Features = None,
+    batch_size: Annotated[
+        int | None, typer.Option(min=1, help="Images at once.", show_default="100, for a tokenizer 32")
+    ] = None,
     strict: Annotated[bool, typer.Option("--strict", help="Refuse data with an image that cannot be read.")] = False,
     record: Annotated[
         Path | None, typer.Option(help="Where to write the record.", show_default="MODEL-SPLIT.json")
@@ -49,13 +60,16 @@ def evaluate(
     json: Json = False,
     device: Device = "cpu",
 ) -> None:
-    """Measure the likelihood of a whole split, and write a record of it.
+    """Measure a model on a whole split, and write a record of it.
 
-    The figure is -log p per image in nats, with its standard error over images.
+    The figure of a model with a prior is -log p per image in nats, with its standard error over images.  Those of a
+    tokenizer alone are PSNR, SSIM, perceptual and Fréchet distance of its reconstructions, the use of its codes,
+    bits per image, and seconds.
 
     \b
     Examples:
       chainrule evaluate mnist_pixelcnn
+      chainrule evaluate runs/vqgan --data emoji --split test
       chainrule evaluate mnist_pixelcnn --data ylecun/mnist --split test --binarize sample --seeds 5
       chainrule evaluate runs/mine --limit 500 --record quick.json --force
       chainrule evaluate --from mnist_pixelcnn-test.json
@@ -63,7 +77,7 @@ def evaluate(
     if source is not None:
         others = {
             "--split": split, "--size": size, "--binarize": binarize, "--limit": limit, "--seeds": seeds,
-            "--seed": seed, "--batch-size": batch_size, "--strict": strict or None,
+            "--seed": seed, "--batch-size": batch_size, "--strict": strict or None, "--features": features,
         }  # fmt: skip
         if given := [name for name, value in others.items() if value is not None]:
             raise ValueError(f"{given[0]} would be ignored: --from repeats what the record says")
@@ -73,18 +87,33 @@ def evaluate(
         raise ValueError("a MODEL is missing; see chainrule evaluate --help")
     if record is not None:
         check_file(record, ".json", force, "--record")
-    pipeline = open_model(model, device)
-    config = _data_config(pipeline, model, data, split, size, binarize, strict)
-    if record is None:
-        name = f"{file_stem(Path(model).name)}-{file_stem(config.split)}.json"
-        record = check_file(Path(name), ".json", force, "--record")
-    if config.binarize == "sample":
-        chosen = tuple(range(seed or 0, (seed or 0) + (seeds or 5)))
-    elif seed is None and seeds is None:
-        chosen = ()
+    from ..artefact import has_prior
+    from .measure import data_config, measure_likelihood, measure_tokenizer
+
+    result: Record
+    if has_prior(model):
+        if features is not None:
+            raise ValueError("--features would be ignored: this model has a prior, and its figure is its likelihood")
+        pipeline = open_model(model, device)
+        config = data_config(model, pipeline.tokenizer.image_shape, data, split, size, binarize, strict)
+        record = record or _free_record(model, config.split, force)
+        if config.binarize == "sample":
+            chosen = tuple(range(seed or 0, (seed or 0) + (seeds or 5)))
+        elif seed is None and seeds is None:
+            chosen = ()
+        else:
+            raise ValueError(f"seeds would be ignored: nothing is drawn with --binarize {config.binarize}")
+        result = measure_likelihood(pipeline, model, config, limit, chosen, batch_size or 100)
     else:
-        raise ValueError(f"seeds would be ignored: nothing is drawn with --binarize {config.binarize}")
-    result = _measure(pipeline, model, config, limit, chosen, batch_size or 100)
+        others = {"--binarize": binarize, "--seeds": seeds, "--seed": seed}
+        if given := [name for name, value in others.items() if value is not None]:
+            raise ValueError(f"{given[0]} would be ignored: {model} is a tokenizer without a prior")
+        tokenizer = open_tokenizer(model, device)
+        config = data_config(model, tokenizer.image_shape, data, split, size, "none", strict)
+        record = record or _free_record(model, config.split, force)
+        if features is None:
+            features = "efficientnet_lite0" if open_features(None) is not None else "none"
+        result = measure_tokenizer(tokenizer, model, config, limit, features, batch_size or 32, device)
     _write(record, result)
     if json:
         print_json(result.to_json() | {"record": str(record)})
@@ -93,17 +122,30 @@ def evaluate(
         print(f"{record}: the record")
 
 
+def _free_record(model: str, split: str, force: bool) -> Path:
+    return check_file(Path(f"{file_stem(Path(model).name)}-{file_stem(split)}.json"), ".json", force, "--record")
+
+
 def _repeat(
     source: Path, model: str | None, data: str | None, record: Path | None, force: bool, json: bool, device: str
 ) -> None:
-    from .record import read_record
+    from ..artefact import has_prior
+    from .measure import measure_likelihood, measure_tokenizer
+    from .record import LikelihoodRecord, read_record
 
     old = read_record(source)
     if record is not None:
         check_file(record, ".json", force, "--record")
     config = old.data if data is None else replace(old.data, source=data)
     model = model or old.model
-    new = _measure(open_model(model, device), model, config, old.limit, old.seeds, old.batch_size)
+    new: Record
+    if isinstance(old, LikelihoodRecord):
+        new = measure_likelihood(open_model(model, device), model, config, old.limit, old.seeds, old.batch_size)
+    else:
+        if has_prior(model):
+            raise ValueError(f"{source} is the record of a tokenizer, but {model} has a prior")
+        tokenizer = open_tokenizer(model, device)
+        new = measure_tokenizer(tokenizer, model, config, old.limit, old.features, old.batch_size, device)
     differences = old.differences(new)
     if record is not None:
         _write(record, new)
@@ -116,106 +158,6 @@ def _repeat(
         raise typer.Exit(1)
 
 
-def _measure(
-    pipeline: Pipeline, model: str, config: DataConfig, limit: int | None, seeds: tuple[int, ...], batch_size: int
-) -> Record:
-    from ..data import load
-    from ..metrics import likelihood
-    from ..pipeline import find
-    from .record import Record, weights_sha256
-
-    dataset = load(config)
-    if limit is not None:
-        dataset = dataset.slice(0, limit)
-    if dataset.image_shape != pipeline.tokenizer.image_shape:
-        (_, h0, w0), (_, h1, w1) = dataset.image_shape, pipeline.tokenizer.image_shape
-        raise ValueError(
-            f"the images of {dataset.name} are {h0}x{w0} but this model needs {h1}x{w1} (height x width); "
-            f"add --size {h1}x{w1} to resize and crop them"
-        )
-    classes = pipeline.prior.num_classes
-    if classes and dataset.num_classes != classes:
-        raise ValueError(
-            f"this model needs labels of {classes} classes, but {dataset.name} has {dataset.num_classes or 0}"
-        )
-    with progress("Evaluating", len(dataset) * max(1, len(seeds)), "images") as done:
-        result = likelihood(
-            lambda batch: pipeline.log_prob(batch.images, batch.labels if classes else None),
-            dataset, config.binarize, seeds or (0,), batch_size, done,
-        )  # fmt: skip
-    bits = pipeline.bits_per_dim
-    error = result.standard_error
-    return Record(
-        likelihood=result,
-        bits_per_dim=bits(result.nats),
-        bits_per_dim_standard_error=None if error is None else bits(error),
-        command=_command(model, config, limit, seeds, batch_size),
-        model=model,
-        model_sha256=weights_sha256(find(model)),
-        data=config,
-        data_name=dataset.name,
-        fingerprint=dataset.fingerprint,
-        limit=limit,
-        seeds=seeds,
-        batch_size=batch_size,
-        dtype=str(next(pipeline.prior.parameters()).dtype).removeprefix("torch."),
-    )
-
-
-def _data_config(
-    pipeline: Pipeline, model: str, source: str | None, split: str | None, size: str | None, binarize: str | None,
-    strict: bool,
-) -> DataConfig:  # fmt: skip
-    """The images to evaluate on: as the model's recipe has them, but for what the options say."""
-    from ..config import build_dataclass
-    from ..data import DataConfig
-
-    recipe = pipeline.card.get("recipe")
-    recipe = recipe if isinstance(recipe, Mapping) else {}
-    values: dict[str, Any] = dict(recipe.get("data") or {})
-    if source is not None:
-        if source != values.get("source"):  # the columns are those of another table
-            values |= {"image_column": None, "label_column": None, "text_column": None}
-        values["source"] = source
-    if "source" not in values:
-        raise ValueError(f"{model} does not say what it was trained on; give --data")
-    channels, height, width = pipeline.tokenizer.image_shape
-    if size is not None:
-        values["size"] = _size(size)
-    elif values["source"] == "shapes":
-        values["size"] = [height, width]
-    values |= {
-        "split": split or (recipe.get("evaluation") or {}).get("split") or "test",
-        "channels": channels,
-        "flip": False,
-        "strict": strict,
-    }
-    if binarize is not None:
-        values["binarize"] = binarize
-    return build_dataclass(DataConfig, values, "evaluate")
-
-
-def _size(text: str) -> list[int]:
-    try:
-        numbers = [int(part) for part in text.split("x")]
-        height, width = numbers * 2 if len(numbers) == 1 else numbers
-    except ValueError:
-        raise ValueError(f"--size must be a number such as 28, or height x width such as 28x32, got {text!r}") from None
-    return [height, width]
-
-
-def _command(model: str, config: DataConfig, limit: int | None, seeds: tuple[int, ...], batch_size: int) -> str:
-    words = ["chainrule", "evaluate", model, "--data", config.source, "--split", config.split]
-    if config.size is not None:
-        words += ["--size", "{}x{}".format(*config.height_width)]
-    words += ["--binarize", config.binarize]
-    if limit is not None:
-        words += ["--limit", str(limit)]
-    if seeds:
-        words += ["--seeds", str(len(seeds)), "--seed", str(seeds[0])]
-    return shlex.join([*words, "--batch-size", str(batch_size)])
-
-
 def _write(path: Path, record: Record) -> None:
     from .pictures import write_bytes
 
@@ -223,11 +165,36 @@ def _write(path: Path, record: Record) -> None:
 
 
 def _print(record: Record) -> None:
+    from .record import LikelihoodRecord
+
+    _print_likelihood(record) if isinstance(record, LikelihoodRecord) else _print_tokenizer(record)
+
+
+def _print_likelihood(record: LikelihoodRecord) -> None:
     result = record.likelihood
     print(f"{_with_error(result.nats, result.standard_error, 3)} nats per image")
     print(f"{_with_error(record.bits_per_dim, record.bits_per_dim_standard_error, 4)} bits per dimension")
     print(f"{result.num_images:,} images of {record.data_name} {record.data.split}", end="")
     print("" if result.seed_std is None else f", mean over {len(record.seeds)} draws (deviation {result.seed_std:.3f})")
+
+
+def _print_tokenizer(record: TokenizerRecord) -> None:
+    quality = record.tokenizer
+    print(f"{_with_error(quality.psnr.value, quality.psnr.standard_error, 3)} dB PSNR")
+    print(f"{_with_error(quality.ssim.value, quality.ssim.standard_error, 4)} SSIM")
+    if quality.perceptual is not None:
+        error = quality.perceptual.standard_error
+        print(f"{_with_error(quality.perceptual.value, error, 4)} perceptual distance, {quality.features} features")
+        print(f"{quality.frechet:.3f} Fréchet distance, {quality.features} features")
+    rows = [
+        [str(use.grid), "all" if use.depth is None else str(use.depth), f"{use.values:,}",
+         f"{100 * use.share_used:.1f}", f"{100 * use.perplexity:.1f}"]
+        for use in quality.codebooks
+    ]  # fmt: skip
+    print_table(["grid", "depth", "codes", "% used", "perplexity, % of codes"], rows)
+    print(f"{quality.bits_per_image:,.0f} bits per image")
+    print(f"{quality.encode_seconds:.2f} + {quality.decode_seconds:.2f} s per 100 images, to encode and to decode")
+    print(f"{quality.num_images:,} images of {record.data_name} {record.data.split}")
 
 
 def _with_error(value: float, error: float | None, digits: int) -> str:

@@ -8,7 +8,7 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from .common import Json, Model, open_model, print_json, print_table
+from .common import Json, Model, open_model, open_tokenizer, print_json, print_table
 
 
 def models(json: Json = False) -> None:
@@ -46,14 +46,16 @@ def info(model: Model, json: Json = False) -> None:
       chainrule info mnist_gated_pixelcnn
       chainrule info runs/mine --json
     """
+    from ..artefact import has_prior, read_card
     from ..config import to_plain, write_yaml
     from ..pipeline import find, tokenizer_hash
     from .record import weights_sha256
 
     folder = find(model)
-    pipeline = open_model(model)
-    parts = {"tokenizer": pipeline.tokenizer, "prior": pipeline.prior}
-    channels, height, width = pipeline.tokenizer.image_shape
+    pipeline = open_model(model) if has_prior(model) else None
+    tokenizer = open_tokenizer(model) if pipeline is None else pipeline.tokenizer
+    parts = {"tokenizer": tokenizer} | ({} if pipeline is None else {"prior": pipeline.prior})
+    channels, height, width = tokenizer.image_shape
     value = {"name": model, "image": {"height": height, "width": width, "channels": channels}}
     for kind, part in parts.items():
         value[kind] = {"name": part.name, "parameters": sum(parameter.numel() for parameter in part.parameters())}
@@ -61,15 +63,20 @@ def info(model: Model, json: Json = False) -> None:
     value |= {
         "codes": [
             {"height": grid.height, "width": grid.width, "depth": grid.depth, "values": grid.vocab_size}
-            for grid in pipeline.prior.spec.grids
+            for grid in tokenizer.spec.grids
         ],
-        "codes_per_image": pipeline.prior.spec.num_codes,
-        "num_classes": pipeline.prior.num_classes,
-        "class_names": None if pipeline.class_names is None else list(pipeline.class_names),
-        "tokenizer_hash": tokenizer_hash(pipeline.tokenizer),
+        "codes_per_image": tokenizer.spec.num_codes,
+    }
+    if pipeline is not None:
+        value |= {
+            "num_classes": pipeline.prior.num_classes,
+            "class_names": None if pipeline.class_names is None else list(pipeline.class_names),
+        }
+    value |= {
+        "tokenizer_hash": tokenizer_hash(tokenizer),
         "weights_sha256": weights_sha256(folder),
         "bytes": sum(path.stat().st_size for path in folder.iterdir()),
-        "card": pipeline.card,
+        "card": read_card(model),
     }
     print_json(value) if json else print(write_yaml(value), end="")
 

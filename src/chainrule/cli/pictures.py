@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -30,6 +30,13 @@ def write_bytes(path: Path, data: bytes) -> None:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def unique_stems(stems: Sequence[str]) -> list[str]:
+    """Names for files, one each: a stem that has come before gets -2, -3, …"""
+    return [
+        stem + (f"-{again + 1}" if (again := stems[:index].count(stem)) else "") for index, stem in enumerate(stems)
+    ]
 
 
 def write_png(path: Path, picture: Image) -> None:
@@ -78,7 +85,7 @@ def drawn(spec: CodeSpec, num_known: int, height: int, width: int) -> Tensor:
 
 
 def heat(surprise: Tensor, greatest: float) -> Tensor:
-    """Surprise (B, H, W) in nats -> uint8 (B, 3, H, W), dark at 0, light at `greatest`."""
+    """Surprise in nats, or error, (B, H, W) -> uint8 (B, 3, H, W), dark at 0, light at `greatest`."""
     share = (surprise.cpu().double() / max(greatest, 1e-9)).clamp(0, 1).numpy()
     places = np.linspace(0, 1, len(HEAT))
     colours = np.stack([np.interp(share, places, HEAT[:, channel]) for channel in range(3)], axis=1)

@@ -6,6 +6,7 @@ import datetime
 import hashlib
 import json
 import platform
+from abc import ABC, abstractmethod
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import Any
 
 from ..config import build_dataclass
 from ..data import DataConfig
-from ..metrics import Likelihood
+from ..metrics import Likelihood, TokenizerQuality
 
 TOLERANCE = 1e-3
 """Largest relative difference of two figures that agree."""
@@ -37,23 +38,17 @@ def today() -> str:
     return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
 
 
-@dataclass(frozen=True)
-class Record:
-    """What `chainrule evaluate` writes.
+@dataclass(frozen=True, kw_only=True)
+class Record(ABC):
+    """What `chainrule evaluate` writes of any model.
 
-    likelihood:     the figure, in nats per image
-    bits_per_dim:   the same per channel of a pixel, with its standard error
     command:        what computes it
     model, model_sha256: the model as it was named, and the sha256 of its weights
     data, data_name, fingerprint: which images, and the fingerprint of their pixels and labels
     limit:          of those, only this many (the first); None is all
-    seeds:          of the binarisation; empty where nothing was drawn
     dtype:          in which the model computed
     """
 
-    likelihood: Likelihood
-    bits_per_dim: float
-    bits_per_dim_standard_error: float | None
     command: str
     model: str
     model_sha256: str
@@ -61,11 +56,14 @@ class Record:
     data_name: str
     fingerprint: str
     limit: int | None
-    seeds: tuple[int, ...]
     batch_size: int
     dtype: str
     versions: dict[str, str] = field(default_factory=versions)
     date: str = field(default_factory=today)
+
+    @abstractmethod
+    def figures(self) -> dict[str, tuple[float, str]]:
+        """What a repetition must give again: figures by name, with their units."""
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -78,21 +76,69 @@ class Record:
             found.append(f"the weights are others (sha256 {new}…, recorded {old}…)")
         if again.fingerprint != self.fingerprint:
             found.append(f"the images are others (fingerprint {again.fingerprint}, recorded {self.fingerprint})")
-        old, new = self.likelihood.nats, again.likelihood.nats
-        if not abs(new - old) <= TOLERANCE * abs(old):
-            found.append(f"the figure differs by {new - old:+.4f} nats ({new:.4f}, recorded {old:.4f})")
+        repeated = again.figures()
+        for name, (old, unit) in self.figures().items():
+            if name not in repeated:
+                found.append(f"the {name} was not measured again")
+                continue
+            new = repeated[name][0]
+            if not abs(new - old) <= TOLERANCE * abs(old):
+                found.append(f"the {name} differs by {new - old:+.4f}{unit} ({new:.4f}, recorded {old:.4f})")
         return found
 
 
-def read_record(path: Path) -> Record:
+@dataclass(frozen=True, kw_only=True)
+class LikelihoodRecord(Record):
+    """Of a model with a prior.
+
+    likelihood:     the figure, in nats per image
+    bits_per_dim:   the same per channel of a pixel, with its standard error
+    seeds:          of the binarisation; empty where nothing was drawn
+    """
+
+    likelihood: Likelihood
+    bits_per_dim: float
+    bits_per_dim_standard_error: float | None
+    seeds: tuple[int, ...]
+
+    def figures(self) -> dict[str, tuple[float, str]]:
+        return {"figure": (self.likelihood.nats, " nats")}
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenizerRecord(Record):
+    """Of a tokenizer alone.
+
+    tokenizer: the figures; the seconds among them are not compared
+    features:  the name of the network of the perceptual and of the Fréchet distance; "none": not measured
+    """
+
+    tokenizer: TokenizerQuality
+    features: str
+
+    def figures(self) -> dict[str, tuple[float, str]]:
+        quality = self.tokenizer
+        found = {"PSNR": (quality.psnr.value, " dB"), "SSIM": (quality.ssim.value, "")}
+        if quality.perceptual is not None:
+            found["perceptual distance"] = quality.perceptual.value, ""
+        if quality.frechet is not None:
+            found["Fréchet distance"] = quality.frechet, ""
+        for use in quality.codebooks:
+            where = f" of grid {use.grid}" + ("" if use.depth is None else f", depth {use.depth}")
+            found["share of codes used" + where] = use.share_used, ""
+            found["perplexity" + where] = use.perplexity, ""
+        return found | {"number of bits": (quality.bits_per_image, "")}
+
+
+def read_record(path: Path) -> LikelihoodRecord | TokenizerRecord:
     """Reads a record; raises ValueError if there is none."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"{path} is no record of an evaluation: not valid JSON ({error})") from error
-    if not isinstance(value, dict) or "likelihood" not in value:
-        raise ValueError(f"{path} is no record of an evaluation: it has no likelihood")
-    return build_dataclass(Record, value, str(path))
+    if not isinstance(value, dict) or not {"likelihood", "tokenizer"} & set(value):
+        raise ValueError(f"{path} is no record of an evaluation: it has no likelihood and no figures of a tokenizer")
+    return build_dataclass(LikelihoodRecord if "likelihood" in value else TokenizerRecord, value, str(path))
 
 
 def weights_sha256(folder: Path) -> str:

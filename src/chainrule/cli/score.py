@@ -108,7 +108,7 @@ def _write_maps(map, as_file, paths, pixels, maps, greatest, scale) -> None:
     import torch
 
     from ..images import grid, to_pil
-    from .pictures import automatic_scale, enlarge, heat, stretch, write_png
+    from .pictures import automatic_scale, enlarge, heat, stretch, unique_stems, write_png
 
     height, width = pixels.shape[2:]
     scale = scale or automatic_scale(width)
@@ -117,7 +117,6 @@ def _write_maps(map, as_file, paths, pixels, maps, greatest, scale) -> None:
         pairs = torch.stack([pixels.expand(-1, 3, -1, -1), colours], dim=1).flatten(0, 1)
         write_png(map, grid(pairs, columns=2 * max(1, round((len(paths) / 2) ** 0.5)), scale=scale))
         return
-    stems = [path.stem for path in paths]
-    for index, picture in enumerate(to_pil(enlarge(colours, scale))):
-        again = stems[:index].count(stems[index])
-        write_png(map / f"{stems[index]}{f'-{again + 1}' if again else ''}.png", picture)
+    stems = unique_stems([path.stem for path in paths])
+    for stem, picture in zip(stems, to_pil(enlarge(colours, scale)), strict=True):
+        write_png(map / f"{stem}.png", picture)

@@ -1,5 +1,13 @@
-"""Figures of merit.  Knows no model: what is measured is given as a function."""
+"""Figures of merit.  Knows no model: what is measured is given as a function, or as a `Tokenizer`."""
 
+from .codebook import CodebookUse, CodeCounts, bits_per_image
+from .features import FEATURES, FeatureNetwork, load_features, perceptual_distance
+from .frechet import frechet_distance, precision_recall
 from .likelihood import Likelihood, likelihood
+from .reconstruction import Mean, TokenizerQuality, perceptual, psnr, ssim, tokenizer_quality
 
-__all__ = ["Likelihood", "likelihood"]
+__all__ = [
+    "FEATURES", "CodeCounts", "CodebookUse", "FeatureNetwork", "Likelihood", "Mean", "TokenizerQuality",
+    "bits_per_image", "frechet_distance", "likelihood", "load_features", "perceptual", "perceptual_distance",
+    "precision_recall", "psnr", "ssim", "tokenizer_quality",
+]  # fmt: skip

@@ -1,0 +1,50 @@
+"""`chainrule convert`: a public release into a model of ours."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .common import Force, Json, print_json
+
+
+def convert(
+    source: Annotated[
+        Path, typer.Argument(metavar="SOURCE", help="The folder of a release, or its checkpoint, the config beside it.")
+    ],
+    dest: Annotated[Path, typer.Argument(metavar="DEST", help="The folder to write.")],
+    force: Force = False,
+    json: Json = False,
+) -> None:
+    """Import a public checkpoint as a model of chainrule.
+
+    It is recognised by its files: taming-transformers VQGAN, DALL-E dVAE, RQ-VAE, ViT-VQGAN, VQ-VAE-2.  Nothing in them
+    is executed.  Mind the licence that is printed.
+
+    \b
+    Examples:
+      chainrule convert downloads/vqgan_imagenet_f16_1024 models/vqgan
+      chainrule convert downloads/dalle/encoder.pkl models/dvae --json
+    """
+    if dest.exists() and not force and (dest.is_file() or any(dest.iterdir())):
+        raise ValueError(f"{dest} exists; add --force to replace the model in it, or choose another name")
+
+    from ..official import convert as convert_release
+
+    imported = convert_release(source, dest)
+    parts = {"tokenizer": imported.tokenizer} | ({} if imported.prior is None else {"prior": imported.prior})
+    if json:
+        value = {"out": str(dest)} | {kind: part.name for kind, part in parts.items()}
+        value |= {"origin": imported.origin, "licence": imported.licence, "non_commercial": imported.non_commercial}
+        print_json(value | {"sha256": dict(imported.files)})
+        return
+    counts = {kind: sum(parameter.numel() for parameter in part.parameters()) for kind, part in parts.items()}
+    print(f"{dest}: " + ", ".join(f"{kind} {part.name}, {counts[kind]:,} parameters" for kind, part in parts.items()))
+    print(f"origin: {imported.origin}")
+    print(f"licence: {imported.licence}")
+    if imported.non_commercial:
+        print("NON-COMMERCIAL: this licence forbids commercial use of these weights")
+    for name, digest in imported.files.items():
+        print(f"sha256 {digest}  {name}")

@@ -1,0 +1,70 @@
+"""How a tokenizer uses its codes: share in use, perplexity, bits."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..core import Codes, CodeSpec
+
+
+@dataclass(frozen=True)
+class CodebookUse:
+    """Use of a codebook over a data set.
+
+    grid:       index of the grid, coarse to fine
+    depth:      of several codes per position, which one; None: all together
+    values:     K, the size of the codebook
+    share_used: share of the K values that occur
+    perplexity: exp of the entropy of the values' frequencies, over K; 1 if all are equally frequent
+    """
+
+    grid: int
+    depth: int | None
+    values: int
+    share_used: float
+    perplexity: float
+
+
+class CodeCounts:
+    """Counts of codes, filled batch by batch."""
+
+    def __init__(self, spec: CodeSpec) -> None:
+        self.counts = [torch.zeros(grid.depth, grid.vocab_size, dtype=torch.int64) for grid in spec.grids]
+
+    def add(self, codes: Codes) -> None:
+        """Counts codes int64 (B, h, w, D) per grid, of any height and width."""
+        for counts, grid in zip(self.counts, codes, strict=True):
+            for depth, row in enumerate(counts):
+                row += torch.bincount(grid[..., depth].flatten().cpu(), minlength=len(row))
+
+    def use(self) -> tuple[CodebookUse, ...]:
+        """Of each grid; where it has several codes per position, then of each of these."""
+        found = []
+        for index, counts in enumerate(self.counts):
+            found.append(_use(index, None, counts.sum(0)))
+            if len(counts) > 1:
+                found += [_use(index, depth, row) for depth, row in enumerate(counts)]
+        return tuple(found)
+
+
+def _use(grid: int, depth: int | None, counts: Tensor) -> CodebookUse:
+    assert counts.sum() > 0
+    shares = counts.double() / counts.sum()
+    perplexity = torch.special.entr(shares).sum().exp().item()
+    size = len(counts)
+    return CodebookUse(grid, depth, size, (counts > 0).double().mean().item(), perplexity / size)
+
+
+def bits_per_image(spec: CodeSpec, codes: Codes) -> float:
+    """Bits of the codes of one image, all values being equally long: sum over codes of log2 K.
+
+    Args:
+        spec: says K.
+        codes: of images of any size that the tokenizer takes.
+    """
+    grids = zip(codes, spec.grids, strict=True)
+    return sum(values[0].numel() * math.log2(grid.vocab_size) for values, grid in grids)

@@ -1,0 +1,75 @@
+"""Distances of two sets of images by their pooled features (`FeatureNetwork.pooled`).
+
+A Fréchet distance is named after its features: "Fréchet distance, EfficientNet-Lite0 features".  FID is the one with
+Inception-V3 features; its numbers cannot be compared with others.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+CHUNK = 1024
+"""Rows of a matrix of distances that are held at once."""
+
+
+def frechet_distance(a: Tensor, b: Tensor) -> float:
+    """Fréchet distance of the Gaussians fitted to two sets of features (Heusel et al. 2017, arXiv:1706.08500):
+
+        |mean_a - mean_b|^2 + tr(S_a + S_b - 2 (S_a S_b)^(1/2))
+
+    in float64, with the unbiased covariances S.  The eigenvalues of S_a S_b are those of the symmetric
+    S_a^(1/2) S_b S_a^(1/2), which are real and not negative, however few features there are.  With few images it is too
+    large: compare figures of equally many.
+
+    Args:
+        a, b: float (N, C) and (M, C).
+
+    Raises:
+        ValueError: fewer than two images in a set.
+    """
+    _check(a, b, 2)
+    a, b = a.double(), b.double()
+    covariance_a, covariance_b = torch.cov(a.T), torch.cov(b.T)
+    values, vectors = torch.linalg.eigh(covariance_a)
+    root = (vectors * values.clamp(min=0).sqrt()) @ vectors.T
+    product = root @ covariance_b @ root
+    overlap = torch.linalg.eigvalsh((product + product.T) / 2).clamp(min=0).sqrt().sum()
+    means = (a.mean(0) - b.mean(0)).square().sum()
+    return (means + covariance_a.trace() + covariance_b.trace() - 2 * overlap).clamp(min=0).item()
+
+
+def precision_recall(real: Tensor, generated: Tensor, k: int = 3) -> tuple[float, float]:
+    """Precision and recall of generated images (Kynkäänniemi et al. 2019, arXiv:1904.06991).
+
+    A set covers what is no farther from one of its members than that member's k-th nearest neighbour in the set.
+
+    Args:
+        real, generated: features, float (N, C) and (M, C).
+        k: the paper's 3.
+
+    Returns:
+        precision: share of the generated that the real cover (how good they are);
+        recall: share of the real that the generated cover (how varied they are).
+
+    Raises:
+        ValueError: k or fewer images in a set.
+    """
+    if k < 1:
+        raise ValueError(f"k must be at least 1, got {k}")
+    _check(real, generated, k + 1)
+    real, generated = real.double(), generated.double()
+    return _covered(generated, real, k), _covered(real, generated, k)
+
+
+def _covered(points: Tensor, members: Tensor, k: int) -> float:
+    radii = torch.cat([torch.cdist(part, members).kthvalue(k + 1, dim=1).values for part in members.split(CHUNK)])
+    inside = [(torch.cdist(part, members) <= radii).any(1) for part in points.split(CHUNK)]
+    return torch.cat(inside).double().mean().item()
+
+
+def _check(a: Tensor, b: Tensor, at_least: int) -> None:
+    if a.ndim != 2 or b.ndim != 2 or a.shape[1] != b.shape[1]:
+        raise ValueError(f"features must be (N, C) and (M, C), got {tuple(a.shape)} and {tuple(b.shape)}")
+    if min(len(a), len(b)) < at_least:
+        raise ValueError(f"at least {at_least} images of each kind are needed, got {len(a)} and {len(b)}")

@@ -1,0 +1,192 @@
+"""How much of an image a tokenizer keeps: PSNR, SSIM, perceptual distance, over images and over a data set."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..core import Tokenizer
+from ..data import ImageDataset
+from .codebook import CodebookUse, CodeCounts, bits_per_image
+from .features import FeatureNetwork, perceptual_distance
+from .frechet import frechet_distance
+
+MAX_PSNR = 100.0
+"""dB, of an image that is reconstructed exactly, for which the formula gives infinity."""
+WINDOW, SIGMA = 11, 1.5
+
+
+def psnr(a: Tensor, b: Tensor) -> Tensor:
+    """Peak signal-to-noise ratio of images: 10 log10(255^2 / mean squared error) dB, at most `MAX_PSNR`.
+
+    Args:
+        a, b: uint8 (B, C, H, W).
+
+    Returns:
+        float64 (B,).
+    """
+    _check(a, b)
+    error = (a.double() - b.double()).square().mean((1, 2, 3))
+    return (10 * torch.log10(255**2 / error)).clamp(max=MAX_PSNR)
+
+
+def ssim(a: Tensor, b: Tensor) -> Tensor:
+    """Structural similarity (Wang et al. 2004, eq. 13): mean over channels and places of an 11x11 Gaussian window.
+
+    sigma 1.5, K1 0.01, K2 0.03, levels 0..255; only places where the whole window lies in the image.
+
+    Args:
+        a, b: uint8 (B, C, H, W).
+
+    Returns:
+        float64 (B,), 1 for equal images.
+
+    Raises:
+        ValueError: an image that is smaller than the window.
+    """
+    _check(a, b)
+    if min(a.shape[2:]) < WINDOW:
+        raise ValueError(f"SSIM needs images of at least {WINDOW}x{WINDOW}, got {a.shape[2]}x{a.shape[3]}")
+    count = len(a)
+    a, b = (x.double().flatten(0, 1)[:, None] for x in (a, b))
+    places = torch.arange(WINDOW, dtype=torch.float64, device=a.device) - WINDOW // 2
+    weights = torch.exp(-places.square() / (2 * SIGMA**2))
+    weights = weights / weights.sum()
+
+    def blur(x: Tensor) -> Tensor:
+        return F.conv2d(F.conv2d(x, weights.view(1, 1, -1, 1)), weights.view(1, 1, 1, -1))
+
+    c1, c2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
+    mean_a, mean_b = blur(a), blur(b)
+    variance_a, variance_b = blur(a * a) - mean_a**2, blur(b * b) - mean_b**2
+    covariance = blur(a * b) - mean_a * mean_b
+    similarity = (2 * mean_a * mean_b + c1) * (2 * covariance + c2)
+    similarity = similarity / ((mean_a**2 + mean_b**2 + c1) * (variance_a + variance_b + c2))
+    return similarity.view(count, -1).mean(1)
+
+
+@torch.no_grad()
+def perceptual(a: Tensor, b: Tensor, network: FeatureNetwork) -> Tensor:
+    """`perceptual_distance` of images uint8 (B, C, H, W): float (B,)."""
+    _check(a, b)
+    return perceptual_distance(network(a.float() / 255), network(b.float() / 255), network.weights)
+
+
+def _check(a: Tensor, b: Tensor) -> None:
+    if a.dtype != torch.uint8 or b.dtype != torch.uint8 or a.ndim != 4 or a.shape != b.shape:
+        raise ValueError(
+            f"images and reconstructions must be uint8 (B, C, H, W) of one shape, got {str(a.dtype)[6:]} "
+            f"{tuple(a.shape)} and {str(b.dtype)[6:]} {tuple(b.shape)}"
+        )
+
+
+# ---------------------------------------------------------------- over a data set
+
+
+@dataclass(frozen=True)
+class Mean:
+    """A mean over images with its standard error (None for one image)."""
+
+    value: float
+    standard_error: float | None
+
+
+@dataclass(frozen=True)
+class TokenizerQuality:
+    """What a tokenizer keeps of the images of a data set, and at what cost.
+
+    psnr, ssim:          mean over images; dB, and at most 1
+    perceptual, frechet: `perceptual_distance`, Fréchet distance of images and reconstructions; None: not measured
+    features:            what both are made of; None with them
+    codebooks:           use of the codes over the data set
+    bits_per_image:      of the codes
+    encode_seconds, decode_seconds: of 100 images; not the same in every run
+    num_images:          number of images
+    """
+
+    psnr: Mean
+    ssim: Mean
+    perceptual: Mean | None
+    frechet: float | None
+    features: str | None
+    codebooks: tuple[CodebookUse, ...]
+    bits_per_image: float
+    encode_seconds: float
+    decode_seconds: float
+    num_images: int
+
+
+@torch.no_grad()
+def tokenizer_quality(
+    tokenizer: Tokenizer,
+    dataset: ImageDataset,
+    network: FeatureNetwork | None,
+    batch_size: int = 32,
+    on_batch: Callable[[int], object] | None = None,
+) -> TokenizerQuality:
+    """Encodes and decodes all images of a data set.
+
+    Args:
+        tokenizer: on any device.
+        dataset: images of a size that it takes.
+        network: features of the perceptual and of the Fréchet distance, on the same device; None: neither.
+        batch_size: does not change the figures, rounding and seconds apart.
+        on_batch: is told the number of images done.
+
+    Raises:
+        ValueError: images that the tokenizer or SSIM cannot take, none, or with a network fewer than two.
+    """
+    count = len(dataset)
+    if count < (1 if network is None else 2) or batch_size < 1:
+        raise ValueError(
+            f"images (2 for a Fréchet distance) and batch_size must be at least 1, got {count} and {batch_size}"
+        )
+    device = next((tensor.device for tensor in tokenizer.state_dict().values()), torch.device("cpu"))
+    counts, seconds, bits = CodeCounts(tokenizer.spec), [0.0, 0.0], 0.0
+    rows: dict[str, list[Tensor]] = {name: [] for name in ("psnr", "ssim", "perceptual", "images", "reconstructions")}
+    for start in range(0, count, batch_size):
+        images = dataset.images[start : start + batch_size].to(device)
+        since = _now(device)
+        codes = tokenizer.encode(images)
+        between = _now(device)
+        reconstructions = tokenizer.decode(codes)
+        seconds = [seconds[0] + between - since, seconds[1] + _now(device) - between]
+        counts.add(codes)
+        bits = bits_per_image(tokenizer.spec, codes)
+        rows["psnr"].append(psnr(images, reconstructions))
+        rows["ssim"].append(ssim(images, reconstructions))
+        if network is not None:
+            rows["perceptual"].append(perceptual(images, reconstructions, network))
+            rows["images"].append(network.pooled(images.float() / 255))
+            rows["reconstructions"].append(network.pooled(reconstructions.float() / 255))
+        if on_batch is not None:
+            on_batch(start + len(images))
+    found = {name: torch.cat(values).cpu().double() for name, values in rows.items() if values}
+    return TokenizerQuality(
+        psnr=_mean(found["psnr"]),
+        ssim=_mean(found["ssim"]),
+        perceptual=None if network is None else _mean(found["perceptual"]),
+        frechet=None if network is None else frechet_distance(found["images"], found["reconstructions"]),
+        features=None if network is None else network.title,
+        codebooks=counts.use(),
+        bits_per_image=bits,
+        encode_seconds=100 * seconds[0] / count,
+        decode_seconds=100 * seconds[1] / count,
+        num_images=count,
+    )
+
+
+def _mean(values: Tensor) -> Mean:
+    return Mean(values.mean().item(), (values.std() / math.sqrt(len(values))).item() if len(values) > 1 else None)
+
+
+def _now(device: torch.device) -> float:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
