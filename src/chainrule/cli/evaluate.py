@@ -133,7 +133,7 @@ def _measure(
             f"the images of {dataset.name} are {h0}x{w0} but this model needs {h1}x{w1} (height x width); "
             f"add --size {h1}x{w1} to resize and crop them"
         )
-    classes = pipeline.prior.num_classes
+    classes = pipeline.num_classes
     if classes and dataset.num_classes != classes:
         raise ValueError(
             f"this model needs labels of {classes} classes, but {dataset.name} has {dataset.num_classes or 0}"

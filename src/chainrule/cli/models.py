@@ -64,7 +64,8 @@ def info(model: Model, json: Json = False) -> None:
             for grid in pipeline.prior.spec.grids
         ],
         "codes_per_image": pipeline.prior.spec.num_codes,
-        "num_classes": pipeline.prior.num_classes,
+        "num_classes": pipeline.num_classes,
+        "guidance": pipeline.prior.null_label,
         "class_names": None if pipeline.class_names is None else list(pipeline.class_names),
         "tokenizer_hash": tokenizer_hash(pipeline.tokenizer),
         "weights_sha256": weights_sha256(folder),

@@ -34,6 +34,10 @@ class Tokenizer(nn.Module, ABC):
     def known_codes(self, mask: Tensor) -> Tensor:
         """Which codes are certain where the pixels of `mask` are known: bool (H, W) -> bool (T,)."""
 
+    def vectors(self) -> tuple[Tensor, ...] | None:
+        """The learned vectors of the codes, without gradient, one float (D, K, C) per grid; None if there are none."""
+        return None
+
     def check_images(self, images: Tensor) -> None:
         """Raises ValueError unless `images` is uint8 (B, C, H, W) of this tokenizer's size."""
         expected = "uint8 (B, {}, {}, {})".format(*self.image_shape)
