@@ -119,6 +119,7 @@ def _repeat(
 def _measure(
     pipeline: Pipeline, model: str, config: DataConfig, limit: int | None, seeds: tuple[int, ...], batch_size: int
 ) -> Record:
+    from ..core import LearnedTokenizer
     from ..data import load
     from ..metrics import likelihood
     from ..pipeline import find
@@ -145,6 +146,7 @@ def _measure(
         )  # fmt: skip
     bits = pipeline.bits_per_dim
     error = result.standard_error
+    learned = isinstance(pipeline.tokenizer, LearnedTokenizer)
     return Record(
         likelihood=result,
         bits_per_dim=bits(result.nats),
@@ -159,6 +161,8 @@ def _measure(
         seeds=seeds,
         batch_size=batch_size,
         dtype=str(next(pipeline.prior.parameters()).dtype).removeprefix("torch."),
+        nats_per_code=result.nats_per_code(pipeline.prior.spec.num_codes) if learned else None,
+        bits_per_image=result.bits_per_image if learned else None,
     )
 
 
@@ -225,6 +229,8 @@ def _write(path: Path, record: Record) -> None:
 def _print(record: Record) -> None:
     result = record.likelihood
     print(f"{_with_error(result.nats, result.standard_error, 3)} nats per image")
+    if record.nats_per_code is not None:
+        print(f"{record.nats_per_code:.4f} nats per code, {record.bits_per_image:.1f} bits per image (of its codes)")
     print(f"{_with_error(record.bits_per_dim, record.bits_per_dim_standard_error, 4)} bits per dimension")
     print(f"{result.num_images:,} images of {record.data_name} {record.data.split}", end="")
     print("" if result.seed_std is None else f", mean over {len(record.seeds)} draws (deviation {result.seed_std:.3f})")

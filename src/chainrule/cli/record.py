@@ -49,6 +49,7 @@ class Record:
     limit:          of those, only this many (the first); None is all
     seeds:          of the binarisation; empty where nothing was drawn
     dtype:          in which the model computed
+    nats_per_code, bits_per_image: of the codes of a learned tokenizer; None for pixels
     """
 
     likelihood: Likelihood
@@ -64,6 +65,8 @@ class Record:
     seeds: tuple[int, ...]
     batch_size: int
     dtype: str
+    nats_per_code: float | None = None
+    bits_per_image: float | None = None
     versions: dict[str, str] = field(default_factory=versions)
     date: str = field(default_factory=today)
 
