@@ -149,9 +149,7 @@ def test_sample_writes_a_grid(here):
 def test_sample_keeps_the_images_the_model_is_surest_of(here):
     run("sample", "classes", "-n", "3", "--label", "dog,cat", "--best-of", "4", "--scale", "1")
     model, labels = chainrule.load("classes"), torch.tensor([1, 0, 1])
-    images = model.sample(
-        3, labels, best_of=4, scorer=lambda images: model.classify(images)[torch.arange(3), labels]
-    )
+    images = model.sample(3, labels, best_of=4, scorer=lambda images: model.classify(images)[torch.arange(3), labels])
     assert Image.open("samples.png").tobytes() == grid(images, scale=1).tobytes()
     assert "give --label" in refused("sample", "classes", "--best-of", "4")
     assert "leave one of them out" in refused("sample", "classes", "--label", "0", "--best-of", "4", "--watch", "a.gif")

@@ -53,13 +53,6 @@ class Prior(nn.Module, ABC):
             state: what the previous call returned; it is consumed, and may be changed in place.
         """
 
-    def attach(self, vectors: tuple[Tensor, ...] | None) -> None:
-        """Takes the tokenizer's vectors of the codes (`Tokenizer.vectors`) before training.
-
-        A model that reads them keeps them in a buffer, and raises ValueError where they do not suit it; one that learns
-        its own, as here, needs none.
-        """
-
     def log_prob(self, codes: Codes, context: Context = Context()) -> Tensor:
         """log p(codes | context) in nats, summed over positions: float (B,).
 
@@ -92,6 +85,13 @@ class Prior(nn.Module, ABC):
             raise ValueError(
                 f"label must lie in 0..{self.num_classes - 1}, got {int(label.min())}..{int(label.max())}"
             )
+
+    def attach(self, vectors: tuple[Tensor, ...] | None) -> None:
+        """Takes the tokenizer's vectors of the codes (`Tokenizer.vectors`) before training.
+
+        A model that reads them keeps them in a buffer, and raises ValueError where they do not suit it; one that learns
+        its own, as here, needs none.
+        """
 
 
 def _float(logits: Tensor) -> Tensor:

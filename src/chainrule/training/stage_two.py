@@ -127,13 +127,6 @@ class PriorTask:
             None if texts is None else texts[part],
         )
 
-    def _drop(self, labels: Tensor | None, generator: torch.Generator) -> Tensor | None:
-        """Labels, some of them replaced by "no class"."""
-        if not self.label_dropout:
-            return labels
-        dropped = torch.rand(len(labels), generator=generator) < self.label_dropout
-        return torch.where(dropped, self.training.num_classes, labels)
-
     def loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         if self.soft_targets:
             return self._soft_loss(model, batch)
@@ -143,6 +136,13 @@ class PriorTask:
             for logits, grid in zip(model(codes, context), codes, strict=True)
         ) / len(batch)
         return nats / self.model.spec.num_codes, {"nats": nats} | self._rates(nats)
+
+    def _drop(self, labels: Tensor | None, generator: torch.Generator) -> Tensor | None:
+        """Labels, some of them replaced by "no class"."""
+        if not self.label_dropout:
+            return labels
+        dropped = torch.rand(len(labels), generator=generator) < self.label_dropout
+        return torch.where(dropped, self.training.num_classes, labels)
 
     def _soft_loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """As `loss`; the engine has seeded the draws by the step."""
