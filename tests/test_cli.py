@@ -23,6 +23,7 @@ from chainrule.data import ImageDataset
 from chainrule.images import grid, to_pil
 from chainrule.priors.pixelcnn import PixelCNN, PixelCNNConfig
 from chainrule.tokenizers.pixels import Pixels, PixelsConfig
+from chainrule.tokenizers.vqvae import VQVAE, VQVAEConfig
 from chainrule.training import TrainResult
 
 SIDE = 8
@@ -149,6 +150,26 @@ def test_sample_writes_a_grid(here):
     assert Path("samples-2.png").is_file() and not list(here.glob(".*.tmp"))
 
 
+def test_sample_keeps_the_images_the_model_is_surest_of(here):
+    run("sample", "classes", "-n", "3", "--label", "dog,cat", "--best-of", "4", "--scale", "1")
+    model, labels = chainrule.load("classes"), torch.tensor([1, 0, 1])
+    images = model.sample(3, labels, best_of=4, scorer=lambda images: model.classify(images)[torch.arange(3), labels])
+    assert Image.open("samples.png").tobytes() == grid(images, scale=1).tobytes()
+    assert "give --label" in refused("sample", "classes", "--best-of", "4")
+    assert "leave one of them out" in refused("sample", "classes", "--label", "0", "--best-of", "4", "--watch", "a.gif")
+
+
+def test_sample_with_guidance(here):
+    model = tiny(3)
+    model.prior.null_label, model.class_names = True, ("cat", "dog")
+    model.save(here / "guided")
+    run("sample", "guided", "-n", "2", "--label", "dog", "--guidance", "3", "--scale", "1")
+    assert Image.open("samples.png").tobytes() == grid(model.sample(2, "dog", guidance=3), scale=1).tobytes()
+    run("sample", "guided", "-n", "2", "--out", "any.png")  # of no class
+    assert json.loads(run("info", "guided", "--json"))["num_classes"] == 2
+    assert "trained with labels dropped" in refused("sample", "classes", "--label", "dog", "--guidance", "3")
+
+
 def test_sample_separately(here):
     run("sample", "classes", "-n", "11", "--separate", "--out", "folder", "--label", "red fish,cat")
     assert sorted(path.name for path in Path("folder").iterdir()) == [f"{index:02d}.png" for index in range(11)]
@@ -239,6 +260,10 @@ def test_complete(here):
     assert value["out"] == "completions.png" and nats == pytest.approx(pipeline.log_prob(expected).tolist())
     hidden = torch.where(mask, image, 128).to(torch.uint8)
     assert Image.open("completions.png").tobytes() == grid(torch.stack([image, hidden, *expected]), 5).tobytes()
+    run(*words, "--keep", "top", "--paste", "--out", "pasted.png")
+    pasted = pipeline.complete(image, mask, 3, particles=2, paste=True, seed=2)
+    assert torch.equal(pasted[:, :, mask], image[:, mask].expand(3, -1, -1))
+    assert Image.open("pasted.png").tobytes() == grid(torch.stack([image, hidden, *pasted]), 5).tobytes()
     Image.fromarray(mask.numpy()).convert("L").save("mask.png")
     run(*words, "--mask", "mask.png", "--out", "same.png")
     run(*words, "--keep", "0,0,8,4", "--out", "box.png")
@@ -337,6 +362,17 @@ def test_evaluate_and_repeat(here, digits):
     Path("wrong.json").write_text(json.dumps(record))
     answer = json.loads(run("evaluate", "--from", "wrong.json", "--json", code=1))
     assert answer["agrees"] is False and "the figure differs by -" in answer["differences"][0]
+
+
+def test_evaluate_a_prior_over_codes(here, digits):
+    tokenizer = VQVAE(VQVAEConfig(SIDE, SIDE, 1, hidden_channels=8, residual_channels=4, num_codes=12, dim=3))
+    Pipeline(tokenizer, PixelCNN(tokenizer.spec, PixelCNNConfig(2, 4, 6)), None, CARD).save("codes")
+    text = run("evaluate", "codes", "--limit", "5", "--binarize", "none", "--record", "r.json")
+    value = json.loads(Path("r.json").read_text())
+    nats = value["likelihood"]["nats"]
+    bits = nats / 0.693147
+    assert value["nats_per_code"] == pytest.approx(nats / 4) and value["bits_per_image"] == pytest.approx(bits)
+    assert f"{nats / 4:.4f} nats per code, {bits:.1f} bits per image" in text
 
 
 def test_evaluate_options(here, digits):

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from chainrule.core import CodeSpec, Context, Prior, entries, select
-from chainrule.decoding import Filter, Known, Rerun, complete, image_seeds, sample
+from chainrule.decoding import Filter, Guided, GuidedContext, Known, Rerun, complete, image_seeds, sample
 from chainrule.layers.raster import RasterPrior
 
 PRIORS = [
@@ -172,6 +172,30 @@ def test_same_seed_same_image_cached_or_not_alone_or_in_a_batch(entry, preset):
     for one, two, three in zip(together, again, alone, strict=True):
         assert torch.equal(one, two)
         assert torch.equal(one[2:3], three)
+
+
+@pytest.mark.parametrize(("entry", "preset"), PRIORS)
+@torch.no_grad()
+def test_guidance_by_its_equation_and_in_any_batch(entry, preset):
+    model, spec, seeds = build(entry, preset), preset.spec, image_seeds(7, 4)
+    positive = context(model, 4)
+    negative = positive.select(torch.tensor([1, 2, 3, 0]))
+    guided, condition = Guided(model, 2.5), GuidedContext(positive, negative)
+    together = sample(guided, condition, seeds)
+    parts = model(together, positive), model(together, negative), guided(together, condition)
+    for c, u, both in zip(*parts, strict=True):
+        torch.testing.assert_close(both, u + 2.5 * (c - u))
+    again = sample(Rerun(guided), condition, seeds)
+    mask = torch.arange(spec.num_codes) % 2 == 0
+    given = Known(spec.flatten(together), mask)
+    completed = complete(guided, condition, seeds, given, particles=2)
+    one = torch.tensor([2])
+    alone = sample(guided, condition.select(one), seeds[2:3])
+    completed_alone = complete(guided, condition.select(one), seeds[2:3], Known(given.codes[2:3], mask), particles=2)
+    for index in range(len(spec.grids)):
+        assert torch.equal(together[index], again[index])
+        assert torch.equal(together[index][2:3], alone[index])
+        assert torch.equal(completed[index][2:3], completed_alone[index])
 
 
 @pytest.mark.parametrize("particles", [1, 3])

@@ -4,6 +4,7 @@ A recipe is one YAML file with five sections::
 
     data:        the images                          chainrule.data.DataConfig
     tokenizer:   {name: ..., fields of its config}   height, width, channels default to those of the data
+                 or {path: ...}                      a trained one: SavedTokenizer
     prior:       {name: ..., fields of its config}   `num_classes: data` is the number of classes of the data
     training:    how to train                        TrainingConfig
     evaluation:  how to evaluate while training      EvaluationConfig
@@ -53,6 +54,8 @@ class TrainingConfig:
     precision:        float32; bfloat16 (autocast: weights stay float32); auto is bfloat16 where the hardware has it
     compile:          torch.compile of the model; auto where there is a C++ compiler and more than 500 steps repay it
     channels_last:    memory format of the filters
+    label_dropout:    share of the labels that a prior is given as "no class", so that it can be guided; 0 is none
+    soft_targets:     temperature at which a prior's codes are drawn and softened, as RQ-VAE can; 0 is none
     seed:             of the weights, the order of the images and all noise
     save_every, sample_every, log_every: steps; `sample_every: 0` draws no samples
     """
@@ -71,6 +74,8 @@ class TrainingConfig:
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     compile: Literal["auto"] | bool = "auto"
     channels_last: bool = False
+    label_dropout: float = 0.0
+    soft_targets: float = 0.0
     seed: int = 0
     save_every: int = 1000
     sample_every: int = 0
@@ -80,11 +85,13 @@ class TrainingConfig:
         for name in ("steps", "batch_size", "save_every", "log_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        for name in ("weight_decay", "warmup_steps", "gradient_clip", "sample_every", "seed"):
+        for name in ("weight_decay", "warmup_steps", "gradient_clip", "soft_targets", "sample_every", "seed"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must be at least 0, got {getattr(self, name)}")
         if not self.learning_rate > 0:
             raise ValueError(f"learning_rate must be above 0, got {self.learning_rate}")
+        if not 0 <= self.label_dropout < 1:
+            raise ValueError(f"label_dropout must lie in 0..1, 1 excluded, got {self.label_dropout}")
         if not 0 <= self.ema_decay < 1:
             raise ValueError(f"ema_decay must lie in 0..1, 1 excluded, got {self.ema_decay}")
         if self.warmup_steps > self.steps:
@@ -123,11 +130,23 @@ class ModelConfig:
 
 
 @dataclass(frozen=True)
+class SavedTokenizer:
+    """A trained tokenizer.
+
+    path: a folder that holds one, the folder of a run, or the name of a bundled model
+    hash: its sha256, checked where it is given; a run writes down that of the tokenizer it has found
+    """
+
+    path: str
+    hash: str | None = None
+
+
+@dataclass(frozen=True)
 class Recipe:
     """A recipe as read; `where` names it in messages."""
 
     data: Any  # chainrule.data.DataConfig
-    tokenizer: ModelConfig
+    tokenizer: ModelConfig | SavedTokenizer
     prior: ModelConfig
     training: TrainingConfig
     evaluation: EvaluationConfig
@@ -184,7 +203,7 @@ def build_recipe(mapping: Mapping[str, Any], where: str) -> Recipe:
             raise ValueError(f"{where}: {section!r} must hold keys and values, got {mapping[section]!r}")
     return Recipe(
         data=build_dataclass(DataConfig, mapping["data"], where, "data"),
-        tokenizer=_model_config(mapping["tokenizer"], where, "tokenizer"),
+        tokenizer=_tokenizer(mapping["tokenizer"], where),
         prior=_model_config(mapping["prior"], where, "prior"),
         training=build_dataclass(TrainingConfig, mapping["training"], where, "training"),
         evaluation=build_dataclass(EvaluationConfig, mapping.get("evaluation", {}), where, "evaluation"),
@@ -395,6 +414,12 @@ def _model_config(mapping: Mapping[str, Any], where: str, section: str) -> Model
     if not isinstance(name, str):
         raise ValueError(f"{where}: {section + '.name'!r} must be the name of a {section}, got {name!r}")
     return ModelConfig(name, options)
+
+
+def _tokenizer(mapping: Mapping[str, Any], where: str) -> ModelConfig | SavedTokenizer:
+    if "path" in mapping:
+        return build_dataclass(SavedTokenizer, mapping, where, "tokenizer")
+    return _model_config(mapping, where, "tokenizer")
 
 
 def _apply_override(mapping: dict[str, Any], override: str) -> None:

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from .config import build_dataclass, to_plain
 from .core import CodeSpec, Context, Prior, Tokenizer, entry
-from .decoding import Filter, Known, complete, image_seeds, sample
+from .decoding import Filter, Guided, GuidedContext, Known, Scorer, complete, image_seeds, keep_best, sample
 from .decoding.sampling import OnCode
 
 FORMAT = 1
@@ -90,16 +90,21 @@ class Pipeline:
     ) -> None:
         if tokenizer.spec != prior.spec:
             raise ValueError(f"this tokenizer gives codes {tokenizer.spec}, this prior models {prior.spec}")
-        if class_names is not None and len(class_names) != prior.num_classes:
-            raise ValueError(f"the prior has {prior.num_classes} classes, but {len(class_names)} names were given")
         self.tokenizer = tokenizer.eval()
         self.prior = prior.eval()
+        if class_names is not None and len(class_names) != self.num_classes:
+            raise ValueError(f"the prior has {self.num_classes} classes, but {len(class_names)} names were given")
         self.class_names = tuple(class_names) if class_names is not None else None
         self.card = dict(card or {})
 
     @property
     def device(self) -> torch.device:
         return next(self.prior.parameters()).device
+
+    @property
+    def num_classes(self) -> int:
+        """Classes that can be asked for, 0 for none; the label "no class" is not among them."""
+        return self.prior.num_classes - int(self.prior.null_label)
 
     def to(self, device: str | torch.device) -> Pipeline:
         """Moves the pipeline, as `torch.nn.Module.to` does; returns it."""
@@ -109,40 +114,52 @@ class Pipeline:
 
     def sample(
         self, n: int = 1, label: int | str | Sequence[int | str] | Tensor | None = None, *, temperature: float = 1.0,
-        top_k: int | None = None, top_p: float | None = None, precision: str = "float32", seed: int = 0,
-        on_image: OnImage | None = None,
+        top_k: int | None = None, top_p: float | None = None, precision: str = "float32", guidance: float = 1.0,
+        best_of: int = 1, scorer: Scorer | None = None, seed: int = 0, on_image: OnImage | None = None,
     ) -> Tensor:  # fmt: skip
         """Draws images.
 
         Args:
             n: number of images.
-            label: class of all, or one per image, as numbers or names; a class-conditional model needs it.
+            label: class of all, or one per image, as numbers or names; a class-conditional model needs it, unless it
+                was trained with labels dropped.
             temperature, top_k, top_p: see `decoding.Filter`; the defaults draw from the model itself.
             precision: of the prior's weights, see `Prior.decoding`.
+            guidance: scale of `decoding.Guided`; 1 is none, and others need a model trained with labels dropped.
+            best_of: with more than 1, this many are drawn per image and the best by `scorer` is kept.
+            scorer: uint8 (n, C, H, W) -> scores (n,), more is better; image i is one of the i-th label.
             seed: image i depends on the seed and on i only.
-            on_image: called as the images grow.
+            on_image: called as the images grow, the candidates one after the other.
 
         Returns:
             uint8 (n, C, H, W).
         """
         if n < 1:
             raise ValueError(f"n must be at least 1, got {n}")
-        codes = sample(
-            self.prior.decoding(precision), self._context(label, n), image_seeds(seed, n),
-            Filter(temperature, top_k, top_p), on_code=self._watch(on_image),
-        )  # fmt: skip
-        return self.tokenizer.decode(codes)
+        if (best_of == 1) != (scorer is None):
+            raise ValueError("best_of above 1 and a scorer go together: give both or neither")
+        prior, context = self._guided(label, n, guidance, precision)
+        filter = Filter(temperature, top_k, top_p)
+
+        def draw(seeds: list[int]) -> Tensor:
+            return self.tokenizer.decode(sample(prior, context, seeds, filter, on_code=self._watch(on_image)))
+
+        seeds = image_seeds(seed, n)
+        return draw(seeds) if scorer is None else keep_best(draw, seeds, best_of, scorer)
 
     def complete(
         self, image: Tensor, mask: Tensor, n: int = 1, label: int | str | Sequence[int | str] | Tensor | None = None,
         *, particles: int = 1, temperature: float = 1.0, top_k: int | None = None, top_p: float | None = None,
-        precision: str = "float32", seed: int = 0, on_image: OnImage | None = None,
+        precision: str = "float32", guidance: float = 1.0, paste: bool = False, seed: int = 0,
+        on_image: OnImage | None = None,
     ) -> Tensor:  # fmt: skip
-        """Draws the unknown part of an image, n times; the known part is kept exactly.
+        """Draws the unknown part of an image, n times; the known part is kept as the tokenizer sees it.
 
         Args:
             image: uint8 (C, H, W).
             mask: bool (H, W), True where the image is known.
+            paste: whether known pixels are those of `image` itself, and not those of its reconstruction; with a learned
+                tokenizer a seam may show.
             particles: with more than 1, sequential Monte Carlo makes what is drawn agree with known pixels
                 that come later in raster order (see `decoding.complete`).
             precision: of the prior's weights, see `Prior.decoding`.
@@ -163,11 +180,12 @@ class Pipeline:
         flat = self.prior.spec.flatten(codes).expand(n, -1)
         known = Known(flat, self.tokenizer.known_codes(mask))
         drawn = complete(
-            self.prior.decoding(precision), self._context(label, n), image_seeds(seed, n), known, particles,
+            *self._guided(label, n, guidance, precision), image_seeds(seed, n), known, particles,
             Filter(temperature, top_k, top_p), self._watch(on_image),
         )  # fmt: skip
         images = self.tokenizer.decode(drawn)
-        return torch.where(mask.to(images.device), self.reconstruct(image[None]), images)
+        kept = image[None].to(images.device) if paste else self.reconstruct(image[None])
+        return torch.where(mask.to(images.device), kept, images)
 
     @torch.no_grad()
     def log_prob(
@@ -175,6 +193,21 @@ class Pipeline:
     ) -> Tensor:
         """log p(codes of the images | label) in nats: float (B,). For pixels this is the image's likelihood."""
         return self.prior.log_prob(self._encode(images), self._context(label, len(images)))
+
+    @torch.no_grad()
+    def classify(self, images: Tensor) -> Tensor:
+        """log p(class | codes of the images) by Bayes' rule, all classes being as probable before: float (B, N).
+
+        One likelihood per class and image: meant for a few classes.
+
+        Raises:
+            ValueError: a model without classes.
+        """
+        if not self.num_classes:
+            raise ValueError("this model has no classes, so it cannot tell any apart")
+        codes = self._encode(images)
+        labels = [torch.full((len(images),), label, device=self.device) for label in range(self.num_classes)]
+        return torch.stack([self.prior.log_prob(codes, Context(label=each)) for each in labels], 1).log_softmax(1)
 
     @torch.no_grad()
     def surprise(
@@ -204,7 +237,8 @@ class Pipeline:
             "format": FORMAT,
             "tokenizer": describe("tokenizers", self.tokenizer),
             "prior": describe("priors", self.prior)
-            | {"codes": self.prior.spec.to_dict(), "tokenizer_hash": tokenizer_hash(self.tokenizer)},
+            | {"codes": self.prior.spec.to_dict(), "tokenizer_hash": tokenizer_hash(self.tokenizer)}
+            | ({"null_label": True} if self.prior.null_label else {}),
             "class_names": list(self.class_names) if self.class_names is not None else None,
             "card": self.card,
         }
@@ -215,7 +249,7 @@ class Pipeline:
 
     def _context(self, label: Any, count: int) -> Context:
         if label is None:
-            return Context()
+            return self._null_context(count) if self.prior.null_label else Context()
         if isinstance(label, (int, str)):
             label = [label] * count
         numbers = [self.label_number(one) for one in (label.tolist() if isinstance(label, Tensor) else label)]
@@ -223,13 +257,30 @@ class Pipeline:
             raise ValueError(f"{len(numbers)} labels were given for {count} images")
         return Context(label=torch.tensor(numbers, device=self.device))
 
+    def _null_context(self, count: int) -> Context:
+        return Context(label=torch.full((count,), self.num_classes, device=self.device))
+
+    def _guided(
+        self, label: Any, count: int, guidance: float, precision: str
+    ) -> tuple[Prior, Context | GuidedContext]:
+        """The prior to draw from, and its context."""
+        context = self._context(label, count)
+        prior = self.prior.decoding(precision)
+        if guidance == 1:
+            return prior, context
+        if not self.prior.null_label:
+            raise ValueError("guidance needs a model that was trained with labels dropped (training.label_dropout)")
+        if label is None:
+            raise ValueError("guidance needs a label to draw towards; give one, or leave guidance at 1")
+        return Guided(prior, guidance), GuidedContext(context, self._null_context(count))
+
     def label_number(self, label: int | str) -> int:
         """The number of a class given by number or name.
 
         Raises:
             ValueError: no such class, or a model without classes.
         """
-        count = self.prior.num_classes
+        count = self.num_classes
         if not count:
             raise ValueError("this model has no classes: a label would be ignored; leave it out")
         if isinstance(label, str) and self.class_names is not None and label in self.class_names:
@@ -314,6 +365,7 @@ def _read(folder: Path) -> Pipeline:
         raise ValueError(f"{path} is incomplete or damaged; copy it again")
     tokenizer = read_part(folder, "tokenizers", config["tokenizer"])
     prior = read_part(folder, "priors", config["prior"])
+    prior.null_label = config["prior"].get("null_label", False)
     if config["prior"]["tokenizer_hash"] != tokenizer_hash(tokenizer):
         raise ValueError(f"the prior in {folder} was trained on the codes of another tokenizer than the one beside it")
     return Pipeline(tokenizer, prior, config["class_names"], config["card"])

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 import re
-import sys
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+from ..progress import progress as progress
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -28,6 +28,9 @@ Label = Annotated[
 Temperature = Annotated[float, typer.Option(help="Below 1 draws more probable images; 0 the most probable codes.")]
 TopK = Annotated[int | None, typer.Option(help="Draw each code among the k most probable.")]
 TopP = Annotated[float | None, typer.Option(help="Draw each code among the fewest that reach this probability.")]
+Guidance = Annotated[
+    float, typer.Option(help="Above 1 draws towards the label, for a model trained with label_dropout; 3 is a start.")
+]
 Seed = Annotated[int, typer.Option(help="The same seed gives the same images.")]
 Scale = Annotated[int | None, typer.Option(min=1, help="Zoom of a pixel.", show_default="about 128 pixels per image")]
 Force = Annotated[bool, typer.Option("--force", help="Replace files that exist.")]
@@ -195,21 +198,3 @@ def print_table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
             for cell, width, flush in zip(row, widths, right, strict=True)
         ]
         print("  ".join(cells).rstrip())
-
-
-@contextmanager
-def progress(what: str, total: int, unit: str) -> Iterator[Callable[[int], None]]:
-    """A bar with rate and time left on a terminal; gives a function that takes the number done so far."""
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, ProgressColumn, TextColumn, TimeRemainingColumn
-    from rich.text import Text
-
-    class Rate(ProgressColumn):
-        def render(self, task: Any) -> Text:
-            return Text("" if task.speed is None else f"{task.speed:,.0f} {unit}/s")
-
-    console = Console(file=sys.stderr)
-    columns = TextColumn("{task.description}"), BarColumn(), Rate(), TimeRemainingColumn(), TextColumn("left")
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
-        row = bar.add_task(what, total=total)
-        yield lambda done: bar.update(row, completed=done)

@@ -10,6 +10,7 @@ import typer
 from .common import (
     Device,
     Force,
+    Guidance,
     Json,
     Label,
     Model,
@@ -48,6 +49,10 @@ def complete(
     temperature: Temperature = 1.0,
     top_k: TopK = None,
     top_p: TopP = None,
+    guidance: Guidance = 1.0,
+    paste: Annotated[
+        bool, typer.Option("--paste", help="Keep known pixels exactly, not as the model's tokenizer sees them.")
+    ] = False,
     seed: Seed = 0,
     resize: Resize = False,
     out: Annotated[Path | None, typer.Option(help="A .png file.", show_default="completions.png")] = None,
@@ -66,6 +71,7 @@ def complete(
       chainrule complete mnist_gated_pixelcnn digit.png --keep bottom --particles 16
       chainrule complete mnist_gated_pixelcnn digit.png --keep 0,0,28,10 -n 3 --out three.png
       chainrule complete mnist_gated_pixelcnn digit.png --mask known.png --json
+      chainrule complete runs/mine photo.png --keep left --label 3 --guidance 3 --paste
     """
     if (mask is None) == (keep is None):
         raise ValueError("say what to keep, by --mask or by --keep" + ("" if mask is None else ", not by both"))
@@ -86,7 +92,7 @@ def complete(
     with progress("Completing", total, "codes") as done:
         completions = pipeline.complete(
             known_image, known, n, labels, particles=particles, temperature=temperature, top_k=top_k, top_p=top_p,
-            seed=seed, on_image=lambda num_known, _: done(n * num_known),
+            guidance=guidance, paste=paste, seed=seed, on_image=lambda num_known, _: done(n * num_known),
         )  # fmt: skip
         done(total)
     nats = pipeline.log_prob(completions, labels).tolist()

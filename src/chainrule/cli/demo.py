@@ -90,9 +90,9 @@ def _sample(name: str, pipeline: Pipeline, seed: int, frames: list[Tensor]) -> T
             if num_known % (total // 50) == 0:
                 frames.append(images())
 
-        label = list(range(16)) if pipeline.prior.num_classes >= 16 else None
-        if pipeline.prior.num_classes and label is None:
-            label = [index % pipeline.prior.num_classes for index in range(16)]
+        label = list(range(16)) if pipeline.num_classes >= 16 else None
+        if pipeline.num_classes and label is None:
+            label = [index % pipeline.num_classes for index in range(16)]
         images = pipeline.sample(16, label, seed=seed, on_image=watching)
     frames.append(images)
     return images

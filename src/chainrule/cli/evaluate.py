@@ -173,6 +173,8 @@ def _print(record: Record) -> None:
 def _print_likelihood(record: LikelihoodRecord) -> None:
     result = record.likelihood
     print(f"{_with_error(result.nats, result.standard_error, 3)} nats per image")
+    if record.nats_per_code is not None:
+        print(f"{record.nats_per_code:.4f} nats per code, {record.bits_per_image:.1f} bits per image (of its codes)")
     print(f"{_with_error(record.bits_per_dim, record.bits_per_dim_standard_error, 4)} bits per dimension")
     print(f"{result.num_images:,} images of {record.data_name} {record.data.split}", end="")
     print("" if result.seed_std is None else f", mean over {len(record.seeds)} draws (deviation {result.seed_std:.3f})")

@@ -10,7 +10,7 @@ from torch import nn
 
 from ..artefact import read_card
 from ..config import build_dataclass
-from ..core import Tokenizer
+from ..core import LearnedTokenizer, Tokenizer
 from ..data import DataConfig, ImageDataset, load
 from ..metrics import likelihood, load_features, tokenizer_quality
 from ..pipeline import Pipeline, find
@@ -29,7 +29,7 @@ def measure_likelihood(
             f"the images of {dataset.name} are {h0}x{w0} but this model needs {h1}x{w1} (height x width); "
             f"add --size {h1}x{w1} to resize and crop them"
         )
-    classes = pipeline.prior.num_classes
+    classes = pipeline.num_classes
     if classes and dataset.num_classes != classes:
         raise ValueError(
             f"this model needs labels of {classes} classes, but {dataset.name} has {dataset.num_classes or 0}"
@@ -40,6 +40,7 @@ def measure_likelihood(
             dataset, config.binarize, seeds or (0,), batch_size, done,
         )  # fmt: skip
     bits, error = pipeline.bits_per_dim, result.standard_error
+    learned = isinstance(pipeline.tokenizer, LearnedTokenizer)
     options = ["--binarize", config.binarize]
     if seeds:
         options += ["--seeds", str(len(seeds)), "--seed", str(seeds[0])]
@@ -48,6 +49,8 @@ def measure_likelihood(
         bits_per_dim=bits(result.nats),
         bits_per_dim_standard_error=None if error is None else bits(error),
         seeds=seeds,
+        nats_per_code=result.nats_per_code(pipeline.prior.spec.num_codes) if learned else None,
+        bits_per_image=result.bits_per_image if learned else None,
         **_common(pipeline.prior, model, config, dataset, limit, batch_size, options),
     )
 

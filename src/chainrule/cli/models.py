@@ -69,7 +69,8 @@ def info(model: Model, json: Json = False) -> None:
     }
     if pipeline is not None:
         value |= {
-            "num_classes": pipeline.prior.num_classes,
+            "num_classes": pipeline.num_classes,
+            "guidance": pipeline.prior.null_label,
             "class_names": None if pipeline.class_names is None else list(pipeline.class_names),
         }
     value |= {

@@ -94,12 +94,15 @@ class LikelihoodRecord(Record):
     likelihood:     the figure, in nats per image
     bits_per_dim:   the same per channel of a pixel, with its standard error
     seeds:          of the binarisation; empty where nothing was drawn
+    nats_per_code, bits_per_image: of the codes of a learned tokenizer; None for pixels
     """
 
     likelihood: Likelihood
     bits_per_dim: float
     bits_per_dim_standard_error: float | None
     seeds: tuple[int, ...]
+    nats_per_code: float | None = None
+    bits_per_image: float | None = None
 
     def figures(self) -> dict[str, tuple[float, str]]:
         return {"figure": (self.likelihood.nats, " nats")}

@@ -11,6 +11,7 @@ import typer
 from .common import (
     Device,
     Force,
+    Guidance,
     Label,
     Model,
     Scale,
@@ -37,6 +38,10 @@ def sample(
     temperature: Temperature = 1.0,
     top_k: TopK = None,
     top_p: TopP = None,
+    guidance: Guidance = 1.0,
+    best_of: Annotated[
+        int, typer.Option(min=1, help="Draw as many per image, keep the one whose label the model is surest of.")
+    ] = 1,
     seed: Seed = 0,
     out: Annotated[
         Path | None, typer.Option(help="A .png file, or with --separate a folder.", show_default="samples.png")
@@ -55,6 +60,8 @@ def sample(
       chainrule sample mnist_gated_pixelcnn -n 64 --seed 7 --out digits.png
       chainrule sample mnist_gated_pixelcnn -n 4 --watch growing.gif
       chainrule sample shapes_gated_pixelcnn --label "red circle,blue square"
+      chainrule sample shapes_gated_pixelcnn --label "red circle" --best-of 4
+      chainrule sample runs/mine --label 3 --guidance 3
       chainrule sample runs/mine -n 100 --separate --out images --temperature 0.9
     """
     if separate:
@@ -63,6 +70,12 @@ def sample(
         out = check_file(out or free_name("samples", ".png"), ".png", force)
     if watch is not None:
         check_file(watch, ".gif", force, "--watch")
+    if best_of > 1 and label is None:
+        raise ValueError("--best-of keeps the images whose label the model is surest of: give --label")
+    if best_of > 1 and watch is not None:
+        raise ValueError("--watch would show images that --best-of then rejects; leave one of them out")
+
+    import torch
 
     from ..images import grid, to_pil
     from .pictures import automatic_scale, drawn, enlarge, hide, write_gif, write_png
@@ -72,18 +85,26 @@ def sample(
     _, height, width = pipeline.tokenizer.image_shape
     spec = pipeline.prior.spec
     every = -(-spec.num_codes // WATCH_FRAMES)
-    frames = []
+    frames, num_drawn, scorer = [], 0, None
+    if best_of > 1:
+
+        def scorer(images):
+            return pipeline.classify(images).cpu()[torch.arange(n), torch.tensor(labels)]
+
     since = time.monotonic()
-    with progress("Sampling", n * spec.num_codes, "codes") as done:
+    with progress("Sampling", n * best_of * spec.num_codes, "codes") as done:
 
         def watching(num_known, images):
-            done(n * num_known)
+            nonlocal num_drawn
+            num_drawn += n
+            done(num_drawn)
             if watch is not None and num_known % every == 0:
                 frames.append(hide(images(), drawn(spec, num_known, height, width)))
 
         images = pipeline.sample(
-            n, labels, temperature=temperature, top_k=top_k, top_p=top_p, seed=seed, on_image=watching
-        )
+            n, labels, temperature=temperature, top_k=top_k, top_p=top_p, guidance=guidance, best_of=best_of,
+            scorer=scorer, seed=seed, on_image=watching,
+        )  # fmt: skip
     seconds = time.monotonic() - since
     zoom = scale or automatic_scale(width)
     if separate:
@@ -92,7 +113,7 @@ def sample(
             write_png(out / f"{index:0{digits}d}.png", picture)
     else:
         write_png(out, grid(images, scale=zoom))
-    rate = n * spec.num_codes / seconds
+    rate = n * best_of * spec.num_codes / seconds
     print(f"{out}: {n} {'image' if n == 1 else 'images'} in {seconds:.1f} s ({rate:,.0f} codes/s)")
     if watch is not None:
         write_gif(watch, [grid(each, scale=zoom) for each in [*frames, images]])

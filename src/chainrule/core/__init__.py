@@ -4,7 +4,7 @@ from .codes import Codes, CodeSpec, GridSpec, Position
 from .context import Context
 from .prior import Prior, select
 from .registry import Entry, Preset, entries, entry, register
-from .tokenizer import LearnedTokenizer, Reconstruction, Tokenizer
+from .tokenizer import LearnedTokenizer, Reconstruction, StochasticTokenizer, Tokenizer
 
 __all__ = [
     "CodeSpec",
@@ -17,6 +17,7 @@ __all__ = [
     "Preset",
     "Prior",
     "Reconstruction",
+    "StochasticTokenizer",
     "Tokenizer",
     "entries",
     "entry",

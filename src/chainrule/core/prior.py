@@ -23,12 +23,14 @@ StateT = TypeVar("StateT")
 class Prior(nn.Module, ABC):
     """p(codes | context), built from a CodeSpec and a config.
 
-    `num_classes` is the number of class labels the model is conditioned on, 0 for none.
+    `num_classes` is the number of class labels the model is conditioned on, 0 for none.  With `null_label` the last
+    of them says "no class": the model was trained with labels dropped, and can be guided (`decoding.Guided`).
     """
 
     name: str  # set by the registry
     spec: CodeSpec
     num_classes: int = 0
+    null_label: bool = False
 
     @abstractmethod
     def forward(self, codes: Codes, context: Context) -> tuple[Tensor, ...]:
@@ -98,6 +100,13 @@ class Prior(nn.Module, ABC):
                 f"label must lie in 0..{self.num_classes - 1}, got {int(label.min())}..{int(label.max())}"
             )
 
+    def attach(self, vectors: tuple[Tensor, ...] | None) -> None:
+        """Takes the tokenizer's vectors of the codes (`Tokenizer.vectors`) before training.
+
+        A model that reads them keeps them in a buffer, and raises ValueError where they do not suit it; one that learns
+        its own, as here, needs none.
+        """
+
 
 def _float(logits: Tensor) -> Tensor:
     """At least float32: likelihoods are not summed in half precision."""
@@ -105,9 +114,14 @@ def _float(logits: Tensor) -> Tensor:
 
 
 def select(state: StateT, index: Tensor) -> StateT:
-    """The state of the images `index` (int64 (N,) batch positions), as new tensors."""
+    """The state of the images `index` (int64 (N,) batch positions), as new tensors.
+
+    A part of the state whose batch is laid out otherwise brings a method `select` of its own.
+    """
     if isinstance(state, Tensor):
         return state[index]
+    if hasattr(state, "select"):
+        return state.select(index)
     if is_dataclass(state):
         return type(state)(**{f.name: select(getattr(state, f.name), index) for f in fields(state)})
     if isinstance(state, (list, tuple)):

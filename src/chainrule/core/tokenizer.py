@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -34,11 +35,31 @@ class Tokenizer(nn.Module, ABC):
     def known_codes(self, mask: Tensor) -> Tensor:
         """Which codes are certain where the pixels of `mask` are known: bool (H, W) -> bool (T,)."""
 
+    def vectors(self) -> tuple[Tensor, ...] | None:
+        """The learned vectors of the codes, without gradient, one float (D, K, C) per grid; None if there are none."""
+        return None
+
     def check_images(self, images: Tensor) -> None:
         """Raises ValueError unless `images` is uint8 (B, C, H, W) of this tokenizer's size."""
         expected = "uint8 (B, {}, {}, {})".format(*self.image_shape)
         if images.dtype != torch.uint8 or tuple(images.shape[1:]) != self.image_shape or images.ndim != 4:
             raise ValueError(f"images must be {expected}, got {str(images.dtype)[6:]} {tuple(images.shape)}")
+
+
+@runtime_checkable
+class StochasticTokenizer(Protocol):
+    """A tokenizer of one grid whose codes can also be drawn, for a prior that learns from soft targets."""
+
+    def encode_soft(
+        self, images: Tensor, temperature: float, generator: torch.Generator | None = None
+    ) -> tuple[Codes, Tensor]:
+        """Codes that are drawn, and the distribution each is drawn from, float (B, H, W, D, K).
+
+        Args:
+            images: uint8 (B, C, H, W).
+            temperature: above 0; towards 0 the codes are those of `encode`.
+            generator: of the draws, on the images' device.
+        """
 
 
 @dataclass(frozen=True)

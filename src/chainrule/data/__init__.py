@@ -6,6 +6,16 @@ Knows no model.  Images are uint8 (B, C, H, W) at every public boundary.
 from .dataset import Batch, ImageDataset
 from .images import load_images, load_mask
 from .sources import DataConfig, load
-from .transforms import augment, binarize
+from .transforms import augment, binarize, draw_flips
 
-__all__ = ["Batch", "DataConfig", "ImageDataset", "augment", "binarize", "load", "load_images", "load_mask"]
+__all__ = [
+    "Batch",
+    "DataConfig",
+    "ImageDataset",
+    "augment",
+    "binarize",
+    "draw_flips",
+    "load",
+    "load_images",
+    "load_mask",
+]

@@ -1,7 +1,8 @@
-"""Decoded data sets as memory-mapped files, so that the second load takes a fraction of a second.
+"""Decoded data sets, and arrays computed from them, as memory-mapped files: the next load takes a fraction of a second.
 
-One folder per data set, split and transform: ``images.npy`` uint8 (N, C, H, W), ``labels.npy`` int64 (N,)
-and ``meta.json``.  A folder appears complete or not at all, and is never changed; it may be deleted at any time.
+One folder per data set, split and transform: ``images.npy`` uint8 (N, C, H, W), ``labels.npy`` int64 (N,) and
+``meta.json``; or, of other arrays, ``0.npy``, ``1.npy``, …  A folder appears complete or not at all, and is never
+changed; it may be deleted at any time.
 """
 
 from __future__ import annotations
@@ -71,17 +72,11 @@ def cached(key: Any, build: Callable[[Path], dict[str, Any]], name: str) -> tupl
             count, texts, class_names, num_classes, skipped.
         name: the name of the data set.
     """
-    digest = hashlib.sha256(json.dumps([VERSION, key]).encode()).hexdigest()[:24]
-    folder = root() / "data" / digest
-    if not folder.exists():
-        with scratch() as temporary:
-            meta = build(temporary)
-            (temporary / "meta.json").write_text(json.dumps(meta), encoding="utf-8")
-            try:
-                os.replace(temporary, folder)
-            except OSError:  # another process was faster, with the same result
-                if not folder.exists():
-                    raise
+
+    def build_with_meta(target: Path) -> None:
+        (target / "meta.json").write_text(json.dumps(build(target)), encoding="utf-8")
+
+    folder = _entry(key, build_with_meta)
     meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
     images = np.load(folder / "images.npy", mmap_mode="c")[: meta["count"]]
     labels = folder / "labels.npy"
@@ -95,6 +90,33 @@ def cached(key: Any, build: Callable[[Path], dict[str, Any]], name: str) -> tupl
         meta["skipped"],
     )
     return dataset, folder
+
+
+def cached_arrays(key: Any, build: Callable[[Path], object]) -> tuple[torch.Tensor, ...]:
+    """The arrays of `key`, as private maps of their files; built on the first call.
+
+    Args:
+        key: a JSON value of everything they depend on.
+        build: writes 0.npy, 1.npy, … into the folder it is given.
+    """
+    folder = _entry(["arrays", key], build)
+    paths = sorted(folder.glob("*.npy"), key=lambda path: int(path.stem))
+    return tuple(torch.from_numpy(np.load(path, mmap_mode="c")) for path in paths)
+
+
+def _entry(key: Any, build: Callable[[Path], object]) -> Path:
+    """The folder of `key`; `build` fills it on the first call."""
+    digest = hashlib.sha256(json.dumps([VERSION, key]).encode()).hexdigest()[:24]
+    folder = root() / "data" / digest
+    if not folder.exists():
+        with scratch() as temporary:
+            build(temporary)
+            try:
+                os.replace(temporary, folder)
+            except OSError:  # another process was faster, with the same result
+                if not folder.exists():
+                    raise
+    return folder
 
 
 def remember_fingerprint(dataset: ImageDataset, file: Path) -> None:

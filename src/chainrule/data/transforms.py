@@ -41,6 +41,11 @@ def augment(batch: Batch, config: DataConfig, generator: torch.Generator) -> Bat
     """
     images = binarize(batch.images, config.binarize, generator)
     if config.flip:
-        flipped = torch.rand(len(images), generator=generator, device=generator.device).to(images.device) < 0.5
+        flipped = draw_flips(len(images), generator).to(images.device)
         images = torch.where(flipped[:, None, None, None], images.flip(-1), images)
     return replace(batch, images=images)
+
+
+def draw_flips(count: int, generator: torch.Generator) -> Tensor:
+    """Which of `count` images are flipped, each with probability 1/2: bool (count,)."""
+    return torch.rand(count, generator=generator, device=generator.device) < 0.5

@@ -73,6 +73,14 @@ class GridTokenizer(LearnedTokenizer):
     def decode_features(self, features: Tensor) -> Tensor:
         """Quantized features (B, C, h, w) -> images float (B, c, H, W), in about [-1, 1], not clamped."""
 
+    @torch.no_grad()
+    def vectors(self) -> tuple[Tensor, ...]:
+        """What each code adds to the quantized features: one (D, K, C)."""
+        grid = self.spec.only
+        assert grid.depth == 1, "a tokenizer of several codes per position gives the vectors of each depth itself"
+        codes = torch.arange(grid.vocab_size, device=next(self.parameters()).device)
+        return (self.embed(codes.view(1, 1, -1, 1))[:, :, 0].transpose(1, 2),)
+
     def scale(self, images: Tensor) -> Tensor:
         """uint8 -> float in [-1, 1], of the weights' type and device."""
         parameter = next(self.parameters())

@@ -32,6 +32,15 @@ class Likelihood:
     seed_std: float | None
     num_images: int
 
+    @property
+    def bits_per_image(self) -> float:
+        """`nats` in bits: what an arithmetic coder would spend on the codes of an image."""
+        return self.nats / math.log(2)
+
+    def nats_per_code(self, num_codes: int) -> float:
+        """`nats` per code, of which an image has `num_codes`."""
+        return self.nats / num_codes
+
 
 def likelihood(
     log_prob: Callable[[Batch], Tensor],

@@ -93,6 +93,10 @@ class RQVAE(GridTokenizer):
     def embed(self, codes: Tensor) -> Tensor:
         return self.quantizer.embed(codes)
 
+    @torch.no_grad()
+    def vectors(self) -> tuple[Tensor, ...]:
+        return (torch.stack([self.quantizer.codebook(depth).vectors() for depth in range(self.config.depth)]),)
+
     def decode_features(self, features: Tensor) -> Tensor:
         return self.decoder(self.from_codebook(features))
 

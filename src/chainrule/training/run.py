@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any
 
-from ..config import read_recipe, read_yaml, write_yaml
+from ..config import TrainingConfig, read_recipe, read_yaml, to_plain, write_yaml
 from .checkpoint import write_file
 from .engine import TrainResult, train
 from .hardware import Hardware
@@ -48,8 +49,8 @@ def fit(
     fabric = hardware.fabric()
     fabric.launch()
     recipe = read_recipe(recipe, overrides)
-    with fabric.rank_zero_first(local=True):  # the first decodes the images, the others find them in the cache
-        task, plain = prior_task(recipe)
+    with fabric.rank_zero_first(local=True):  # the first fills the cache of images and codes, the others find them
+        task, plain = prior_task(recipe, fabric.device, quiet)
     check_folder(folder, plain, resume)
     fabric.barrier()
     if fabric.is_global_zero:
@@ -76,6 +77,8 @@ def _difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
     """The first key that differs and may not, in words; empty if there is none."""
     for section in [*old, *(key for key in new if key not in old)]:
         before, after = old.get(section) or {}, new.get(section) or {}
+        if section == "training":  # what an older version did not write down was as the defaults are
+            before = {f.name: to_plain(f.default) for f in fields(TrainingConfig) if f.default is not MISSING} | before
         for key in [*before, *(key for key in after if key not in before)]:
             if section == "training" and key in MAY_DIFFER:
                 continue
