@@ -135,7 +135,7 @@ def test_prior_task_measures(halves):
     whole = task.batch(torch.arange(6), slice(0, 6), torch.Generator().manual_seed(0))
     assert torch.equal(batch.images, whole.images[2:5]) and torch.equal(batch.labels, whole.labels[2:5])
     assert set(batch.images.unique().tolist()) == {0, 255}
-    loss, metrics = task.loss(task.model, batch)
+    loss, metrics = task.loss(task.model, batch, 0.0)
     codes, context = task._encode(batch)
     nats = -task.model.log_prob(codes, context).mean()
     torch.testing.assert_close(metrics["nats"], nats)

@@ -49,7 +49,7 @@ class PriorTask:
         card: dict[str, Any] | None = None,
     ) -> None:
         self.tokenizer = tokenizer.eval().requires_grad_(False)
-        self.model = prior
+        self.model, self.adversary = prior, None
         self.data, self.training, self.evaluation = data, training, evaluation
         self.limit, self.batch_size, self.card = limit, batch_size, card or {}
         self.num_examples = len(training)
@@ -73,7 +73,7 @@ class PriorTask:
             None if texts is None else texts[part],
         )
 
-    def loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+    def loss(self, model: nn.Module, batch: Batch, progress: float) -> tuple[Tensor, dict[str, Tensor]]:
         codes, context = self._encode(batch)
         nats = sum(
             F.cross_entropy(logits.float().flatten(0, -2), grid.flatten(), reduction="sum")
@@ -118,20 +118,26 @@ class PriorTask:
         return 1 / (math.prod(self.tokenizer.image_shape) * math.log(2))
 
 
+def load_examples(recipe: Recipe) -> tuple[ImageDataset, ImageDataset]:
+    """The images to train and to evaluate on; raises ValueError unless they are of one size."""
+    training = load(recipe.data)
+    evaluation = load(replace(recipe.data, split=recipe.evaluation.split, flip=False))
+    if evaluation.image_shape != training.image_shape:
+        raise ValueError(
+            f"the images of split {recipe.data.split} are {training.image_shape} and those of "
+            f"{recipe.evaluation.split} {evaluation.image_shape} (channels, height, width); set data.size"
+        )
+    return training, evaluation
+
+
 def prior_task(recipe: Recipe) -> tuple[PriorTask, dict[str, Any]]:
     """The task of a recipe, and the recipe in full, every default written out, as plain values.
 
     Raises:
         ValueError: data, models or values that do not go together.
     """
-    training = load(recipe.data)
-    evaluation = load(replace(recipe.data, split=recipe.evaluation.split, flip=False))
+    training, evaluation = load_examples(recipe)
     channels, height, width = training.image_shape
-    if evaluation.image_shape != training.image_shape:
-        raise ValueError(
-            f"the images of split {recipe.data.split} are {training.image_shape} and those of "
-            f"{recipe.evaluation.split} {evaluation.image_shape} (channels, height, width); set data.size"
-        )
     levels = 2 if recipe.data.binarize != "none" else recipe.data.levels
     words = {"num_classes": training.num_classes}
     defaults = {"height": height, "width": width, "channels": channels, "levels": levels}
