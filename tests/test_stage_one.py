@@ -158,8 +158,13 @@ def test_perceptual_loss_is_of_features():
     pytest.importorskip("chainrule.metrics.features", reason="the networks of features are not there yet")
     from chainrule.training.losses import PerceptualLoss
 
-    loss = PerceptualLoss(nn.ModuleList([nn.Conv2d(3, 4, 3)]))
-    loss.features.forward = lambda images: [loss.features[0](images)]
+    class Edges(nn.Conv2d):
+        weights = None
+
+        def forward(self, images):
+            return [super().forward(images.expand(-1, 3, -1, -1))]
+
+    loss = PerceptualLoss(Edges(3, 4, 3))
     images = torch.rand(2, 1, 8, 8, requires_grad=True)
     assert loss(images.detach(), images).item() == pytest.approx(0, abs=1e-6)
     distance = loss(torch.rand(2, 1, 8, 8), images)
@@ -291,6 +296,7 @@ def test_recipes_that_cannot_be_trained_are_refused(change, sentence):
     ("text", "sentence"),
     [
         ("{perceptual: {wieght: 1}}", "unknown key 'wieght' in 'losses.perceptual'; did you mean 'weight'?"),
+        ("{perceptual: {side: -1}}", "side must be at least 0"),
         ("{perceptual: {network: vgg}}", "'losses.perceptual.network' must be efficientnet_lite0 or vgg16_lpips"),
         ("{adversarial: {start: 1.5}}", "start must lie in 0..1"),
         ("{adversarial: {discriminator: style, num_layers: 2}}", "num_layers belongs to the patch discriminator"),

@@ -121,12 +121,17 @@ class PerceptualConfig:
 
     weight:  of the distance
     network: efficientnet_lite0 (from packages, works offline) or vgg16_lpips (its weights are downloaded)
+    side:    images whose shorter side is below it are enlarged to it, at a cost that grows with its square; 0 is
+             never, and left out it is what the network was trained on
     """
 
     weight: float = 1.0
     network: Literal["efficientnet_lite0", "vgg16_lpips"] = "efficientnet_lite0"
+    side: int | None = None
 
     def __post_init__(self) -> None:
+        if self.side is not None and self.side < 0:
+            raise ValueError(f"side must be at least 0, got {self.side}")
         if not self.weight > 0:
             raise ValueError(f"the weight of the perceptual loss must be above 0, got {self.weight}")
 

@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor, nn
 
 from ..config import PerceptualConfig
+
+if TYPE_CHECKING:
+    from ..metrics.features import FeatureNetwork
 
 DELTA = 1e-4
 LARGEST_WEIGHT = 1e4
 
 
 class PerceptualLoss(nn.Module):
-    """The mean distance of images in the features of a network that stays as it is.
+    """The mean distance of images in the features of a network that stays as it is."""
 
-    Args:
-        features: float (B, 3, H, W) in [0, 1] -> a list of maps (B, C_i, h_i, w_i), see `metrics.features`.
-    """
-
-    def __init__(self, features: nn.Module) -> None:
+    def __init__(self, features: FeatureNetwork) -> None:
         super().__init__()
         self.features = features.eval().requires_grad_(False)
 
@@ -26,17 +27,16 @@ class PerceptualLoss(nn.Module):
         """Both float (B, 1 or 3, H, W) in about [0, 1] -> a scalar; only `images` may have a gradient."""
         from ..metrics.features import perceptual_distance
 
-        shape = (-1, 3, -1, -1)
         with torch.no_grad():
-            wanted = self.features(target.expand(shape))
-        return perceptual_distance(wanted, self.features(images.expand(shape))).mean()
+            wanted = self.features(target)
+        return perceptual_distance(wanted, self.features(images), self.features.weights).mean()
 
 
 def load_perceptual_loss(config: PerceptualConfig) -> PerceptualLoss:
     """The perceptual loss of a recipe; raises ValueError where the network's weights cannot be had."""
     from ..metrics.features import load_features
 
-    return PerceptualLoss(load_features(config.network))
+    return PerceptualLoss(load_features(config.network, config.side))
 
 
 def adaptive_weight(others: Tensor, adversarial: Tensor) -> Tensor:
