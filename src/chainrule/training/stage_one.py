@@ -30,7 +30,7 @@ ENOUGH_CODES = 20
 class TokenizerPass(nn.Module):
     """A tokenizer as it is called in training, with plain results: `forward` is `reconstruction`."""
 
-    compile_training = False  # the adaptive weight differentiates a part of the graph, which compilation makes one node
+    compile_training = False  # quantizers are mostly graph breaks, and an adaptive weight needs the graph in pieces
 
     def __init__(self, tokenizer: LearnedTokenizer) -> None:
         super().__init__()
@@ -208,6 +208,11 @@ def tokenizer_task(recipe: Recipe) -> tuple[TokenizerTask, dict[str, Any]]:
         )
     if recipe.data.binarize != "none":
         raise ValueError(f"{recipe.where}: tokenizers are trained on images as they are; set data.binarize to none")
+    if recipe.training.compile is True and recipe.losses.adversarial and recipe.losses.adversarial.adaptive:
+        raise ValueError(
+            f"{recipe.where}: the adaptive weight needs the gradient of one layer, which a compiled tokenizer does not "
+            "give; leave training.compile out, or set losses.adversarial.adaptive to false"
+        )
     training, evaluation = load_examples(recipe)
     channels, height, width = training.image_shape
     defaults = {"height": height, "width": width, "channels": channels}
