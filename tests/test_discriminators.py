@@ -23,7 +23,9 @@ def test_scores_are_of_patches_or_of_images():
     assert StyleDiscriminator((1, 20, 12), 4).score(images[:, :1, :20, :12]).shape == (2, 1, 1, 1)
 
 
-@pytest.mark.parametrize("config", [AdversarialConfig(channels=8, num_layers=2), AdversarialConfig(discriminator="style", channels=8)])  # fmt: skip
+@pytest.mark.parametrize(
+    "config", [AdversarialConfig(channels=8, num_layers=2), AdversarialConfig(discriminator="style", channels=8)]
+)
 def test_a_discriminator_learns_to_tell_noise_from_flat_images(config):
     discriminator = build_discriminator(config, (3, 16, 16))
     optimizer = torch.optim.Adam(discriminator.parameters(), 2e-3, (0.5, 0.9))

@@ -76,7 +76,8 @@ def run(task: TokenizerTask, folder, training: TrainingConfig = TRAINING):
 
 def columns(folder) -> dict[str, list[float]]:
     header, *rows = (folder / "log.csv").read_text().splitlines()
-    return dict(zip(header.split(","), zip(*([float(v) for v in row.split(",")] for row in rows)), strict=True))
+    values = torch.tensor([[float(value) for value in row.split(",")] for row in rows], dtype=torch.float64)
+    return dict(zip(header.split(","), values.T.tolist(), strict=True))
 
 
 # ---------------------------------------------------------------- the contract of tokenizers
@@ -151,7 +152,7 @@ def test_before_its_start_an_adversary_changes_nothing(tmp_path):
     assert against["squared_error"][:2] == alone["squared_error"][:2]  # the first half
     assert against["squared_error"][2:] != alone["squared_error"][2:]
     for name in ("adversarial", "adversarial_weight", "adversary"):
-        assert against[name][:2] == (0.0, 0.0) and all(against[name][2:])
+        assert against[name][:2] == [0.0, 0.0] and all(against[name][2:])
 
 
 def test_perceptual_loss_is_of_features():
@@ -285,9 +286,9 @@ def test_recipe_without_prior_trains_its_tokenizer(tmp_path):
         ({"tokenizer": ModelConfig("pixels")}, "the tokenizer pixels has nothing to learn; add the section 'prior'"),
         ({"training": replace(TRAINING, compile=True)}, "leave training.compile out, or set"),
         ({"data": DataConfig("shapes", size=16, binarize="threshold")}, "set data.binarize to none"),
-        ({"tokenizer": ModelConfig("vqvae", TINY | {"height": 32})}, "is for images .3, 32, 16., the data has .3, 16, 16."),
+        ({"tokenizer": ModelConfig("vqvae", TINY | {"height": 32})}, "is for images .3, 32, 16., the data has .3, 16, "),
     ],
-)  # fmt: skip
+)
 def test_recipes_that_cannot_be_trained_are_refused(change, sentence):
     with pytest.raises(ValueError, match=sentence):
         tokenizer_task(replace(RECIPE, **change))

@@ -209,6 +209,7 @@ def test_recipes_of_the_package(name):
     recipe = config.read_recipe(name)
     words = {"num_classes": 10}
     size = recipe.data.size or 28
-    config.build_model_config("tokenizers", recipe.tokenizer, name, {"height": size, "width": size, "channels": 1}, words)
+    sizes = {"height": size, "width": size, "channels": 1}
+    config.build_model_config("tokenizers", recipe.tokenizer, name, sizes, words)
     if recipe.prior is not None:
         config.build_model_config("priors", recipe.prior, name, {}, words)

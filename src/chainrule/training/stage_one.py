@@ -30,7 +30,7 @@ ENOUGH_CODES = 20
 class TokenizerPass(nn.Module):
     """A tokenizer as it is called in training, with plain results: `forward` is `reconstruction`."""
 
-    compile_training = False  # quantizers are mostly graph breaks, and an adaptive weight needs the graph in pieces
+    compile_training = False  # quantizers break the graph, and an adaptive weight needs it in pieces
 
     def __init__(self, tokenizer: LearnedTokenizer) -> None:
         super().__init__()
