@@ -286,7 +286,7 @@ def test_recipe_without_prior_trains_its_tokenizer(tmp_path):
         ({"tokenizer": ModelConfig("pixels")}, "the tokenizer pixels has nothing to learn; add the section 'prior'"),
         ({"training": replace(TRAINING, compile=True)}, "leave training.compile out, or set"),
         ({"data": DataConfig("shapes", size=16, binarize="threshold")}, "set data.binarize to none"),
-        ({"tokenizer": ModelConfig("vqvae", TINY | {"height": 32})}, "is for images .3, 32, 16., the data has .3, 16, "),
+        ({"tokenizer": ModelConfig("vqvae", TINY | {"height": 32})}, "is for images .3, 32, 16., the data has .3, "),
     ],
 )
 def test_recipes_that_cannot_be_trained_are_refused(change, sentence):

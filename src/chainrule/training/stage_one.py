@@ -45,9 +45,9 @@ class TokenizerPass(nn.Module):
 class TokenizerTask:
     """Trains a tokenizer with its own loss and, where `losses` says so, a perceptual and an adversarial one.
 
-    Measured on the evaluation images are `psnr`, the mean over them in dB, of what `decode` gives of the codes, and, per
-    grid of codes, `usage`, the share of the codebook that occurs, and `perplexity`, exp of the entropy of its use, at
-    most the size of the codebook.
+    Measured on the evaluation images are `psnr`, the mean over them in dB, of what `decode` gives of the codes, and,
+    per grid of codes, `usage`, the share of the codebook that occurs, and `perplexity`, exp of the entropy of its use,
+    at most the size of the codebook.
 
     The perceptual and the adversarial loss are differentiated up to the image once, and these gradients used twice: for
     the adaptive weight, and to train the tokenizer.
