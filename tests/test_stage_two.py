@@ -200,12 +200,12 @@ def test_soft_targets(saved, monkeypatch, tmp_path):
     assert hard.training_codes and not warm.training_codes and warm.evaluation_codes is not None
     assert plain["training"]["soft_targets"] == 0.5
     batches = [task.batch(torch.arange(4), slice(0, 4), torch.Generator().manual_seed(1)) for task in (hard, cold)]
-    losses = [task.loss(task.model, batch) for task, batch in zip((hard, cold), batches, strict=True)]
+    losses = [task.loss(task.model, batch, 0.0) for task, batch in zip((hard, cold), batches, strict=True)]
     torch.testing.assert_close(losses[0][0], losses[1][0])  # without warmth, the codes of `encode`
     torch.testing.assert_close(losses[0][1]["nats"], losses[1][1]["nats"])
 
     torch.manual_seed(3)
-    loss, metrics = warm.loss(warm.model, batches[1])
+    loss, metrics = warm.loss(warm.model, batches[1], 0.0)
     torch.manual_seed(3)
     codes, targets = model.encode_soft(batches[1].images, 0.5)
     context = warm._context(batches[1].labels)

@@ -11,7 +11,6 @@ from torch import nn
 
 from chainrule import config
 from chainrule.config import EvaluationConfig, ModelConfig, Recipe, TrainingConfig
-from chainrule.core import entries
 from chainrule.data import DataConfig, ImageDataset
 from chainrule.images import image_grid
 from chainrule.training import fit, prior_task
@@ -135,7 +134,7 @@ def test_prior_task_measures(halves):
     whole = task.batch(torch.arange(6), slice(0, 6), torch.Generator().manual_seed(0))
     assert torch.equal(batch.images, whole.images[2:5]) and torch.equal(batch.labels, whole.labels[2:5])
     assert set(batch.images.unique().tolist()) == {0, 255}
-    loss, metrics = task.loss(task.model, batch)
+    loss, metrics = task.loss(task.model, batch, 0.0)
     codes, context = task._encode(batch)
     nats = -task.model.log_prob(codes, context).mean()
     torch.testing.assert_close(metrics["nats"], nats)
@@ -208,8 +207,9 @@ def test_recipes_of_the_package(name):
     for word in ("Command:   chainrule train " + name, "Hardware:", "Minutes:", "Expected:", "Measured:"):
         assert f"\n# {word}" in text
     recipe = config.read_recipe(name)
-    if recipe.prior.name not in entries("priors"):
-        pytest.skip(f"{recipe.prior.name} does not exist yet")
     words = {"num_classes": 10}
-    config.build_model_config("priors", recipe.prior, name, {}, words)
-    config.build_model_config("tokenizers", recipe.tokenizer, name, {"height": 28, "width": 28, "channels": 1}, words)
+    size = recipe.data.size or 28
+    sizes = {"height": size, "width": size, "channels": 1}
+    config.build_model_config("tokenizers", recipe.tokenizer, name, sizes, words)
+    if recipe.prior is not None:
+        config.build_model_config("priors", recipe.prior, name, {}, words)

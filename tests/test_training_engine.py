@@ -17,10 +17,11 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from chainrule.config import TrainingConfig
-from chainrule.training import Hardware, train
+from chainrule.training import Adversary, Hardware, train
 from chainrule.training.checkpoint import list_checkpoints, save_checkpoint, write_folder
 from chainrule.training.engine import _graceful_stop
 
@@ -35,6 +36,7 @@ class Toy:
     """Noisy regression with dropout and a running buffer; `on_loss` is called with the number of each loss."""
 
     num_examples = 21
+    adversary: Adversary | None = None
 
     def __init__(self, on_loss=lambda number: None, dropout: float = 0.1) -> None:
         torch.manual_seed(0)
@@ -51,7 +53,7 @@ class Toy:
         noise = 0.1 * torch.randn(len(indices), 5, generator=generator)
         return (self.inputs[indices] + noise)[part], self.targets[indices][part]
 
-    def loss(self, model, batch):
+    def loss(self, model, batch, progress):
         self.losses += 1
         self.on_loss(self.losses)
         inputs, targets = (value.to(self.device) for value in batch)
@@ -71,6 +73,31 @@ class Toy:
     def save(self, model, folder, card) -> None:
         torch.save(model.state_dict(), folder / "weights.pt")
         (folder / "card.json").write_text(json.dumps(card))
+
+
+class Duel(Toy):
+    """The toy against an adversary that tells its results from the targets, from a quarter of the steps on."""
+
+    def __init__(self, on_loss=lambda number: None, dropout: float = 0.1) -> None:
+        super().__init__(on_loss, dropout)
+        module = nn.Sequential(nn.Linear(1, 6), nn.BatchNorm1d(6), nn.LeakyReLU(), nn.Linear(6, 1))
+        self.adversary = Adversary(module, start=0.25, learning_rate=0.01, betas=(0.5, 0.9))
+        self.progress = []
+
+    def loss(self, model, batch, progress):
+        loss, metrics = super().loss(model, batch, progress)
+        self.progress.append(progress)
+        self.result = model(batch[0].to(self.device))
+        wrong = -self.adversary.module(self.result).mean()
+        return loss + 0.1 * (progress >= 0.25) * wrong, metrics | {"wrong": wrong}
+
+    def adversary_loss(self, module, batch):
+        logits = module(torch.cat([batch[1].to(self.device), self.result.detach()]))
+        real, fake = logits.chunk(2)
+        return F.relu(1 - real).mean() + F.relu(1 + fake).mean()
+
+
+TOYS = {"toy": Toy, "duel": Duel}
 
 
 def run(folder, config=CONFIG, toy=None, quiet=True):
@@ -169,6 +196,26 @@ def test_a_stopped_run_resumes_bit_for_bit(unbroken, tmp_path, stops):
         taken = stop
     assert not run(tmp_path).interrupted
     assert same(outcome(tmp_path), outcome(unbroken[1]))
+
+
+def test_an_adversary_begins_late_and_resumes_bit_for_bit(tmp_path):
+    duel = Duel()
+    before = {name: value.clone() for name, value in duel.adversary.module.state_dict().items()}
+    seen = []
+    duel.on_loss = lambda number: seen.append(same(dict(duel.adversary.module.named_parameters()), dict(before)))
+    before = {name: before[name] for name, _ in duel.adversary.module.named_parameters()}
+    run(tmp_path / "one", toy=duel)
+    assert duel.progress == [step / 40 for step in range(40)]
+    assert seen == [True] * 11 + [False] * 29  # it takes its first step after the model's eleventh
+    header, *rows = (tmp_path / "one" / "log.csv").read_text().splitlines()
+    assert header.endswith(",adversary")
+    losses = [float(row.split(",")[-1]) for row in rows]
+    assert losses[:2] == [0.0, 0.0] and all(losses[2:])
+    for kill in ("step:14", "replace:9"):
+        child = run_in_child(tmp_path / "two", kill, "toy=duel")
+        assert child.returncode == -signal.SIGKILL, child.stderr
+    run(tmp_path / "two", toy=Duel())
+    assert same(outcome(tmp_path / "two"), outcome(tmp_path / "one"))
 
 
 def test_interrupt_tells_how_to_resume(tmp_path):
@@ -334,7 +381,7 @@ def main(folder: str, kill: str, *overrides: str) -> None:
 
     if what == "replace":
         os.replace = counted_replace
-    toy = Toy(on_loss, dropout=float(values.get("dropout", 0.1)))
+    toy = TOYS[values.get("toy", "toy")](on_loss, dropout=float(values.get("dropout", 0.1)))
     result = run(Path(folder), config, toy, quiet=False)
     raise SystemExit(130 if result.interrupted else 0)
 

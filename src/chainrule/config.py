@@ -1,11 +1,12 @@
 """Strict YAML -> frozen dataclasses -> objects.
 
-A recipe is one YAML file with five sections::
+A recipe is one YAML file of these sections; without `prior` it trains the tokenizer, with it the prior::
 
     data:        the images                          chainrule.data.DataConfig
     tokenizer:   {name: ..., fields of its config}   height, width, channels default to those of the data
                  or {path: ...}                      a trained one: SavedTokenizer
     prior:       {name: ..., fields of its config}   `num_classes: data` is the number of classes of the data
+    losses:      what a tokenizer minimises besides  LossesConfig
     training:    how to train                        TrainingConfig
     evaluation:  how to evaluate while training      EvaluationConfig
 
@@ -122,6 +123,75 @@ class EvaluationConfig:
 
 
 @dataclass(frozen=True)
+class PerceptualConfig:
+    """The distance of images in the features of a network, added to what a tokenizer minimises.
+
+    weight:  of the distance
+    network: efficientnet_lite0 (from packages, works offline) or vgg16_lpips (its weights are downloaded)
+    side:    images whose shorter side is below it are enlarged to it, at a cost that grows with its square; 0 is
+             never, and left out it is what the network was trained on
+    """
+
+    weight: float = 1.0
+    network: Literal["efficientnet_lite0", "vgg16_lpips"] = "efficientnet_lite0"
+    side: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.side is not None and self.side < 0:
+            raise ValueError(f"side must be at least 0, got {self.side}")
+        if not self.weight > 0:
+            raise ValueError(f"the weight of the perceptual loss must be above 0, got {self.weight}")
+
+
+@dataclass(frozen=True)
+class AdversarialConfig:
+    """A discriminator of images and reconstructions, and how much the tokenizer minds it; defaults as VQGAN has.
+
+    weight:        of the tokenizer's adversarial loss
+    adaptive:      whether the weight is multiplied by the ratio of the gradients of all other losses and of this one,
+                   at the tokenizer's last layer
+    start:         share of the steps after which it begins
+    discriminator: patch (PatchGAN) or style (residual, as StyleGAN2's)
+    channels:      of the discriminator's first layer
+    num_layers:    halvings of the patch discriminator, 3 if left out; the style one has as many as the image allows
+    learning_rate, betas: of the discriminator's Adam; the rate follows the schedule of the section `training`
+    """
+
+    weight: float = 0.8
+    adaptive: bool = True
+    start: float = 0.25
+    discriminator: Literal["patch", "style"] = "patch"
+    channels: int = 64
+    num_layers: int | None = None
+    learning_rate: float = 2e-4
+    betas: tuple[float, float] = (0.5, 0.9)
+
+    def __post_init__(self) -> None:
+        if not self.weight > 0:
+            raise ValueError(f"the weight of the adversarial loss must be above 0, got {self.weight}")
+        if not 0 <= self.start < 1:
+            raise ValueError(f"start must lie in 0..1, 1 excluded (a share of the steps), got {self.start}")
+        if self.channels < 1:
+            raise ValueError(f"channels must be at least 1, got {self.channels}")
+        if self.num_layers is not None and self.discriminator != "patch":
+            raise ValueError("num_layers belongs to the patch discriminator and would be ignored")
+        if self.num_layers is not None and self.num_layers < 1:
+            raise ValueError(f"num_layers must be at least 1, got {self.num_layers}")
+        if not self.learning_rate > 0:
+            raise ValueError(f"learning_rate must be above 0, got {self.learning_rate}")
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise ValueError(f"betas must lie in 0..1, 1 excluded, got {list(self.betas)}")
+
+
+@dataclass(frozen=True)
+class LossesConfig:
+    """What a tokenizer minimises besides its own loss; left out, nothing."""
+
+    perceptual: PerceptualConfig | None = None
+    adversarial: AdversarialConfig | None = None
+
+
+@dataclass(frozen=True)
 class ModelConfig:
     """The name of a registered model and those fields of its config that the recipe gives."""
 
@@ -143,13 +213,14 @@ class SavedTokenizer:
 
 @dataclass(frozen=True)
 class Recipe:
-    """A recipe as read; `where` names it in messages."""
+    """A recipe as read; `where` names it in messages.  Without a prior it trains the tokenizer."""
 
     data: Any  # chainrule.data.DataConfig
     tokenizer: ModelConfig | SavedTokenizer
-    prior: ModelConfig
+    prior: ModelConfig | None
     training: TrainingConfig
     evaluation: EvaluationConfig
+    losses: LossesConfig = LossesConfig()
     where: str = "recipe"
 
 
@@ -197,16 +268,19 @@ def build_recipe(mapping: Mapping[str, Any], where: str) -> Recipe:
     sections = [f.name for f in fields(Recipe) if f.name != "where"]
     _check_keys(mapping, sections, where, "")
     for section in sections:
-        if section not in mapping and section != "evaluation":
+        if section not in mapping and section not in ("prior", "evaluation", "losses"):
             raise ValueError(f"{where}: the section {section!r} is missing")
         if not isinstance(mapping.get(section, {}), Mapping):
             raise ValueError(f"{where}: {section!r} must hold keys and values, got {mapping[section]!r}")
+    if "prior" in mapping and "losses" in mapping:
+        raise ValueError(f"{where}: 'losses' are those of a tokenizer's training; a recipe with a 'prior' has none")
     return Recipe(
         data=build_dataclass(DataConfig, mapping["data"], where, "data"),
         tokenizer=_tokenizer(mapping["tokenizer"], where),
-        prior=_model_config(mapping["prior"], where, "prior"),
+        prior=_model_config(mapping["prior"], where, "prior") if "prior" in mapping else None,
         training=build_dataclass(TrainingConfig, mapping["training"], where, "training"),
         evaluation=build_dataclass(EvaluationConfig, mapping.get("evaluation", {}), where, "evaluation"),
+        losses=build_dataclass(LossesConfig, mapping.get("losses", {}), where, "losses"),
         where=where,
     )
 

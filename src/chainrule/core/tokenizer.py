@@ -89,3 +89,8 @@ class LearnedTokenizer(Tokenizer):
             images: uint8 (B, C, H, W).
             progress: share of the training steps taken, 0..1, for schedules.
         """
+
+    @property
+    @abstractmethod
+    def last_layer(self) -> nn.Parameter:
+        """The weight of the linear layer that makes the values of the image, where losses are balanced."""

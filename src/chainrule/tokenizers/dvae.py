@@ -205,6 +205,10 @@ class DVAE(GridTokenizer):
         """As `distribution`, but its image, about [-1, 1] (0.25 beyond at most)."""
         return logit_laplace_image(self.distribution(features)[0]) * 2 - 1
 
+    @property
+    def last_layer(self) -> nn.Parameter:
+        return self.decoder.output.weight
+
     def reconstruction(self, images: Tensor, progress: float) -> Reconstruction:
         """In training mode of a relaxed sample, else of the codes."""
         self.check_images(images)

@@ -117,6 +117,10 @@ class RQVAE(GridTokenizer):
         codes, targets = self.quantizer.encode_soft(self.features(self.scale(images)), temperature, generator)
         return (codes,), targets
 
+    @property
+    def last_layer(self) -> nn.Parameter:
+        return self.decoder.conv_out.weight
+
     def reconstruction(self, images: Tensor, progress: float) -> Reconstruction:
         self.check_images(images)
         x = self.scale(images)

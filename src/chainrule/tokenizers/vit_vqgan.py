@@ -281,6 +281,10 @@ class ViTVQGAN(LearnedTokenizer):
         pixels = self.decode_features(self.quantizer.embed(codes[0]))
         return (pixels.clamp(0, 1) * 255).round().to(torch.uint8)
 
+    @property
+    def last_layer(self) -> nn.Parameter:
+        return self.decoder.patches.weight
+
     def reconstruction(self, images: Tensor, progress: float) -> Reconstruction:
         pixels = self._floats(images)
         quantized = self.quantizer(self.features(pixels))

@@ -118,6 +118,10 @@ class VQGAN(GridTokenizer):
     def decode_features(self, features: Tensor) -> Tensor:
         return self.decoder(self.from_codebook(features))
 
+    @property
+    def last_layer(self) -> nn.Parameter:
+        return self.decoder.conv_out.weight
+
     def reconstruction(self, images: Tensor, progress: float) -> Reconstruction:
         self.check_images(images)
         x = self.scale(images)
@@ -169,6 +173,10 @@ class VQGANGumbel(GridTokenizer):
         """The temperature after a share of the steps, 0..1."""
         first, last = self.config.temperatures
         return last + (first - last) * (1 + math.cos(math.pi * progress)) / 2
+
+    @property
+    def last_layer(self) -> nn.Parameter:
+        return self.decoder.conv_out.weight
 
     def reconstruction(self, images: Tensor, progress: float) -> Reconstruction:
         self.check_images(images)

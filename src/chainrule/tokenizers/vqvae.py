@@ -148,6 +148,10 @@ class VQVAE(GridTokenizer):
     def decode_features(self, features: Tensor) -> Tensor:
         return self.decoder(features)
 
+    @property
+    def last_layer(self) -> nn.Parameter:
+        return self.decoder.doublings[-1].weight
+
     def reconstruction(self, images: Tensor, progress: float) -> Reconstruction:
         self.check_images(images)
         x = self.scale(images)

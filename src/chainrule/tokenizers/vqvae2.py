@@ -211,6 +211,10 @@ class VQVAE2(LearnedTokenizer):
         self.check_codes(codes)
         return to_uint8(self.decode_features(self.embed(codes)))
 
+    @property
+    def last_layer(self) -> nn.Parameter:
+        return self.decoders[-1].up[-1].weight
+
     def reconstruction(self, images: Tensor, progress: float) -> Reconstruction:
         self.check_images(images)
         pixels = self.scale(images)

@@ -3,7 +3,19 @@
 from .engine import TrainResult, train
 from .hardware import Hardware
 from .run import fit
+from .stage_one import TokenizerTask, tokenizer_task
 from .stage_two import PriorTask, prior_task
-from .task import Task
+from .task import Adversary, Task
 
-__all__ = ["Hardware", "PriorTask", "Task", "TrainResult", "fit", "prior_task", "train"]
+__all__ = [
+    "Adversary",
+    "Hardware",
+    "PriorTask",
+    "Task",
+    "TokenizerTask",
+    "TrainResult",
+    "fit",
+    "prior_task",
+    "tokenizer_task",
+    "train",
+]

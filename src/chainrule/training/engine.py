@@ -7,7 +7,7 @@ bit for bit like one that was not.
 Layout of a run::
 
     recipe.yaml             what is trained, complete
-    checkpoints/step-N.pt   weights, average, optimizer; the last two
+    checkpoints/step-N.pt   weights, average, optimizer, adversary; the last two
     model/                  what users load, made of the averaged weights
     log.csv, evaluation.csv tables of training and evaluation metrics
     samples/step-N.png      previews
@@ -36,6 +36,7 @@ from torch import nn
 
 from ..config import TrainingConfig
 from ..images import image_grid
+from .adversary import AdversaryTraining
 from .average import Average
 from .checkpoint import load_checkpoint, recover_folder, save_checkpoint, write_file, write_folder
 from .hardware import autocast, wants_compile
@@ -117,6 +118,7 @@ class _Run:
         self.autocast = autocast(config.precision, fabric.device)
         self.compiled = wants_compile(module, config)
         self.model = fabric.setup_module(torch.compile(module, dynamic=False) if self.compiled else module)
+        self.adversary = AdversaryTraining(task.adversary, config, fabric) if task.adversary else None
 
         share = config.batch_size // fabric.world_size
         self.part = slice(fabric.global_rank * share, (fabric.global_rank + 1) * share)
@@ -191,6 +193,8 @@ class _Run:
             row["gradient_norm"] = nn.utils.clip_grad_norm_(self.module.parameters(), self.config.gradient_clip)
         self.optimizer.step()
         self.average.update()
+        if self.adversary:
+            row["adversary"] = self.adversary.take_step(self.step, lambda m: self.task.adversary_loss(m, batch))
         self.recent.append(row)
         self.step += 1
 
@@ -201,7 +205,7 @@ class _Run:
         self.optimizer.zero_grad()
         try:
             with self.autocast():
-                loss, metrics = self.task.loss(self.model, batch)
+                loss, metrics = self.task.loss(self.model, batch, self.step / self.config.steps)
             self.fabric.backward(loss)
         except Exception as error:
             if not self._may_do_without_compiling(error):
@@ -314,6 +318,8 @@ class _Run:
                 "average": self.average.state_dict(),
                 "optimizer": self.optimizer.state_dict(),
             }
+            if self.adversary:
+                state["adversary"] = self.adversary.state_dict()
             save_checkpoint(self.folder / "checkpoints", self.step, state)
             card = {"steps": self.step, "minutes": round(self.seconds / 60, 2), "metrics": self.metrics}
             self._judge(
@@ -340,6 +346,8 @@ class _Run:
         self.module.load_state_dict(state["model"])
         self.average.load_state_dict(state["average"])
         self.optimizer.load_state_dict(state["optimizer"])
+        if self.adversary:
+            self.adversary.load_state_dict(state["adversary"])
         self.step, self.metrics, self.pending = state["step"], state["metrics"], state["pending"]
         self.since -= state["seconds"]
         self.finished = state["finished"] and self.step == self.config.steps

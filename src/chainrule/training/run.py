@@ -12,6 +12,7 @@ from ..config import TrainingConfig, read_recipe, read_yaml, to_plain, write_yam
 from .checkpoint import write_file
 from .engine import TrainResult, train
 from .hardware import Hardware
+from .stage_one import tokenizer_task
 from .stage_two import prior_task
 
 MAY_DIFFER = {"steps", "save_every", "log_every", "sample_every"}
@@ -27,7 +28,7 @@ def fit(
     hardware: Hardware = Hardware(),
     quiet: bool = False,
 ) -> TrainResult:
-    """Trains what a recipe says; goes on with the run in `out` if there is one.
+    """Trains a recipe's prior or, without one, its tokenizer; goes on with the run in `out` if there is one.
 
     Args:
         recipe: path of a recipe, or the name of one that comes with the package.
@@ -50,7 +51,7 @@ def fit(
     fabric.launch()
     recipe = read_recipe(recipe, overrides)
     with fabric.rank_zero_first(local=True):  # the first fills the cache of images and codes, the others find them
-        task, plain = prior_task(recipe, fabric.device, quiet)
+        task, plain = prior_task(recipe, fabric.device, quiet) if recipe.prior else tokenizer_task(recipe)
     check_folder(folder, plain, resume)
     fabric.barrier()
     if fabric.is_global_zero:

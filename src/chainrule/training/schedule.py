@@ -9,10 +9,11 @@ from ..config import TrainingConfig
 
 def learning_rate(config: TrainingConfig, step: int) -> float:
     """The learning rate of a step, counted from 0, of `config.steps`."""
-    return config.learning_rate * _factor(config, step)
+    return config.learning_rate * schedule_factor(config, step)
 
 
-def _factor(config: TrainingConfig, step: int) -> float:
+def schedule_factor(config: TrainingConfig, step: int) -> float:
+    """The learning rate of a step as a share of its peak."""
     if step < config.warmup_steps:
         return (step + 1) / config.warmup_steps
     if config.schedule == "constant":

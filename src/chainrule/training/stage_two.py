@@ -70,7 +70,7 @@ class PriorTask:
         soft_targets: float = 0.0,
     ) -> None:
         self.tokenizer = tokenizer.eval().requires_grad_(False)
-        self.model = prior
+        self.model, self.adversary = prior, None
         self.data, self.training, self.evaluation = data, training, evaluation
         self.limit, self.batch_size, self.card = limit, batch_size, card or {}
         self.num_examples = len(training)
@@ -127,7 +127,7 @@ class PriorTask:
             None if texts is None else texts[part],
         )
 
-    def loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+    def loss(self, model: nn.Module, batch: Batch, progress: float) -> tuple[Tensor, dict[str, Tensor]]:
         if self.soft_targets:
             return self._soft_loss(model, batch)
         codes, context = self._encode(batch)
@@ -201,6 +201,18 @@ class PriorTask:
         return {"bits_per_dim": nats / (math.prod(self.tokenizer.image_shape) * math.log(2))}
 
 
+def load_examples(recipe: Recipe) -> tuple[ImageDataset, ImageDataset]:
+    """The images to train and to evaluate on; raises ValueError unless they are of one size."""
+    training = load(recipe.data)
+    evaluation = load(replace(recipe.data, split=recipe.evaluation.split, flip=False))
+    if evaluation.image_shape != training.image_shape:
+        raise ValueError(
+            f"the images of split {recipe.data.split} are {training.image_shape} and those of "
+            f"{recipe.evaluation.split} {evaluation.image_shape} (channels, height, width); set data.size"
+        )
+    return training, evaluation
+
+
 def _at(codes: Codes, indices: Tensor) -> Codes:
     """The codes of the images `indices`, as models take them."""
     return tuple(grid[indices].long() for grid in codes)
@@ -216,14 +228,8 @@ def prior_task(
     Raises:
         ValueError: data, models or values that do not go together.
     """
-    training = load(recipe.data)
-    evaluation = load(replace(recipe.data, split=recipe.evaluation.split, flip=False))
+    training, evaluation = load_examples(recipe)
     channels, height, width = training.image_shape
-    if evaluation.image_shape != training.image_shape:
-        raise ValueError(
-            f"the images of split {recipe.data.split} are {training.image_shape} and those of "
-            f"{recipe.evaluation.split} {evaluation.image_shape} (channels, height, width); set data.size"
-        )
     levels = 2 if recipe.data.binarize != "none" else recipe.data.levels
     dropout, soft_targets = recipe.training.label_dropout, recipe.training.soft_targets
     words = {"num_classes": training.num_classes and training.num_classes + (dropout > 0)}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -9,15 +10,33 @@ import torch
 from torch import Tensor, nn
 
 
+@dataclass(frozen=True)
+class Adversary:
+    """A module that learns against the model: after each step of the model it takes one of its own.
+
+    module:        what is trained
+    start:         share of the steps, 0..1, after which it begins
+    learning_rate: of its Adam, at the peak of the schedule, which is that of the model
+    betas:         of its Adam
+    """
+
+    module: nn.Module
+    start: float
+    learning_rate: float
+    betas: tuple[float, float]
+
+
 class Task(Protocol):
     """A model, its examples, its loss, and how to judge, show and save it.  The engine knows nothing else.
 
     Attributes:
         model: the module that is trained and averaged.
+        adversary: what is trained against it, or None.
         num_examples: number of training examples.
     """
 
     model: nn.Module
+    adversary: Adversary | None
     num_examples: int
 
     def setup(self, device: torch.device) -> None:
@@ -33,11 +52,21 @@ class Task(Protocol):
                 processes changes nothing.  No other randomness may be used: this runs in a thread.
         """
 
-    def loss(self, model: nn.Module, batch: Any) -> tuple[Tensor, dict[str, Tensor]]:
+    def loss(self, model: nn.Module, batch: Any, progress: float) -> tuple[Tensor, dict[str, Tensor]]:
         """The mean over the batch that is minimised, and further means to log, the most telling first.
 
-        `model` is `self.model`, perhaps compiled or wrapped for several processes: it is to be called,
-        once, and not looked into.
+        Args:
+            model: `self.model`, perhaps compiled or wrapped for several processes: it is to be called,
+                once, and not looked into.
+            batch: of `batch`.
+            progress: share of the steps taken, 0..1, for schedules.
+        """
+
+    def adversary_loss(self, module: nn.Module, batch: Any) -> Tensor:
+        """The mean that the adversary minimises; called after `loss` of the same batch.
+
+        `module` is `self.adversary.module`, perhaps wrapped: likewise to be called, once, and not looked into.
+        Tasks without an adversary do not need this method.
         """
 
     def evaluate(self, model: nn.Module, final: bool) -> dict[str, float]:
