@@ -8,9 +8,9 @@
 #include <cmath>
 #include <condition_variable>
 #include <cstdint>
+#include <cstdlib>
 #include <cstring>
 #include <functional>
-#include <memory>
 #include <mutex>
 #include <pthread.h>
 #include <sys/mman.h>
@@ -108,6 +108,25 @@ inline void ask(const void* w) {
     UNROLL for (int r = 0; r < R; r++) __builtin_prefetch((const char*)w + 64 * r, 0, 2);
 }
 
+struct Range {
+    int64_t begin, end;
+    bool has(int64_t i) const { return i >= begin && i < end; }
+};
+
+// Memory that begins with a cache line, so that no vector lies across two.
+template <class T>
+class Array {
+  public:
+    explicit Array(int64_t size) : data_((T*)std::aligned_alloc(64, (size * sizeof(T) + 63) / 64 * 64)) {}
+    ~Array() { std::free(data_); }
+    Array(const Array&) = delete;
+    T* get() const { return data_; }
+    T& operator[](int64_t i) const { return data_[i]; }
+
+  private:
+    T* const data_;
+};
+
 // How weights are stored: `Inputs` are a batch of vectors in the form that `dot` multiplies with the weights.
 struct Float32 {
     typedef float Weight;
@@ -119,11 +138,11 @@ struct Float32 {
         Inputs(int64_t, int64_t) {}
         void set(const float* x, int64_t, int64_t width) { values = x, size = width; }
     };
-    template <int R, int B, bool last>
-    static void dot(Vector (&sum)[R][B], const float* w, const Inputs& in, int64_t b) {
+    template <int R, int B>
+    static void dot(Vector (&sum)[R][B], const float* w, const Inputs& in, int64_t b, Range next) {
         const float* x = in.values + b * in.size;
         for (int64_t k = 0; k < in.size; k += kLanes) {
-            if (last) ask<R>(w + (in.size + k) * R);
+            if (next.has(k)) ask<R>(w + (in.size + k) * R);
             Vector value[B];
             UNROLL for (int i = 0; i < B; i++) value[i] = load(x + i * in.size + k);
             UNROLL for (int r = 0; r < R; r++) {
@@ -139,19 +158,19 @@ struct BFloat16 {
     typedef uint16_t Cache;
     static constexpr int batch = 4;
     struct Inputs {
-        std::unique_ptr<uint16_t[]> values;
+        Array<uint16_t> values;
         int64_t size;
-        Inputs(int64_t n, int64_t width) : values(new uint16_t[n * width]) {}
+        Inputs(int64_t n, int64_t width) : values(n * width) {}
         void set(const float* x, int64_t n, int64_t width) {
             size = width;
             for (int64_t i = 0; i < n * width; i += kLanes) store(values.get() + i, load(x + i));
         }
     };
-    template <int R, int B, bool last>
-    static void dot(Vector (&sum)[R][B], const uint16_t* w, const Inputs& in, int64_t b) {
+    template <int R, int B>
+    static void dot(Vector (&sum)[R][B], const uint16_t* w, const Inputs& in, int64_t b, Range next) {
         const uint16_t* x = in.values.get() + b * in.size;
         for (int64_t k = 0; k < in.size; k += 2 * kLanes) {
-            if (last) ask<R>(w + (in.size + k) * R);
+            if (next.has(k)) ask<R>(w + (in.size + k) * R);
 #if defined(__AVX512BF16__)
             __m512bh value[B];
             UNROLL for (int i = 0; i < B; i++) value[i] = (__m512bh)_mm512_loadu_si512(x + i * in.size + k);
@@ -177,13 +196,12 @@ struct Int8 {
     typedef uint16_t Cache;
     static constexpr int batch = 3;
     struct Inputs {
-        std::unique_ptr<int8_t[]> values;    // x / scale, rounded to -127..127
-        std::unique_ptr<float[]> scales;     // of each group
-        std::unique_ptr<int32_t[]> offsets;  // -128 * the sums of fours of a group, since weights are 128 too large
+        Array<int8_t> values;    // x / scale, rounded to -127..127
+        Array<float> scales;     // of each group
+        Array<int32_t> offsets;  // -128 * the sums of fours of a group, since weights are 128 too large
         int64_t size;
         Inputs(int64_t n, int64_t width)
-            : values(new int8_t[n * width]), scales(new float[n * width / kGroup]),
-              offsets(new int32_t[n * width / kGroup * kLanes]) {}
+            : values(n * width), scales(n * width / kGroup), offsets(n * width / kGroup * kLanes) {}
         void set(const float* x, int64_t n, int64_t width) {
             size = width;
             const Vector round = Vector{} + 12582912.f;
@@ -221,8 +239,8 @@ struct Int8 {
         return sum;
 #endif
     }
-    template <int R, int B, bool last>
-    static void dot(Vector (&sum)[R][B], const uint8_t* w, const Inputs& in, int64_t b) {
+    template <int R, int B>
+    static void dot(Vector (&sum)[R][B], const uint8_t* w, const Inputs& in, int64_t b, Range next) {
         const int64_t groups = in.size / kGroup;
         const int8_t* x = in.values.get() + b * in.size;
         const float* scale = in.scales.get() + b * groups;
@@ -232,7 +250,7 @@ struct Int8 {
             UNROLL for (int r = 0; r < R; r++)
                 UNROLL for (int i = 0; i < B; i++) whole[r][i] = offset[i * groups + g];
             UNROLL for (int k = 0; k < kGroup; k += 4 * kLanes) {
-                if (last) ask<R>(w + (in.size + k) * R);
+                if (next.has(g * kGroup)) ask<R>(w + (in.size + k) * R);
                 Integers value[B];
                 UNROLL for (int i = 0; i < B; i++) value[i] = bytes(x + i * in.size + k);
                 UNROLL for (int r = 0; r < R; r++) {
@@ -333,13 +351,13 @@ struct Step {
     Cache *keys, *values;
     const int threads;
     Barrier barrier;
-    std::unique_ptr<float[]> heads, mixed, hidden;  // (B, 3E), (B, E), (B, 4E)
+    Array<float> heads, mixed, hidden;  // (B, 3E), (B, E), (B, 4E)
 
     Step(const Model& model, int64_t batch, int64_t capacity, int64_t t, float* x, float* out, void* keys,
          void* values, int threads)
         : model(model), batch(batch), capacity(capacity), t(t), x(x), out(out), keys((Cache*)keys),
-          values((Cache*)values), threads(threads), barrier(threads), heads(new float[batch * 3 * model.width]),
-          mixed(new float[batch * model.width]), hidden(new float[batch * 4 * model.width]) {}
+          values((Cache*)values), threads(threads), barrier(threads), heads(batch * 3 * model.width),
+          mixed(batch * model.width), hidden(batch * 4 * model.width) {}
 
     void normalize(const float* weight, const float* shift, float* to) const {
         const int64_t width = model.width;
@@ -358,12 +376,13 @@ struct Step {
         }
     }
 
-    // Outputs row .. row + R - 1 of images b .. b + B - 1; `last` if no other images follow with these weights.
-    template <int R, int B, bool last, bool add>
+    // Outputs row .. row + R - 1 of images b .. b + B - 1, which ask for their share of the weights of the next outputs.
+    template <int R, int B, bool add>
     void tile(const Linear& linear, const typename P::Inputs& in, int64_t row, int64_t b, float* to,
               int64_t stride) const {
         Vector sum[R][B] = {};
-        P::template dot<R, B, last>(sum, (const typename P::Weight*)linear.weight + row * in.size, in, b);
+        const Range next{in.size * b / batch, in.size * (b + B) / batch};
+        P::template dot<R, B>(sum, (const typename P::Weight*)linear.weight + row * in.size, in, b, next);
         UNROLL for (int i = 0; i < B; i++) {
             float value[R], *place = to + (b + i) * stride + row;
             if constexpr (R == 4) {
@@ -382,12 +401,12 @@ struct Step {
     template <int R, bool add>
     void tiles(const Linear& linear, const typename P::Inputs& in, int64_t row, float* to, int64_t stride) const {
         int64_t b = 0;
-        for (; b + P::batch < batch; b += P::batch) tile<R, P::batch, false, add>(linear, in, row, b, to, stride);
+        for (; b + P::batch < batch; b += P::batch) tile<R, P::batch, add>(linear, in, row, b, to, stride);
         switch (batch - b) {
-            case 1: return tile<R, 1, true, add>(linear, in, row, b, to, stride);
-            case 2: return tile<R, 2, true, add>(linear, in, row, b, to, stride);
-            case 3: return tile<R, 3, true, add>(linear, in, row, b, to, stride);
-            default: return tile<R, P::batch, true, add>(linear, in, row, b, to, stride);
+            case 1: return tile<R, 1, add>(linear, in, row, b, to, stride);
+            case 2: return tile<R, 2, add>(linear, in, row, b, to, stride);
+            case 3: return tile<R, 3, add>(linear, in, row, b, to, stride);
+            default: return tile<R, P::batch, add>(linear, in, row, b, to, stride);
         }
     }
 
@@ -456,7 +475,7 @@ struct Step {
     void run(int id) {
         const int64_t width = model.width, pairs = batch * model.heads;
         typename P::Inputs in(batch, 4 * width);
-        std::unique_ptr<float[]> normal(new float[batch * width]), scores(new float[t + 2 * kLanes]);
+        Array<float> normal(batch * width), scores(t + 2 * kLanes);
         for (int64_t l = 0; l < model.layers; l++) {
             const Layer& layer = model.layer[l];
             normalize(layer.norm1, layer.shift1, normal.get());
