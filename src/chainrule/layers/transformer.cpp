@@ -275,10 +275,9 @@ inline void pause() {
 // Threads meet here; they spin, as the next to come is due within microseconds.
 class Barrier {
   public:
-    explicit Barrier(int count) : count_(count) {}
-    void wait() {
+    void wait(int count) {
         const int phase = phase_.load(std::memory_order_acquire);
-        if (arrived_.fetch_add(1, std::memory_order_acq_rel) == count_ - 1) {
+        if (arrived_.fetch_add(1, std::memory_order_acq_rel) == count - 1) {
             arrived_.store(0, std::memory_order_relaxed);
             phase_.store(phase + 1, std::memory_order_release);
             return;
@@ -290,12 +289,19 @@ class Barrier {
     }
 
   private:
-    const int count_;
     alignas(64) std::atomic<int> arrived_{0};
     alignas(64) std::atomic<int> phase_{0};
 };
 
-// Threads that wait for the next step: awake at first, as it follows soon while an image is drawn, then asleep.
+// The OpenMP runtime that the caller has already loaded, given by `use_openmp`: its threads spin for milliseconds after
+// other work, and would keep threads of our own from running.
+struct OpenMP {
+    void (*parallel)(void (*)(void*), void*, unsigned, unsigned);  // GOMP_parallel
+    int (*thread)();                                               // omp_get_thread_num
+    int (*threads)();                                              // omp_get_num_threads
+} openmp;
+
+// Without OpenMP, threads that wait for the next step: awake at first, as it follows soon while an image is drawn, then asleep.
 class Team {
   public:
     std::mutex busy;  // held by the caller of `run`
@@ -349,14 +355,13 @@ struct Step {
     const int64_t batch, capacity, t;
     float *x, *out;  // (B, E) states; (B, K) outputs
     Cache *keys, *values;
-    const int threads;
     Barrier barrier;
     Array<float> heads, mixed, hidden;  // (B, 3E), (B, E), (B, 4E)
 
     Step(const Model& model, int64_t batch, int64_t capacity, int64_t t, float* x, float* out, void* keys,
-         void* values, int threads)
+         void* values)
         : model(model), batch(batch), capacity(capacity), t(t), x(x), out(out), keys((Cache*)keys),
-          values((Cache*)values), threads(threads), barrier(threads), heads(batch * 3 * model.width),
+          values((Cache*)values), heads(batch * 3 * model.width),
           mixed(batch * model.width), hidden(batch * 4 * model.width) {}
 
     void normalize(const float* weight, const float* shift, float* to) const {
@@ -410,16 +415,17 @@ struct Step {
         }
     }
 
-    int64_t share(int64_t rows, int id) const {  // the first row of a thread
+    int64_t share(int64_t rows, int id, int threads) const {  // the first row of a thread
         const int64_t units = (rows + kUnit - 1) / kUnit, first = units * id / threads * kUnit;
         return first < rows ? first : rows;
     }
 
     // This thread's share of to (B, rows) = weight x + bias, or += it.
     template <bool add>
-    void product(const Linear& linear, int64_t rows, const typename P::Inputs& in, int id, float* to) const {
-        int64_t row = share(rows, id);
-        const int64_t end = share(rows, id + 1);
+    void product(const Linear& linear, int64_t rows, const typename P::Inputs& in, int id, int threads,
+                 float* to) const {
+        int64_t row = share(rows, id, threads);
+        const int64_t end = share(rows, id + 1, threads);
         for (; row + kRows <= end; row += kRows) tiles<kRows, add>(linear, in, row, to, rows);
         for (; row < end; row++) tiles<1, add>(linear, in, row, to, rows);
     }
@@ -472,7 +478,7 @@ struct Step {
         UNROLL for (int n = 0; n < N; n++) store(to + n * kLanes, y[n] * inverse);
     }
 
-    void run(int id) {
+    void run(int id, int threads) {
         const int64_t width = model.width, pairs = batch * model.heads;
         typename P::Inputs in(batch, 4 * width);
         Array<float> normal(batch * width), scores(t + 2 * kLanes);
@@ -480,42 +486,44 @@ struct Step {
             const Layer& layer = model.layer[l];
             normalize(layer.norm1, layer.shift1, normal.get());
             in.set(normal.get(), batch, width);
-            product<false>(layer.query_key_value, 3 * width, in, id, heads.get());
-            barrier.wait();
+            product<false>(layer.query_key_value, 3 * width, in, id, threads, heads.get());
+            barrier.wait(threads);
             for (int64_t pair = pairs * id / threads; pair < pairs * (id + 1) / threads; pair++)
                 attention(l, pair / model.heads, pair % model.heads, scores.get());
-            barrier.wait();
+            barrier.wait(threads);
             in.set(mixed.get(), batch, width);
-            product<true>(layer.projection, width, in, id, x);
-            barrier.wait();
+            product<true>(layer.projection, width, in, id, threads, x);
+            barrier.wait(threads);
             normalize(layer.norm2, layer.shift2, normal.get());
             in.set(normal.get(), batch, width);
-            product<false>(layer.expand, 4 * width, in, id, hidden.get());
+            product<false>(layer.expand, 4 * width, in, id, threads, hidden.get());
             for (int64_t b = 0; b < batch; b++)
-                for (int64_t row = share(4 * width, id); row < share(4 * width, id + 1); row += kLanes)
+                for (int64_t row = share(4 * width, id, threads); row < share(4 * width, id + 1, threads); row += kLanes)
                     store(&hidden[b * 4 * width + row], gelu(load(&hidden[b * 4 * width + row])));
-            barrier.wait();
+            barrier.wait(threads);
             in.set(hidden.get(), batch, 4 * width);
-            product<true>(layer.contract, width, in, id, x);
-            barrier.wait();
+            product<true>(layer.contract, width, in, id, threads, x);
+            barrier.wait(threads);
         }
         if (!model.outputs) return;
         normalize(model.norm, model.shift, normal.get());
         in.set(normal.get(), batch, width);
-        product<false>(model.head, model.outputs, in, id, out);
+        product<false>(model.head, model.outputs, in, id, threads, out);
     }
 };
 
 template <class P>
 void step(const Model& model, int64_t batch, int64_t capacity, int64_t t, float* x, float* out, void* keys,
           void* values, int64_t threads) {
+    Step<P> step(model, batch, capacity, t, x, out, keys, values);
+    if (threads == 1) return step.run(0, 1);
+    if (openmp.parallel) {
+        const auto work = [](void* step) { ((Step<P>*)step)->run(openmp.thread(), openmp.threads()); };
+        return openmp.parallel(work, &step, threads, 0);
+    }
     std::unique_lock<std::mutex> lock(team->busy, std::try_to_lock);
-    if (!lock.owns_lock()) threads = 1;  // somebody else decodes at the same time
-    Step<P> step(model, batch, capacity, t, x, out, keys, values, (int)threads);
-    if (threads > 1)
-        team->run((int)threads, [&step](int id) { step.run(id); });
-    else
-        step.run(0);
+    if (!lock.owns_lock()) return step.run(0, 1);  // somebody else decodes at the same time
+    team->run((int)threads, [&](int id) { step.run(id, (int)threads); });
 }
 
 const int forked = pthread_atfork(nullptr, nullptr, [] { team = new Team; });
@@ -532,6 +540,9 @@ extern "C" void use_huge_pages(void* memory, int64_t size) {  // they are read 1
 #if defined(MADV_HUGEPAGE)
     madvise(memory, size, MADV_HUGEPAGE);
 #endif
+}
+extern "C" void use_openmp(void* parallel, void* thread, void* threads) {
+    openmp = {(decltype(OpenMP::parallel))parallel, (int (*)())thread, (int (*)())threads};
 }
 EXPORT(step_float32, Float32)
 EXPORT(step_bfloat16, BFloat16)
