@@ -1,6 +1,5 @@
 """One token at a time against whole sequences: in plain torch and in compiled code, in every precision."""
 
-import os
 import threading
 
 import pytest
@@ -93,23 +92,6 @@ def test_several_callers_at_once(monkeypatch):
     finally:
         torch.set_num_threads(before)
     assert len(found) == 3 and all(torch.equal(one, expected) for one in found)
-
-
-@needs_compiler
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
-def test_a_forked_process_decodes_too(monkeypatch):
-    blocks, head = stack()
-    made, x = decoder(blocks, "float32", head, "compiled", monkeypatch), torch.randn(1, 4, 128)
-    before = torch.get_num_threads()
-    torch.set_num_threads(2)
-    try:
-        expected = run(made, x)
-        child = os.fork()
-        if child == 0:
-            os._exit(0 if torch.equal(run(made, x), expected) else 1)
-        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
-    finally:
-        torch.set_num_threads(before)
 
 
 @forms

@@ -8,9 +8,9 @@
 #include <cmath>
 #include <condition_variable>
 #include <cstdint>
+#include <cstdlib>
 #include <cstring>
 #include <functional>
-#include <memory>
 #include <mutex>
 #include <pthread.h>
 #include <sys/mman.h>
@@ -108,6 +108,25 @@ inline void ask(const void* w) {
     UNROLL for (int r = 0; r < R; r++) __builtin_prefetch((const char*)w + 64 * r, 0, 2);
 }
 
+struct Range {
+    int64_t begin, end;
+    bool has(int64_t i) const { return i >= begin && i < end; }
+};
+
+// Memory that begins with a cache line, so that no vector lies across two.
+template <class T>
+class Array {
+  public:
+    explicit Array(int64_t size) : data_((T*)std::aligned_alloc(64, (size * sizeof(T) + 63) / 64 * 64)) {}
+    ~Array() { std::free(data_); }
+    Array(const Array&) = delete;
+    T* get() const { return data_; }
+    T& operator[](int64_t i) const { return data_[i]; }
+
+  private:
+    T* const data_;
+};
+
 // How weights are stored: `Inputs` are a batch of vectors in the form that `dot` multiplies with the weights.
 struct Float32 {
     typedef float Weight;
@@ -119,11 +138,11 @@ struct Float32 {
         Inputs(int64_t, int64_t) {}
         void set(const float* x, int64_t, int64_t width) { values = x, size = width; }
     };
-    template <int R, int B, bool last>
-    static void dot(Vector (&sum)[R][B], const float* w, const Inputs& in, int64_t b) {
+    template <int R, int B>
+    static void dot(Vector (&sum)[R][B], const float* w, const Inputs& in, int64_t b, Range next) {
         const float* x = in.values + b * in.size;
         for (int64_t k = 0; k < in.size; k += kLanes) {
-            if (last) ask<R>(w + (in.size + k) * R);
+            if (next.has(k)) ask<R>(w + (in.size + k) * R);
             Vector value[B];
             UNROLL for (int i = 0; i < B; i++) value[i] = load(x + i * in.size + k);
             UNROLL for (int r = 0; r < R; r++) {
@@ -139,19 +158,19 @@ struct BFloat16 {
     typedef uint16_t Cache;
     static constexpr int batch = 4;
     struct Inputs {
-        std::unique_ptr<uint16_t[]> values;
+        Array<uint16_t> values;
         int64_t size;
-        Inputs(int64_t n, int64_t width) : values(new uint16_t[n * width]) {}
+        Inputs(int64_t n, int64_t width) : values(n * width) {}
         void set(const float* x, int64_t n, int64_t width) {
             size = width;
             for (int64_t i = 0; i < n * width; i += kLanes) store(values.get() + i, load(x + i));
         }
     };
-    template <int R, int B, bool last>
-    static void dot(Vector (&sum)[R][B], const uint16_t* w, const Inputs& in, int64_t b) {
+    template <int R, int B>
+    static void dot(Vector (&sum)[R][B], const uint16_t* w, const Inputs& in, int64_t b, Range next) {
         const uint16_t* x = in.values.get() + b * in.size;
         for (int64_t k = 0; k < in.size; k += 2 * kLanes) {
-            if (last) ask<R>(w + (in.size + k) * R);
+            if (next.has(k)) ask<R>(w + (in.size + k) * R);
 #if defined(__AVX512BF16__)
             __m512bh value[B];
             UNROLL for (int i = 0; i < B; i++) value[i] = (__m512bh)_mm512_loadu_si512(x + i * in.size + k);
@@ -177,13 +196,12 @@ struct Int8 {
     typedef uint16_t Cache;
     static constexpr int batch = 3;
     struct Inputs {
-        std::unique_ptr<int8_t[]> values;    // x / scale, rounded to -127..127
-        std::unique_ptr<float[]> scales;     // of each group
-        std::unique_ptr<int32_t[]> offsets;  // -128 * the sums of fours of a group, since weights are 128 too large
+        Array<int8_t> values;    // x / scale, rounded to -127..127
+        Array<float> scales;     // of each group
+        Array<int32_t> offsets;  // -128 * the sums of fours of a group, since weights are 128 too large
         int64_t size;
         Inputs(int64_t n, int64_t width)
-            : values(new int8_t[n * width]), scales(new float[n * width / kGroup]),
-              offsets(new int32_t[n * width / kGroup * kLanes]) {}
+            : values(n * width), scales(n * width / kGroup), offsets(n * width / kGroup * kLanes) {}
         void set(const float* x, int64_t n, int64_t width) {
             size = width;
             const Vector round = Vector{} + 12582912.f;
@@ -221,8 +239,8 @@ struct Int8 {
         return sum;
 #endif
     }
-    template <int R, int B, bool last>
-    static void dot(Vector (&sum)[R][B], const uint8_t* w, const Inputs& in, int64_t b) {
+    template <int R, int B>
+    static void dot(Vector (&sum)[R][B], const uint8_t* w, const Inputs& in, int64_t b, Range next) {
         const int64_t groups = in.size / kGroup;
         const int8_t* x = in.values.get() + b * in.size;
         const float* scale = in.scales.get() + b * groups;
@@ -232,7 +250,7 @@ struct Int8 {
             UNROLL for (int r = 0; r < R; r++)
                 UNROLL for (int i = 0; i < B; i++) whole[r][i] = offset[i * groups + g];
             UNROLL for (int k = 0; k < kGroup; k += 4 * kLanes) {
-                if (last) ask<R>(w + (in.size + k) * R);
+                if (next.has(g * kGroup)) ask<R>(w + (in.size + k) * R);
                 Integers value[B];
                 UNROLL for (int i = 0; i < B; i++) value[i] = bytes(x + i * in.size + k);
                 UNROLL for (int r = 0; r < R; r++) {
@@ -257,10 +275,9 @@ inline void pause() {
 // Threads meet here; they spin, as the next to come is due within microseconds.
 class Barrier {
   public:
-    explicit Barrier(int count) : count_(count) {}
-    void wait() {
+    void wait(int count) {
         const int phase = phase_.load(std::memory_order_acquire);
-        if (arrived_.fetch_add(1, std::memory_order_acq_rel) == count_ - 1) {
+        if (arrived_.fetch_add(1, std::memory_order_acq_rel) == count - 1) {
             arrived_.store(0, std::memory_order_relaxed);
             phase_.store(phase + 1, std::memory_order_release);
             return;
@@ -272,12 +289,19 @@ class Barrier {
     }
 
   private:
-    const int count_;
     alignas(64) std::atomic<int> arrived_{0};
     alignas(64) std::atomic<int> phase_{0};
 };
 
-// Threads that wait for the next step: awake at first, as it follows soon while an image is drawn, then asleep.
+// The OpenMP runtime that the caller has already loaded, given by `use_openmp`: its threads spin for milliseconds after
+// other work, and would keep threads of our own from running.
+struct OpenMP {
+    void (*parallel)(void (*)(void*), void*, unsigned, unsigned);  // GOMP_parallel
+    int (*thread)();                                               // omp_get_thread_num
+    int (*threads)();                                              // omp_get_num_threads
+} openmp;
+
+// Without OpenMP, threads that wait for the next step: awake at first, as it follows soon while an image is drawn, then asleep.
 class Team {
   public:
     std::mutex busy;  // held by the caller of `run`
@@ -331,15 +355,14 @@ struct Step {
     const int64_t batch, capacity, t;
     float *x, *out;  // (B, E) states; (B, K) outputs
     Cache *keys, *values;
-    const int threads;
     Barrier barrier;
-    std::unique_ptr<float[]> heads, mixed, hidden;  // (B, 3E), (B, E), (B, 4E)
+    Array<float> heads, mixed, hidden;  // (B, 3E), (B, E), (B, 4E)
 
     Step(const Model& model, int64_t batch, int64_t capacity, int64_t t, float* x, float* out, void* keys,
-         void* values, int threads)
+         void* values)
         : model(model), batch(batch), capacity(capacity), t(t), x(x), out(out), keys((Cache*)keys),
-          values((Cache*)values), threads(threads), barrier(threads), heads(new float[batch * 3 * model.width]),
-          mixed(new float[batch * model.width]), hidden(new float[batch * 4 * model.width]) {}
+          values((Cache*)values), heads(batch * 3 * model.width),
+          mixed(batch * model.width), hidden(batch * 4 * model.width) {}
 
     void normalize(const float* weight, const float* shift, float* to) const {
         const int64_t width = model.width;
@@ -358,12 +381,13 @@ struct Step {
         }
     }
 
-    // Outputs row .. row + R - 1 of images b .. b + B - 1; `last` if no other images follow with these weights.
-    template <int R, int B, bool last, bool add>
+    // Outputs row .. row + R - 1 of images b .. b + B - 1, which ask for their share of the weights of the next outputs.
+    template <int R, int B, bool add>
     void tile(const Linear& linear, const typename P::Inputs& in, int64_t row, int64_t b, float* to,
               int64_t stride) const {
         Vector sum[R][B] = {};
-        P::template dot<R, B, last>(sum, (const typename P::Weight*)linear.weight + row * in.size, in, b);
+        const Range next{in.size * b / batch, in.size * (b + B) / batch};
+        P::template dot<R, B>(sum, (const typename P::Weight*)linear.weight + row * in.size, in, b, next);
         UNROLL for (int i = 0; i < B; i++) {
             float value[R], *place = to + (b + i) * stride + row;
             if constexpr (R == 4) {
@@ -382,25 +406,26 @@ struct Step {
     template <int R, bool add>
     void tiles(const Linear& linear, const typename P::Inputs& in, int64_t row, float* to, int64_t stride) const {
         int64_t b = 0;
-        for (; b + P::batch < batch; b += P::batch) tile<R, P::batch, false, add>(linear, in, row, b, to, stride);
+        for (; b + P::batch < batch; b += P::batch) tile<R, P::batch, add>(linear, in, row, b, to, stride);
         switch (batch - b) {
-            case 1: return tile<R, 1, true, add>(linear, in, row, b, to, stride);
-            case 2: return tile<R, 2, true, add>(linear, in, row, b, to, stride);
-            case 3: return tile<R, 3, true, add>(linear, in, row, b, to, stride);
-            default: return tile<R, P::batch, true, add>(linear, in, row, b, to, stride);
+            case 1: return tile<R, 1, add>(linear, in, row, b, to, stride);
+            case 2: return tile<R, 2, add>(linear, in, row, b, to, stride);
+            case 3: return tile<R, 3, add>(linear, in, row, b, to, stride);
+            default: return tile<R, P::batch, add>(linear, in, row, b, to, stride);
         }
     }
 
-    int64_t share(int64_t rows, int id) const {  // the first row of a thread
+    int64_t share(int64_t rows, int id, int threads) const {  // the first row of a thread
         const int64_t units = (rows + kUnit - 1) / kUnit, first = units * id / threads * kUnit;
         return first < rows ? first : rows;
     }
 
     // This thread's share of to (B, rows) = weight x + bias, or += it.
     template <bool add>
-    void product(const Linear& linear, int64_t rows, const typename P::Inputs& in, int id, float* to) const {
-        int64_t row = share(rows, id);
-        const int64_t end = share(rows, id + 1);
+    void product(const Linear& linear, int64_t rows, const typename P::Inputs& in, int id, int threads,
+                 float* to) const {
+        int64_t row = share(rows, id, threads);
+        const int64_t end = share(rows, id + 1, threads);
         for (; row + kRows <= end; row += kRows) tiles<kRows, add>(linear, in, row, to, rows);
         for (; row < end; row++) tiles<1, add>(linear, in, row, to, rows);
     }
@@ -453,50 +478,52 @@ struct Step {
         UNROLL for (int n = 0; n < N; n++) store(to + n * kLanes, y[n] * inverse);
     }
 
-    void run(int id) {
+    void run(int id, int threads) {
         const int64_t width = model.width, pairs = batch * model.heads;
         typename P::Inputs in(batch, 4 * width);
-        std::unique_ptr<float[]> normal(new float[batch * width]), scores(new float[t + 2 * kLanes]);
+        Array<float> normal(batch * width), scores(t + 2 * kLanes);
         for (int64_t l = 0; l < model.layers; l++) {
             const Layer& layer = model.layer[l];
             normalize(layer.norm1, layer.shift1, normal.get());
             in.set(normal.get(), batch, width);
-            product<false>(layer.query_key_value, 3 * width, in, id, heads.get());
-            barrier.wait();
+            product<false>(layer.query_key_value, 3 * width, in, id, threads, heads.get());
+            barrier.wait(threads);
             for (int64_t pair = pairs * id / threads; pair < pairs * (id + 1) / threads; pair++)
                 attention(l, pair / model.heads, pair % model.heads, scores.get());
-            barrier.wait();
+            barrier.wait(threads);
             in.set(mixed.get(), batch, width);
-            product<true>(layer.projection, width, in, id, x);
-            barrier.wait();
+            product<true>(layer.projection, width, in, id, threads, x);
+            barrier.wait(threads);
             normalize(layer.norm2, layer.shift2, normal.get());
             in.set(normal.get(), batch, width);
-            product<false>(layer.expand, 4 * width, in, id, hidden.get());
+            product<false>(layer.expand, 4 * width, in, id, threads, hidden.get());
             for (int64_t b = 0; b < batch; b++)
-                for (int64_t row = share(4 * width, id); row < share(4 * width, id + 1); row += kLanes)
+                for (int64_t row = share(4 * width, id, threads); row < share(4 * width, id + 1, threads); row += kLanes)
                     store(&hidden[b * 4 * width + row], gelu(load(&hidden[b * 4 * width + row])));
-            barrier.wait();
+            barrier.wait(threads);
             in.set(hidden.get(), batch, 4 * width);
-            product<true>(layer.contract, width, in, id, x);
-            barrier.wait();
+            product<true>(layer.contract, width, in, id, threads, x);
+            barrier.wait(threads);
         }
         if (!model.outputs) return;
         normalize(model.norm, model.shift, normal.get());
         in.set(normal.get(), batch, width);
-        product<false>(model.head, model.outputs, in, id, out);
+        product<false>(model.head, model.outputs, in, id, threads, out);
     }
 };
 
 template <class P>
 void step(const Model& model, int64_t batch, int64_t capacity, int64_t t, float* x, float* out, void* keys,
           void* values, int64_t threads) {
+    Step<P> step(model, batch, capacity, t, x, out, keys, values);
+    if (threads == 1) return step.run(0, 1);
+    if (openmp.parallel) {
+        const auto work = [](void* step) { ((Step<P>*)step)->run(openmp.thread(), openmp.threads()); };
+        return openmp.parallel(work, &step, threads, 0);
+    }
     std::unique_lock<std::mutex> lock(team->busy, std::try_to_lock);
-    if (!lock.owns_lock()) threads = 1;  // somebody else decodes at the same time
-    Step<P> step(model, batch, capacity, t, x, out, keys, values, (int)threads);
-    if (threads > 1)
-        team->run((int)threads, [&step](int id) { step.run(id); });
-    else
-        step.run(0);
+    if (!lock.owns_lock()) return step.run(0, 1);  // somebody else decodes at the same time
+    team->run((int)threads, [&](int id) { step.run(id, (int)threads); });
 }
 
 const int forked = pthread_atfork(nullptr, nullptr, [] { team = new Team; });
@@ -513,6 +540,9 @@ extern "C" void use_huge_pages(void* memory, int64_t size) {  // they are read 1
 #if defined(MADV_HUGEPAGE)
     madvise(memory, size, MADV_HUGEPAGE);
 #endif
+}
+extern "C" void use_openmp(void* parallel, void* thread, void* threads) {
+    openmp = {(decltype(OpenMP::parallel))parallel, (int (*)())thread, (int (*)())threads};
 }
 EXPORT(step_float32, Float32)
 EXPORT(step_bfloat16, BFloat16)

@@ -18,6 +18,7 @@ Shape letters: B batch, T tokens, L blocks, E width, H heads, F features of a he
 from __future__ import annotations
 
 import ctypes
+import functools
 import struct
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
@@ -203,9 +204,16 @@ def _linears(block: Block) -> tuple[nn.Linear, nn.Linear, nn.Linear, nn.Linear]:
     return block.query_key_value, block.projection, block.expand, block.contract
 
 
+@functools.cache
 def native_library() -> ctypes.CDLL | None:
-    """The compiled `transformer.cpp`, or None where it cannot be compiled."""
-    return compiled(Path(__file__).with_name("transformer.cpp"))
+    """The compiled `transformer.cpp`, or None where it cannot be compiled; it works in torch's own threads."""
+    library = compiled(Path(__file__).with_name("transformer.cpp"))
+    runtimes = sorted(Path(torch.__file__).parent.glob("lib/libgomp*.so*"))
+    if library is not None and runtimes:
+        openmp = ctypes.CDLL(str(runtimes[0]))
+        functions = (openmp.GOMP_parallel, openmp.omp_get_thread_num, openmp.omp_get_num_threads)
+        library.use_openmp(*(ctypes.cast(function, ctypes.c_void_p) for function in functions))
+    return library
 
 
 def _use_huge_pages(address: int, size: int) -> None:
