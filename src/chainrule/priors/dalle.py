@@ -137,11 +137,11 @@ def stream(length: int, text_vocab_size: int, height: int, width: int, vocab_siz
         ),
         "dalle": Preset(DALLEConfig(), stream(256, 16385, 32, 32, 8192)),
         "mindalle": Preset(
-            DALLEConfig(42, 1536, 24, "full", start_token=False, axial_positions=False, quick_gelu=True),
+            DALLEConfig(42, 1536, 24, "full", start_token=False, axial_positions=False),
             stream(64, 16384, 16, 16, 16384),
         ),
         "mindalle-benchmark": Preset(
-            DALLEConfig(12, 768, 12, "full", start_token=False, axial_positions=False, quick_gelu=True),
+            DALLEConfig(12, 768, 12, "full", start_token=False, axial_positions=False),
             stream(64, 16384, 16, 16, 16384),
         ),
     },
