@@ -1,5 +1,8 @@
 """What is particular to DALL-E; the contract tests hold it to what all priors do."""
 
+import re
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -181,3 +184,24 @@ def test_texts_where_none_is_read_are_refused(pipeline):
         Pipeline(pipeline.tokenizer, gpt).log_prob_text(["a red circle"])
     with pytest.raises(ValueError, match="reads texts of 0 tokens"):
         Pipeline(pipeline.tokenizer, gpt, text_tokenizer=pipeline.text_tokenizer)
+
+
+@torch.no_grad()
+def test_narrow_weights_give_nearly_the_same_logits():
+    prior = random_model(DALLEConfig(2, 16, 2, kernel_size=3), stream(2, 7, 2, 2, 5))
+    for precision, tolerance in (("float32", 0.0), ("bfloat16", 0.02), ("int8", 0.02)):
+        packed = prior.decoding(precision)
+        assert packed.joint_text
+        states, previous = [one.init_state(3, Context()) for one in (prior, packed)], torch.zeros(3, dtype=torch.int64)
+        for _ in range(6):
+            (one, states[0]), (two, states[1]) = prior.step(previous, states[0]), packed.step(previous, states[1])
+            torch.testing.assert_close(two, one, rtol=0, atol=tolerance)
+            previous = (previous + 1) % 5
+
+
+def test_the_page_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    page = Path(__file__).resolve().parents[1] / "docs" / "dalle.md"
+    (code,) = re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
+    exec(compile(code, page.name, "exec"), {})
+    assert (tmp_path / "drawer" / "text.json").exists()
