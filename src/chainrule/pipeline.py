@@ -1,6 +1,6 @@
-"""A tokenizer, a prior and the names of its classes as one artefact: load, save, sample, complete, score.
+"""A tokenizer, a prior and what names its conditions as one artefact: load, save, sample, complete, score.
 
-On disk a pipeline is a folder of `config.yaml` and one `*.safetensors` per part.
+On disk a pipeline is a folder of `config.yaml`, one `*.safetensors` per part, and the files of a text tokenizer.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import os
 import re
 import shutil
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from .conditioning.text import TextTokenizer, read_text_tokenizer
 from .config import build_dataclass, to_plain
 from .core import CodeSpec, Context, Prior, Tokenizer, entry
 from .decoding import Filter, Guided, GuidedContext, Known, Scorer, complete, image_seeds, keep_best, sample
@@ -67,7 +69,7 @@ def find(name: str | os.PathLike) -> Path:
         from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
         try:
-            return Path(snapshot_download(text, allow_patterns=["*.yaml", "*.safetensors"]))
+            return Path(snapshot_download(text, allow_patterns=["*.yaml", "*.safetensors", "*.json", "*.txt"]))
         except (HfHubHTTPError, LocalEntryNotFoundError) as error:
             raise ValueError(f"{text} is neither a folder nor a model on the hub ({type(error).__name__})") from error
     near = get_close_matches(text, models(), n=1)
@@ -80,22 +82,27 @@ class Pipeline:
 
     Args:
         tokenizer: image <-> codes.
-        prior: p(codes | class).
+        prior: p(codes | class or text), or p(text, codes).
         class_names: names of the classes, if the prior has any.
         card: what is known of the model (data, licence, recipe, minutes, figures), any plain values.
+        text_tokenizer: texts <-> what the prior reads of them, if it reads any.
     """
 
     def __init__(
-        self, tokenizer: Tokenizer, prior: Prior, class_names: Sequence[str] | None = None, card: dict | None = None
-    ) -> None:
-        if tokenizer.spec != prior.spec:
+        self, tokenizer: Tokenizer, prior: Prior, class_names: Sequence[str] | None = None, card: dict | None = None,
+        text_tokenizer: TextTokenizer | None = None,
+    ) -> None:  # fmt: skip
+        if tokenizer.spec.grids != prior.spec.grids[int(prior.joint_text) :]:
             raise ValueError(f"this tokenizer gives codes {tokenizer.spec}, this prior models {prior.spec}")
+        if text_tokenizer is not None:
+            check_text_tokenizer(text_tokenizer, prior)
         self.tokenizer = tokenizer.eval()
         self.prior = prior.eval()
         if class_names is not None and len(class_names) != self.num_classes:
             raise ValueError(f"the prior has {self.num_classes} classes, but {len(class_names)} names were given")
         self.class_names = tuple(class_names) if class_names is not None else None
         self.card = dict(card or {})
+        self.text_tokenizer = text_tokenizer
 
     @property
     def device(self) -> torch.device:
@@ -113,9 +120,10 @@ class Pipeline:
         return self
 
     def sample(
-        self, n: int = 1, label: int | str | Sequence[int | str] | Tensor | None = None, *, temperature: float = 1.0,
-        top_k: int | None = None, top_p: float | None = None, precision: str = "float32", guidance: float = 1.0,
-        best_of: int = 1, scorer: Scorer | None = None, seed: int = 0, on_image: OnImage | None = None,
+        self, n: int = 1, label: int | str | Sequence[int | str] | Tensor | None = None, *,
+        text: str | Sequence[str] | None = None, temperature: float = 1.0, top_k: int | None = None,
+        top_p: float | None = None, precision: str = "float32", guidance: float = 1.0, best_of: int = 1,
+        scorer: Scorer | None = None, seed: int = 0, on_image: OnImage | None = None,
     ) -> Tensor:  # fmt: skip
         """Draws images.
 
@@ -123,6 +131,7 @@ class Pipeline:
             n: number of images.
             label: class of all, or one per image, as numbers or names; a class-conditional model needs it, unless it
                 was trained with labels dropped.
+            text: of all, or one per image; an empty one, or none, asks a model of texts for no text in particular.
             temperature, top_k, top_p: see `decoding.Filter`; the defaults draw from the model itself.
             precision: of the prior's weights, see `Prior.decoding`.
             guidance: scale of `decoding.Guided`; 1 is none, and others need a model trained with labels dropped.
@@ -138,20 +147,20 @@ class Pipeline:
             raise ValueError(f"n must be at least 1, got {n}")
         if (best_of == 1) != (scorer is None):
             raise ValueError("best_of above 1 and a scorer go together: give both or neither")
-        prior, context = self._guided(label, n, guidance, precision)
-        filter = Filter(temperature, top_k, top_p)
+        prior, context = self._guided(label, n, text, guidance, precision)
+        filter, known = Filter(temperature, top_k, top_p), self._known(text, n)
 
         def draw(seeds: list[int]) -> Tensor:
-            return self.tokenizer.decode(sample(prior, context, seeds, filter, on_code=self._watch(on_image)))
+            return self._decode(sample(prior, context, seeds, filter, known, self._watch(on_image)))
 
         seeds = image_seeds(seed, n)
         return draw(seeds) if scorer is None else keep_best(draw, seeds, best_of, scorer)
 
     def complete(
         self, image: Tensor, mask: Tensor, n: int = 1, label: int | str | Sequence[int | str] | Tensor | None = None,
-        *, particles: int = 1, temperature: float = 1.0, top_k: int | None = None, top_p: float | None = None,
-        precision: str = "float32", guidance: float = 1.0, paste: bool = False, seed: int = 0,
-        on_image: OnImage | None = None,
+        *, text: str | Sequence[str] | None = None, particles: int = 1, temperature: float = 1.0,
+        top_k: int | None = None, top_p: float | None = None, precision: str = "float32", guidance: float = 1.0,
+        paste: bool = False, seed: int = 0, on_image: OnImage | None = None,
     ) -> Tensor:  # fmt: skip
         """Draws the unknown part of an image, n times; the known part is kept as the tokenizer sees it.
 
@@ -160,6 +169,7 @@ class Pipeline:
             mask: bool (H, W), True where the image is known.
             paste: whether known pixels are those of `image` itself, and not those of its reconstruction; with a learned
                 tokenizer a seam may show.
+            text: as in `sample`.
             particles: with more than 1, sequential Monte Carlo makes what is drawn agree with known pixels
                 that come later in raster order (see `decoding.complete`).
             precision: of the prior's weights, see `Prior.decoding`.
@@ -177,22 +187,39 @@ class Pipeline:
                 f"mask must be bool {tuple(image.shape[1:])}, as the image, got {str(mask.dtype)[6:]} "
                 f"{tuple(mask.shape)}"
             )
-        flat = self.prior.spec.flatten(codes).expand(n, -1)
-        known = Known(flat, self.tokenizer.known_codes(mask))
+        flat = self.tokenizer.spec.flatten(codes).expand(n, -1)
+        known = self._known(text, n, Known(flat, self.tokenizer.known_codes(mask)))
         drawn = complete(
-            *self._guided(label, n, guidance, precision), image_seeds(seed, n), known, particles,
+            *self._guided(label, n, text, guidance, precision), image_seeds(seed, n), known, particles,
             Filter(temperature, top_k, top_p), self._watch(on_image),
         )  # fmt: skip
-        images = self.tokenizer.decode(drawn)
+        images = self._decode(drawn)
         kept = image[None].to(images.device) if paste else self.reconstruct(image[None])
         return torch.where(mask.to(images.device), kept, images)
 
     @torch.no_grad()
     def log_prob(
-        self, images: Tensor, label: int | str | Sequence[int | str] | Tensor | None = None
-    ) -> Tensor:
-        """log p(codes of the images | label) in nats: float (B,). For pixels this is the image's likelihood."""
-        return self.prior.log_prob(self._encode(images), self._context(label, len(images)))
+        self, images: Tensor, label: int | str | Sequence[int | str] | Tensor | None = None, *,
+        text: str | Sequence[str] | None = None,
+    ) -> Tensor:  # fmt: skip
+        """log p(codes of the images | label or text) in nats: float (B,). For pixels this is the image's likelihood."""
+        return sum(grid.flatten(1).sum(1) for grid in self._log_prob_grids(images, label, text))
+
+    @torch.no_grad()
+    def log_prob_text(self, text: str | Sequence[str]) -> Tensor:
+        """log p(text) in nats, its end included: float (B,).
+
+        Raises:
+            ValueError: a model that draws no texts.
+        """
+        if not self.prior.joint_text:
+            raise ValueError("this model gives texts no probability; only one of a joint stream does")
+        text = [text] if isinstance(text, str) else text
+        count = len(text)
+        images = [
+            torch.zeros(count, *grid.shape, dtype=torch.int64, device=self.device) for grid in self.tokenizer.spec.grids
+        ]  # they come after the text
+        return self.prior.log_prob_grids((*self._caption(text, count), *images))[0].flatten(1).sum(1)
 
     @torch.no_grad()
     def classify(self, images: Tensor) -> Tensor:
@@ -211,11 +238,11 @@ class Pipeline:
 
     @torch.no_grad()
     def surprise(
-        self, images: Tensor, label: int | str | Sequence[int | str] | Tensor | None = None
-    ) -> Tensor:
+        self, images: Tensor, label: int | str | Sequence[int | str] | Tensor | None = None, *,
+        text: str | Sequence[str] | None = None,
+    ) -> Tensor:  # fmt: skip
         """-log p of each position of the finest grid in nats, summed over its depth: float (B, H, W)."""
-        grids = self.prior.log_prob_grids(self._encode(images), self._context(label, len(images)))
-        return -grids[-1].sum(-1)
+        return -self._log_prob_grids(images, label, text)[-1].sum(-1)
 
     @torch.no_grad()
     def reconstruct(self, images: Tensor) -> Tensor:
@@ -242,12 +269,56 @@ class Pipeline:
             "class_names": list(self.class_names) if self.class_names is not None else None,
             "card": self.card,
         }
-        write_model(Path(folder), config, {"tokenizer": self.tokenizer, "prior": self.prior})
+        if self.text_tokenizer is not None:
+            config["text_tokenizer"] = {"name": self.text_tokenizer.name, "config": self.text_tokenizer.config}
+            config["prior"]["text_hash"] = self.text_tokenizer.hash()
+        files = {} if self.text_tokenizer is None else self.text_tokenizer.files()
+        write_model(Path(folder), config, {"tokenizer": self.tokenizer, "prior": self.prior}, files)
+
+    def _log_prob_grids(self, images: Tensor, label: Any, text: Any) -> tuple[Tensor, ...]:
+        """log p of the codes of images, without those of a text before them."""
+        count = len(images)
+        caption = self._caption(text, count)
+        grids = self.prior.log_prob_grids((*caption, *self._encode(images)), self._context(label, count, text))
+        return grids[len(caption) :]
+
+    def _text(self, text: Any, count: int) -> Tensor:
+        """Token ids of a text for all or of one per image, int64 (count, L); of empty texts where there is none."""
+        texts = [text or ""] * count if text is None or isinstance(text, str) else list(text)
+        if len(texts) != count:
+            raise ValueError(f"{len(texts)} texts were given for {count} images")
+        if self.text_tokenizer is not None:
+            return self.text_tokenizer.encode(texts).to(self.device)
+        raise ValueError("this model was saved without a text tokenizer, so it reads no texts")
+
+    def _caption(self, text: Any, count: int) -> tuple[Tensor, ...]:
+        """The grid of codes that a text is, (count, 1, L, 1), where the prior models one before the image."""
+        return (self._text(text, count)[:, None, :, None],) if self.prior.joint_text else ()
+
+    def _known(self, text: Any, count: int, known: Known | None = None) -> Known | None:
+        """Known codes of images, and of the text before them."""
+        for caption in self._caption(text, count):
+            caption = caption.flatten(1)
+            if known is None:
+                length = self.prior.spec.num_codes - caption.shape[1]
+                known = Known(caption.new_zeros(count, length), torch.zeros(length, dtype=torch.bool))
+            before = torch.ones(caption.shape[1], dtype=torch.bool, device=known.mask.device)
+            known = Known(torch.cat([caption, known.codes], 1), torch.cat([before, known.mask]))
+        return known
+
+    def _decode(self, codes: tuple[Tensor, ...]) -> Tensor:
+        return self.tokenizer.decode(codes[int(self.prior.joint_text) :])
 
     def _encode(self, images: Tensor) -> tuple[Tensor, ...]:
         return self.tokenizer.encode(images.to(self.device))
 
-    def _context(self, label: Any, count: int) -> Context:
+    def _context(self, label: Any, count: int, text: Any = None) -> Context:
+        if text is not None and not (self.prior.joint_text or self.prior.text_length):
+            raise ValueError("this model reads no texts: a text would be ignored; leave it out")
+        context = self._label_context(label, count)
+        return replace(context, text=self._text(text, count)) if self.prior.text_length else context
+
+    def _label_context(self, label: Any, count: int) -> Context:
         if label is None:
             return self._null_context(count) if self.prior.null_label else Context()
         if isinstance(label, (int, str)):
@@ -261,18 +332,19 @@ class Pipeline:
         return Context(label=torch.full((count,), self.num_classes, device=self.device))
 
     def _guided(
-        self, label: Any, count: int, guidance: float, precision: str
+        self, label: Any, count: int, text: Any, guidance: float, precision: str
     ) -> tuple[Prior, Context | GuidedContext]:
-        """The prior to draw from, and its context."""
-        context = self._context(label, count)
+        """The prior to draw from, and its context; guidance is away from no class, or from the empty text."""
+        context = self._context(label, count, text)
         prior = self.prior.decoding(precision)
         if guidance == 1:
             return prior, context
-        if not self.prior.null_label:
+        if not (self.prior.null_label or self.prior.text_length):
             raise ValueError("guidance needs a model that was trained with labels dropped (training.label_dropout)")
-        if label is None:
-            raise ValueError("guidance needs a label to draw towards; give one, or leave guidance at 1")
-        return Guided(prior, guidance), GuidedContext(context, self._null_context(count))
+        if label is None and text is None:
+            raise ValueError("guidance needs a label or a text to draw towards; give one, or leave guidance at 1")
+        negative = self._context(label if self.prior.text_length else None, count)
+        return Guided(prior, guidance), GuidedContext(context, negative)
 
     def label_number(self, label: int | str) -> int:
         """The number of a class given by number or name.
@@ -295,13 +367,29 @@ class Pipeline:
     def _watch(self, on_image: OnImage | None) -> OnCode | None:
         if on_image is None:
             return None
-        return lambda t, codes: on_image(
-            t + 1, lambda: self.tokenizer.decode(self.prior.spec.unflatten(codes.clone()))
+        return lambda t, codes: on_image(t + 1, lambda: self._decode(self.prior.spec.unflatten(codes.clone())))
+
+
+def check_text_tokenizer(text_tokenizer: TextTokenizer, prior: Prior) -> None:
+    """Raises ValueError unless a prior reads texts as this tokenizer gives them."""
+    if prior.joint_text:
+        grid, given = prior.spec.grids[0], text_tokenizer
+        if given.length != grid.num_codes or given.vocab_size > grid.vocab_size or given.pad != 0:
+            raise ValueError(
+                f"the prior models texts of {grid.num_codes} tokens in 0..{grid.vocab_size - 1}, padded with 0; the "
+                f"text tokenizer gives {given.length} in 0..{given.vocab_size - 1}, padded with {given.pad}"
+            )
+    elif prior.text_length != text_tokenizer.length:
+        raise ValueError(
+            f"the prior reads texts of {prior.text_length} tokens, the text tokenizer gives {text_tokenizer.length}"
         )
 
 
-def write_model(folder: Path, config: Mapping[str, Any], parts: Mapping[str, nn.Module]) -> None:
-    """Writes config.yaml and `NAME.safetensors` per part; a folder that holds a model is replaced as a whole.
+def write_model(
+    folder: Path, config: Mapping[str, Any], parts: Mapping[str, nn.Module], files: Mapping[str, str] = {}
+) -> None:
+    """Writes config.yaml, `NAME.safetensors` per part, and text files by name; a folder that holds a model is replaced
+    as a whole.
 
     Raises:
         ValueError: the folder exists and is not a saved model.
@@ -318,6 +406,8 @@ def write_model(folder: Path, config: Mapping[str, Any], parts: Mapping[str, nn.
         tensors = {key: value.detach().cpu().contiguous() for key, value in part.state_dict().items()}
         if tensors:
             save_file(tensors, new / f"{name}.safetensors")
+    for name, content in files.items():
+        (new / name).write_text(content, encoding="utf-8")
     (new / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False, allow_unicode=True), encoding="utf-8")
     if folder.exists():
         folder.rename(old)
@@ -368,7 +458,15 @@ def _read(folder: Path) -> Pipeline:
     prior.null_label = config["prior"].get("null_label", False)
     if config["prior"]["tokenizer_hash"] != tokenizer_hash(tokenizer):
         raise ValueError(f"the prior in {folder} was trained on the codes of another tokenizer than the one beside it")
-    return Pipeline(tokenizer, prior, config["class_names"], config["card"])
+    text = config.get("text_tokenizer")
+    if text is None:
+        return Pipeline(tokenizer, prior, config["class_names"], config["card"])
+    if not _holds(text, "name", "config"):
+        raise ValueError(f"{path} is incomplete or damaged; copy it again")
+    text_tokenizer = read_text_tokenizer(folder, text["name"], text["config"])
+    if config["prior"].get("text_hash") != text_tokenizer.hash():
+        raise ValueError(f"the prior in {folder} was trained on another text tokenizer than the one beside it")
+    return Pipeline(tokenizer, prior, config["class_names"], config["card"], text_tokenizer)
 
 
 def _holds(value: Any, *keys: str) -> bool:

@@ -25,12 +25,24 @@ class Prior(nn.Module, ABC):
 
     `num_classes` is the number of class labels the model is conditioned on, 0 for none.  With `null_label` the last
     of them says "no class": the model was trained with labels dropped, and can be guided (`decoding.Guided`).
+    `text_length` is the number of tokens of a text in its context, 0 for none.  A model with `joint_text` has no text
+    in its context: the first grid of its codes is the text, (1, L, 1), in which code 0 is padding.
     """
 
     name: str  # set by the registry
     spec: CodeSpec
     num_classes: int = 0
     null_label: bool = False
+    text_length: int = 0
+    joint_text: bool = False
+
+    @property
+    def grid_weights(self) -> tuple[float, ...]:
+        """The loss in training is the sum over grids of weight x mean nats per code; the weights sum to 1.
+
+        By default a grid weighs as many codes as it has, which makes the loss the mean over all codes.
+        """
+        return tuple(grid.num_codes / self.spec.num_codes for grid in self.spec.grids)
 
     @abstractmethod
     def forward(self, codes: Codes, context: Context) -> tuple[Tensor, ...]:
@@ -86,6 +98,9 @@ class Prior(nn.Module, ABC):
 
     def check_context(self, context: Context, batch_size: int) -> None:
         """Raises ValueError unless the context holds what this model is conditioned on, in range."""
+        if context.text is not None and self.text_length == 0:
+            where = ": it is the first grid of the codes" if self.joint_text else ""
+            raise ValueError(f"this model takes no text in its context{where}; leave it out")
         if self.num_classes == 0:
             if context.label is not None:
                 raise ValueError("this model has no classes: a label would be ignored; leave it out")

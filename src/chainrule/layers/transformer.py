@@ -38,10 +38,24 @@ STD = 0.02
 HUGE_PAGE = 1 << 21  # bytes
 
 
-class Block(nn.Module):
-    """Pre-norm self-attention and MLP of 4 E features, each added to its input."""
+def quick_gelu(x: Tensor) -> Tensor:
+    """x sigmoid(1.702 x), which some releases have for GELU."""
+    return x * torch.sigmoid(1.702 * x)
 
-    def __init__(self, width: int, num_heads: int, dropout: float = 0.0, attention_dropout: float = 0.0) -> None:
+
+class Block(nn.Module):
+    """Pre-norm self-attention and MLP of 4 E features, each added to its input.
+
+    Args:
+        visible: bool (capacity, capacity), which tokens (columns) each token (row) attends to, itself and those before
+            it at most; without one, all of these.
+        activation: of the MLP.
+    """
+
+    def __init__(
+        self, width: int, num_heads: int, dropout: float = 0.0, attention_dropout: float = 0.0,
+        visible: Tensor | None = None, activation: Callable[[Tensor], Tensor] = F.gelu,
+    ) -> None:  # fmt: skip
         super().__init__()
         assert width % num_heads == 0, (width, num_heads)
         self.num_heads = num_heads
@@ -53,9 +67,11 @@ class Block(nn.Module):
         self.expand = nn.Linear(width, 4 * width)
         self.contract = nn.Linear(4 * width, width)
         self.dropout = nn.Dropout(dropout)
+        self.register_buffer("visible", visible, persistent=False)
+        self.activation = activation
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, T, E) -> (B, T, E); a token sees itself and those before it."""
+        """(B, T, E) -> (B, T, E); a token sees itself and those before it, or what is `visible`."""
         return self.read(x)[0]
 
     def read(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -63,9 +79,10 @@ class Block(nn.Module):
         heads = self.query_key_value(self.attention_norm(x)).unflatten(-1, (3, self.num_heads, -1))
         q, k, v = heads.permute(2, 0, 3, 1, 4)
         dropout = self.attention_dropout if self.training else 0.0
-        y = F.scaled_dot_product_attention(q, k, v, is_causal=True, dropout_p=dropout)
+        mask = None if self.visible is None else self.visible[: x.shape[1], : x.shape[1]]
+        y = F.scaled_dot_product_attention(q, k, v, mask, is_causal=mask is None, dropout_p=dropout)
         x = x + self.dropout(self.projection(y.transpose(1, 2).flatten(2)))
-        x = x + self.dropout(self.contract(F.gelu(self.expand(self.mlp_norm(x)))))
+        x = x + self.dropout(self.contract(self.activation(self.expand(self.mlp_norm(x)))))
         return x, k, v
 
 
@@ -170,8 +187,9 @@ class _PlainStep:
             heads = query_key_value(block.attention_norm(x)).unflatten(-1, (3, block.num_heads, 1, -1))
             q, cache.keys[:, index, :, t : t + 1], cache.values[:, index, :, t : t + 1] = heads.unbind(1)
             k, v = cache.keys[:, index, :, : t + 1], cache.values[:, index, :, : t + 1]
-            x = x + projection(F.scaled_dot_product_attention(q, k, v).flatten(1))
-            x = x + contract(F.gelu(expand(block.mlp_norm(x))))
+            mask = None if block.visible is None else block.visible[t : t + 1, : t + 1]
+            x = x + projection(F.scaled_dot_product_attention(q, k, v, mask).flatten(1))
+            x = x + contract(block.activation(expand(block.mlp_norm(x))))
         return x if self.head is None else self.output(self.head.norm(x))
 
 
@@ -229,6 +247,7 @@ def _suits_native(blocks: Sequence[Block], head: Head | None) -> bool:
     width, heads = blocks[0].query_key_value.in_features, blocks[0].num_heads
     return (
         all(p.dtype == torch.float32 and p.device.type == "cpu" for part in parts for p in part.parameters())
+        and all(block.visible is None and block.activation is F.gelu for block in blocks)
         and width % 128 == 0
         and width // heads % 16 == 0
         and native_library() is not None
@@ -335,6 +354,7 @@ class Packed(Prior):
     def __init__(self, prior: TransformerPrior, precision: Precision) -> None:
         super().__init__()
         self.prior, self.spec, self.num_classes = prior, prior.spec, prior.num_classes
+        self.text_length, self.joint_text = prior.text_length, prior.joint_text
         self.packed = prior.pack(precision)
 
     def forward(self, codes: Codes, context: Context) -> tuple[Tensor, ...]:

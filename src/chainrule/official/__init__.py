@@ -17,6 +17,7 @@ from pathlib import Path
 from types import ModuleType
 
 from ..artefact import save_tokenizer
+from ..conditioning.text import TextTokenizer
 from ..core import Prior, Tokenizer
 from ..pipeline import Pipeline
 from .reader import read_checkpoint
@@ -32,6 +33,7 @@ class Imported:
     non_commercial: whether that licence forbids commercial use; said aloud wherever the model is shown
     files:          the sha256 of every file read, by its name inside the source
     prior:          over the tokenizer's codes, where the release has one
+    text_tokenizer: of the texts that the prior reads, where it reads any
     """
 
     tokenizer: Tokenizer
@@ -40,6 +42,7 @@ class Imported:
     non_commercial: bool
     files: Mapping[str, str]
     prior: Prior | None = None
+    text_tokenizer: TextTokenizer | None = None
 
 
 def importers() -> dict[str, ModuleType]:
@@ -101,5 +104,5 @@ def convert(source: str | os.PathLike, dest: str | os.PathLike) -> Imported:
     if imported.prior is None:
         save_tokenizer(imported.tokenizer, dest, card)
     else:
-        Pipeline(imported.tokenizer, imported.prior, card=card).save(dest)
+        Pipeline(imported.tokenizer, imported.prior, card=card, text_tokenizer=imported.text_tokenizer).save(dest)
     return imported

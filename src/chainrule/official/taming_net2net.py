@@ -108,10 +108,9 @@ def _num_classes(params: Mapping[str, Any]) -> int:
     return int(condition["params"]["n_classes"])
 
 
-def _translate(tensors: Mapping[str, Tensor], prior: GPT, start: int) -> dict[str, Tensor]:
-    """The transformer under our names; rows of the embedding and head that no code of ours has are left out."""
+def translate_blocks(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The blocks of a minGPT under the names of ours."""
     ours, attention = {}, {}
-    num_tokens, num_positions = len(prior.tokens.weight), len(prior.positions)
     for key, value in tensors.items():
         found = re.fullmatch(r"(blocks\.\d+\.)(.+)\.(weight|bias)", key)
         if found is None:
@@ -125,6 +124,13 @@ def _translate(tensors: Mapping[str, Tensor], prior: GPT, start: int) -> dict[st
             ours[key] = value
     for key, parts in attention.items():
         ours[key] = torch.cat([parts["attn.query"], parts["attn.key"], parts["attn.value"]])
+    return ours
+
+
+def _translate(tensors: Mapping[str, Tensor], prior: GPT, start: int) -> dict[str, Tensor]:
+    """The transformer under our names; rows of the embedding and head that no code of ours has are left out."""
+    ours = translate_blocks(tensors)
+    num_tokens, num_positions = len(prior.tokens.weight), len(prior.positions)
     ours["tokens.weight"] = tensors["tok_emb.weight"][:num_tokens]
     if prior.beginning is not None:
         ours["beginning"] = tensors["tok_emb.weight"][start]
