@@ -43,7 +43,12 @@ def random_codes(spec: CodeSpec, count: int):
 
 
 def context(model: Prior, count: int) -> Context:
-    return Context(label=torch.arange(count) % model.num_classes if model.num_classes else None)
+    """What the model is conditioned on, of a class or a text that differs between images."""
+    label = torch.arange(count) % model.num_classes if model.num_classes else None
+    text = None
+    if length := getattr(model, "text_length", 0):
+        text = torch.arange(count * length).view(count, length) % model.config.text_vocab_size
+    return Context(label=label, text=text)
 
 
 def flat_logits(model: Prior, codes, condition):
@@ -132,8 +137,8 @@ def test_probabilities_of_all_codes_sum_to_one(entry, preset):
     model, spec = build(entry, preset), preset.spec
     sizes = [range(grid.vocab_size) for grid in spec.grids for _ in range(grid.num_codes)]
     everything = torch.tensor(list(itertools.product(*sizes)))
-    label = torch.zeros(len(everything), dtype=torch.int64) if model.num_classes else None
-    log_prob = model.log_prob(spec.unflatten(everything), Context(label=label))
+    condition = context(model, 1).select(torch.zeros(len(everything), dtype=torch.int64))
+    log_prob = model.log_prob(spec.unflatten(everything), condition)
     assert log_prob.dtype == torch.float64
     assert abs(log_prob.exp().sum().item() - 1) < 1e-9
 
