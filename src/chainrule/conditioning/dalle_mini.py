@@ -4,8 +4,8 @@ Byte-pair encoding of words that begin with "Ġ", between <s> and </s>.  Before 
 small letters, and what is not ASCII is dropped.  A text cut to `length` loses its </s>; the empty text is <s> </s>.
 
 Deviation: names of emoji are those of Unicode, in the Python at hand ("cat_face", "rocket"); the original has those of
-the package `emoji`, which agree for about two thirds of the emoji that are one character, but not for "thumbs_up", flags,
-skin tones and families.
+the package `emoji`, which agree for about two thirds of the emoji that are one character, but not for "thumbs_up",
+flags, skin tones and families.
 """
 
 from __future__ import annotations
@@ -50,8 +50,7 @@ class DalleMiniTokenizer(TextTokenizer):
             raise ValueError(f"this is no vocabulary of DALL-E Mini ({type(error).__name__}: {error})") from None
         if length < 2 or not fits:
             raise ValueError(
-                f"length must be at least 2 and all ids in 0..{vocab_size - 1}, got length {length} and ids up to "
-                f"{max(ids.values(), key=str)}"
+                f"length must be at least 2 and all ids in 0..{vocab_size - 1}, got length {length} and ids {ids!r:.80}"
             )
         self.vocab_size, self.length = vocab_size, length
         self._ids, self._texts = ids, {number: token for token, number in ids.items()}
@@ -65,10 +64,7 @@ class DalleMiniTokenizer(TextTokenizer):
     def tokens_with_dropout(self, text: str, dropout: float, source: random.Random) -> list[int]:
         plain = name_emoji(text).lower().encode("ascii", "ignore").decode("ascii")
         symbols = (
-            symbol
-            for word in plain.split(" ")
-            if word
-            for symbol in merge([WORD, *word], self._ranks, dropout, source)
+            symbol for word in plain.split(" ") if word for symbol in merge([WORD, *word], self._ranks, dropout, source)
         )
         return [self._begin, *(self._ids.get(symbol, self._unknown) for symbol in symbols), self._end]
 
@@ -87,9 +83,7 @@ class DalleMiniTokenizer(TextTokenizer):
     @classmethod
     def read(cls, folder: Path, config: Mapping[str, Any]) -> DalleMiniTokenizer:
         try:
-            vocabulary, merges = (
-                (folder / name).read_text(encoding="utf-8") for name in ("vocab.json", "merges.txt")
-            )
+            vocabulary, merges = ((folder / name).read_text(encoding="utf-8") for name in ("vocab.json", "merges.txt"))
             return cls(vocabulary, merges, config["length"], config["vocab_size"])
         except (OSError, UnicodeDecodeError, KeyError, TypeError, ValueError) as error:
             raise ValueError(f"the text tokenizer in {folder} is missing or damaged ({error}); copy it again") from None

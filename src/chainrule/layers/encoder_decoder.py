@@ -6,8 +6,8 @@
     self(x) = M W_o attention(W_q N x, W_k N x, W_v N x)        cross(x, y) = M W_o attention(W_q N x, W_k y, W_v y)
 
 without biases (Vaswani et al. 2017, arXiv:1706.03762, with the norms N before each branch).  A model says which norms
-N and M are, and brings its MLP.  A `CrossDecoder` holds the blocks as one step reads them, in an explicit precision (see
-`transformer`); the keys and values of the memory are computed once, when the state is made.
+N and M are, and brings its MLP.  A `CrossDecoder` holds the blocks as one step reads them, in an explicit precision
+(see `transformer`); the keys and values of the memory are computed once, when the state is made.
 
 Shape letters: B batch, T tokens, S tokens of the memory, L blocks, E width, H heads, F features of a head, K outputs.
 """
@@ -92,9 +92,7 @@ def _heads(x: Tensor, count: int, num_heads: int) -> tuple[Tensor, ...]:
 class EncoderBlock(nn.Module):
     """Self-attention and an MLP, each added to its input; `dropout` is a share of what is added."""
 
-    def __init__(
-        self, width: int, num_heads: int, mlp: nn.Module, norm: Norm, out_norm: Norm, dropout: float
-    ) -> None:  # fmt: skip
+    def __init__(self, width: int, num_heads: int, mlp: nn.Module, norm: Norm, out_norm: Norm, dropout: float) -> None:
         super().__init__()
         self.attention = SelfAttention(width, num_heads, norm, out_norm)
         self.mlp = mlp
@@ -109,9 +107,7 @@ class EncoderBlock(nn.Module):
 class DecoderBlock(nn.Module):
     """Self-attention, cross-attention and an MLP, each added to its input; `dropout` is a share of what is added."""
 
-    def __init__(
-        self, width: int, num_heads: int, mlp: nn.Module, norm: Norm, out_norm: Norm, dropout: float
-    ) -> None:  # fmt: skip
+    def __init__(self, width: int, num_heads: int, mlp: nn.Module, norm: Norm, out_norm: Norm, dropout: float) -> None:
         super().__init__()
         self.attention = SelfAttention(width, num_heads, norm, out_norm)
         self.cross = CrossAttention(width, num_heads, norm, out_norm)

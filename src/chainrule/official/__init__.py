@@ -17,6 +17,7 @@ from pathlib import Path
 from types import ModuleType
 
 from ..artefact import save_tokenizer
+from ..conditioning.text import TextTokenizer
 from ..core import Prior, Tokenizer
 from ..pipeline import Pipeline
 from .reader import read_checkpoint
@@ -32,6 +33,7 @@ class Imported:
     non_commercial: whether that licence forbids commercial use; said aloud wherever the model is shown
     files:          the sha256 of every file read, by its name inside the source
     prior:          over the tokenizer's codes, where the release has one
+    text_tokenizer: of a prior that is conditioned on texts
     """
 
     tokenizer: Tokenizer
@@ -40,6 +42,7 @@ class Imported:
     non_commercial: bool
     files: Mapping[str, str]
     prior: Prior | None = None
+    text_tokenizer: TextTokenizer | None = None
 
 
 def importers() -> dict[str, ModuleType]:

@@ -6,9 +6,9 @@ factorisation, and looks at the text by cross-attention in every block:
     y = encoder(embed(w) + positions)        p(s | w) = prod_i softmax(W decoder(start, s_1, ..., s_(i-1); y))_(s_i)
 
 Both end in a LayerNorm.  The blocks have matrices only, 12 E^2 numbers in one of the encoder and 16 E^2 in one of the
-decoder; these are the sizes by which the models are called.  Texts are padded with token 0 to `text_length`, and padding
-is not seen.  The empty text is the condition of guidance: a text of padding alone is read as one token, the padding, whose
-vector is thus the learned null condition.
+decoder; these are the sizes by which the models are called.  Texts are padded with token 0 to `text_length`, and
+padding is not seen.  The empty text is the condition of guidance: a text of padding alone is read as one token, the
+padding, whose vector is thus the learned null condition.
 
 With `attention_radius` r the decoder's self-attention is sparse in the shape of a convolution, as in DALL-E: a token
 sees itself and those before it that stand at most r rows above and r columns to the left or right, columns counted
@@ -67,9 +67,7 @@ class PartiConfig:
         if self.width % self.num_heads:
             raise ValueError(f"width ({self.width}) must be a multiple of num_heads ({self.num_heads})")
         if self.text_vocab_size < 2:
-            raise ValueError(
-                f"text_vocab_size must be at least 2 (padding and a token), got {self.text_vocab_size}"
-            )
+            raise ValueError(f"text_vocab_size must be at least 2 (padding and a token), got {self.text_vocab_size}")
         if self.attention_radius < 0:
             raise ValueError(f"attention_radius must be at least 0 (full attention), got {self.attention_radius}")
         if not 0 <= self.dropout < 1:
