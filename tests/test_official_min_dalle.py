@@ -9,9 +9,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+import chainrule
 from chainrule.conditioning.dalle_mini import DalleMiniTokenizer, name_emoji
 from chainrule.core import Context, entry
-from chainrule.official import import_release, min_dalle
+from chainrule.official import convert, import_release, min_dalle
 from chainrule.priors.dalle_bart import DalleBart
 from chainrule.tokenizers.vqgan import VQGAN
 
@@ -79,6 +80,17 @@ def pixels(tokenizer, codes):
 
 def close(ours, theirs, tolerance=1e-4):
     torch.testing.assert_close(ours, theirs, rtol=0, atol=tolerance)
+
+
+@needs_fixture
+def test_it_becomes_a_pipeline(tmp_path, imported):
+    convert(SOURCE, tmp_path / "model")
+    pipeline, codes = chainrule.load(tmp_path / "model"), load_file(SOURCE / "io.safetensors")["in.codes"]
+    assert pipeline.prior.config == imported.prior.config and not pipeline.tokenizer.config.has_encoder
+    codes = (codes.reshape(4, 16, 16, 1),)
+    assert torch.equal(pipeline.tokenizer.decode(codes), imported.tokenizer.decode(codes))
+    with pytest.raises(ValueError, match="has no encoder"):
+        pipeline.reconstruct(torch.zeros(1, 3, 32, 32, dtype=torch.uint8))
 
 
 @needs_fixture
