@@ -33,7 +33,7 @@ class Imported:
     non_commercial: whether that licence forbids commercial use; said aloud wherever the model is shown
     files:          the sha256 of every file read, by its name inside the source
     prior:          over the tokenizer's codes, where the release has one
-    text_tokenizer: of a prior that is conditioned on texts
+    text_tokenizer: of the texts that the prior reads, where it reads any
     """
 
     tokenizer: Tokenizer
