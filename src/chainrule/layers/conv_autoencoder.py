@@ -36,6 +36,7 @@ class ConvAutoencoderConfig(ImageConfig):
     dropout:          in the residual blocks
     norm_groups:      of the group normalisation; divides base_channels
     resample_convolution: whether halving and doubling have convolutions (else: means of 2x2 pixels, and none)
+    norm_eps:         what the group normalisation adds to variances
     """
 
     base_channels: int = 128
@@ -46,6 +47,7 @@ class ConvAutoencoderConfig(ImageConfig):
     dropout: float = 0.0
     norm_groups: int = 32
     resample_convolution: bool = True
+    norm_eps: float = 1e-6
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -61,6 +63,8 @@ class ConvAutoencoderConfig(ImageConfig):
             )
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout must lie in 0..1, 1 excluded, got {self.dropout}")
+        if not self.norm_eps > 0:
+            raise ValueError(f"norm_eps must be above 0, got {self.norm_eps}")
 
     @property
     def factor(self) -> int:
@@ -69,7 +73,7 @@ class ConvAutoencoderConfig(ImageConfig):
 
 
 def group_norm(channels: int, config: ConvAutoencoderConfig) -> nn.GroupNorm:
-    return nn.GroupNorm(config.norm_groups, channels, eps=1e-6)
+    return nn.GroupNorm(config.norm_groups, channels, eps=config.norm_eps)
 
 
 class ResidualBlock(nn.Module):

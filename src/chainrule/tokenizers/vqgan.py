@@ -37,6 +37,7 @@ class VQGANConfig(ConvAutoencoderConfig):
 
     num_codes, dim: size of the codebook
     beta, learning, legacy_beta, decay, restart_below, metric: of the VectorQuantizer
+    has_encoder: False is half a VQGAN, which decodes only: some releases hold no more
     """
 
     num_codes: int = 1024
@@ -47,6 +48,7 @@ class VQGANConfig(ConvAutoencoderConfig):
     decay: float = 0.99
     restart_below: float = 0.1
     metric: Literal["euclidean", "cosine"] = "euclidean"
+    has_encoder: bool = True
 
 
 @dataclass(frozen=True)
@@ -86,6 +88,7 @@ TINY = {
         "tiny-ema": Preset(VQGANConfig(**TINY, channels=1, num_codes=12, dim=5, learning="ema")),
         "f16-1024": Preset(VQGANConfig(256, 256)),
         "f16-16384": Preset(VQGANConfig(256, 256, num_codes=16384)),
+        "dalle-mini": Preset(VQGANConfig(256, 256, num_codes=16384, norm_eps=1e-5, has_encoder=False)),
         "emoji64": Preset(
             VQGANConfig(64, 64, base_channels=32, multipliers=(1, 2, 4), num_blocks=1, attention_levels=(2,),
                         latent_channels=64, num_codes=512, dim=32, beta=0.25, learning="ema")
@@ -97,9 +100,9 @@ class VQGAN(GridTokenizer):
 
     def __init__(self, config: VQGANConfig) -> None:
         super().__init__(config, config.factor, 1, config.num_codes)
-        self.encoder = Encoder(config)
+        self.encoder = Encoder(config) if config.has_encoder else None
         self.decoder = Decoder(config)
-        self.to_codebook = nn.Conv2d(config.latent_channels, config.dim, 1)
+        self.to_codebook = nn.Conv2d(config.latent_channels, config.dim, 1) if config.has_encoder else None
         self.from_codebook = nn.Conv2d(config.dim, config.latent_channels, 1)
         self.quantizer = VectorQuantizer(
             config.num_codes, config.dim, metric=config.metric, learning=config.learning, beta=config.beta,
@@ -107,6 +110,8 @@ class VQGAN(GridTokenizer):
         )  # fmt: skip
 
     def features(self, images: Tensor) -> Tensor:
+        if self.encoder is None:
+            raise ValueError("this VQGAN has no encoder, its release holds none: it turns codes into images only")
         return self.to_codebook(self.encoder(images))
 
     def encode_features(self, features: Tensor) -> Tensor:

@@ -1,0 +1,211 @@
+"""Transformer blocks of an encoder, and of a decoder that reads the encoder's output by cross-attention.
+
+    encoder    x <- x + self(x)                                        x <- x + mlp(x)
+    decoder    x <- x + self(x)        x <- x + cross(x, memory)       x <- x + mlp(x)
+
+    self(x) = M W_o attention(W_q N x, W_k N x, W_v N x)        cross(x, y) = M W_o attention(W_q N x, W_k y, W_v y)
+
+without biases (Vaswani et al. 2017, arXiv:1706.03762, with the norms N before each branch).  A model says which norms
+N and M are, and brings its MLP.  A `CrossDecoder` holds the blocks as one step reads them, in an explicit precision
+(see `transformer`); the keys and values of the memory are computed once, when the state is made.
+
+Shape letters: B batch, T tokens, S tokens of the memory, L blocks, E width, H heads, F features of a head, K outputs.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import get_args
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..core import Context
+from .transformer import Head, KVCache, Precision, pack_linear
+
+Norm = Callable[[int], nn.Module]
+"""Makes a layer that keeps (..., E), from E."""
+
+
+class SelfAttention(nn.Module):
+    """What tokens take from one another."""
+
+    def __init__(self, width: int, num_heads: int, norm: Norm, out_norm: Norm) -> None:
+        super().__init__()
+        assert width % num_heads == 0, (width, num_heads)
+        self.num_heads = num_heads
+        self.norm, self.out_norm = norm(width), out_norm(width)
+        self.query_key_value = nn.Linear(width, 3 * width, bias=False)
+        self.projection = nn.Linear(width, width, bias=False)
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        """(B, T, E) -> (B, T, E); `mask`, bool, broadcasts to (B, H, T, T): whether a token (row) sees another."""
+        q, k, v = _heads(self.query_key_value(self.norm(x)), 3, self.num_heads)
+        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+        return self.out_norm(self.projection(y.transpose(1, 2).flatten(2)))
+
+    def step(self, x: Tensor, keys: Tensor, values: Tensor, t: int, seen: slice | Tensor) -> Tensor:
+        """Token t, (B, E) -> (B, E), which sees the tokens `seen`; enters it into the caches (B, H, capacity, F)."""
+        heads = self.query_key_value(self.norm(x)).unflatten(-1, (3, self.num_heads, 1, -1))
+        q, keys[:, :, t : t + 1], values[:, :, t : t + 1] = heads.unbind(1)
+        y = F.scaled_dot_product_attention(q, keys[:, :, seen], values[:, :, seen])
+        return self.out_norm(self.projection(y.flatten(1)))
+
+
+class CrossAttention(nn.Module):
+    """What tokens take from those of a memory."""
+
+    def __init__(self, width: int, num_heads: int, norm: Norm, out_norm: Norm) -> None:
+        super().__init__()
+        assert width % num_heads == 0, (width, num_heads)
+        self.num_heads = num_heads
+        self.norm, self.out_norm = norm(width), out_norm(width)
+        self.query = nn.Linear(width, width, bias=False)
+        self.key_value = nn.Linear(width, 2 * width, bias=False)
+        self.projection = nn.Linear(width, width, bias=False)
+
+    def read(self, memory: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values (B, H, S, F) of a memory (B, S, E)."""
+        return _heads(self.key_value(memory), 2, self.num_heads)
+
+    def forward(self, x: Tensor, memory: Tensor, mask: Tensor) -> Tensor:
+        """(B, T, E), (B, S, E) -> (B, T, E); `mask`, bool (B, 1, 1, S): which tokens of the memory are seen."""
+        (q,) = _heads(self.query(self.norm(x)), 1, self.num_heads)
+        y = F.scaled_dot_product_attention(q, *self.read(memory), attn_mask=mask)
+        return self.out_norm(self.projection(y.transpose(1, 2).flatten(2)))
+
+    def step(self, x: Tensor, keys: Tensor, values: Tensor, mask: Tensor) -> Tensor:
+        """One token (B, E) -> (B, E), with what `read` gave."""
+        q = self.query(self.norm(x)).unflatten(-1, (self.num_heads, 1, -1))
+        y = F.scaled_dot_product_attention(q, keys, values, attn_mask=mask)
+        return self.out_norm(self.projection(y.flatten(1)))
+
+
+def _heads(x: Tensor, count: int, num_heads: int) -> tuple[Tensor, ...]:
+    """(B, T, count E) -> `count` tensors (B, H, T, F)."""
+    return x.unflatten(-1, (count, num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
+
+
+class EncoderBlock(nn.Module):
+    """Self-attention and an MLP, each added to its input; `dropout` is a share of what is added."""
+
+    def __init__(self, width: int, num_heads: int, mlp: nn.Module, norm: Norm, out_norm: Norm, dropout: float) -> None:
+        super().__init__()
+        self.attention = SelfAttention(width, num_heads, norm, out_norm)
+        self.mlp = mlp
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        """(B, T, E) -> (B, T, E); `mask` as in SelfAttention."""
+        x = x + self.dropout(self.attention(x, mask))
+        return x + self.dropout(self.mlp(x))
+
+
+class DecoderBlock(nn.Module):
+    """Self-attention, cross-attention and an MLP, each added to its input; `dropout` is a share of what is added."""
+
+    def __init__(self, width: int, num_heads: int, mlp: nn.Module, norm: Norm, out_norm: Norm, dropout: float) -> None:
+        super().__init__()
+        self.attention = SelfAttention(width, num_heads, norm, out_norm)
+        self.cross = CrossAttention(width, num_heads, norm, out_norm)
+        self.mlp = mlp
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor, mask: Tensor, memory: Tensor, memory_mask: Tensor) -> Tensor:
+        """(B, T, E) -> (B, T, E); masks as in SelfAttention and CrossAttention."""
+        x = x + self.dropout(self.attention(x, mask))
+        x = x + self.dropout(self.cross(x, memory, memory_mask))
+        return x + self.dropout(self.mlp(x))
+
+
+@dataclass
+class CrossState:
+    """What a decoder remembers of the tokens read so far and of the memory."""
+
+    cache: KVCache
+    keys: Tensor  # (B, L, H, S, F), of the memory
+    values: Tensor  # (B, L, H, S, F)
+    mask: Tensor  # bool (B, 1, 1, S), which tokens of the memory are seen
+    decoder: CrossDecoder
+
+
+class CrossDecoder:
+    """Decoder blocks with a head on top, one token at a time; without gradients.
+
+    Holds the weights packed for a precision, and no tensor of the batch: pack once, decode many images.
+
+    Args:
+        blocks: in evaluation mode; their dropout is not applied.
+        precision: float32, bfloat16 or int8.
+        head: gives the outputs.
+        distances: int64 (n,), ascending from 0: how far back the tokens stand that a token sees; it sees all where
+            these are 0, 1, 2 and so on.
+
+    Raises:
+        ValueError: no such precision.
+    """
+
+    def __init__(self, blocks: Sequence[DecoderBlock], precision: Precision, head: Head, distances: Tensor) -> None:
+        if precision not in get_args(Precision):
+            raise ValueError(f"precision must be one of {', '.join(get_args(Precision))}, got {precision!r}")
+        self.originals = list(blocks)
+        self.blocks, self.head = [_pack(block, precision) for block in blocks], _pack(head, precision)
+        self.distances = distances
+        self.is_dense = bool((distances == torch.arange(len(distances), device=distances.device)).all())
+
+    @torch.no_grad()
+    def start(self, memory: Tensor, mask: Tensor, capacity: int) -> CrossState:
+        """The state before the first of at most `capacity` tokens, from a memory (B, S, E) and its mask."""
+        attention = self.originals[0].attention
+        width = attention.projection.in_features
+        shape = (len(memory), len(self.blocks), attention.num_heads, capacity, width // attention.num_heads)
+        cache = KVCache(memory.new_zeros(shape), memory.new_zeros(shape), 0)
+        read = [block.cross.read(memory) for block in self.originals]
+        keys, values = (torch.stack(tensors, 1) for tensors in zip(*read, strict=True))
+        return CrossState(cache, keys, values, mask, self)
+
+    @torch.no_grad()
+    def step(self, x: Tensor, state: CrossState) -> Tensor:
+        """Reads one token (B, E): outputs (B, K); changes `state`."""
+        cache, t = state.cache, state.cache.length
+        assert t < cache.keys.shape[3], "the cache is full"
+        cache.length = t + 1
+        seen = slice(0, t + 1) if self.is_dense else t - self.distances[self.distances <= t]
+        for index, block in enumerate(self.blocks):
+            x = x + block.attention.step(x, cache.keys[:, index], cache.values[:, index], t, seen)
+            x = x + block.cross.step(x, state.keys[:, index], state.values[:, index], state.mask)
+            x = x + block.mlp(x)
+        return self.head(x)
+
+
+class _PackedLinear(nn.Module):
+    def __init__(self, linear: nn.Linear, precision: Precision) -> None:
+        super().__init__()
+        self.apply_weights = pack_linear(linear, precision)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.apply_weights(x)
+
+
+def _pack(module: nn.Module, precision: Precision) -> nn.Module:
+    """The module, its linear layers replaced by packed ones; everything else is shared with it."""
+    if precision == "float32":
+        return module
+    if isinstance(module, nn.Linear):
+        return _PackedLinear(module, precision)
+    packed = copy.copy(module)
+    packed._modules = {name: _pack(child, precision) for name, child in module._modules.items()}
+    return packed
+
+
+def check_text(context: Context, batch_size: int, length: int, vocab_size: int) -> None:
+    """Raises ValueError unless the context holds texts of `length` tokens in 0..vocab_size-1, one per image."""
+    text = context.text
+    if text is None or text.dtype != torch.int64 or tuple(text.shape) != (batch_size, length):
+        found = "nothing" if text is None else f"{str(text.dtype)[6:]} {tuple(text.shape)}"
+        raise ValueError(f"text must be token ids, int64 ({batch_size}, {length}), got {found}")
+    if text.numel() and not (int(text.min()) >= 0 and int(text.max()) < vocab_size):
+        raise ValueError(f"text must lie in 0..{vocab_size - 1}, got {int(text.min())}..{int(text.max())}")

@@ -1,0 +1,173 @@
+"""DALL-E Mini and Mega: Dayma et al. 2021, https://github.com/borisdayma/dalle-mini, as kuprel/min-dalle runs them.
+
+A BART (Lewis et al. 2019, arXiv:1910.13461) from texts w to the codes s_1 .. s_T of one grid:
+
+    y = N encoder(N(embed(w) + positions))
+    p(s | w) = prod_i softmax(W N decoder(N(embed(start, s_1, ..., s_(i-1)) + positions); y))_(s_i)
+
+with a LayerNorm N on the embeddings and another at the end.  In the blocks, as in NormFormer (Shleifer et al. 2021,
+arXiv:2110.09456), attention has a LayerNorm before and one after it, inside the branch, and the MLP is gated,
+
+    x <- x + W_2 N(gelu(W_0 N x) * W_1 N x)
+
+There are no biases but those of the norms.  Padding has id 1 and is not seen.  The start token is the row of the last
+code; embedding and classifier may have rows beyond the codes of the tokenizer, which are never drawn.
+
+Deviation: W_0 and W_1, and queries, keys and values, are one matrix each.
+
+Shape letters: B batch, S tokens of the text, T codes, E width, K vocabulary.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..core import Codes, CodeSpec, Context, Preset, register
+from ..layers.encoder_decoder import CrossDecoder, CrossState, DecoderBlock, EncoderBlock, check_text
+from ..layers.transformer import STD, Head, Precision, TransformerPrior, initialize
+
+PADDING = 1
+
+
+@dataclass(frozen=True)
+class DalleBartConfig:
+    """Sizes.
+
+    num_layers, width, num_heads:      of encoder and decoder alike
+    hidden:                            features of the MLPs
+    num_rows:                          of the code embedding and of the classifier, at least the codes
+    text_length, text_vocab_size:      tokens of a padded text, each of so many values; 1 is padding
+    """
+
+    num_layers: int = 12
+    width: int = 1024
+    num_heads: int = 16
+    hidden: int = 2730
+    num_rows: int = 16385
+    text_length: int = 64
+    text_vocab_size: int = 50264
+
+    def __post_init__(self) -> None:
+        for name in ("num_layers", "width", "num_heads", "hidden", "text_length"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.width % self.num_heads:
+            raise ValueError(f"width ({self.width}) must be a multiple of num_heads ({self.num_heads})")
+        if self.text_vocab_size < 3:
+            raise ValueError(
+                f"text_vocab_size must be at least 3 (start, padding and a token), got {self.text_vocab_size}"
+            )
+
+
+class GatedMLP(nn.Module):
+    """W_2 N(gelu(W_0 N x) * W_1 N x)."""
+
+    def __init__(self, width: int, hidden: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(width)
+        self.expand = nn.Linear(width, 2 * hidden, bias=False)
+        self.hidden_norm = nn.LayerNorm(hidden)
+        self.contract = nn.Linear(hidden, width, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        gate, value = self.expand(self.norm(x)).chunk(2, dim=-1)
+        return self.contract(self.hidden_norm(F.gelu(gate) * value))
+
+
+@register(
+    "priors",
+    "dalle_bart",
+    DalleBartConfig,
+    {
+        "tiny": Preset(DalleBartConfig(2, 8, 2, 6, 4, 3, 5), CodeSpec.single(2, 3, 1, 3)),
+        "mini": Preset(DalleBartConfig(), CodeSpec.single(16, 16, 1, 16384)),
+        "mega": Preset(DalleBartConfig(24, 2048, 32, 4096, 16416, 64, 50272), CodeSpec.single(16, 16, 1, 16384)),
+    },
+)
+class DalleBart(TransformerPrior):
+    """An encoder of texts and a decoder over one grid of codes.
+
+    Args:
+        spec: one grid; codes of depth above 1 are flattened like all others.
+        config: sizes.
+
+    Raises:
+        ValueError: fewer rows than codes.
+    """
+
+    def __init__(self, spec: CodeSpec, config: DalleBartConfig) -> None:
+        super().__init__()
+        self.spec, self.config = spec, config
+        self.text_length = config.text_length
+        grid, width = spec.only, config.width
+        if config.num_rows < grid.vocab_size:
+            raise ValueError(f"num_rows ({config.num_rows}) must be at least the number of codes, {grid.vocab_size}")
+        norms = {"norm": nn.LayerNorm, "out_norm": nn.LayerNorm, "dropout": 0.0}
+        self.words = nn.Embedding(config.text_vocab_size, width)
+        self.word_positions = nn.Parameter(torch.empty(config.text_length, width))
+        self.words_norm = nn.LayerNorm(width)
+        self.encoder = nn.ModuleList(
+            EncoderBlock(width, config.num_heads, GatedMLP(width, config.hidden), **norms)
+            for _ in range(config.num_layers)
+        )
+        self.encoder_norm = nn.LayerNorm(width)
+        self.codes = nn.Embedding(config.num_rows, width)
+        self.positions = nn.Parameter(torch.empty(grid.num_codes, width))
+        self.codes_norm = nn.LayerNorm(width)
+        self.decoder = nn.ModuleList(
+            DecoderBlock(width, config.num_heads, GatedMLP(width, config.hidden), **norms)
+            for _ in range(config.num_layers)
+        )
+        self.head = Head(width, config.num_rows, bias=False)
+        self.apply(initialize)
+        for parameter in (self.word_positions, self.positions):
+            nn.init.normal_(parameter, std=STD)
+
+    def check_context(self, context: Context, batch_size: int) -> None:
+        super().check_context(context, batch_size)
+        check_text(context, batch_size, self.text_length, self.config.text_vocab_size)
+        if bool((context.text == PADDING).all(1).any()):
+            raise ValueError("a text must have a token beside the padding; the empty text is <s> </s>")
+
+    def encode(self, text: Tensor) -> tuple[Tensor, Tensor]:
+        """int64 (B, S) -> the encoder's output (B, S, E), and which of its tokens are seen, bool (B, 1, 1, S)."""
+        seen = (text != PADDING)[:, None, None]
+        x = self.words_norm(self.words(text) + self.word_positions)
+        for block in self.encoder:
+            x = block(x, seen)
+        return self.encoder_norm(x), seen
+
+    def rows(self, flat: Tensor, context: Context) -> Tensor:
+        """Codes in order, int64 (B, T) -> logits of all rows of the classifier, (B, T, num_rows)."""
+        memory, seen = self.encode(context.text)
+        start = torch.full_like(flat[:, :1], self.spec.only.vocab_size - 1)
+        x = self.codes(torch.cat([start, flat[:, :-1]], dim=1)) + self.positions
+        x, length = self.codes_norm(x), flat.shape[1]
+        mask = torch.ones(length, length, dtype=torch.bool, device=flat.device).tril()
+        for block in self.decoder:
+            x = block(x, mask, memory, seen)
+        return self.head(x)
+
+    def forward(self, codes: Codes, context: Context) -> tuple[Tensor, ...]:
+        grid = self.spec.only
+        logits = self.rows(self.spec.flatten(codes), context)[..., : grid.vocab_size]
+        return (logits.unflatten(1, grid.shape),)
+
+    def pack(self, precision: Precision) -> CrossDecoder:
+        distances = torch.arange(self.spec.num_codes, device=self.positions.device)
+        return CrossDecoder(self.decoder, precision, self.head, distances)
+
+    @torch.no_grad()
+    def start(self, packed: CrossDecoder, batch_size: int, context: Context) -> CrossState:
+        self.check_context(context, batch_size)
+        return packed.start(*self.encode(context.text), self.spec.num_codes)
+
+    def step(self, previous: Tensor, state: CrossState) -> tuple[Tensor, CrossState]:
+        t, num_codes = state.cache.length, self.spec.only.vocab_size
+        token = torch.full_like(previous, num_codes - 1) if t == 0 else previous
+        x = self.codes_norm(self.codes(token) + self.positions[t])
+        return state.decoder.step(x, state)[:, :num_codes], state

@@ -1,0 +1,192 @@
+"""Parti: Yu et al., "Scaling Autoregressive Models for Content-Rich Text-to-Image Generation", arXiv:2206.10789.
+
+An encoder reads the tokens w of a text, both ways; a decoder draws the codes s_1 .. s_T of one grid in the order of the
+factorisation, and looks at the text by cross-attention in every block:
+
+    y = encoder(embed(w) + positions)        p(s | w) = prod_i softmax(W decoder(start, s_1, ..., s_(i-1); y))_(s_i)
+
+Both end in a LayerNorm.  The blocks have matrices only, 12 E^2 numbers in one of the encoder and 16 E^2 in one of the
+decoder; these are the sizes by which the models are called.  Texts are padded with token 0 to `text_length`, and
+padding is not seen.  The empty text is the condition of guidance: a text of padding alone is read as one token, the
+padding, whose vector is thus the learned null condition.
+
+With `attention_radius` r the decoder's self-attention is sparse in the shape of a convolution, as in DALL-E: a token
+sees itself and those before it that stand at most r rows above and r columns to the left or right, columns counted
+around the edges of the grid:
+
+    token i sees token i - d        d >= 0, d = a W + b, 0 <= a <= r, -r <= b <= r
+
+with W codes in a row, and token i that which reads code i - 1.
+
+Deviations: the norms before the branches have no gain and no bias, as matrices follow them.  What the paper leaves
+open: the activation (here GELU), the positions (here learned, one per token), the radius (here that of DALL-E, 5).
+
+Shape letters: B batch, S tokens of the text, T codes, E width, K vocabulary.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..core import Codes, CodeSpec, Context, Preset, register
+from ..layers.encoder_decoder import CrossDecoder, CrossState, DecoderBlock, EncoderBlock, check_text
+from ..layers.transformer import STD, Head, Precision, TransformerPrior, initialize
+
+PADDING = 0
+
+
+@dataclass(frozen=True)
+class PartiConfig:
+    """Sizes; the MLPs have 4 `width` features.
+
+    width, num_heads:                  of both halves
+    encoder_layers, decoder_layers:    blocks
+    text_length, text_vocab_size:      tokens of a padded text, each of so many values; 0 is padding
+    attention_radius:                  r above; 0 for full attention
+    dropout:                           share of features dropped from what attention and MLP add, and of the inputs
+    """
+
+    encoder_layers: int = 12
+    decoder_layers: int = 12
+    width: int = 1024
+    num_heads: int = 16
+    text_length: int = 128
+    text_vocab_size: int = 16000
+    attention_radius: int = 0
+    dropout: float = 0.1
+
+    def __post_init__(self) -> None:
+        for name in ("encoder_layers", "decoder_layers", "width", "num_heads", "text_length"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.width % self.num_heads:
+            raise ValueError(f"width ({self.width}) must be a multiple of num_heads ({self.num_heads})")
+        if self.text_vocab_size < 2:
+            raise ValueError(f"text_vocab_size must be at least 2 (padding and a token), got {self.text_vocab_size}")
+        if self.attention_radius < 0:
+            raise ValueError(f"attention_radius must be at least 0 (full attention), got {self.attention_radius}")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout must lie in [0, 1), got {self.dropout}")
+
+
+class MLP(nn.Module):
+    """W_2 gelu(W_1 N x), of 4 E features."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.norm = plain_norm(width)
+        self.expand = nn.Linear(width, 4 * width, bias=False)
+        self.contract = nn.Linear(4 * width, width, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.contract(F.gelu(self.expand(self.norm(x))))
+
+
+plain_norm = partial(nn.LayerNorm, elementwise_affine=False)
+TINY = {"encoder_layers": 1, "decoder_layers": 2, "width": 8, "num_heads": 2, "text_length": 3, "text_vocab_size": 5}
+PAPER = {"attention_radius": 5}
+PAPER_SPEC = CodeSpec.single(32, 32, 1, 8192)
+
+
+@register(
+    "priors",
+    "parti",
+    PartiConfig,
+    {
+        "tiny": Preset(PartiConfig(**TINY), CodeSpec.single(2, 2, 2, 2)),
+        "tiny-sparse": Preset(PartiConfig(**TINY, attention_radius=1), CodeSpec.single(2, 5, 1, 2)),
+        "350m": Preset(PartiConfig(12, 12, 1024, 16, **PAPER), PAPER_SPEC),
+        "750m": Preset(PartiConfig(12, 36, 1024, 16, **PAPER), PAPER_SPEC),
+        "3b": Preset(PartiConfig(12, 36, 2048, 32, **PAPER), PAPER_SPEC),
+        "20b": Preset(PartiConfig(16, 64, 4096, 64, **PAPER), PAPER_SPEC),
+    },
+)
+class Parti(TransformerPrior):
+    """An encoder of texts and a decoder over one grid of codes.
+
+    Args:
+        spec: one grid; codes of depth above 1 are flattened like all others.
+        config: sizes.
+    """
+
+    def __init__(self, spec: CodeSpec, config: PartiConfig) -> None:
+        super().__init__()
+        self.spec, self.config = spec, config
+        self.text_length = config.text_length
+        grid, width = spec.only, config.width
+        block = {"norm": plain_norm, "out_norm": nn.Identity, "dropout": config.dropout}
+        self.words = nn.Embedding(config.text_vocab_size, width)
+        self.word_positions = nn.Parameter(torch.empty(config.text_length, width))
+        self.encoder = nn.ModuleList(
+            EncoderBlock(width, config.num_heads, MLP(width), **block) for _ in range(config.encoder_layers)
+        )
+        self.encoder_norm = nn.LayerNorm(width)
+        self.beginning = nn.Parameter(torch.empty(width))
+        self.codes = nn.Embedding(grid.vocab_size, width)
+        self.positions = nn.Parameter(torch.empty(grid.num_codes, width))
+        self.decoder = nn.ModuleList(
+            DecoderBlock(width, config.num_heads, MLP(width), **block) for _ in range(config.decoder_layers)
+        )
+        self.head = Head(width, grid.vocab_size, bias=False)
+        self.dropout = nn.Dropout(config.dropout)
+        distances = attention_distances(grid.num_codes, grid.width * grid.depth, config.attention_radius)
+        self.register_buffer("distances", torch.tensor(distances), persistent=False)
+        self.apply(initialize)
+        for parameter in (self.word_positions, self.beginning, self.positions):
+            nn.init.normal_(parameter, std=STD)
+
+    def check_context(self, context: Context, batch_size: int) -> None:
+        super().check_context(context, batch_size)
+        check_text(context, batch_size, self.text_length, self.config.text_vocab_size)
+
+    def encode(self, text: Tensor) -> tuple[Tensor, Tensor]:
+        """int64 (B, S) -> the encoder's output (B, S, E), and which of its tokens are seen, bool (B, 1, 1, S)."""
+        seen = text != PADDING
+        seen = torch.cat([seen[:, :1] | ~seen.any(1, keepdim=True), seen[:, 1:]], dim=1)[:, None, None]
+        x = self.dropout(self.words(text) + self.word_positions)
+        for block in self.encoder:
+            x = block(x, seen)
+        return self.encoder_norm(x), seen
+
+    def forward(self, codes: Codes, context: Context) -> tuple[Tensor, ...]:
+        memory, seen = self.encode(context.text)
+        flat = self.spec.flatten(codes)
+        x = torch.cat([self.beginning.expand(len(flat), 1, -1), self.codes(flat[:, :-1])], dim=1)
+        x = self.dropout(x + self.positions)
+        t = torch.arange(flat.shape[1], device=flat.device)
+        mask = torch.isin(t[:, None] - t, self.distances)
+        for block in self.decoder:
+            x = block(x, mask, memory, seen)
+        return (self.head(x).unflatten(1, self.spec.only.shape),)
+
+    def pack(self, precision: Precision) -> CrossDecoder:
+        return CrossDecoder(self.decoder, precision, self.head, self.distances)
+
+    @torch.no_grad()
+    def start(self, packed: CrossDecoder, batch_size: int, context: Context) -> CrossState:
+        self.check_context(context, batch_size)
+        return packed.start(*self.encode(context.text), self.spec.num_codes)
+
+    def step(self, previous: Tensor, state: CrossState) -> tuple[Tensor, CrossState]:
+        t = state.cache.length
+        x = self.beginning.expand(len(previous), -1) if t == 0 else self.codes(previous)
+        return state.decoder.step(x + self.positions[t], state), state
+
+
+def attention_distances(num_codes: int, row: int, radius: int) -> list[int]:
+    """How far back the tokens stand that a token sees: ascending, in 0..num_codes-1.
+
+    Args:
+        num_codes: tokens in all.
+        row: tokens in a row of the grid.
+        radius: r above; 0 for all tokens.
+    """
+    if radius == 0:
+        return list(range(num_codes))
+    window = {a * row + b for a in range(radius + 1) for b in range(-radius, radius + 1)}
+    return sorted(distance for distance in window if 0 <= distance < num_codes)
