@@ -97,7 +97,7 @@ def null(count: int) -> Context:
 def test_guidance_that_cannot_be_is_refused():
     with pytest.raises(ValueError, match="trained with labels dropped"):
         pipeline(null_label=False).sample(1, "cat", guidance=2.0)
-    with pytest.raises(ValueError, match="needs a label to draw towards"):
+    with pytest.raises(ValueError, match="needs a label or a text to draw towards"):
         pipeline().sample(1, guidance=2.0)
 
 

@@ -115,7 +115,7 @@ def test_likelihood_of_texts():
 @pytest.mark.parametrize(
     ("name", "context", "words"),
     [
-        ("tiny", Context(text=torch.zeros(1, 3, dtype=torch.int64)), "not conditioned on texts"),
+        ("tiny", Context(text=torch.zeros(1, 3, dtype=torch.int64)), "takes no text"),
         ("tiny-text", Context(), r"int64 \(1, 3\), got nothing"),
         ("tiny-text", Context(text=torch.zeros(1, 2, dtype=torch.int64)), r"got int64 \(1, 2\)"),
         ("tiny-text", Context(text=torch.full((1, 3), 5)), "in 0..4, got 5..5"),

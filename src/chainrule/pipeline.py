@@ -379,9 +379,10 @@ def check_text_tokenizer(text_tokenizer: TextTokenizer, prior: Prior) -> None:
                 f"the prior models texts of {grid.num_codes} tokens in 0..{grid.vocab_size - 1}, padded with 0; the "
                 f"text tokenizer gives {given.length} in 0..{given.vocab_size - 1}, padded with {given.pad}"
             )
-    elif prior.text_length != text_tokenizer.length:
+    elif prior.text_length != text_tokenizer.length or prior.text_vocab_size < text_tokenizer.vocab_size:
         raise ValueError(
-            f"the prior reads texts of {prior.text_length} tokens, the text tokenizer gives {text_tokenizer.length}"
+            f"the prior reads texts of {prior.text_length} tokens in 0..{prior.text_vocab_size - 1}, the text "
+            f"tokenizer gives {text_tokenizer.length} in 0..{text_tokenizer.vocab_size - 1}"
         )
 
 

@@ -25,8 +25,9 @@ class Prior(nn.Module, ABC):
 
     `num_classes` is the number of class labels the model is conditioned on, 0 for none.  With `null_label` the last
     of them says "no class": the model was trained with labels dropped, and can be guided (`decoding.Guided`).
-    `text_length` is the number of tokens of a text in its context, 0 for none.  A model with `joint_text` has no text
-    in its context: the first grid of its codes is the text, (1, L, 1), in which code 0 is padding.
+    `text_length` is the number of tokens of a text in its context, each below `text_vocab_size`; 0 for none.  A model
+    with `joint_text` has no text in its context: the first grid of its codes is the text, (1, L, 1), in which code 0 is
+    padding.
     """
 
     name: str  # set by the registry
@@ -34,6 +35,7 @@ class Prior(nn.Module, ABC):
     num_classes: int = 0
     null_label: bool = False
     text_length: int = 0
+    text_vocab_size: int = 0
     joint_text: bool = False
 
     @property
@@ -98,16 +100,16 @@ class Prior(nn.Module, ABC):
 
     def check_context(self, context: Context, batch_size: int) -> None:
         """Raises ValueError unless the context holds what this model is conditioned on, in range."""
-        if context.text is not None and self.text_length == 0:
-            where = ": it is the first grid of the codes" if self.joint_text else ""
-            raise ValueError(f"this model takes no text in its context{where}; leave it out")
+        self._check_label(context.label, batch_size)
+        self._check_text(context.text, batch_size)
+
+    def _check_label(self, label: Tensor | None, batch_size: int) -> None:
         if self.num_classes == 0:
-            if context.label is not None:
+            if label is not None:
                 raise ValueError("this model has no classes: a label would be ignored; leave it out")
             return
-        if context.label is None:
+        if label is None:
             raise ValueError(f"this model is conditioned on a class: give a label in 0..{self.num_classes - 1}")
-        label = context.label
         if tuple(label.shape) != (batch_size,):
             raise ValueError(f"label must be int64 ({batch_size},), got {tuple(label.shape)}")
         if label.numel() and not (int(label.min()) >= 0 and int(label.max()) < self.num_classes):
@@ -121,6 +123,20 @@ class Prior(nn.Module, ABC):
         A model that reads them keeps them in a buffer, and raises ValueError where they do not suit it; one that learns
         its own, as here, needs none.
         """
+
+    def _check_text(self, text: Tensor | None, batch_size: int) -> None:
+        if self.text_length == 0:
+            if text is not None:
+                where = ": it is the first grid of the codes" if self.joint_text else ""
+                raise ValueError(f"this model takes no text in its context{where}; leave it out")
+            return
+        if text is None or text.dtype != torch.int64 or tuple(text.shape) != (batch_size, self.text_length):
+            found = "nothing" if text is None else f"{str(text.dtype)[6:]} {tuple(text.shape)}"
+            raise ValueError(f"text must be token ids, int64 ({batch_size}, {self.text_length}), got {found}")
+        if text.numel() and not (int(text.min()) >= 0 and int(text.max()) < self.text_vocab_size):
+            raise ValueError(
+                f"text must lie in 0..{self.text_vocab_size - 1}, got {int(text.min())}..{int(text.max())}"
+            )
 
 
 def _float(logits: Tensor) -> Tensor:

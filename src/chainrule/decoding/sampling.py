@@ -108,6 +108,9 @@ class Rerun(Prior):
         super().__init__()
         self.prior, self.spec, self.num_classes = prior, prior.spec, prior.num_classes
 
+    def check_context(self, context: Context, batch_size: int) -> None:
+        self.prior.check_context(context, batch_size)
+
     def forward(self, codes: Codes, context: Context) -> tuple[Tensor, ...]:
         return self.prior(codes, context)
 

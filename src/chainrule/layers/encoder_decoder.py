@@ -23,7 +23,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..core import Context
 from .transformer import Head, KVCache, Precision, pack_linear
 
 Norm = Callable[[int], nn.Module]
@@ -199,13 +198,3 @@ def _pack(module: nn.Module, precision: Precision) -> nn.Module:
     packed = copy.copy(module)
     packed._modules = {name: _pack(child, precision) for name, child in module._modules.items()}
     return packed
-
-
-def check_text(context: Context, batch_size: int, length: int, vocab_size: int) -> None:
-    """Raises ValueError unless the context holds texts of `length` tokens in 0..vocab_size-1, one per image."""
-    text = context.text
-    if text is None or text.dtype != torch.int64 or tuple(text.shape) != (batch_size, length):
-        found = "nothing" if text is None else f"{str(text.dtype)[6:]} {tuple(text.shape)}"
-        raise ValueError(f"text must be token ids, int64 ({batch_size}, {length}), got {found}")
-    if text.numel() and not (int(text.min()) >= 0 and int(text.max()) < vocab_size):
-        raise ValueError(f"text must lie in 0..{vocab_size - 1}, got {int(text.min())}..{int(text.max())}")

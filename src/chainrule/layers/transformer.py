@@ -357,6 +357,9 @@ class Packed(Prior):
         self.text_length, self.joint_text = prior.text_length, prior.joint_text
         self.packed = prior.pack(precision)
 
+    def check_context(self, context: Context, batch_size: int) -> None:
+        self.prior.check_context(context, batch_size)
+
     def forward(self, codes: Codes, context: Context) -> tuple[Tensor, ...]:
         return self.prior(codes, context)
 

@@ -27,7 +27,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..core import Codes, CodeSpec, Context, Preset, register
-from ..layers.encoder_decoder import CrossDecoder, CrossState, DecoderBlock, EncoderBlock, check_text
+from ..layers.encoder_decoder import CrossDecoder, CrossState, DecoderBlock, EncoderBlock
 from ..layers.transformer import STD, Head, Precision, TransformerPrior, initialize
 
 PADDING = 1
@@ -102,7 +102,7 @@ class DalleBart(TransformerPrior):
     def __init__(self, spec: CodeSpec, config: DalleBartConfig) -> None:
         super().__init__()
         self.spec, self.config = spec, config
-        self.text_length = config.text_length
+        self.text_length, self.text_vocab_size = config.text_length, config.text_vocab_size
         grid, width = spec.only, config.width
         if config.num_rows < grid.vocab_size:
             raise ValueError(f"num_rows ({config.num_rows}) must be at least the number of codes, {grid.vocab_size}")
@@ -129,7 +129,6 @@ class DalleBart(TransformerPrior):
 
     def check_context(self, context: Context, batch_size: int) -> None:
         super().check_context(context, batch_size)
-        check_text(context, batch_size, self.text_length, self.config.text_vocab_size)
         if bool((context.text == PADDING).all(1).any()):
             raise ValueError("a text must have a token beside the padding; the empty text is <s> </s>")
 

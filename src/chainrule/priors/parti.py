@@ -34,7 +34,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..core import Codes, CodeSpec, Context, Preset, register
-from ..layers.encoder_decoder import CrossDecoder, CrossState, DecoderBlock, EncoderBlock, check_text
+from ..layers.encoder_decoder import CrossDecoder, CrossState, DecoderBlock, EncoderBlock
 from ..layers.transformer import STD, Head, Precision, TransformerPrior, initialize
 
 PADDING = 0
@@ -117,7 +117,7 @@ class Parti(TransformerPrior):
     def __init__(self, spec: CodeSpec, config: PartiConfig) -> None:
         super().__init__()
         self.spec, self.config = spec, config
-        self.text_length = config.text_length
+        self.text_length, self.text_vocab_size = config.text_length, config.text_vocab_size
         grid, width = spec.only, config.width
         block = {"norm": plain_norm, "out_norm": nn.Identity, "dropout": config.dropout}
         self.words = nn.Embedding(config.text_vocab_size, width)
@@ -139,10 +139,6 @@ class Parti(TransformerPrior):
         self.apply(initialize)
         for parameter in (self.word_positions, self.beginning, self.positions):
             nn.init.normal_(parameter, std=STD)
-
-    def check_context(self, context: Context, batch_size: int) -> None:
-        super().check_context(context, batch_size)
-        check_text(context, batch_size, self.text_length, self.config.text_vocab_size)
 
     def encode(self, text: Tensor) -> tuple[Tensor, Tensor]:
         """int64 (B, S) -> the encoder's output (B, S, E), and which of its tokens are seen, bool (B, 1, 1, S)."""

@@ -151,7 +151,8 @@ class RQTransformer(TransformerPrior):
         super().__init__()
         self.spec, self.config = spec, config
         self.grid = spec.only
-        self.num_classes, self.text_length = config.num_classes, config.text_length
+        self.num_classes = config.num_classes
+        self.text_length, self.text_vocab_size = config.text_length, config.text_vocab_size
         depth, width, num_codes = self.grid.depth, config.width, self.grid.vocab_size
         self.prefix_length = max(config.text_length, 1)
         self.num_positions = self.grid.height * self.grid.width
@@ -195,19 +196,6 @@ class RQTransformer(TransformerPrior):
                 raise ValueError("each depth has vectors of its own: set shared_codebook to false")
             weight = weight[0]
         self.codebook.copy_(weight)
-
-    def check_context(self, context: Context, batch_size: int) -> None:
-        super().check_context(context, batch_size)
-        if self.text_length == 0:
-            if context.text is not None:
-                raise ValueError("this model is not conditioned on texts: a text would be ignored; leave it out")
-            return
-        text, vocab_size = context.text, self.config.text_vocab_size
-        if text is None or text.dtype != torch.int64 or tuple(text.shape) != (batch_size, self.text_length):
-            found = "nothing" if text is None else f"{str(text.dtype)[6:]} {tuple(text.shape)}"
-            raise ValueError(f"text must be token ids, int64 ({batch_size}, {self.text_length}), got {found}")
-        if text.numel() and not (int(text.min()) >= 0 and int(text.max()) < vocab_size):
-            raise ValueError(f"text must lie in 0..{vocab_size - 1}, got {int(text.min())}..{int(text.max())}")
 
     # ---------------------------------------------------------------- all codes at once
 
