@@ -101,7 +101,7 @@ def _about(
     \b
     Examples:
       chainrule models
-      chainrule sample mnist_gated_pixelcnn -n 16
+      chainrule sample mnist_diagonal_bilstm -n 16
       chainrule COMMAND --help
 
     A MODEL is the name of a bundled model, a folder, or a hub id such as user/model.

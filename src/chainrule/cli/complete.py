@@ -67,10 +67,10 @@ def complete(
 
     \b
     Examples:
-      chainrule complete mnist_gated_pixelcnn digit.png --keep top
-      chainrule complete mnist_gated_pixelcnn digit.png --keep bottom --particles 16
-      chainrule complete mnist_gated_pixelcnn digit.png --keep 0,0,28,10 -n 3 --out three.png
-      chainrule complete mnist_gated_pixelcnn digit.png --mask known.png --json
+      chainrule complete mnist_diagonal_bilstm digit.png --keep top
+      chainrule complete mnist_diagonal_bilstm digit.png --keep bottom --particles 16
+      chainrule complete mnist_diagonal_bilstm digit.png --keep 0,0,28,10 -n 3 --out three.png
+      chainrule complete mnist_diagonal_bilstm digit.png --mask known.png --json
       chainrule complete runs/mine photo.png --keep left --label 3 --guidance 3 --paste
     """
     if (mask is None) == (keep is None):

@@ -43,7 +43,7 @@ def info(model: Model, json: Json = False) -> None:
 
     \b
     Examples:
-      chainrule info mnist_gated_pixelcnn
+      chainrule info mnist_diagonal_bilstm
       chainrule info runs/mine --json
     """
     from ..artefact import has_prior, read_card

@@ -56,9 +56,9 @@ def sample(
 
     \b
     Examples:
-      chainrule sample mnist_gated_pixelcnn
-      chainrule sample mnist_gated_pixelcnn -n 64 --seed 7 --out digits.png
-      chainrule sample mnist_gated_pixelcnn -n 4 --watch growing.gif
+      chainrule sample mnist_diagonal_bilstm
+      chainrule sample mnist_diagonal_bilstm -n 64 --seed 7 --out digits.png
+      chainrule sample mnist_diagonal_bilstm -n 4 --watch growing.gif
       chainrule sample shapes_gated_pixelcnn --label "red circle,blue square"
       chainrule sample shapes_gated_pixelcnn --label "red circle" --best-of 4
       chainrule sample runs/mine --label 3 --guidance 3

@@ -54,9 +54,9 @@ def score(
 
     \b
     Examples:
-      chainrule score mnist_gated_pixelcnn digit.png
-      chainrule score mnist_gated_pixelcnn one.png two.png --map surprise.png
-      chainrule score mnist_gated_pixelcnn one.png two.png --binarize --seed 0 --json
+      chainrule score mnist_diagonal_bilstm digit.png
+      chainrule score mnist_diagonal_bilstm one.png two.png --map surprise.png
+      chainrule score mnist_diagonal_bilstm one.png two.png --binarize --seed 0 --json
       chainrule score shapes_gated_pixelcnn scene.png --label "red circle" --resize
     """
     if map is None and scale is not None:
