@@ -22,9 +22,10 @@ import time
 from contextlib import contextmanager
 
 import torch
+from sampling import median, seconds_rerun  # of this folder
 
 from chainrule.core import Context, entry
-from chainrule.decoding import Rerun, image_seeds, sample
+from chainrule.decoding import image_seeds, sample
 from chainrule.layers import transformer
 
 PRECISIONS = ("float32", "bfloat16", "int8")
@@ -52,31 +53,16 @@ def codes_per_second(prior, batch_size: int) -> float:
     return batch_size * prior.spec.num_codes / (time.perf_counter() - start)
 
 
-@torch.no_grad()
-def codes_per_second_rerun(prior, batch_size: int, num_codes: int) -> float:
-    slow = Rerun(prior)
-    state, previous = slow.init_state(batch_size, Context()), torch.zeros(batch_size, dtype=torch.int64)
-    start = time.perf_counter()
-    for _ in range(num_codes):
-        logits, state = slow.step(previous, state)
-        previous = logits.argmax(-1)
-    return batch_size * num_codes / (time.perf_counter() - start)
-
-
-def median(values: list[float]) -> float:
-    return sorted(values)[len(values) // 2]
-
-
 def speeds(batch_size: int, rounds: int, rerun_codes: int) -> dict:
     prior = model()
     with without_compiler():
         ways = {f"plain {precision}": prior.decoding(precision) for precision in PRECISIONS}
     if transformer.native_library() is not None:
         ways |= {f"compiled {precision}": prior.decoding(precision) for precision in PRECISIONS}
-    codes_per_second_rerun(prior, batch_size, 1)
+    seconds_rerun(prior, batch_size, 1)
     rates = {"rerun": []} | {name: [] for name in ways}
     for _ in range(rounds):
-        rates["rerun"].append(codes_per_second_rerun(prior, batch_size, rerun_codes))
+        rates["rerun"].append(batch_size * prior.spec.num_codes / seconds_rerun(prior, batch_size, rerun_codes))
         for name, way in ways.items():
             rates[name].append(codes_per_second(way, batch_size))
     found = {name: median(values) for name, values in rates.items()}

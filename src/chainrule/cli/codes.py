@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from ..progress import progress
 from .common import (
     Device,
     Force,
@@ -17,7 +18,6 @@ from .common import (
     check_folder,
     open_tokenizer,
     print_json,
-    progress,
     read_any_image,
 )  # fmt: skip
 

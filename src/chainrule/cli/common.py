@@ -11,8 +11,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ..progress import progress as progress
-
 if TYPE_CHECKING:
     from torch import Tensor
 

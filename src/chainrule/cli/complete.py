@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ..progress import progress
 from .common import (
     Device,
     Force,
@@ -26,7 +27,6 @@ from .common import (
     open_model,
     print_json,
     print_table,
-    progress,
     read_image,
 )  # fmt: skip
 

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .common import Force, Seed, check_folder, print_table, progress
+from ..progress import progress
+from .common import Force, Seed, check_folder, print_table
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -14,7 +14,7 @@ from ..core import LearnedTokenizer, Tokenizer
 from ..data import DataConfig, ImageDataset, load
 from ..metrics import likelihood, load_features, tokenizer_quality
 from ..pipeline import Pipeline, find
-from .common import progress
+from ..progress import progress
 from .record import LikelihoodRecord, TokenizerRecord, weights_sha256
 
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ..progress import progress
 from .common import (
     Device,
     Features,
@@ -21,7 +22,6 @@ from .common import (
     open_tokenizer,
     print_json,
     print_table,
-    progress,
     read_any_image,
 )  # fmt: skip
 

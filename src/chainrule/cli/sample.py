@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from ..progress import progress
 from .common import (
     Device,
     Force,
@@ -25,7 +26,6 @@ from .common import (
     free_name,
     labels_for,
     open_model,
-    progress,
 )  # fmt: skip
 
 WATCH_FRAMES = 150

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from ..progress import progress
 from .common import (
     Device,
     Force,
@@ -20,7 +21,6 @@ from .common import (
     open_model,
     print_json,
     print_table,
-    progress,
     read_image,
 )  # fmt: skip
 

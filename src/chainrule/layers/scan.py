@@ -12,8 +12,7 @@ input, and state-to-state weights U_k,
 What lies outside the map is zero.
 
 Two implementations agree.  `reference_scan` is plain differentiable torch, for any device.  On the CPU,
-`scan.cpp` takes each image through the cache, forward and backward; it is
-compiled at first use where there is a C++ compiler, and kept in the user's cache folder.
+`scan.cpp` takes each image through the cache, forward and backward, where it can be compiled (see `native`).
 
 Shape letters: B batch, H height, W width, h state features.
 """

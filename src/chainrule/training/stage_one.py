@@ -14,6 +14,7 @@ from ..artefact import save_tokenizer
 from ..config import LossesConfig, Recipe, SavedTokenizer, build_model_config, to_plain
 from ..core import LearnedTokenizer, entry
 from ..data import Batch, DataConfig, ImageDataset, augment
+from ..metrics import CodeCounts, psnr
 from .discriminators import Discriminator, build_discriminator
 from .losses import adaptive_weight, known_loss, load_perceptual_loss
 from .order import derive_seed
@@ -141,23 +142,21 @@ class TokenizerTask:
         """See the class; a codebook that is hardly used is warned of."""
         count = len(self.evaluation) if final else min(self.limit, len(self.evaluation))
         tokenizer, decibels = model.tokenizer, []
-        counts = [torch.zeros(grid.vocab_size, dtype=torch.int64) for grid in tokenizer.spec.grids]
+        counts = CodeCounts(tokenizer.spec)
         for start in range(0, count, self.batch_size):
             images = self.evaluation.images[start : min(start + self.batch_size, count)].to(self.device)
             codes = tokenizer.encode(images)
-            error = (tokenizer.decode(codes).double() - images.double()).square().flatten(1).mean(1)
-            decibels.append(10 * torch.log10(255**2 / error.clamp_min(1e-10)).cpu())
-            for histogram, grid in zip(counts, codes, strict=True):
-                histogram += torch.bincount(grid.flatten().cpu(), minlength=len(histogram))
+            decibels.append(psnr(images, tokenizer.decode(codes)).cpu())
+            counts.add(codes)
         metrics = {"psnr": torch.cat(decibels).mean().item()}
-        for level, histogram in enumerate(counts):
-            name = f"_{level}" if len(counts) > 1 else ""
-            share = histogram / histogram.sum()
-            usage = (histogram > 0).double().mean().item()
-            metrics[f"usage{name}"] = usage
-            metrics[f"perplexity{name}"] = torch.special.entr(share).sum().exp().item()
-            if usage < LOW_USAGE and histogram.sum() >= ENOUGH_CODES * len(histogram):
-                warnings.warn(_advice(tokenizer, usage, level, len(histogram)), stacklevel=2)
+        for use in counts.use():
+            if use.depth is not None:
+                continue
+            name = f"_{use.grid}" if len(tokenizer.spec.grids) > 1 else ""
+            metrics[f"usage{name}"] = use.share_used
+            metrics[f"perplexity{name}"] = use.perplexity * use.values
+            if use.share_used < LOW_USAGE and counts.counts[use.grid].sum() >= ENOUGH_CODES * use.values:
+                warnings.warn(_advice(tokenizer, use.share_used, use.grid, use.values), stacklevel=2)
         return metrics
 
     def preview(self, model: TokenizerPass, seed: int) -> Tensor:

@@ -37,7 +37,7 @@ class PriorTask:
     """Trains p(codes | context).
 
     The loss is the mean of -log p over codes (nats per code, so that learning rates do not depend on the size of
-    images); logged are `nats`, the sum over the codes of an image, and beside it, for a tokenizer of pixels,
+    images), or of the grids' means as the prior weighs them (`Prior.grid_weights`); logged are `nats`, the sum over the codes of an image, and beside it, for a tokenizer of pixels,
     `bits_per_dim`, nats / (C H W ln 2), for a learned one `nats_per_code` and `bits_per_image`.
 
     With soft targets, codes are drawn anew at each visit and the loss is the cross entropy with the distributions they
@@ -131,11 +131,13 @@ class PriorTask:
         if self.soft_targets:
             return self._soft_loss(model, batch)
         codes, context = self._encode(batch)
-        nats = sum(
-            F.cross_entropy(logits.float().flatten(0, -2), grid.flatten(), reduction="sum")
+        nats_per_code = [
+            F.cross_entropy(logits.float().flatten(0, -2), grid.flatten())
             for logits, grid in zip(model(codes, context), codes, strict=True)
-        ) / len(batch)
-        return nats / self.model.spec.num_codes, {"nats": nats} | self._rates(nats)
+        ]
+        loss = sum(weight * mean for weight, mean in zip(self.model.grid_weights, nats_per_code, strict=True))
+        nats = sum(grid.num_codes * mean for grid, mean in zip(self.model.spec.grids, nats_per_code, strict=True))
+        return loss, {"nats": nats} | self._rates(nats)
 
     def _drop(self, labels: Tensor | None, generator: torch.Generator) -> Tensor | None:
         """Labels, some of them replaced by "no class"."""
