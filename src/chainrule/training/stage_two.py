@@ -37,8 +37,9 @@ class PriorTask:
     """Trains p(codes | context).
 
     The loss is the mean of -log p over codes (nats per code, so that learning rates do not depend on the size of
-    images), or of the grids' means as the prior weighs them (`Prior.grid_weights`); logged are `nats`, the sum over the codes of an image, and beside it, for a tokenizer of pixels,
-    `bits_per_dim`, nats / (C H W ln 2), for a learned one `nats_per_code` and `bits_per_image`.
+    images), or of the grids' means as the prior weighs them (`Prior.grid_weights`); logged are `nats`, the sum over the
+    codes of an image, and beside it, for a tokenizer of pixels, `bits_per_dim`, nats / (C H W ln 2), for a learned one
+    `nats_per_code` and `bits_per_image`.
 
     With soft targets, codes are drawn anew at each visit and the loss is the cross entropy with the distributions they
     are drawn from (Lee et al., arXiv:2203.01941, section 3.2.3); what is logged is -log p of the drawn codes.
