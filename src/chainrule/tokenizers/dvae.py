@@ -34,7 +34,7 @@ from torch import Tensor, nn
 from ..core import Preset, Reconstruction, register
 from ..layers.grid_tokenizer import GridTokenizer, ImageConfig
 from ..layers.logit_laplace import logit_laplace_image, logit_laplace_log_prob, map_pixels
-from .quantizers import relax_codes
+from .quantizers import relax_codes, spread_loss
 
 
 @dataclass(frozen=True)
@@ -48,6 +48,7 @@ class DVAEConfig(ImageConfig):
     kl_weight, kl_share: beta rises from 0 to kl_weight over that share of the training
     final_temperature, temperature_share: tau falls from 1 to final_temperature over that share of the training
     min_log_scale:       soft floor of ln b in training; -5 is about half a level of an 8-bit image
+    spread:              weight of `quantizers.spread_loss`; 0 (the paper) is none
     """
 
     num_codes: int = 8192
@@ -60,6 +61,7 @@ class DVAEConfig(ImageConfig):
     final_temperature: float = 1 / 16
     temperature_share: float = 0.05
     min_log_scale: float = -5.0
+    spread: float = 0.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -213,7 +215,8 @@ class DVAE(GridTokenizer):
         """In training mode of a relaxed sample, else of the codes."""
         self.check_images(images)
         x = self.scale(images)
-        relaxed = relax_codes(self.features(x), self.config.temperature(progress), hard=False)
+        logits = self.features(x)
+        relaxed = relax_codes(logits, self.config.temperature(progress), hard=False)
         embedded = self.embedding(relaxed.weights.to(x.dtype)) if self.training else self.embed(relaxed.codes)
         location, log_scale = self.distribution(embedded)
         with torch.autocast(x.device.type, enabled=False):  # likelihoods are not summed in half precision
@@ -221,9 +224,12 @@ class DVAE(GridTokenizer):
             log_scale = torch.logaddexp(log_scale, torch.full_like(log_scale, self.config.min_log_scale))
             nats = -logit_laplace_log_prob(map_pixels((x + 1) / 2), location, log_scale).mean()
         codes_per_value = relaxed.codes.numel() / x.numel()
+        loss = nats + self.config.beta(progress) * codes_per_value * relaxed.kl
+        if self.config.spread and self.training:
+            loss = loss + self.config.spread * spread_loss(logits.float().permute(0, 2, 3, 1).flatten(0, 2))
         return Reconstruction(
             images=logit_laplace_image(location),
             codes=(relaxed.codes,),
-            loss=nats + self.config.beta(progress) * codes_per_value * relaxed.kl,
+            loss=loss,
             metrics={"nats": nats.detach(), "kl": relaxed.kl.detach(), **relaxed.metrics},
         )

@@ -30,6 +30,7 @@ Deviation from the residual quantizer's published code: one update per batch ove
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -44,6 +45,10 @@ WINDOW = 20
 """Batches, or vectors per code, over which use is recent."""
 CHUNK = 1 << 26
 """Most distances held at once."""
+
+
+SPREAD_VECTORS = 2048
+"""Of a batch, about as many are looked at by `spread_loss`."""
 
 
 @dataclass(frozen=True)
@@ -116,7 +121,7 @@ class Codebook(nn.Module):
 
     def distances(self, vectors: Tensor) -> Tensor:
         """Squared distances (N, K) of vectors (N, C), but for rounding never below 0."""
-        codes = self.vectors().to(vectors.dtype)
+        codes = self.vectors().to(vectors.dtype, copy=vectors.requires_grad)  # the codebook learns before the backward pass
         squares = vectors.square().sum(1, keepdim=True) + codes.square().sum(1)
         return torch.addmm(squares, vectors, codes.T, alpha=-2)
 
@@ -191,6 +196,26 @@ def _map(vectors: Tensor, like: Tensor) -> Tensor:
     return vectors.reshape(b, h, w, -1).permute(0, 3, 1, 2).contiguous()
 
 
+def spread_loss(logits: Tensor) -> Tensor:
+    """How far soft choices of codes are from using all codes alike: log K - H(mean_n softmax(l_n)), nats, scalar >= 0.
+
+    Flat areas, which else all choose one code, are pushed to choose different ones by what surrounds them.  (This is
+    one half of the entropy penalty of Yu et al. 2024, arXiv:2310.05737; the other half, which makes each choice sure,
+    is the work of the commitment, or of the temperature, here.)
+
+    Args:
+        logits: l, (N, K); of more than SPREAD_VECTORS rows, every few are taken.
+    """
+    mean = logits[:: max(1, len(logits) // SPREAD_VECTORS)].softmax(1).mean(0)
+    return math.log(len(mean)) - torch.special.entr(mean).sum()
+
+
+def _codebook_spread(codebook: Codebook, vectors: Tensor) -> Tensor:
+    """`spread_loss` of vectors (N, C) with l = -||z - e||^2 / T, T the mean squared distance to the nearest code."""
+    distances = codebook.distances(vectors[:: max(1, len(vectors) // SPREAD_VECTORS)])
+    return spread_loss(-distances / distances.detach().amin(1).mean().clamp_min(EPSILON))
+
+
 def straight_through(z: Tensor, quantized: Tensor) -> Tensor:
     """The value of `quantized` with the gradient of z."""
     return quantized.detach() + (z - z.detach())
@@ -208,12 +233,13 @@ class VectorQuantizer(nn.Module):
         legacy_beta: taming-transformers weights the codebook term with beta and the commitment with 1 instead.
         decay: g, of the usage and of the averages.
         restart_below: share of the mean usage below which a code is restarted; 0 is never.
+        spread: weight of `spread_loss`, which has the encoder use all codes alike; 0 (the papers) is none.
     """
 
     def __init__(
         self, num_codes: int, dim: int, *, metric: Literal["euclidean", "cosine"] = "euclidean",
         learning: Literal["ema", "loss"] = "ema", beta: float = 0.25, legacy_beta: bool = False, decay: float = 0.99,
-        restart_below: float = 0.1,
+        restart_below: float = 0.1, spread: float = 0.0,
     ) -> None:  # fmt: skip
         super().__init__()
         if metric not in ("euclidean", "cosine"):
@@ -222,7 +248,7 @@ class VectorQuantizer(nn.Module):
             raise ValueError(f"beta must be at least 0, got {beta}")
         if legacy_beta and learning == "ema":
             raise ValueError("legacy_beta would be ignored: a codebook learned by ema has no codebook loss")
-        self.metric, self.beta, self.legacy_beta = metric, beta, legacy_beta
+        self.metric, self.beta, self.legacy_beta, self.spread = metric, beta, legacy_beta, spread
         self.codebook = Codebook(
             num_codes, dim, learning=learning, decay=decay, restart_below=restart_below, unit=metric == "cosine"
         )
@@ -236,6 +262,8 @@ class VectorQuantizer(nn.Module):
             loss = self.beta * (vectors - chosen.detach()).square().mean()
             if self.codebook.learning == "loss":
                 loss = self._loss(vectors, chosen)
+            if self.spread and self.training:
+                loss = loss + self.spread * _codebook_spread(self.codebook, vectors)
             quantized = _map(straight_through(vectors, chosen), z)
             metrics = _upkeep(self, self.codebook, vectors, codes)
         return Quantized(quantized, _grid(codes, z), loss, metrics)
@@ -281,19 +309,19 @@ class ResidualQuantizer(nn.Module):
         dim: C, channels of the map.
         depth: D.
         shared: one codebook for all depths (as in the paper) or one each.
-        beta, decay, restart_below: as in VectorQuantizer.
+        beta, decay, restart_below, spread: as in VectorQuantizer.
     """
 
     def __init__(
         self, num_codes: int, dim: int, depth: int, *, shared: bool = True, beta: float = 0.25, decay: float = 0.99,
-        restart_below: float = 0.1,
+        restart_below: float = 0.1, spread: float = 0.0,
     ) -> None:  # fmt: skip
         super().__init__()
         if depth < 1:
             raise ValueError(f"depth must be at least 1, got {depth}")
         if beta < 0:
             raise ValueError(f"beta must be at least 0, got {beta}")
-        self.depth, self.shared, self.beta = depth, shared, beta
+        self.depth, self.shared, self.beta, self.spread = depth, shared, beta, spread
         self.codebooks = nn.ModuleList(
             Codebook(num_codes, dim, decay=decay, restart_below=restart_below, as_parameter=True)
             for _ in range(1 if shared else depth)
@@ -309,17 +337,20 @@ class ResidualQuantizer(nn.Module):
             vectors = _vectors(z)
             residuals, codes, partial, losses = [], [], torch.zeros_like(vectors), []
             for d in range(self.depth):
-                residuals.append(vectors.detach() - partial)
+                residuals.append(vectors - partial)
                 codes.append(self.codebook(d).nearest(residuals[-1]))
                 partial = partial + self.codebook(d).lookup(codes[-1]).to(partial.dtype)
                 losses.append((vectors - partial).square().mean())
+            loss = self.beta * torch.stack(losses).mean()
+            if self.spread and self.training:
+                spreads = [_codebook_spread(self.codebook(d), residuals[d]) for d in range(self.depth)]
+                loss = loss + self.spread * torch.stack(spreads).mean()
             metrics: dict[str, Tensor] = {}
             if self.shared:
                 metrics = _upkeep(self, self.codebooks[0], torch.cat(residuals), torch.cat(codes))
             else:
                 each = [_upkeep(self, self.codebook(d), residuals[d], codes[d]) for d in range(self.depth)]
                 metrics = {name: torch.stack([m[name] for m in each]).mean() for name in each[0]}
-            loss = self.beta * torch.stack(losses).mean()
             quantized = _map(straight_through(vectors, partial), z)
         return Quantized(quantized, _deep_grid(codes, z), loss, metrics)
 

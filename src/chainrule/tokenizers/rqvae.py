@@ -34,7 +34,7 @@ class RQVAEConfig(ConvAutoencoderConfig):
     depth:          codes per position, D
     shared:         one codebook for all depths, or one each
     error:          of the reconstruction, squared or absolute
-    beta, decay, restart_below: of the ResidualQuantizer
+    beta, decay, restart_below, spread: of the ResidualQuantizer
     """
 
     multipliers: tuple[int, ...] = (1, 1, 2, 2, 4, 4)
@@ -47,6 +47,7 @@ class RQVAEConfig(ConvAutoencoderConfig):
     beta: float = 0.25
     decay: float = 0.99
     restart_below: float = 0.1
+    spread: float = 0.0
 
 
 TINY = {
@@ -81,7 +82,7 @@ class RQVAE(GridTokenizer):
         self.from_codebook = nn.Conv2d(config.dim, config.latent_channels, 1)
         self.quantizer = ResidualQuantizer(
             config.num_codes, config.dim, config.depth, shared=config.shared, beta=config.beta, decay=config.decay,
-            restart_below=config.restart_below,
+            restart_below=config.restart_below, spread=config.spread,
         )  # fmt: skip
 
     def features(self, images: Tensor) -> Tensor:

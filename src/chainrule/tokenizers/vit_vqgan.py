@@ -91,6 +91,7 @@ class ViTVQGANConfig:
     beta: float = 0.25
     legacy_beta: bool = False
     restart_below: float = 0.1
+    spread: float = 0.0
 
     def __post_init__(self) -> None:
         for name in ("channels", "patch_size", "lookup_dim", "head_dim"):
@@ -255,7 +256,7 @@ class ViTVQGAN(LearnedTokenizer):
         self.quantizer = VectorQuantizer(
             config.vocab_size, config.lookup_dim, metric="cosine" if config.unit_codes else "euclidean",
             learning=config.codebook_learning, beta=config.beta, legacy_beta=config.legacy_beta,
-            restart_below=config.restart_below,
+            restart_below=config.restart_below, spread=config.spread,
         )  # fmt: skip
 
     def features(self, pixels: Tensor) -> Tensor:

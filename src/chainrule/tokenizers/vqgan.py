@@ -36,7 +36,7 @@ class VQGANConfig(ConvAutoencoderConfig):
     """Networks as in ConvAutoencoderConfig.
 
     num_codes, dim: size of the codebook
-    beta, learning, legacy_beta, decay, restart_below, metric: of the VectorQuantizer
+    beta, learning, legacy_beta, decay, restart_below, spread, metric: of the VectorQuantizer
     has_encoder: False is half a VQGAN, which decodes only: some releases hold no more
     """
 
@@ -47,6 +47,7 @@ class VQGANConfig(ConvAutoencoderConfig):
     legacy_beta: bool = False
     decay: float = 0.99
     restart_below: float = 0.1
+    spread: float = 0.0
     metric: Literal["euclidean", "cosine"] = "euclidean"
     has_encoder: bool = True
 
@@ -106,7 +107,7 @@ class VQGAN(GridTokenizer):
         self.from_codebook = nn.Conv2d(config.dim, config.latent_channels, 1)
         self.quantizer = VectorQuantizer(
             config.num_codes, config.dim, metric=config.metric, learning=config.learning, beta=config.beta,
-            legacy_beta=config.legacy_beta, decay=config.decay, restart_below=config.restart_below,
+            legacy_beta=config.legacy_beta, decay=config.decay, restart_below=config.restart_below, spread=config.spread,
         )  # fmt: skip
 
     def features(self, images: Tensor) -> Tensor:

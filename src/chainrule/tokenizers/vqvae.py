@@ -33,7 +33,7 @@ class VQVAEConfig(ImageConfig):
     num_blocks:     residual blocks on each side
     downsampling:   pixels per code along each side, a power of 2
     num_codes, dim: size of the codebook
-    beta, learning, decay, restart_below, metric: of the VectorQuantizer
+    beta, learning, decay, restart_below, spread, metric: of the VectorQuantizer
     """
 
     hidden_channels: int = 256
@@ -46,6 +46,7 @@ class VQVAEConfig(ImageConfig):
     learning: Literal["ema", "loss"] = "ema"
     decay: float = 0.99
     restart_below: float = 0.1
+    spread: float = 0.0
     metric: Literal["euclidean", "cosine"] = "euclidean"
 
     def __post_init__(self) -> None:
@@ -133,7 +134,7 @@ class VQVAE(GridTokenizer):
         self.decoder = Decoder(config)
         self.quantizer = VectorQuantizer(
             config.num_codes, config.dim, metric=config.metric, learning=config.learning, beta=config.beta,
-            decay=config.decay, restart_below=config.restart_below,
+            decay=config.decay, restart_below=config.restart_below, spread=config.spread,
         )  # fmt: skip
 
     def features(self, images: Tensor) -> Tensor:

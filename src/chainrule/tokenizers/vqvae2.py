@@ -43,7 +43,7 @@ class VQVAE2Config(ImageConfig):
     hidden_channels, residual_channels: of every encoder and decoder, and inside their residual blocks
     num_blocks:     residual blocks of each
     num_codes, dim: size of each level's codebook
-    beta, decay, restart_below: of each level's VectorQuantizer
+    beta, decay, restart_below, spread: of each level's VectorQuantizer
     """
 
     num_levels: int = 2
@@ -56,6 +56,7 @@ class VQVAE2Config(ImageConfig):
     beta: float = 0.25
     decay: float = 0.99
     restart_below: float = 0.1
+    spread: float = 0.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -156,7 +157,7 @@ class VQVAE2(LearnedTokenizer):
         self.quantizers = nn.ModuleList(
             VectorQuantizer(
                 config.num_codes, dim, beta=config.beta, decay=config.decay,
-                restart_below=config.restart_below,
+                restart_below=config.restart_below, spread=config.spread,
             )
             for _ in range(levels)
         )  # fmt: skip
