@@ -3,40 +3,58 @@
     python scripts/bundle.py runs/mnist_pixelcnn mnist_pixelcnn --data-licence "MNIST, CC BY-SA 3.0" --faults "..."
     chainrule evaluate mnist_pixelcnn --record docs/records/mnist_pixelcnn-test.json
     python scripts/bundle.py --figures mnist_pixelcnn docs/records/mnist_pixelcnn-test.json
+
+A run is one of a prior or of a tokenizer.  With --bfloat16 the weights take half the bytes.
 """
 
 import argparse
 import json
 from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
 
 import chainrule
-from chainrule.pipeline import PRETRAINED
+from chainrule.artefact import has_prior, load_tokenizer, read_card, save_tokenizer
+from chainrule.pipeline import PRETRAINED, read_config
 
 MAX_BYTES = 8_000_000
 
 
-def bundle(run: str, name: str, data_licence: str, faults: str) -> None:
-    pipeline = chainrule.load(run)
-    pipeline.card |= {"data_licence": data_licence, "weights_licence": "Apache-2.0", "known_faults": faults}
-    save(pipeline, name)
-
-
-def add_figures(name: str, record: Path) -> None:
-    pipeline = chainrule.load(name)
-    value = json.loads(record.read_text(encoding="utf-8"))
-    likelihood = value["likelihood"]
-    figure = {"value": round(likelihood["nats"], 3), "standard_error": round(likelihood["standard_error"], 3)}
-    pipeline.card |= {"figures": {"nats": figure}, "record": record.as_posix()}
-    pipeline.card.pop("metrics", None)  # of a part of the images, while training
-    save(pipeline, name)
-
-
-def save(pipeline: chainrule.Pipeline, name: str) -> None:
-    pipeline.save(PRETRAINED / name)
+def bundle(run: str, name: str, data_licence: str, faults: str, dtype: torch.dtype | None) -> None:
+    card = read_card(run) | {"data_licence": data_licence, "weights_licence": "Apache-2.0", "known_faults": faults}
+    if has_prior(run):
+        pipeline = chainrule.load(run)
+        pipeline.card = card
+        pipeline.save(PRETRAINED / name, dtype)
+    else:
+        save_tokenizer(load_tokenizer(run), PRETRAINED / name, card, dtype)
     size = sum(path.stat().st_size for path in (PRETRAINED / name).iterdir())
     if size > MAX_BYTES:
         raise SystemExit(f"{name} has {size:,} bytes, more than {MAX_BYTES:,}")
     print(f"{PRETRAINED / name}: {size:,} bytes")
+
+
+def add_figures(name: str, record: Path) -> None:
+    value = json.loads(record.read_text(encoding="utf-8"))
+    figures = of_likelihood(value["likelihood"]) if "likelihood" in value else of_tokenizer(value["tokenizer"])
+    config = dict(read_config(PRETRAINED / name))
+    config["card"] |= {"figures": figures, "record": record.as_posix()}
+    config["card"].pop("metrics", None)  # of a part of the images, while training
+    text = yaml.safe_dump(config, sort_keys=False, allow_unicode=True)
+    (PRETRAINED / name / "config.yaml").write_text(text, encoding="utf-8")
+
+
+def of_likelihood(likelihood: dict[str, Any]) -> dict[str, Any]:
+    return {"nats": {"value": round(likelihood["nats"], 3), "standard_error": round(likelihood["standard_error"], 3)}}
+
+
+def of_tokenizer(quality: dict[str, Any]) -> dict[str, Any]:
+    uses = [use for use in quality["codebooks"] if use["depth"] is None]
+    figures = {"psnr": quality["psnr"]["value"], "ssim": quality["ssim"]["value"], "frechet": quality["frechet"]}
+    figures |= {"share_used": min(use["share_used"] for use in uses), "bits_per_image": quality["bits_per_image"]}
+    return {name: round(value, 3) for name, value in figures.items()}
 
 
 def main() -> None:
@@ -46,11 +64,13 @@ def main() -> None:
     parser.add_argument("target")
     parser.add_argument("--data-licence", default="")
     parser.add_argument("--faults", default="none known")
+    parser.add_argument("--bfloat16", action="store_true", help="store the weights in two bytes each")
     arguments = parser.parse_args()
     if arguments.figures:
         add_figures(arguments.source, Path(arguments.target))
     else:
-        bundle(arguments.source, arguments.target, arguments.data_licence, arguments.faults)
+        dtype = torch.bfloat16 if arguments.bfloat16 else None
+        bundle(arguments.source, arguments.target, arguments.data_licence, arguments.faults, dtype)
 
 
 if __name__ == "__main__":

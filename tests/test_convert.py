@@ -11,9 +11,11 @@ from safetensors.torch import load_file
 
 import chainrule
 from chainrule.artefact import load_tokenizer, read_card, save_tokenizer
+from chainrule.cli.record import weights_sha256
 from chainrule.core import entry
 from chainrule.official import convert, importers
 from chainrule.official.reader import sha256
+from chainrule.pipeline import tokenizer_hash
 
 FIXTURES = Path(
     os.environ.get("CHAINRULE_FIXTURES", Path(__file__).resolve().parents[1].parent / "shared" / "fixtures")
@@ -107,6 +109,26 @@ def test_a_tokenizer_is_saved_and_loaded(tmp_path):
     assert sorted(path.name for path in (tmp_path / "model").iterdir()) == ["config.yaml", "tokenizer.safetensors"]
     save_tokenizer(loaded, tmp_path / "model")  # a saved model is replaced
     assert read_card(tmp_path / "model") == {}
+
+
+def test_weights_are_stored_in_half_the_bytes(tmp_path):
+    torch.manual_seed(0)
+    tokenizer = entry("tokenizers", "vit_vqgan").model(TINY).eval()
+    gpt = entry("priors", "gpt")
+    prior = gpt.model(tokenizer.spec, gpt.presets["tiny"].config)
+    pipeline = chainrule.Pipeline(tokenizer, prior)
+    pipeline.save(tmp_path / "whole")
+    pipeline.save(tmp_path / "half", dtype=torch.bfloat16)
+    size = {name: (tmp_path / name / "prior.safetensors").stat().st_size for name in ("whole", "half")}
+    assert size["half"] < 0.7 * size["whole"]
+    half = chainrule.load(tmp_path / "half")
+    for key, value in half.prior.state_dict().items():
+        expected = prior.state_dict()[key]
+        assert value.dtype == expected.dtype and torch.equal(value, expected.bfloat16().to(value.dtype))
+    half.save(tmp_path / "again", dtype=torch.bfloat16)  # nothing more is lost
+    assert weights_sha256(tmp_path / "again") == weights_sha256(tmp_path / "half")
+    save_tokenizer(tokenizer, tmp_path / "tokenizer", dtype=torch.bfloat16)
+    assert tokenizer_hash(load_tokenizer(tmp_path / "tokenizer")) == tokenizer_hash(half.tokenizer)
 
 
 def test_the_tokenizer_of_a_whole_model_is_loaded_and_a_tokenizer_alone_is_no_whole_model(tmp_path):

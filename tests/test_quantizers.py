@@ -9,11 +9,14 @@ import torch.distributed as dist
 import torch.multiprocessing as multiprocessing
 
 from chainrule.tokenizers.quantizers import (
+    Codebook,
     GumbelQuantizer,
     ResidualQuantizer,
     VectorQuantizer,
+    codebook_spread,
     perplexity,
     relax_codes,
+    spread_loss,
 )
 
 CENTRES = torch.randn(64, 16, generator=torch.Generator().manual_seed(1)) * 3
@@ -269,3 +272,37 @@ def test_all_processes_hold_the_same_codebook(tmp_path):
     for step in range(STEPS):
         together(torch.cat([data_of(0, step), data_of(1, step)]))
     torch.testing.assert_close(first[3]["codebook.weight"], together.codebook.weight, rtol=1e-4, atol=1e-5)
+
+
+def test_spread_loss_is_zero_if_all_codes_are_chosen_alike_and_log_k_if_one_is():
+    assert spread_loss(torch.zeros(5, 7)).item() == pytest.approx(0, abs=1e-6)
+    assert spread_loss(100 * torch.eye(7)).item() == pytest.approx(0, abs=1e-6)
+    one = torch.zeros(5, 7)
+    one[:, 3] = 100
+    one.requires_grad_()
+    loss = spread_loss(one * 1e4)
+    loss.backward()
+    assert loss.item() == pytest.approx(math.log(7)) and one.grad.isfinite().all()
+
+
+def test_vectors_that_all_choose_one_code_are_pushed_to_many():
+    torch.manual_seed(0)
+    codebook = Codebook(16, 4)
+    codebook.weight.normal_()
+    vectors = (0.01 * torch.randn(64, 4)).requires_grad_()
+    optimizer = torch.optim.Adam([vectors], 0.05)
+    before = codebook.nearest(vectors).unique().numel()
+    for _ in range(60):
+        optimizer.zero_grad()
+        codebook_spread(codebook, vectors).backward()
+        optimizer.step()
+    assert before <= 2 and codebook.nearest(vectors).unique().numel() >= 12
+
+
+@pytest.mark.parametrize("make", [VectorQuantizer, lambda *args, **more: ResidualQuantizer(*args, 2, **more)])
+def test_spread_is_part_of_the_loss_of_training_alone(make):
+    z = torch.randn(1, 4, 8, 8)
+    with_spread, without = make(16, 4, spread=10.0), make(16, 4)
+    with_spread.load_state_dict(without.state_dict())
+    assert with_spread.eval()(z).loss == without.eval()(z).loss
+    assert with_spread.train()(z).loss > without.train()(z).loss

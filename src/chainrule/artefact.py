@@ -11,23 +11,29 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from .core import Tokenizer
 from .pipeline import FORMAT, describe, find, read_config, read_part, write_model
 
 
-def save_tokenizer(tokenizer: Tokenizer, folder: str | os.PathLike, card: Mapping[str, Any] | None = None) -> None:
+def save_tokenizer(
+    tokenizer: Tokenizer, folder: str | os.PathLike, card: Mapping[str, Any] | None = None,
+    dtype: torch.dtype | None = None,
+) -> None:  # fmt: skip
     """Writes a tokenizer; a folder that holds a model is replaced as a whole.
 
     Args:
         tokenizer: any registered one.
         folder: new, empty, or a saved model.
         card: what is known of it (data, licence, origin, figures), any plain values.
+        dtype: of the weights in the file, such as torch.bfloat16 for half the bytes; None: as they are.
 
     Raises:
         ValueError: the folder exists and is not a saved model.
     """
     config = {"format": FORMAT, "tokenizer": describe("tokenizers", tokenizer), "card": dict(card or {})}
-    write_model(Path(folder), config, {"tokenizer": tokenizer})
+    write_model(Path(folder), config, {"tokenizer": tokenizer}, dtype=dtype)
 
 
 def load_tokenizer(name: str | os.PathLike, device: str = "cpu") -> Tokenizer:

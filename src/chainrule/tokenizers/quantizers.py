@@ -121,7 +121,7 @@ class Codebook(nn.Module):
 
     def distances(self, vectors: Tensor) -> Tensor:
         """Squared distances (N, K) of vectors (N, C), but for rounding never below 0."""
-        codes = self.vectors().to(vectors.dtype, copy=vectors.requires_grad)  # the codebook learns before the backward pass
+        codes = self.vectors().to(vectors.dtype, copy=vectors.requires_grad)  # `update` comes before the backward pass
         squares = vectors.square().sum(1, keepdim=True) + codes.square().sum(1)
         return torch.addmm(squares, vectors, codes.T, alpha=-2)
 
@@ -207,10 +207,10 @@ def spread_loss(logits: Tensor) -> Tensor:
         logits: l, (N, K); of more than SPREAD_VECTORS rows, every few are taken.
     """
     mean = logits[:: max(1, len(logits) // SPREAD_VECTORS)].softmax(1).mean(0)
-    return math.log(len(mean)) - torch.special.entr(mean).sum()
+    return math.log(len(mean)) + (mean * (mean + 1e-10).log()).sum()  # with a finite gradient where a code is out of reach
 
 
-def _codebook_spread(codebook: Codebook, vectors: Tensor) -> Tensor:
+def codebook_spread(codebook: Codebook, vectors: Tensor) -> Tensor:
     """`spread_loss` of vectors (N, C) with l = -||z - e||^2 / T, T the mean squared distance to the nearest code."""
     distances = codebook.distances(vectors[:: max(1, len(vectors) // SPREAD_VECTORS)])
     return spread_loss(-distances / distances.detach().amin(1).mean().clamp_min(EPSILON))
@@ -263,7 +263,7 @@ class VectorQuantizer(nn.Module):
             if self.codebook.learning == "loss":
                 loss = self._loss(vectors, chosen)
             if self.spread and self.training:
-                loss = loss + self.spread * _codebook_spread(self.codebook, vectors)
+                loss = loss + self.spread * codebook_spread(self.codebook, vectors)
             quantized = _map(straight_through(vectors, chosen), z)
             metrics = _upkeep(self, self.codebook, vectors, codes)
         return Quantized(quantized, _grid(codes, z), loss, metrics)
@@ -343,7 +343,7 @@ class ResidualQuantizer(nn.Module):
                 losses.append((vectors - partial).square().mean())
             loss = self.beta * torch.stack(losses).mean()
             if self.spread and self.training:
-                spreads = [_codebook_spread(self.codebook(d), residuals[d]) for d in range(self.depth)]
+                spreads = [codebook_spread(self.codebook(d), residuals[d]) for d in range(self.depth)]
                 loss = loss + self.spread * torch.stack(spreads).mean()
             metrics: dict[str, Tensor] = {}
             if self.shared:

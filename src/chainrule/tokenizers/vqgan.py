@@ -107,7 +107,8 @@ class VQGAN(GridTokenizer):
         self.from_codebook = nn.Conv2d(config.dim, config.latent_channels, 1)
         self.quantizer = VectorQuantizer(
             config.num_codes, config.dim, metric=config.metric, learning=config.learning, beta=config.beta,
-            legacy_beta=config.legacy_beta, decay=config.decay, restart_below=config.restart_below, spread=config.spread,
+            legacy_beta=config.legacy_beta, decay=config.decay, restart_below=config.restart_below,
+            spread=config.spread,
         )  # fmt: skip
 
     def features(self, images: Tensor) -> Tensor:
