@@ -207,7 +207,7 @@ def spread_loss(logits: Tensor) -> Tensor:
         logits: l, (N, K); of more than SPREAD_VECTORS rows, every few are taken.
     """
     mean = logits[:: max(1, len(logits) // SPREAD_VECTORS)].softmax(1).mean(0)
-    return math.log(len(mean)) + (mean * (mean + 1e-10).log()).sum()  # with a finite gradient where a code is out of reach
+    return math.log(len(mean)) + (mean * (mean + 1e-10).log()).sum()  # 1e-10: the gradient at 0 is finite
 
 
 def codebook_spread(codebook: Codebook, vectors: Tensor) -> Tensor:
