@@ -27,9 +27,11 @@ class PerceptualLoss(nn.Module):
         """Both float (B, 1 or 3, H, W) in about [0, 1] -> a scalar; only `images` may have a gradient."""
         from ..metrics.features import perceptual_distance
 
-        with torch.no_grad():
-            wanted = self.features(target)
-        return perceptual_distance(wanted, self.features(images), self.features.weights).mean()
+        with torch.autocast(images.device.type, enabled=False):  # on a CPU, depthwise convolutions are faster in float32
+            with torch.no_grad():
+                wanted = self.features(target)
+            found = self.features(images.float())
+            return perceptual_distance(wanted, found, self.features.weights).mean()
 
 
 def load_perceptual_loss(config: PerceptualConfig) -> PerceptualLoss:
