@@ -27,7 +27,7 @@ class PerceptualLoss(nn.Module):
         """Both float (B, 1 or 3, H, W) in about [0, 1] -> a scalar; only `images` may have a gradient."""
         from ..metrics.features import perceptual_distance
 
-        with torch.autocast(images.device.type, enabled=False):  # on a CPU, depthwise convolutions are faster in float32
+        with torch.autocast(images.device.type, enabled=False):  # depthwise convolutions are faster in float32 here
             with torch.no_grad():
                 wanted = self.features(target)
             found = self.features(images.float())
