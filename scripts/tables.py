@@ -1,0 +1,53 @@
+"""Prints the tables of docs from the records: nothing in them is typed by hand.
+
+    python scripts/tables.py tokenizers     # docs/tokenizers.md
+"""
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+RECORDS = Path(__file__).resolve().parents[1] / "docs" / "records"
+TOKENIZERS = ("vqvae", "vqvae2", "vqgan", "rqvae", "dvae", "vit_vqgan", "rqvae_depth1")
+
+
+def read(name: str) -> dict[str, Any]:
+    return json.loads((RECORDS / f"{name}-test.json").read_text(encoding="utf-8"))
+
+
+def tokenizers() -> list[list[str]]:
+    rows = [
+        ["tokenizer", "PSNR, dB", "SSIM", "perceptual", "Fréchet", "codes used", "perplexity / size", "bits per image",
+         "s per 100 images, encode + decode"]
+    ]  # fmt: skip
+    for name in TOKENIZERS:
+        quality = read(f"emoji_{name}")["tokenizer"]
+        uses = [use for use in quality["codebooks"] if use["depth"] is None]
+        rows.append([
+            f"`emoji_{name}`",
+            f"{quality['psnr']['value']:.2f}",
+            f"{quality['ssim']['value']:.4f}",
+            f"{quality['perceptual']['value']:.4f}",
+            f"{quality['frechet']:.2f}",
+            " / ".join(f"{use['share_used']:.1%}" for use in uses),
+            " / ".join(f"{use['perplexity']:.0%}" for use in uses),
+            f"{quality['bits_per_image']:,.0f}",
+            f"{quality['encode_seconds']:.2f} + {quality['decode_seconds']:.2f}",
+        ])  # fmt: skip
+    return rows
+
+
+TABLES = {"tokenizers": tokenizers}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("table", choices=TABLES)
+    rows = TABLES[parser.parse_args().table]()
+    for row in [rows[0], ["---"] * len(rows[0]), *rows[1:]]:
+        print(f"| {' | '.join(row)} |")
+
+
+if __name__ == "__main__":
+    main()
