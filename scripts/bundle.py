@@ -17,7 +17,8 @@ import yaml
 
 import chainrule
 from chainrule.artefact import has_prior, load_tokenizer, read_card, save_tokenizer
-from chainrule.pipeline import PRETRAINED, read_config
+from chainrule.core import LearnedTokenizer
+from chainrule.pipeline import PRETRAINED, read_config, tokenizer_hash
 
 MAX_BYTES = 8_000_000
 
@@ -28,6 +29,7 @@ def bundle(run: str, name: str, data_licence: str, faults: str, dtype: torch.dty
         pipeline = chainrule.load(run)
         pipeline.card = card
         pipeline.save(PRETRAINED / name, dtype)
+        share_tokenizer(name)
     else:
         save_tokenizer(load_tokenizer(run), PRETRAINED / name, card, dtype)
     size = sum(path.stat().st_size for path in (PRETRAINED / name).iterdir())
@@ -36,14 +38,31 @@ def bundle(run: str, name: str, data_licence: str, faults: str, dtype: torch.dty
     print(f"{PRETRAINED / name}: {size:,} bytes")
 
 
+def share_tokenizer(name: str) -> None:
+    """Refers to a bundled tokenizer instead of holding a copy of its weights, if there is one of the same hash."""
+    wanted = chainrule.load(name).tokenizer
+    if not isinstance(wanted, LearnedTokenizer):
+        return
+    for other in chainrule.models():
+        if not has_prior(other) and tokenizer_hash(load_tokenizer(other)) == tokenizer_hash(wanted):
+            config = read_config(PRETRAINED / name)
+            write_config(name, {**config, "tokenizer": config["tokenizer"] | {"weights": other}})
+            (PRETRAINED / name / "tokenizer.safetensors").unlink()
+            return
+
+
+def write_config(name: str, config: dict[str, Any]) -> None:
+    text = yaml.safe_dump(config, sort_keys=False, allow_unicode=True)
+    (PRETRAINED / name / "config.yaml").write_text(text, encoding="utf-8")
+
+
 def add_figures(name: str, record: Path) -> None:
     value = json.loads(record.read_text(encoding="utf-8"))
     figures = of_likelihood(value["likelihood"]) if "likelihood" in value else of_tokenizer(value["tokenizer"])
-    config = dict(read_config(PRETRAINED / name))
-    config["card"] |= {"figures": figures, "record": record.as_posix()}
-    config["card"].pop("metrics", None)  # of a part of the images, while training
-    text = yaml.safe_dump(config, sort_keys=False, allow_unicode=True)
-    (PRETRAINED / name / "config.yaml").write_text(text, encoding="utf-8")
+    config = read_config(PRETRAINED / name)
+    card = config["card"] | {"figures": figures, "record": record.as_posix()}
+    card.pop("metrics", None)  # of a part of the images, while training
+    write_config(name, {**config, "card": card})
 
 
 def of_likelihood(likelihood: dict[str, Any]) -> dict[str, Any]:

@@ -131,6 +131,23 @@ def test_weights_are_stored_in_half_the_bytes(tmp_path):
     assert tokenizer_hash(load_tokenizer(tmp_path / "tokenizer")) == tokenizer_hash(half.tokenizer)
 
 
+def test_a_model_shares_the_tokenizer_of_another(tmp_path, monkeypatch):
+    tokenizer, gpt = entry("tokenizers", "vit_vqgan").model(TINY).eval(), entry("priors", "gpt")
+    save_tokenizer(tokenizer, tmp_path / "codes")
+    chainrule.Pipeline(tokenizer, gpt.model(tokenizer.spec, gpt.presets["tiny"].config)).save(tmp_path / "model")
+    (tmp_path / "model" / "tokenizer.safetensors").unlink()
+    path = tmp_path / "model" / "config.yaml"
+    config = yaml.safe_load(path.read_text())
+    config["tokenizer"]["weights"] = "codes"
+    path.write_text(yaml.safe_dump(config))
+    monkeypatch.setattr("chainrule.pipeline.PRETRAINED", tmp_path)
+    assert tokenizer_hash(chainrule.load("model").tokenizer) == tokenizer_hash(tokenizer)
+    assert tokenizer_hash(load_tokenizer("model")) == tokenizer_hash(tokenizer)
+    save_tokenizer(entry("tokenizers", "vit_vqgan").model(TINY), tmp_path / "codes")
+    with pytest.raises(ValueError, match="another tokenizer"):
+        chainrule.load("model")
+
+
 def test_the_tokenizer_of_a_whole_model_is_loaded_and_a_tokenizer_alone_is_no_whole_model(tmp_path):
     gated = entry("priors", "gated_pixelcnn")
     preset = next(preset for name, preset in gated.presets.items() if name.startswith("tiny"))

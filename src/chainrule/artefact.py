@@ -50,7 +50,8 @@ def load_tokenizer(name: str | os.PathLike, device: str = "cpu") -> Tokenizer:
     description = read_config(folder).get("tokenizer")
     if not isinstance(description, Mapping) or not {"name", "config"} <= set(description):
         raise ValueError(f"{folder / 'config.yaml'} is incomplete or damaged; copy it again")
-    return read_part(folder, "tokenizers", description).eval().to(device)
+    other = description.get("weights")
+    return read_part(find(other) if other else folder, "tokenizers", description).eval().to(device)
 
 
 def has_prior(name: str | os.PathLike) -> bool:

@@ -475,7 +475,8 @@ def _read(folder: Path) -> Pipeline:
         and isinstance(config["card"], Mapping)
     ):
         raise ValueError(f"{path} is incomplete or damaged; copy it again")
-    tokenizer = read_part(folder, "tokenizers", config["tokenizer"])
+    other = config["tokenizer"].get("weights")  # bundled models share tokenizers: those of that model
+    tokenizer = read_part(find(other) if other else folder, "tokenizers", config["tokenizer"])
     prior = read_part(folder, "priors", config["prior"])
     prior.null_label = config["prior"].get("null_label", False)
     if config["prior"]["tokenizer_hash"] != tokenizer_hash(tokenizer):
