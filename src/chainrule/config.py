@@ -5,7 +5,9 @@ A recipe is one YAML file of these sections; without `prior` it trains the token
     data:        the images                          chainrule.data.DataConfig
     tokenizer:   {name: ..., fields of its config}   height, width, channels default to those of the data
                  or {path: ...}                      a trained one: SavedTokenizer
-    prior:       {name: ..., fields of its config}   `num_classes: data` is the number of classes of the data
+    prior:       {name: ..., fields of its config}   `num_classes: data` is the number of classes of the data, and
+                                                     `text_length: data`, `text_vocab_size: data` are those of the text
+    text:        how a prior reads captions          TextConfig
     losses:      what a tokenizer minimises besides  LossesConfig
     training:    how to train                        TrainingConfig
     evaluation:  how to evaluate while training      EvaluationConfig
@@ -56,6 +58,7 @@ class TrainingConfig:
     compile:          torch.compile of the model; auto where there is a C++ compiler and more than 500 steps repay it
     channels_last:    memory format of the filters
     label_dropout:    share of the labels that a prior is given as "no class", so that it can be guided; 0 is none
+    text_dropout:     share of the captions that a prior is given as the empty text, for the same; 0 is none
     soft_targets:     temperature at which a prior's codes are drawn and softened, as RQ-VAE can; 0 is none
     seed:             of the weights, the order of the images and all noise
     save_every, sample_every, log_every: steps; `sample_every: 0` draws no samples
@@ -76,6 +79,7 @@ class TrainingConfig:
     compile: Literal["auto"] | bool = "auto"
     channels_last: bool = False
     label_dropout: float = 0.0
+    text_dropout: float = 0.0
     soft_targets: float = 0.0
     seed: int = 0
     save_every: int = 1000
@@ -91,10 +95,9 @@ class TrainingConfig:
                 raise ValueError(f"{name} must be at least 0, got {getattr(self, name)}")
         if not self.learning_rate > 0:
             raise ValueError(f"learning_rate must be above 0, got {self.learning_rate}")
-        if not 0 <= self.label_dropout < 1:
-            raise ValueError(f"label_dropout must lie in 0..1, 1 excluded, got {self.label_dropout}")
-        if not 0 <= self.ema_decay < 1:
-            raise ValueError(f"ema_decay must lie in 0..1, 1 excluded, got {self.ema_decay}")
+        for name in ("label_dropout", "text_dropout", "ema_decay"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name} must lie in 0..1, 1 excluded, got {getattr(self, name)}")
         if self.warmup_steps > self.steps:
             raise ValueError(f"warmup_steps ({self.warmup_steps}) must not exceed steps ({self.steps})")
         if self.betas is not None and self.optimizer == "rmsprop":
@@ -192,6 +195,31 @@ class LossesConfig:
 
 
 @dataclass(frozen=True)
+class TextConfig:
+    """How a prior reads captions: byte-pair encoding, learned from those of the training images.
+
+    length:     tokens of a caption; of longer ones the rest is cut off
+    vocab_size: at most so many tokens, at least 257: padding and all bytes
+    lowercase:  whether capitals count as small letters
+    vocabulary: instead of learning one, a file of the `tokenizers` package with a byte-pair encoding whose token 0 is
+                the padding
+    dropout:    share of merges left out at each visit of a training caption (BPE dropout); 0 is none
+    """
+
+    length: int
+    vocab_size: int = 4096
+    lowercase: bool = True
+    vocabulary: Path | None = None
+    dropout: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.length < 1:
+            raise ValueError(f"length must be at least 1, got {self.length}")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout must lie in 0..1, 1 excluded, got {self.dropout}")
+
+
+@dataclass(frozen=True)
 class ModelConfig:
     """The name of a registered model and those fields of its config that the recipe gives."""
 
@@ -221,6 +249,7 @@ class Recipe:
     training: TrainingConfig
     evaluation: EvaluationConfig
     losses: LossesConfig = LossesConfig()
+    text: TextConfig | None = None
     where: str = "recipe"
 
 
@@ -268,12 +297,14 @@ def build_recipe(mapping: Mapping[str, Any], where: str) -> Recipe:
     sections = [f.name for f in fields(Recipe) if f.name != "where"]
     _check_keys(mapping, sections, where, "")
     for section in sections:
-        if section not in mapping and section not in ("prior", "evaluation", "losses"):
+        if section not in mapping and section not in ("prior", "evaluation", "losses", "text"):
             raise ValueError(f"{where}: the section {section!r} is missing")
         if not isinstance(mapping.get(section, {}), Mapping):
             raise ValueError(f"{where}: {section!r} must hold keys and values, got {mapping[section]!r}")
     if "prior" in mapping and "losses" in mapping:
         raise ValueError(f"{where}: 'losses' are those of a tokenizer's training; a recipe with a 'prior' has none")
+    if "text" in mapping and "prior" not in mapping:
+        raise ValueError(f"{where}: a 'text' is read by a prior; a tokenizer's recipe has none")
     return Recipe(
         data=build_dataclass(DataConfig, mapping["data"], where, "data"),
         tokenizer=_tokenizer(mapping["tokenizer"], where),
@@ -281,6 +312,7 @@ def build_recipe(mapping: Mapping[str, Any], where: str) -> Recipe:
         training=build_dataclass(TrainingConfig, mapping["training"], where, "training"),
         evaluation=build_dataclass(EvaluationConfig, mapping.get("evaluation", {}), where, "evaluation"),
         losses=build_dataclass(LossesConfig, mapping.get("losses", {}), where, "losses"),
+        text=build_dataclass(TextConfig, mapping["text"], where, "text") if "text" in mapping else None,
         where=where,
     )
 

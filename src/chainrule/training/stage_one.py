@@ -202,7 +202,7 @@ def tokenizer_task(recipe: Recipe) -> tuple[TokenizerTask, dict[str, Any]]:
     """
     if isinstance(recipe.tokenizer, SavedTokenizer):
         raise ValueError(f"{recipe.where}: the tokenizer of a 'path' is trained already; add the section 'prior'")
-    for name in ("label_dropout", "soft_targets"):
+    for name in ("label_dropout", "text_dropout", "soft_targets"):
         if getattr(recipe.training, name):
             raise ValueError(f"{recipe.where}: 'training.{name}' belongs to a prior and would be ignored; leave it out")
     model = entry("tokenizers", recipe.tokenizer.name).model

@@ -12,10 +12,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..artefact import load_tokenizer
-from ..config import Recipe, SavedTokenizer, build_model_config, to_plain
-from ..core import Codes, Context, LearnedTokenizer, Prior, StochasticTokenizer, Tokenizer, entry
-from ..data import Batch, DataConfig, ImageDataset, augment, binarize, draw_flips, load
-from ..pipeline import Pipeline, tokenizer_hash
+from ..conditioning.text import BPETokenizer, TextTokenizer, train_bpe
+from ..config import Recipe, SavedTokenizer, TextConfig, build_model_config, to_plain
+from ..core import Codes, CodeSpec, Context, LearnedTokenizer, Prior, StochasticTokenizer, Tokenizer, entry
+from ..data import DataConfig, ImageDataset, augment, binarize, draw_flips, load
+from ..pipeline import Pipeline, check_text_tokenizer, tokenizer_hash
 from .codes import cached_codes, encode
 from .order import derive_seed
 
@@ -23,14 +24,20 @@ PREVIEW_IMAGES = 16
 
 
 @dataclass(frozen=True)
-class CodedBatch:
-    """Codes of a batch of images that were encoded before, and their labels int64 (B,), if any."""
+class PriorBatch:
+    """Images uint8 (B, C, H, W), or their codes where they were encoded before, and what a prior is told of them.
 
-    codes: Codes
-    labels: Tensor | None
+    labels: int64 (B,), if any
+    text:   token ids int64 (B, L), if any
+    """
+
+    images: Tensor | None
+    codes: Codes | None
+    labels: Tensor | None = None
+    text: Tensor | None = None
 
     def __len__(self) -> int:
-        return len(self.codes[0])
+        return len(self.codes[0] if self.images is None else self.images)
 
 
 class PriorTask:
@@ -55,6 +62,9 @@ class PriorTask:
         card: plain values to save with the model.
         label_dropout: share of the training labels that become "no class", the prior's last label.
         soft_targets: temperature of soft targets; 0 is none.
+        text_tokenizer: of a prior that reads captions, or models them before the image.
+        text_dropout: share of the training captions that become the empty text.
+        merge_dropout: share of merges left out of a training caption, at each visit anew.
     """
 
     def __init__(
@@ -69,6 +79,9 @@ class PriorTask:
         card: dict[str, Any] | None = None,
         label_dropout: float = 0.0,
         soft_targets: float = 0.0,
+        text_tokenizer: TextTokenizer | None = None,
+        text_dropout: float = 0.0,
+        merge_dropout: float = 0.0,
     ) -> None:
         self.tokenizer = tokenizer.eval().requires_grad_(False)
         self.model, self.adversary = prior, None
@@ -77,6 +90,7 @@ class PriorTask:
         self.num_examples = len(training)
         self.device = torch.device("cpu")
         self.label_dropout, self.soft_targets = label_dropout, soft_targets
+        self.text_tokenizer, self.text_dropout, self.merge_dropout = text_tokenizer, text_dropout, merge_dropout
         self.training_codes: list[Codes] = []  # of the images and, with flips, of their mirror images, if kept
         self.evaluation_codes: Codes | None = None
         num_classes = training.num_classes or 0
@@ -91,6 +105,11 @@ class PriorTask:
         if soft_targets and not isinstance(tokenizer, StochasticTokenizer):
             raise ValueError(f"soft_targets need a tokenizer whose codes can be drawn, as rqvae, not {tokenizer.name}")
         prior.null_label = label_dropout > 0
+        self.training_text, self.evaluation_text = None, None  # int64 (N, L)
+        if text_tokenizer is not None:
+            check_text_tokenizer(text_tokenizer, prior)
+            self.training_text = text_tokenizer.encode(training.texts)
+            self.evaluation_text = text_tokenizer.encode(evaluation.texts)
 
     def keep_codes(self, device: torch.device, quiet: bool) -> None:
         """Encodes all images once, or takes their codes from the cache, if they are learned and the same at each visit.
@@ -110,25 +129,26 @@ class PriorTask:
         self.device = device
         self.tokenizer.to(device)
 
-    def batch(self, indices: Tensor, part: slice, generator: torch.Generator) -> Batch | CodedBatch:
+    def batch(self, indices: Tensor, part: slice, generator: torch.Generator) -> PriorBatch:
         if self.training_codes:
+            codes, images = _at(self.training_codes[0], indices), None
             labels = None if self.training.labels is None else self.training.labels[indices]
-            codes = _at(self.training_codes[0], indices)
             if self.data.flip:
                 flipped = draw_flips(len(indices), generator)[:, None, None, None]
                 mirrored = _at(self.training_codes[1], indices)
                 codes = tuple(torch.where(flipped, m, c) for m, c in zip(mirrored, codes, strict=True))
-            labels = self._drop(labels, generator)
-            return CodedBatch(tuple(grid[part] for grid in codes), None if labels is None else labels[part])
-        whole = augment(self.training.batch(indices), self.data, generator)
-        labels, texts = self._drop(whole.labels, generator), whole.texts
-        return Batch(
-            whole.images[part],
+        else:
+            whole = augment(self.training.batch(indices), self.data, generator)
+            codes, images, labels = None, whole.images, whole.labels
+        labels, text = self._drop(labels, generator), self._draw_text(indices, generator)
+        return PriorBatch(
+            None if images is None else images[part],
+            None if codes is None else tuple(grid[part] for grid in codes),
             None if labels is None else labels[part],
-            None if texts is None else texts[part],
+            None if text is None else text[part],
         )
 
-    def loss(self, model: nn.Module, batch: Batch, progress: float) -> tuple[Tensor, dict[str, Tensor]]:
+    def loss(self, model: nn.Module, batch: PriorBatch, progress: float) -> tuple[Tensor, dict[str, Tensor]]:
         if self.soft_targets:
             return self._soft_loss(model, batch)
         codes, context = self._encode(batch)
@@ -137,8 +157,8 @@ class PriorTask:
             for logits, grid in zip(model(codes, context), codes, strict=True)
         ]
         loss = sum(weight * mean for weight, mean in zip(self.model.grid_weights, nats_per_code, strict=True))
-        nats = sum(grid.num_codes * mean for grid, mean in zip(self.model.spec.grids, nats_per_code, strict=True))
-        return loss, {"nats": nats} | self._rates(nats)
+        each = [grid.num_codes * mean for grid, mean in zip(self.model.spec.grids, nats_per_code, strict=True)]
+        return loss, self._figures(each)
 
     def _drop(self, labels: Tensor | None, generator: torch.Generator) -> Tensor | None:
         """Labels, some of them replaced by "no class"."""
@@ -147,12 +167,25 @@ class PriorTask:
         dropped = torch.rand(len(labels), generator=generator) < self.label_dropout
         return torch.where(dropped, self.training.num_classes, labels)
 
-    def _soft_loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+    def _draw_text(self, indices: Tensor, generator: torch.Generator) -> Tensor | None:
+        """Captions of training images, some merges left out and some captions replaced by the empty text."""
+        if self.training_text is None:
+            return None
+        text = self.training_text[indices]
+        if self.merge_dropout:
+            captions = [self.training.texts[index] for index in indices.tolist()]
+            text = self.text_tokenizer.encode(captions, self.merge_dropout, generator)
+        if self.text_dropout:
+            dropped = torch.rand(len(text), generator=generator) < self.text_dropout
+            text = text.masked_fill(dropped[:, None], self.text_tokenizer.pad)
+        return text
+
+    def _soft_loss(self, model: nn.Module, batch: PriorBatch) -> tuple[Tensor, dict[str, Tensor]]:
         """As `loss`; the engine has seeded the draws by the step."""
         images = batch.images.to(self.device)
         with torch.no_grad(), torch.autocast(images.device.type, enabled=False):
             codes, targets = self.tokenizer.encode_soft(images, self.soft_targets)
-        (logits,) = model(codes, self._context(batch.labels))
+        (logits,) = model(codes, self._context(batch))
         log_prob = logits.float().log_softmax(-1)
         nats = -log_prob.detach().gather(-1, codes[0].unsqueeze(-1)).sum() / len(batch)
         return -(targets * log_prob).sum(-1).mean(), {"nats": nats} | self._rates(nats)
@@ -160,47 +193,58 @@ class PriorTask:
     def evaluate(self, model: Prior, final: bool) -> dict[str, float]:
         """Mean over the evaluation images; sampled binarisation is the same at every call."""
         count = len(self.evaluation) if final else min(self.limit, len(self.evaluation))
-        total = 0.0
+        total = torch.zeros(len(self.model.spec.grids), dtype=torch.float64)
         for start in range(0, count, self.batch_size):
             indices = torch.arange(start, min(start + self.batch_size, count))
-            batch = self.evaluation.batch(indices)
+            whole, codes, images = self.evaluation.batch(indices), None, None
             if self.evaluation_codes is not None:
-                batch = CodedBatch(_at(self.evaluation_codes, indices), batch.labels)
+                codes = _at(self.evaluation_codes, indices)
             else:
                 generator = torch.Generator().manual_seed(derive_seed("evaluation", start))
-                batch = replace(batch, images=binarize(batch.images, self.data.binarize, generator))
-            codes, context = self._encode(batch)
-            total -= model.log_prob(codes, context).cpu().double().sum().item()
-        nats = total / count
-        return {"nats": nats} | self._rates(nats)
+                images = binarize(whole.images, self.data.binarize, generator)
+            text = None if self.evaluation_text is None else self.evaluation_text[indices]
+            grids = model.log_prob_grids(*self._encode(PriorBatch(images, codes, whole.labels, text)))
+            total -= torch.stack([grid.double().sum().cpu() for grid in grids])
+        return self._figures((total / count).tolist())
 
     def preview(self, model: Prior, seed: int) -> Tensor:
-        count = PREVIEW_IMAGES
         pipeline = self._pipeline(model, {})
-        label = torch.arange(count) % pipeline.num_classes if pipeline.num_classes else None
-        return pipeline.sample(count, label=label, seed=seed)
+        label = torch.arange(PREVIEW_IMAGES) % pipeline.num_classes if pipeline.num_classes else None
+        text = None if self.text_tokenizer is None else self.evaluation.texts[:PREVIEW_IMAGES]
+        return pipeline.sample(PREVIEW_IMAGES if text is None else len(text), label=label, text=text, seed=seed)
 
     def save(self, model: Prior, folder: Path, card: dict[str, Any]) -> None:
         self._pipeline(model, card).save(folder)
 
     def _pipeline(self, model: Prior, card: dict[str, Any]) -> Pipeline:
         names = self.training.class_names if model.num_classes else None
-        return Pipeline(self.tokenizer, model, class_names=names, card=self.card | card)
+        return Pipeline(self.tokenizer, model, names, self.card | card, self.text_tokenizer)
 
-    def _encode(self, batch: Batch | CodedBatch) -> tuple[Codes, Context]:
-        if isinstance(batch, CodedBatch):
-            codes = tuple(grid.to(self.device) for grid in batch.codes)
-        else:
+    def _encode(self, batch: PriorBatch) -> tuple[Codes, Context]:
+        """All codes of the prior, a caption of a joint stream before those of the image, and the context."""
+        if batch.codes is None:
             codes = encode(self.tokenizer, batch.images.to(self.device))
-        return codes, self._context(batch.labels)
+        else:
+            codes = tuple(grid.to(self.device) for grid in batch.codes)
+        if self.model.joint_text:
+            codes = batch.text[:, None, :, None].to(self.device), *codes
+        return codes, self._context(batch)
 
-    def _context(self, labels: Tensor | None) -> Context:
-        return Context(label=labels.to(self.device) if self.model.num_classes else None)
+    def _context(self, batch: PriorBatch) -> Context:
+        return Context(
+            label=batch.labels.to(self.device) if self.model.num_classes else None,
+            text=batch.text.to(self.device) if self.model.text_length else None,
+        )
+
+    def _figures(self, nats: list[Any]) -> dict[str, Any]:
+        """What is reported of the nats of each grid: those of the image, and those of a text before it."""
+        image = sum(nats[int(self.model.joint_text) :])
+        return {"nats": image} | self._rates(image) | ({"text_nats": nats[0]} if self.model.joint_text else {})
 
     def _rates(self, nats: Any) -> dict[str, Any]:
         """What is reported beside the nats of an image, a number or a tensor."""
         if isinstance(self.tokenizer, LearnedTokenizer):
-            return {"nats_per_code": nats / self.model.spec.num_codes, "bits_per_image": nats / math.log(2)}
+            return {"nats_per_code": nats / self.tokenizer.spec.num_codes, "bits_per_image": nats / math.log(2)}
         return {"bits_per_dim": nats / (math.prod(self.tokenizer.image_shape) * math.log(2))}
 
 
@@ -255,25 +299,59 @@ def prior_task(
             f"the tokenizer is for images {tokenizer.image_shape}, those of {training.name} are {training.image_shape} "
             "(channels, height, width); set data.size and data.channels"
         )
+    text_tokenizer = None if recipe.text is None else learn_text(recipe.text, training, evaluation, recipe.where)
+    words |= {
+        "text_length": text_tokenizer and text_tokenizer.length,
+        "text_vocab_size": text_tokenizer and text_tokenizer.vocab_size,
+    }
     prior_config = build_model_config("priors", recipe.prior, recipe.where, {}, words)
     plain = {
         "data": to_plain(recipe.data),
         "tokenizer": tokenizer_plain,
         "prior": {"name": recipe.prior.name} | to_plain(prior_config),
+        **({} if recipe.text is None else {"text": to_plain(recipe.text)}),
         "training": to_plain(recipe.training),
         "evaluation": to_plain(recipe.evaluation),
     }
-    prior = entry("priors", recipe.prior.name).model(tokenizer.spec, prior_config)
+    model, spec = entry("priors", recipe.prior.name).model, tokenizer.spec
+    if model.joint_text:
+        if text_tokenizer is None:
+            raise ValueError(f"{recipe.where}: {recipe.prior.name} draws a text and its image; add the section 'text'")
+        spec = CodeSpec((text_tokenizer.grid, *spec.grids))
+    prior = model(spec, prior_config)
+    reads = prior.joint_text or prior.text_length > 0
+    if reads and text_tokenizer is None:
+        raise ValueError(f"{recipe.where}: the prior reads texts (text_length); add the section 'text'")
+    if text_tokenizer is not None and not reads:
+        raise ValueError(
+            f"{recipe.where}: {recipe.prior.name} reads no texts; leave out 'text' or set prior.text_length: data"
+        )
+    if recipe.training.text_dropout and text_tokenizer is None:
+        raise ValueError(f"{recipe.where}: text_dropout would be ignored: the prior reads no texts; leave it out")
     prior.attach(tokenizer.vectors())
     card = plain | {"data": plain["data"] | {"source": training.name}}  # no paths of this machine
     if isinstance(recipe.tokenizer, SavedTokenizer):
         card["tokenizer"] = tokenizer_plain | {"path": Path(recipe.tokenizer.path).name}
     task = PriorTask(
         tokenizer, prior, recipe.data, training, evaluation, recipe.evaluation.limit, recipe.evaluation.batch_size,
-        {"recipe": card}, dropout, soft_targets,
+        {"recipe": card}, dropout, soft_targets, text_tokenizer, recipe.training.text_dropout,
+        0.0 if recipe.text is None else recipe.text.dropout,
     )  # fmt: skip
     task.keep_codes(device, quiet)
     return task, plain
+
+
+def learn_text(config: TextConfig, training: ImageDataset, evaluation: ImageDataset, where: str) -> BPETokenizer:
+    """The text tokenizer of a recipe; raises ValueError where there are no captions, or a vocabulary does not fit."""
+    for images in (training, evaluation):
+        if images.texts is None:
+            raise ValueError(f"{where}: 'text' needs captions, but {images.name} has none; see data.text_column")
+    if config.vocabulary is None:
+        return train_bpe(training.texts, config.vocab_size, config.length, config.lowercase)
+    try:
+        return BPETokenizer(config.vocabulary.read_text(encoding="utf-8"), config.length)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{where}: text.vocabulary {config.vocabulary}: {error}") from None
 
 
 def open_tokenizer(saved: SavedTokenizer, where: str) -> tuple[Tokenizer, dict[str, Any]]:
