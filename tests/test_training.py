@@ -207,9 +207,10 @@ def test_recipes_of_the_package(name):
     for word in ("Command:   chainrule train " + name, "Hardware:", "Minutes:", "Expected:", "Measured:"):
         assert f"\n# {word}" in text
     recipe = config.read_recipe(name)
-    words = {"num_classes": 10}
+    words = {"num_classes": 10, "text_length": 8, "text_vocab_size": 300}
     size = recipe.data.size or 28
     sizes = {"height": size, "width": size, "channels": 1}
-    config.build_model_config("tokenizers", recipe.tokenizer, name, sizes, words)
+    if isinstance(recipe.tokenizer, config.ModelConfig):
+        config.build_model_config("tokenizers", recipe.tokenizer, name, sizes, words)
     if recipe.prior is not None:
         config.build_model_config("priors", recipe.prior, name, {}, words)
