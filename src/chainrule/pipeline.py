@@ -123,8 +123,9 @@ class Pipeline:
     def sample(
         self, n: int = 1, label: int | str | Sequence[int | str] | Tensor | None = None, *,
         text: str | Sequence[str] | None = None, temperature: float = 1.0, top_k: int | None = None,
-        top_p: float | None = None, precision: str = "float32", guidance: float = 1.0, best_of: int = 1,
-        scorer: Scorer | None = None, seed: int = 0, on_image: OnImage | None = None,
+        top_p: float | None = None, precision: str = "float32", guidance: float = 1.0,
+        negative: str | Sequence[str] | None = None, best_of: int = 1, scorer: Scorer | None = None, seed: int = 0,
+        on_image: OnImage | None = None,
     ) -> Tensor:  # fmt: skip
         """Draws images.
 
@@ -135,7 +136,9 @@ class Pipeline:
             text: of all, or one per image; an empty one, or none, asks a model of texts for no text in particular.
             temperature, top_k, top_p: see `decoding.Filter`; the defaults draw from the model itself.
             precision: of the prior's weights, see `Prior.decoding`.
-            guidance: scale of `decoding.Guided`; 1 is none, and others need a model trained with labels dropped.
+            guidance: scale of `decoding.Guided`; 1 is none, and others need a model trained with labels or texts
+                dropped.
+            negative: text to be drawn away from, of all or one per image, for guidance; None is the empty text.
             best_of: with more than 1, this many are drawn per image and the best by `scorer` is kept.
             scorer: uint8 (n, C, H, W) -> scores (n,), more is better; image i is one of the i-th label.
             seed: image i depends on the seed and on i only.
@@ -148,7 +151,7 @@ class Pipeline:
             raise ValueError(f"n must be at least 1, got {n}")
         if (best_of == 1) != (scorer is None):
             raise ValueError("best_of above 1 and a scorer go together: give both or neither")
-        prior, context = self._guided(label, n, text, guidance, precision)
+        prior, context = self._guided(label, n, text, guidance, negative, precision)
         filter, known = Filter(temperature, top_k, top_p), self._known(text, n)
 
         def draw(seeds: list[int]) -> Tensor:
@@ -161,7 +164,8 @@ class Pipeline:
         self, image: Tensor, mask: Tensor, n: int = 1, label: int | str | Sequence[int | str] | Tensor | None = None,
         *, text: str | Sequence[str] | None = None, particles: int = 1, temperature: float = 1.0,
         top_k: int | None = None, top_p: float | None = None, precision: str = "float32", guidance: float = 1.0,
-        paste: bool = False, seed: int = 0, on_image: OnImage | None = None,
+        negative: str | Sequence[str] | None = None, paste: bool = False, seed: int = 0,
+        on_image: OnImage | None = None,
     ) -> Tensor:  # fmt: skip
         """Draws the unknown part of an image, n times; the known part is kept as the tokenizer sees it.
 
@@ -170,7 +174,7 @@ class Pipeline:
             mask: bool (H, W), True where the image is known.
             paste: whether known pixels are those of `image` itself, and not those of its reconstruction; with a learned
                 tokenizer a seam may show.
-            text: as in `sample`.
+            text, guidance, negative: as in `sample`.
             particles: with more than 1, sequential Monte Carlo makes what is drawn agree with known pixels
                 that come later in raster order (see `decoding.complete`).
             precision: of the prior's weights, see `Prior.decoding`.
@@ -191,7 +195,7 @@ class Pipeline:
         flat = self.tokenizer.spec.flatten(codes).expand(n, -1)
         known = self._known(text, n, Known(flat, self.tokenizer.known_codes(mask)))
         drawn = complete(
-            *self._guided(label, n, text, guidance, precision), image_seeds(seed, n), known, particles,
+            *self._guided(label, n, text, guidance, negative, precision), image_seeds(seed, n), known, particles,
             Filter(temperature, top_k, top_p), self._watch(on_image),
         )  # fmt: skip
         images = self._decode(drawn)
@@ -221,6 +225,20 @@ class Pipeline:
             torch.zeros(count, *grid.shape, dtype=torch.int64, device=self.device) for grid in self.tokenizer.spec.grids
         ]  # they come after the text
         return self.prior.log_prob_grids((*self._caption(text, count), *images))[0].flatten(1).sum(1)
+
+    def agreement(
+        self, images: Tensor, text: str | Sequence[str],
+        label: int | str | Sequence[int | str] | Tensor | None = None,
+    ) -> Tensor:  # fmt: skip
+        """log p(images | text) - log p(images | no text) in nats, of their codes: float (B,).
+
+        By Bayes' rule this is log p(text | images) - log p(text): of images for one text, the greatest is of that on
+        which the text depends most.  The model is to be one trained with texts dropped.
+
+        Raises:
+            ValueError: a model that reads no texts.
+        """
+        return self.log_prob(images, label, text=text) - self.log_prob(images, label)
 
     @torch.no_grad()
     def classify(self, images: Tensor) -> Tensor:
@@ -341,19 +359,23 @@ class Pipeline:
         return Context(label=torch.full((count,), self.num_classes, device=self.device))
 
     def _guided(
-        self, label: Any, count: int, text: Any, guidance: float, precision: str
+        self, label: Any, count: int, text: Any, guidance: float, negative: Any, precision: str
     ) -> tuple[Prior, Context | GuidedContext]:
-        """The prior to draw from, and its context; guidance is away from no class, or from the empty text."""
+        """The prior to draw from, and its context; guidance is away from no class, or from the negative text."""
         context = self._context(label, count, text)
         prior = self.prior.decoding(precision)
         if guidance == 1:
+            if negative is not None:
+                raise ValueError("a negative text would be ignored without guidance; set guidance, 3 is a start")
             return prior, context
-        if not (self.prior.null_label or self.prior.text_length):
+        texts = self.prior.joint_text or self.prior.text_length > 0
+        if not (self.prior.null_label or texts):
             raise ValueError("guidance needs a model that was trained with labels dropped (training.label_dropout)")
-        if label is None and text is None:
+        if label is None and text is None and negative is None:
             raise ValueError("guidance needs a label or a text to draw towards; give one, or leave guidance at 1")
-        negative = self._context(label if self.prior.text_length else None, count)
-        return Guided(prior, guidance), GuidedContext(context, negative)
+        other = self._context(label if texts else None, count, negative)
+        negative_text = self._text(negative, count) if self.prior.joint_text else None
+        return Guided(prior, guidance), GuidedContext(context, other, negative_text)
 
     def label_number(self, label: int | str) -> int:
         """The number of a class given by number or name.

@@ -23,11 +23,22 @@ Label = Annotated[
     str | None,
     typer.Option(help="Class by number or name, for a model with classes; several, with commas, are taken in turn."),
 ]
+Text = Annotated[
+    str | None, typer.Option(help="What to draw, for a model of texts; an empty text is nothing in particular.")
+]
+Negative = Annotated[str | None, typer.Option(help="With --guidance: a text to draw away from.", show_default="none")]
+Precision = Annotated[
+    str, typer.Option(help="Of the weights in decoding: float32; transformers also take bfloat16 and int8 (faster).")
+]
 Temperature = Annotated[float, typer.Option(help="Below 1 draws more probable images; 0 the most probable codes.")]
 TopK = Annotated[int | None, typer.Option(help="Draw each code among the k most probable.")]
 TopP = Annotated[float | None, typer.Option(help="Draw each code among the fewest that reach this probability.")]
 Guidance = Annotated[
-    float, typer.Option(help="Above 1 draws towards the label, for a model trained with label_dropout; 3 is a start.")
+    float,
+    typer.Option(
+        help="Above 1 draws towards the label or text, for a model trained with label_dropout or text_dropout; 3 is a "
+        "start."
+    ),
 ]
 Seed = Annotated[int, typer.Option(help="The same seed gives the same images.")]
 Scale = Annotated[int | None, typer.Option(min=1, help="Zoom of a pixel.", show_default="about 128 pixels per image")]
@@ -135,6 +146,21 @@ def read_any_image(path: Path, tokenizer: Tokenizer, resize: bool) -> Tensor:
     except ValueError as error:
         raise ValueError(f"{path}: {error}; add --resize to resize and crop it to {height}x{width}") from error
     return image[0]
+
+
+def read_texts(path: Path) -> list[str]:
+    """The lines of a file, one text each; an empty line is an empty text.
+
+    Raises:
+        ValueError: no such file, no text in UTF-8, or nothing in it.
+    """
+    try:
+        texts = path.read_text(encoding="utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is no text in UTF-8 ({error.reason} at byte {error.start})") from error
+    if not texts:
+        raise ValueError(f"{path} is empty; write one text per line")
+    return texts
 
 
 # ---------------------------------------------------------------- out

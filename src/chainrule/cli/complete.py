@@ -15,10 +15,13 @@ from .common import (
     Json,
     Label,
     Model,
+    Negative,
+    Precision,
     Resize,
     Scale,
     Seed,
     Temperature,
+    Text,
     TopK,
     TopP,
     check_file,
@@ -46,10 +49,13 @@ def complete(
         int, typer.Option(min=1, help="Candidates per completion, to agree with what is kept further below.")
     ] = 1,
     label: Label = None,
+    text: Text = None,
+    negative: Negative = None,
     temperature: Temperature = 1.0,
     top_k: TopK = None,
     top_p: TopP = None,
     guidance: Guidance = 1.0,
+    precision: Precision = "float32",
     paste: Annotated[
         bool, typer.Option("--paste", help="Keep known pixels exactly, not as the model's tokenizer sees them.")
     ] = False,
@@ -72,6 +78,7 @@ def complete(
       chainrule complete mnist_diagonal_bilstm digit.png --keep 0,0,28,10 -n 3 --out three.png
       chainrule complete mnist_diagonal_bilstm digit.png --mask known.png --json
       chainrule complete runs/mine photo.png --keep left --label 3 --guidance 3 --paste
+      chainrule complete runs/text half.png --keep left --text "a violin, noto style" --guidance 3
     """
     if (mask is None) == (keep is None):
         raise ValueError("say what to keep, by --mask or by --keep" + ("" if mask is None else ", not by both"))
@@ -91,11 +98,12 @@ def complete(
     total = n * pipeline.prior.spec.num_codes
     with progress("Completing", total, "codes") as done:
         completions = pipeline.complete(
-            known_image, known, n, labels, particles=particles, temperature=temperature, top_k=top_k, top_p=top_p,
-            guidance=guidance, paste=paste, seed=seed, on_image=lambda num_known, _: done(n * num_known),
+            known_image, known, n, labels, text=text, particles=particles, temperature=temperature, top_k=top_k,
+            top_p=top_p, precision=precision, guidance=guidance, negative=negative, paste=paste, seed=seed,
+            on_image=lambda num_known, _: done(n * num_known),
         )  # fmt: skip
         done(total)
-    nats = pipeline.log_prob(completions, labels).tolist()
+    nats = pipeline.log_prob(completions, labels, text=text).tolist()
     pictures = torch.cat([known_image[None], hide(known_image[None], known), completions.cpu()])
     columns = len(pictures) if len(pictures) <= 10 else None
     write_png(out, grid(pictures, columns, scale or automatic_scale(width)))

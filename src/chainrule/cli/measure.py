@@ -34,9 +34,14 @@ def measure_likelihood(
         raise ValueError(
             f"this model needs labels of {classes} classes, but {dataset.name} has {dataset.num_classes or 0}"
         )
+    reads = pipeline.prior.joint_text or pipeline.prior.text_length > 0
+    if reads and dataset.texts is None:
+        raise ValueError(f"this model needs captions, but {dataset.name} has none")
     with progress("Evaluating", len(dataset) * max(1, len(seeds)), "images") as done:
         result = likelihood(
-            lambda batch: pipeline.log_prob(batch.images, batch.labels if classes else None),
+            lambda batch: pipeline.log_prob(
+                batch.images, batch.labels if classes else None, text=batch.texts if reads else None
+            ),
             dataset, config.binarize, seeds or (0,), batch_size, done,
         )  # fmt: skip
     bits, error = pipeline.bits_per_dim, result.standard_error
@@ -49,7 +54,7 @@ def measure_likelihood(
         bits_per_dim=bits(result.nats),
         bits_per_dim_standard_error=None if error is None else bits(error),
         seeds=seeds,
-        nats_per_code=result.nats_per_code(pipeline.prior.spec.num_codes) if learned else None,
+        nats_per_code=result.nats_per_code(pipeline.tokenizer.spec.num_codes) if learned else None,
         bits_per_image=result.bits_per_image if learned else None,
         **_common(pipeline.prior, model, config, dataset, limit, batch_size, options),
     )

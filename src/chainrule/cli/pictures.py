@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import io
+import math
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from ..core import CodeSpec
+from ..images import to_pil
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -52,6 +54,56 @@ def write_gif(path: Path, frames: Iterable[Image], milliseconds: int = 40, hold:
     durations = [milliseconds] * (len(frames) - 1) + [hold]
     frames[0].save(buffer, format="GIF", save_all=True, append_images=frames[1:], duration=durations, loop=0)
     write_bytes(path, buffer.getvalue())
+
+
+def captioned(images: Tensor, captions: Sequence[str], scale: int) -> Image:
+    """Images uint8 (B, C, H, W) in one picture, each above its caption, which is broken into lines of its width.
+
+    Characters that the font has not are drawn as empty boxes.  B captions, as many as there are images.
+    """
+    from PIL import Image, ImageDraw, ImageFont
+
+    size, margin = 12, 4
+    font = ImageFont.load_default(size)
+    pictures = to_pil(enlarge(images, scale))
+    width, height = max(pictures[0].width, 96) + 2 * margin, pictures[0].height
+    texts = ["\n".join(_lines(caption, font, width - 2 * margin)) for caption in captions]
+    room = (size + 4) * max(text.count("\n") + 1 for text in texts)
+    columns = math.ceil(math.sqrt(len(pictures)))
+    rows = math.ceil(len(pictures) / columns)
+    sheet = Image.new("RGB", (columns * width, rows * (height + room + 2 * margin)), "white")
+    draw = ImageDraw.Draw(sheet)
+    for index, (picture, text) in enumerate(zip(pictures, texts, strict=True)):
+        left, top = index % columns * width, index // columns * (height + room + 2 * margin) + margin
+        sheet.paste(picture, (left + (width - picture.width) // 2, top))
+        draw.multiline_text((left + margin, top + height + margin), text, fill="black", font=font, spacing=2)
+    return sheet
+
+
+def _lines(caption: str, font: Any, width: int, most: int = 4) -> list[str]:
+    """A caption in lines of at most `width` pixels; what does not go into the `most` lines ends in an ellipsis."""
+    clean = "".join(c if c.isprintable() else " " for c in caption)
+    lines = [""]
+    for word in clean.encode("utf-8", "replace").decode("utf-8").split():
+        for part in _parts(word, font, width):
+            longer = f"{lines[-1]} {part}".strip()
+            if font.getlength(longer) <= width:
+                lines[-1] = longer
+            else:
+                lines.append(part)
+    if len(lines) > most:
+        lines = [*lines[: most - 1], lines[most - 1].rstrip() + "…"]
+    return lines
+
+
+def _parts(word: str, font: Any, width: int) -> list[str]:
+    """A word in parts of at most `width` pixels each."""
+    parts = [""]
+    for character in word:
+        if parts[-1] and font.getlength(parts[-1] + character) > width:
+            parts.append("")
+        parts[-1] += character
+    return parts
 
 
 def automatic_scale(width: int) -> int:

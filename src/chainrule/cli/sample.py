@@ -15,9 +15,12 @@ from .common import (
     Guidance,
     Label,
     Model,
+    Negative,
+    Precision,
     Scale,
     Seed,
     Temperature,
+    Text,
     TopK,
     TopP,
     check_file,
@@ -26,6 +29,7 @@ from .common import (
     free_name,
     labels_for,
     open_model,
+    read_texts,
 )  # fmt: skip
 
 WATCH_FRAMES = 150
@@ -33,14 +37,29 @@ WATCH_FRAMES = 150
 
 def sample(
     model: Model,
-    n: Annotated[int, typer.Option("-n", min=1, help="Number of images.")] = 16,
+    n: Annotated[
+        int | None,
+        typer.Option("-n", min=1, help="Number of images.", show_default="16, with --texts one per text"),
+    ] = None,
     label: Label = None,
+    text: Text = None,
+    texts: Annotated[
+        Path | None, typer.Option(help="A file of texts, one per line; captions are drawn under the images.")
+    ] = None,
+    negative: Negative = None,
     temperature: Temperature = 1.0,
     top_k: TopK = None,
     top_p: TopP = None,
     guidance: Guidance = 1.0,
+    precision: Precision = "float32",
     best_of: Annotated[
-        int, typer.Option(min=1, help="Draw as many per image, keep the one whose label the model is surest of.")
+        int,
+        typer.Option(
+            "--best-of",
+            "--best",
+            min=1,
+            help="Draw as many per image, keep the one whose label or text the model is surest of.",
+        ),
     ] = 1,
     seed: Seed = 0,
     out: Annotated[
@@ -62,6 +81,8 @@ def sample(
       chainrule sample shapes_gated_pixelcnn --label "red circle,blue square"
       chainrule sample shapes_gated_pixelcnn --label "red circle" --best-of 4
       chainrule sample runs/mine --label 3 --guidance 3
+      chainrule sample runs/text --text "a violin, noto style" -n 16 --best 4 --guidance 3 --negative "a drum"
+      chainrule sample runs/text --texts prompts.txt --guidance 3 --precision bfloat16
       chainrule sample runs/mine -n 100 --separate --out images --temperature 0.9
     """
     if separate:
@@ -70,16 +91,26 @@ def sample(
         out = check_file(out or free_name("samples", ".png"), ".png", force)
     if watch is not None:
         check_file(watch, ".gif", force, "--watch")
-    if best_of > 1 and label is None:
-        raise ValueError("--best-of keeps the images whose label the model is surest of: give --label")
+    if text is not None and texts is not None:
+        raise ValueError("--text and --texts exclude each other: leave one of them out")
+    if best_of > 1 and label is None and not text and texts is None:
+        raise ValueError("--best-of keeps the images whose label or text the model is surest of: give --label, --text")
     if best_of > 1 and watch is not None:
         raise ValueError("--watch would show images that --best-of then rejects; leave one of them out")
 
     import torch
 
     from ..images import grid, to_pil
-    from .pictures import automatic_scale, drawn, enlarge, hide, write_gif, write_png
+    from .pictures import automatic_scale, captioned, drawn, enlarge, hide, write_gif, write_png
 
+    captions = [text] if text is not None else None
+    if texts is not None:
+        captions = read_texts(texts)
+    n = n or (16 if texts is None else len(captions))
+    if captions is not None:
+        if len(captions) > n:
+            raise ValueError(f"{len(captions)} texts are too many for {n} images")
+        captions = [captions[index % len(captions)] for index in range(n)]
     pipeline = open_model(model, device)
     labels = labels_for(pipeline, label, n)
     _, height, width = pipeline.tokenizer.image_shape
@@ -89,6 +120,8 @@ def sample(
     if best_of > 1:
 
         def scorer(images):
+            if captions is not None:
+                return pipeline.agreement(images, captions, labels).cpu()
             return pipeline.classify(images).cpu()[torch.arange(n), torch.tensor(labels)]
 
     since = time.monotonic()
@@ -102,8 +135,8 @@ def sample(
                 frames.append(hide(images(), drawn(spec, num_known, height, width)))
 
         images = pipeline.sample(
-            n, labels, temperature=temperature, top_k=top_k, top_p=top_p, guidance=guidance, best_of=best_of,
-            scorer=scorer, seed=seed, on_image=watching,
+            n, labels, text=captions, temperature=temperature, top_k=top_k, top_p=top_p, precision=precision,
+            guidance=guidance, negative=negative, best_of=best_of, scorer=scorer, seed=seed, on_image=watching,
         )  # fmt: skip
     seconds = time.monotonic() - since
     zoom = scale or automatic_scale(width)
@@ -111,6 +144,8 @@ def sample(
         digits = len(str(n - 1))
         for index, picture in enumerate(to_pil(enlarge(images, scale or 1))):
             write_png(out / f"{index:0{digits}d}.png", picture)
+    elif texts is not None:
+        write_png(out, captioned(images.cpu(), captions, zoom))
     else:
         write_png(out, grid(images, scale=zoom))
     rate = n * best_of * spec.num_codes / seconds

@@ -15,6 +15,7 @@ from .common import (
     Label,
     Model,
     Resize,
+    Text,
     check_file,
     check_folder,
     labels_for,
@@ -31,6 +32,7 @@ def score(
     model: Model,
     images: Annotated[list[Path], typer.Argument(metavar="IMAGE", help="Image files.")],
     label: Label = None,
+    text: Text = None,
     map: Annotated[
         Path | None,
         typer.Option(help="Write the surprise at each pixel: a .png of all images, or a folder with one file each."),
@@ -58,6 +60,7 @@ def score(
       chainrule score mnist_diagonal_bilstm one.png two.png --map surprise.png
       chainrule score mnist_diagonal_bilstm one.png two.png --binarize --seed 0 --json
       chainrule score shapes_gated_pixelcnn scene.png --label "red circle" --resize
+      chainrule score runs/text scene.png --text "a small red circle at the top"
     """
     if map is None and scale is not None:
         raise ValueError("--scale would be ignored without --map; leave it out")
@@ -81,9 +84,9 @@ def score(
         for start in range(0, len(images), BATCH):
             batch = pixels[start : start + BATCH]
             chosen = None if labels is None else labels[start : start + BATCH]
-            nats += (-pipeline.log_prob(batch, chosen)).tolist()
+            nats += (-pipeline.log_prob(batch, chosen, text=text)).tolist()
             if map is not None:
-                surprises.append(pipeline.surprise(batch, chosen).cpu())
+                surprises.append(pipeline.surprise(batch, chosen, text=text).cpu())
             done(start + len(batch))
     bits = [pipeline.bits_per_dim(value) for value in nats]
     greatest = 0.0

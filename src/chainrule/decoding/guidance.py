@@ -5,8 +5,11 @@ or a negative text), and a code is drawn from
 
     u + scale (c - u)                      scale 1: c itself; above 1: further away from u
 
-That is the convention of Parti (arXiv:2206.10789).  Muse and the authors of the method count from 0, (1 + t) c - t u:
-their t is scale - 1.
+A model of one stream, text and then image, has no text in its context: there the second stream begins with the codes of
+the other text and goes on with the image that is drawn.  Texts are given, not drawn, so only the image is guided.
+
+The rule above is the convention of Parti (arXiv:2206.10789).  Muse and the authors of the method count from 0,
+(1 + t) c - t u: their t is scale - 1.
 """
 
 from __future__ import annotations
@@ -22,17 +25,23 @@ from ..core import Codes, Context, Prior, select
 
 @dataclass(frozen=True)
 class GuidedContext:
-    """What a batch of B images is to be drawn of, and away from: two contexts of B images, of the same fields."""
+    """What a batch of B images is to be drawn of, and away from: two contexts of B images, of the same fields.
+
+    negative_text: int64 (B, L), where the first grid of the codes is a text, the one to be left behind; else None
+    """
 
     positive: Context
     negative: Context
+    negative_text: Tensor | None = None
 
     def select(self, index: Tensor) -> GuidedContext:
         """The contexts of the images `index`, an int64 (N,) tensor of batch positions."""
-        return GuidedContext(self.positive.select(index), self.negative.select(index))
+        text = None if self.negative_text is None else self.negative_text[index]
+        return GuidedContext(self.positive.select(index), self.negative.select(index), text)
 
     def to(self, device) -> GuidedContext:
-        return GuidedContext(self.positive.to(device), self.negative.to(device))
+        text = None if self.negative_text is None else self.negative_text.to(device)
+        return GuidedContext(self.positive.to(device), self.negative.to(device), text)
 
     def joined(self) -> Context:
         """One context of 2 B images, the positive before the negative.
@@ -53,11 +62,14 @@ class GuidedContext:
 class GuidedState:
     """What `Guided.step` remembers."""
 
+    t: int
     num_images: int  # B
     both: Any  # the prior's state of 2 B images, as `GuidedContext.joined` orders them
+    negative_text: Tensor | None  # (B, L)
 
     def select(self, index: Tensor) -> GuidedState:
-        return GuidedState(len(index), select(self.both, torch.cat([index, index + self.num_images])))
+        both = select(self.both, torch.cat([index, index + self.num_images]))
+        return GuidedState(self.t, len(index), both, select(self.negative_text, index))
 
 
 class Guided(Prior):
@@ -79,15 +91,39 @@ class Guided(Prior):
         return negative + self.scale * (positive - negative)
 
     def forward(self, codes: Codes, context: GuidedContext) -> tuple[Tensor, ...]:
-        twice = tuple(torch.cat([grid, grid]) for grid in codes)
-        return tuple(self.combine(logits) for logits in self.prior(twice, context.joined()))
+        text, others = context.negative_text, codes
+        if text is not None:
+            others = text[:, None, :, None], *codes[1:]
+        logits = self.prior(tuple(torch.cat(pair) for pair in zip(codes, others, strict=True)), context.joined())
+        guided = tuple(self.combine(one) for one in logits)
+        return guided if text is None else (logits[0][: len(text)], *guided[1:])
 
     def init_state(self, batch_size: int, context: GuidedContext) -> GuidedState:
-        return GuidedState(batch_size, self.prior.init_state(2 * batch_size, context.joined()))
+        self.check_context(context, batch_size)
+        both = self.prior.init_state(2 * batch_size, context.joined())
+        return GuidedState(0, batch_size, both, context.negative_text)
 
     def step(self, previous: Tensor, state: GuidedState) -> tuple[Tensor, GuidedState]:
-        logits, state.both = self.prior.step(previous.repeat(2), state.both)
-        return self.combine(logits), state
+        t, other, text = state.t, previous, state.negative_text
+        state.t += 1
+        if text is not None and 0 < t <= text.shape[1]:
+            other = text[:, t - 1]
+        logits, state.both = self.prior.step(torch.cat([previous, other]), state.both)
+        drawn = text is None or t >= text.shape[1]
+        return self.combine(logits) if drawn else logits[: len(previous)], state
 
     def check_context(self, context: GuidedContext, batch_size: int) -> None:
         self.prior.check_context(context.joined(), 2 * batch_size)
+        text = context.negative_text
+        if text is None:
+            return
+        if not self.prior.joint_text:
+            raise ValueError("a negative_text is of models whose codes begin with a text; this one's is in the context")
+        grid = self.spec.grids[0]
+        if text.dtype != torch.int64 or tuple(text.shape) != (batch_size, grid.num_codes):
+            raise ValueError(
+                f"negative_text must be int64 ({batch_size}, {grid.num_codes}), got {str(text.dtype)[6:]} "
+                f"{tuple(text.shape)}"
+            )
+        if text.numel() and not (int(text.min()) >= 0 and int(text.max()) < grid.vocab_size):
+            raise ValueError(f"negative_text must lie in 0..{grid.vocab_size - 1}")
