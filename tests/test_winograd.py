@@ -42,6 +42,11 @@ def test_packed_convolution(native, precision, inputs, outputs, height, width, d
     torch.testing.assert_close(found.sums, Map.of(found.values).sums, rtol=1e-4, atol=1e-3)
     alone = packed(x[1:].contiguous(), (act[0][1:], act[1][1:]), residual[1:].contiguous())
     assert not native or torch.equal(alone.values, found.values[1:])
+    narrow = packed(x, act, residual, narrow=True)
+    assert torch.equal(narrow.values, found.values.bfloat16()) and torch.equal(narrow.sums, found.sums)
+    again = packed(narrow.values[..., :inputs].contiguous()) if outputs >= inputs and not doubled else None
+    if again is not None:
+        torch.testing.assert_close(again.values, packed(narrow.values[..., :inputs].float().contiguous()).values)
     plain = packed(x)
     expected = F.conv2d(
         F.interpolate(x.permute(0, 3, 1, 2), scale_factor=2.0) if doubled else x.permute(0, 3, 1, 2),

@@ -27,7 +27,7 @@ from typing import Any
 
 from PIL import Image
 
-from . import cache
+from . import cache, readers
 
 PACKAGES = (
     "emoji-datasource-google@16.0.0",
@@ -112,7 +112,8 @@ def build(packages: Path, target: Path) -> None:
     for name, part in rows.items():
         table = {column: [row[column] for row in part] for column in features}
         dataset = datasets.Dataset.from_dict(table, features=datasets.Features(features))
-        dataset.to_parquet(str(target / f"{name}-00000-of-00001.parquet"))
+        with readers.quiet():
+            dataset.to_parquet(str(target / f"{name}-00000-of-00001.parquet"))
 
 
 def split(codepoints: str, style: str) -> str:

@@ -6,7 +6,8 @@
     halving            one copy, padded and bfloat16, and a convolution in bfloat16
     attention          queries, keys and values in bfloat16
 
-Between them maps are float32, channels last; a block's result takes the place of its input.
+Between them maps are float32, channels last, but for bfloat16 ones inside residual blocks; a block's result takes the
+place of its input.
 """
 
 from __future__ import annotations
@@ -105,7 +106,7 @@ def _residual_block(block: ResidualBlock) -> Stage:
 
     def stage(x: Map, scratch: Scratch) -> Map:
         shape = (*x.values.shape[:3], conv1.num_outputs)
-        h = conv1(x.values, normalization(x, norm1), out=scratch.get(shape))
+        h = conv1(x.values, normalization(x, norm1), out=scratch.get(shape), narrow=True)
         scratch[shape] = h.values
         residual = x.values if skip is None else skip(x.values)
         return conv2(h.values, normalization(h, norm2), residual, out=residual)

@@ -6,7 +6,7 @@
 #include <algorithm>
 #include <cstdint>
 #include <cstdlib>
-#if defined(__AVX512F__) && defined(__AVX512BW__) && defined(__AVX512BF16__) && !defined(__AMX_BF16__)
+#if defined(__AVX512F__) && defined(__AVX512BW__) && defined(__AVX512VL__) && defined(__AVX512BF16__) && !defined(__AMX_BF16__)
 #define SUPPORTED 1
 #include <immintrin.h>
 #else
@@ -27,7 +27,7 @@ constexpr int64_t kPanel = 64;  // outputs at a time
 constexpr int64_t kColumns = 16, kTiles = 48, kTilesWide = 32;  // of a block; Wide: of many channels
 
 struct Shape {
-    int64_t batch, height, width, inputs, outputs, doubled, activated;
+    int64_t batch, height, width, inputs, outputs, doubled, activated, narrow_inputs, narrow_outputs;
     int64_t tile_rows() const { return doubled ? height : (height + 1) / 2; }
     int64_t tile_columns() const { return doubled ? width : (width + 1) / 2; }
     int64_t columns() const { return std::min(kColumns, tile_columns()); }
@@ -66,6 +66,16 @@ inline Vector swish(Vector x) {  // relative error below 1e-6
     Vector d = _mm512_add_ps(one, _mm512_scalef_ps(_mm512_fmadd_ps(p, f, one), n)), r = _mm512_rcp14_ps(d);
     r = _mm512_mul_ps(r, _mm512_fnmadd_ps(d, r, _mm512_set1_ps(2)));
     return _mm512_mul_ps(x, r);
+}
+
+// Maps are float32 or bfloat16; 16 channels of a position at a time.
+inline Vector load(const float* p, __mmask16 mask) { return _mm512_maskz_loadu_ps(mask, p); }
+inline Vector load(const uint16_t* p, __mmask16 mask) {
+    return (Vector)_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(mask, p)), 16);
+}
+inline void store(float* p, Vector v, __mmask16 mask) { _mm512_mask_storeu_ps(p, mask, v); }
+inline void store(uint16_t* p, Vector v, __mmask16 mask) {
+    _mm256_mask_storeu_epi16(p, mask, (__m256i)_mm512_cvtneps_pbh(v));
 }
 
 inline void store(float* p, Vector v) { _mm512_store_ps(p, v); }
@@ -134,8 +144,8 @@ struct Block {
 };
 
 // V (components, tiles, inputs) of a block; S: side of a tile's inputs.
-template <int S, class T>
-void transform_inputs(const Shape& s, const Block& b, const float* x, const float* scale, const float* shift,
+template <int S, class T, class X>
+void transform_inputs(const Shape& s, const Block& b, const X* x, const float* scale, const float* shift,
                       float* patch, T* v) {
     constexpr int kStep = S - 2;
     const int64_t inputs = round_up(s.inputs), tiles = b.rows * b.columns;
@@ -153,8 +163,8 @@ void transform_inputs(const Shape& s, const Block& b, const float* x, const floa
                 const int64_t row = top + i, column = left + j;
                 Vector value = _mm512_setzero_ps();
                 if (row >= 0 && row < s.height && column >= 0 && column < s.width) {
-                    const float* p = x + ((b.image * s.height + row) * s.width + column) * s.inputs + c;
-                    value = _mm512_maskz_loadu_ps(mask, p);
+                    const X* p = x + ((b.image * s.height + row) * s.width + column) * s.inputs + c;
+                    value = load(p, mask);
                     _mm_prefetch((const char*)(p + kLanes), _MM_HINT_T0);  // the next channels of the same pixel
                     if (s.activated) value = swish(_mm512_fmadd_ps(value, a, o));
                 }
@@ -180,9 +190,9 @@ void transform_inputs(const Shape& s, const Block& b, const float* x, const floa
 }
 
 // 16 outputs of all tiles of a block, from M (components, tiles, 64), and their sums and sums of squares (2, outputs).
-template <int S>
+template <int S, class Y>
 void transform_outputs(const Shape& s, const Block& b, const float* m, int64_t channel, const float* bias,
-                       const float* residual, float* y, float* sums) {
+                       const float* residual, Y* y, float* sums) {
     const int64_t tiles = b.rows * b.columns, height = s.height << s.doubled, width = s.width << s.doubled;
     const __mmask16 mask = lanes(s.outputs - channel);
     const Vector offset = _mm512_maskz_loadu_ps(mask, bias + channel);
@@ -206,9 +216,9 @@ void transform_outputs(const Shape& s, const Block& b, const float* m, int64_t c
                 if (row + i >= height || column + j >= width) continue;
                 const int64_t at = ((b.image * height + row + i) * width + column + j) * s.outputs + channel;
                 Vector value = _mm512_add_ps(done[i][j], offset);
-                if (residual) value = _mm512_add_ps(value, _mm512_maskz_loadu_ps(mask, residual + at));
-                _mm_prefetch((const char*)((residual ? residual : y) + at + kLanes), _MM_HINT_T0);
-                _mm512_mask_storeu_ps(y + at, mask, value);
+                if (residual) value = _mm512_add_ps(value, load(residual + at, mask));
+                if (residual) _mm_prefetch((const char*)(residual + at + kLanes), _MM_HINT_T0);
+                store(y + at, value, mask);
                 sum = _mm512_add_ps(sum, value), squares = _mm512_fmadd_ps(value, value, squares);
             }
         }
@@ -218,8 +228,8 @@ void transform_outputs(const Shape& s, const Block& b, const float* m, int64_t c
 }
 
 template <int S, class T>
-void convolve_blocks(const Shape& s, const float* x, const float* scale, const float* shift, const T* weight,
-                     const float* bias, const float* residual, float* y, float* sums, int64_t begin, int64_t end) {
+void convolve_blocks(const Shape& s, const void* x, const float* scale, const float* shift, const T* weight,
+                     const float* bias, const float* residual, void* y, float* sums, int64_t begin, int64_t end) {
     constexpr int64_t kComponents = S * S;
     const int64_t inputs = round_up(s.inputs), outputs = round_up(s.outputs), most = s.rows() * s.columns();
     Array<T> v(kComponents * most * inputs);
@@ -231,7 +241,10 @@ void convolve_blocks(const Shape& s, const float* x, const float* scale, const f
         b.row = index / across % down * s.rows(), b.column = index % across * s.columns();
         b.rows = std::min(s.rows(), s.tile_rows() - b.row), b.columns = std::min(s.columns(), s.tile_columns() - b.column);
         const int64_t tiles = b.rows * b.columns;
-        transform_inputs<S>(s, b, x, scale, shift, patch.get(), v.get());
+        if (s.narrow_inputs)
+            transform_inputs<S>(s, b, (const uint16_t*)x, scale, shift, patch.get(), v.get());
+        else
+            transform_inputs<S>(s, b, (const float*)x, scale, shift, patch.get(), v.get());
         const T* panel = weight;
         for (int64_t channel = 0; channel < outputs; channel += kPanel) {
             const int64_t vectors = std::min(kPanel, outputs - channel) / kLanes;
@@ -245,15 +258,21 @@ void convolve_blocks(const Shape& s, const float* x, const float* scale, const f
                     default: multiply<4>(from, panel, tiles, inputs, to);
                 }
             }
-            for (int64_t c = 0; c < vectors * kLanes; c += kLanes)
-                transform_outputs<S>(s, b, m.get() + c, channel + c, bias, residual, y, sums + index * 2 * s.outputs);
+            for (int64_t c = 0; c < vectors * kLanes; c += kLanes) {
+                const float* from = m.get() + c;
+                float* sum = sums + index * 2 * s.outputs;
+                if (s.narrow_outputs)
+                    transform_outputs<S>(s, b, from, channel + c, bias, residual, (uint16_t*)y, sum);
+                else
+                    transform_outputs<S>(s, b, from, channel + c, bias, residual, (float*)y, sum);
+            }
         }
     }
 }
 
 template <class T>
-void convolve(const int64_t* shape, const float* x, const float* scale, const float* shift, const T* weight,
-              const float* bias, const float* residual, float* y, float* sums, int64_t begin, int64_t end) {
+void convolve(const int64_t* shape, const void* x, const float* scale, const float* shift, const T* weight,
+              const float* bias, const float* residual, void* y, float* sums, int64_t begin, int64_t end) {
     const Shape& s = *(const Shape*)shape;
     if (s.doubled)
         convolve_blocks<3>(s, x, scale, shift, weight, bias, residual, y, sums, begin, end);
@@ -271,8 +290,8 @@ int64_t num_blocks(const int64_t* shape) {
 }
 
 #define CONVOLVE(NAME, T)                                                                                            \
-    void convolve_##NAME(const int64_t* shape, const float* x, const float* scale, const float* shift,               \
-                         const T* weight, const float* bias, const float* residual, float* y, float* sums,          \
+    void convolve_##NAME(const int64_t* shape, const void* x, const float* scale, const float* shift,               \
+                         const T* weight, const float* bias, const float* residual, void* y, float* sums,           \
                          int64_t begin, int64_t end) {                                                               \
         convolve(shape, x, scale, shift, weight, bias, residual, y, sums, begin, end);                               \
     }

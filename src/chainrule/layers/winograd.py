@@ -9,12 +9,12 @@ instead of 36, with d a 4x4 piece of the input, g the kernel, and * element by e
 
 If the input is doubled by repeating pixels before the convolution, rows 1 and 2 of d are equal, and so are its columns:
 one component in each direction is zero, 9 products are left of 36, and the doubled map is never made.  In bfloat16 the
-two factors of * are rounded, and nothing else is: maps, sums and transforms stay float32.
+two factors of * are rounded, and else only maps that are told to be narrow: sums and transforms stay float32.
 
 `winograd.cpp` does this where it can be compiled (see `native`) and the CPU has the instructions (AVX-512 with
 bfloat16, and no AMX).  Elsewhere it is an ordinary convolution, in channels-last bfloat16, which rounds as much.
 
-Shape letters: B batch, H height, W width, C channels; maps are (B, H, W, C), float32.
+Shape letters: B batch, H height, W width, C channels; maps are (B, H, W, C).
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ TRANSFORM = ((1.0, 0.0, 0.0), (0.5, 0.5, 0.5), (0.5, -0.5, 0.5), (0.0, 0.0, 1.0)
 class Map:
     """A map and what normalisation needs of it.
 
-    values: float32 (B, H, W, C)
-    sums:   float64 (B, 2, C), over all positions, of the values and of their squares
+    values: float32 or bfloat16 (B, H, W, C)
+    sums:   float64 (B, 2, C), over all positions, of the values and of their squares, before they are rounded
     """
 
     values: Tensor
@@ -86,30 +86,34 @@ class Convolution3x3:
 
     def __call__(
         self, x: Tensor, act: tuple[Tensor, Tensor] | None = None, residual: Tensor | None = None,
-        out: Tensor | None = None,
+        out: Tensor | None = None, narrow: bool = False,
     ) -> Map:  # fmt: skip
         """Convolves.
 
         Args:
-            x: (B, H, W, C), contiguous.
+            x: float32 or bfloat16 (B, H, W, C), contiguous.
             act: scale and shift, each (B, C); None: the input is convolved as it is.
-            residual: added to the result, in its shape, contiguous.
-            out: where the result is put; may be `residual`, and not x.
+            residual: float32, added to the result, in its shape, contiguous.
+            out: where the result is put, of its type; may be `residual`, and not x.
+            narrow: whether the result is bfloat16.
         """
         if not self.native:
-            return Map.of(self._plain(x, act, residual))
-        assert x.dtype == torch.float32 and x.is_contiguous(), (x.dtype, x.stride())
+            plain = Map.of(self._plain(x.float(), act, residual))
+            return Map(plain.values.bfloat16(), plain.sums) if narrow else plain
+        dtype = torch.bfloat16 if narrow else torch.float32
+        assert x.dtype in (torch.float32, torch.bfloat16) and x.is_contiguous(), (x.dtype, x.stride())
+        assert out is None or out.dtype == dtype, out.dtype
         assert residual is None or residual.is_contiguous()
         batch, height, width, inputs = x.shape
         factor = 2 if self.doubled else 1
         if out is None:
-            out = x.new_empty(batch, height * factor, width * factor, self.num_outputs)
+            out = x.new_empty(batch, height * factor, width * factor, self.num_outputs, dtype=dtype)
         scale, shift = act or (None, None)
-        numbers = (batch, height, width, inputs, self.num_outputs, int(self.doubled), int(act is not None))
-        shape = (ctypes.c_int64 * len(numbers))(*numbers)
+        flags = (self.doubled, act is not None, x.dtype == torch.bfloat16, narrow)
+        shape = (ctypes.c_int64 * 9)(batch, height, width, inputs, self.num_outputs, *map(int, flags))
         library = native_library()
         num_blocks = library.num_blocks(shape)
-        sums = x.new_empty(batch, num_blocks // batch, 2, self.num_outputs)
+        sums = x.new_empty(batch, num_blocks // batch, 2, self.num_outputs, dtype=torch.float32)
         function = getattr(library, f"convolve_{self.precision}")
         pointers = [_pointer(t) for t in (x, scale, shift, self.weight, self.bias, residual, out, sums)]
         num_threads = torch.get_num_threads()
