@@ -49,7 +49,8 @@ Resize = Annotated[bool, typer.Option("--resize", help="Resize and crop images t
 Features = Annotated[
     str | None,
     typer.Option(
-        help="Of the perceptual and the Fréchet distance: efficientnet_lite0, vgg16_lpips (downloaded) or none.",
+        help="Of the perceptual and the Fréchet distance: efficientnet_lite0, vgg16_lpips or inception (downloaded), "
+        "or none.",
         show_default="efficientnet_lite0",
     ),
 ]

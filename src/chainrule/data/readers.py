@@ -77,7 +77,7 @@ def build(config: DataConfig, split: str, local: Path | None, target: Path) -> d
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """No progress bars of `datasets` inside."""
     import datasets
 
@@ -106,7 +106,7 @@ def _tables(config: DataConfig, local: Path | None, scratch: Path) -> tuple[dict
     saved = {"dataset_dict.json", "state.json"}.intersection(files)
     are_images = not saved and not any(name.endswith((".parquet", ".arrow")) for name in files)
     try:
-        with _quiet():
+        with quiet():
             if saved:
                 tables = datasets.load_from_disk(str(local))
             elif are_images:

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from . import cache, readers, shapes
+from . import cache, emoji, readers, shapes
 from .dataset import ImageDataset
 
 BINARIZE = ("none", "threshold", "sample")
@@ -27,7 +27,8 @@ class DataConfig:
 
     Attributes:
         source: "shapes"; a name such as "ylecun/mnist", looked for below the folder in the environment
-            variable CHAINRULE_DATA, then as a folder, then on the hub; or a folder of parquet or arrow files,
+            variable CHAINRULE_DATA, then as a folder, then on the hub ("emoji" is built at its first use instead, see
+            `emoji`); or a folder of parquet or arrow files,
             of `save_to_disk`, of images, of one folder per class, of images with captions (metadata.csv or
             metadata.jsonl with file_name and text; captions.txt with "file<TAB>caption" lines; or a.txt
             beside a.png).
@@ -133,7 +134,7 @@ def _skipped_sentence(dataset: ImageDataset) -> str:
 
 
 def _local_folder(source: str) -> Path | None:
-    """The folder a source means, or None for a data set of the hub."""
+    """The folder a source means, or None for a data set of the hub; emoji is built if need be."""
     shelf = os.environ.get("CHAINRULE_DATA")
     candidates = [Path(source).expanduser()]
     if shelf and not source.startswith((".", "~", "/")):
@@ -145,7 +146,7 @@ def _local_folder(source: str) -> Path | None:
             raise ValueError(f"source must be a folder or a data set of the hub, but {source} is a file")
     if not re.fullmatch(r"[\w-][\w.-]*(/[\w.-]+)?", source):
         raise ValueError(f"there is no folder {source}")
-    return None
+    return emoji.folder() if source == "emoji" else None
 
 
 def _shapes(config: DataConfig, split: str) -> tuple[ImageDataset, Path]:

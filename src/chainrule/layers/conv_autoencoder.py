@@ -6,10 +6,12 @@ positions on the `attention_levels`, and a halving: one column and row of zeros 
 convolution of stride 2.  The decoder has one block more per level, and doubles by repeating pixels before a 3x3
 convolution.  Both have block, attention, block at the lowest resolution.
 
-All operations keep the memory format of their input and can run in bfloat16; on CPUs, the fast setting is
+All operations keep the memory format of their input and can run in bfloat16; on CPUs, the fast setting for training is
 
     tokenizer.to(memory_format=torch.channels_last)
     with torch.autocast("cpu", torch.bfloat16): ...
+
+and for inference `tokenizer.packed("bfloat16")`, see `packed_autoencoder`.
 
 Shape letters: B batch, C channels, H height, W width.
 """

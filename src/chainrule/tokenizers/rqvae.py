@@ -22,7 +22,8 @@ from torch import Tensor, nn
 
 from ..core import Codes, Preset, Reconstruction, register
 from ..layers.conv_autoencoder import ConvAutoencoderConfig, Decoder, Encoder
-from ..layers.grid_tokenizer import GridTokenizer, to_uint8, to_unit
+from ..layers.grid_tokenizer import to_uint8, to_unit
+from ..layers.packed_autoencoder import PackableTokenizer
 from .quantizers import ResidualQuantizer
 
 
@@ -71,7 +72,7 @@ TINY = {
         ),
     },
 )  # fmt: skip
-class RQVAE(GridTokenizer):
+class RQVAE(PackableTokenizer):
     """One grid of D codes per position at 1/2^(L-1) of the image's sides."""
 
     def __init__(self, config: RQVAEConfig) -> None:

@@ -27,7 +27,8 @@ from torch import Tensor, nn
 
 from ..core import Preset, Reconstruction, register
 from ..layers.conv_autoencoder import ConvAutoencoderConfig, Decoder, Encoder
-from ..layers.grid_tokenizer import GridTokenizer, to_unit
+from ..layers.grid_tokenizer import to_unit
+from ..layers.packed_autoencoder import PackableTokenizer
 from .quantizers import GumbelQuantizer, VectorQuantizer
 
 
@@ -96,7 +97,7 @@ TINY = {
         ),
     },
 )  # fmt: skip
-class VQGAN(GridTokenizer):
+class VQGAN(PackableTokenizer):
     """One grid of codes at 1/2^(L-1) of the image's sides."""
 
     def __init__(self, config: VQGANConfig) -> None:
@@ -148,7 +149,7 @@ class VQGAN(GridTokenizer):
         "f8-8192": Preset(VQGANGumbelConfig(256, 256, multipliers=(1, 1, 2, 4), attention_levels=(3,))),
     },
 )
-class VQGANGumbel(GridTokenizer):
+class VQGANGumbel(PackableTokenizer):
     """As VQGAN, with codes by the logits of `to_logits`."""
 
     def __init__(self, config: VQGANGumbelConfig) -> None:
