@@ -123,10 +123,8 @@ def main() -> None:
             choices = retrieval.choices(captions)
 
         def report(pictures: str, images: Tensor, **more: float) -> None:
-            if drawn_shapes:
-                right = by_reading(images, captions)  # noqa: B023 (called in this turn)
-            else:
-                right = retrieval.first(images, truth, choices)  # noqa: B023
+            # called in this turn of the loop only
+            right = by_reading(images, captions) if drawn_shapes else retrieval.first(images, truth, choices)  # noqa: B023
             share = right.float().mean().item()
             error = (share * (1 - share) / len(right)) ** 0.5
             figures = {what: int(right.sum()), "of": len(right), "share": round(share, 4), "error": round(error, 4)}
