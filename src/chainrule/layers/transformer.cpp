@@ -4,6 +4,7 @@
 // after row, in float32, bfloat16, or uint8 (128 + a whole number in -127..127, and a scale per output). Threads share
 // the outputs of each product and meet at a barrier between products; what is cheap (norms, rounding of the inputs)
 // each does for itself. An image's numbers do not depend on how many are in the batch, nor on the number of threads.
+// In int8 with a width that is no multiple of 128, the former holds up to rounding only.
 #include <atomic>
 #include <cmath>
 #include <condition_variable>
