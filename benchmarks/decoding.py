@@ -1,11 +1,13 @@
-"""Decoding speed of the transformer over codes (12 layers x 768, vocabulary 1024, 256 codes, 86.7M parameters).
+"""Decoding speed of transformers over codes: GPT (12 layers x 768, vocabulary 1024, 256 codes, 86.7M parameters), or a
+small Parti (a decoder of 8 layers x 320, 256 codes, texts of 32 tokens).
 
     python benchmarks/decoding.py --batch-size 1
     python benchmarks/decoding.py --batch-size 8
+    python benchmarks/decoding.py --prior parti --batch-size 16
     python benchmarks/decoding.py --cost          # nats per code that narrow weights cost
 
 All ways of decoding run in one process, one after the other, and the whole again for each round; printed are codes
-per second (medians over rounds, all images of the batch together) and their ratios to plain cached float32:
+and images per second (medians over rounds, all images of the batch together) and the ratios to plain cached float32:
 
     rerun     the network reads the whole image again for each code (its time is that of a few codes, scaled)
     plain     a cache of keys and values, in torch alone, which is also what runs without a C++ compiler
@@ -31,11 +33,18 @@ from chainrule.layers import transformer
 PRECISIONS = ("float32", "bfloat16", "int8")
 
 
-def model():
-    gpt = entry("priors", "gpt")
-    preset = gpt.presets["benchmark"]
+def model(name: str = "gpt"):
+    prior = entry("priors", name)
+    preset = prior.presets["benchmark"]
     torch.manual_seed(0)
-    return gpt.model(preset.spec, preset.config).eval().requires_grad_(False)
+    return prior.model(preset.spec, preset.config).eval().requires_grad_(False)
+
+
+def context(prior, batch_size: int) -> Context:
+    """Texts without padding, for a prior of texts."""
+    if not prior.text_length:
+        return Context()
+    return Context(text=torch.randint(1, prior.text_vocab_size, (batch_size, prior.text_length)))
 
 
 @contextmanager
@@ -47,27 +56,37 @@ def without_compiler():
         transformer.native_library = native_library
 
 
-def codes_per_second(prior, batch_size: int) -> float:
+def codes_per_second(prior, condition: Context, batch_size: int) -> float:
     start = time.perf_counter()
-    sample(prior, Context(), image_seeds(0, batch_size))
+    sample(prior, condition, image_seeds(0, batch_size))
     return batch_size * prior.spec.num_codes / (time.perf_counter() - start)
 
 
-def speeds(batch_size: int, rounds: int, rerun_codes: int) -> dict:
-    prior = model()
+def speeds(name: str, batch_size: int, rounds: int, rerun_codes: int) -> dict:
+    prior = model(name)
+    condition = context(prior, batch_size)
     with without_compiler():
         ways = {f"plain {precision}": prior.decoding(precision) for precision in PRECISIONS}
     if transformer.native_library() is not None:
         ways |= {f"compiled {precision}": prior.decoding(precision) for precision in PRECISIONS}
-    seconds_rerun(prior, batch_size, 1)
+    seconds_rerun(prior, batch_size, 1, condition)
     rates = {"rerun": []} | {name: [] for name in ways}
     for _ in range(rounds):
-        rates["rerun"].append(batch_size * prior.spec.num_codes / seconds_rerun(prior, batch_size, rerun_codes))
+        seconds = seconds_rerun(prior, batch_size, rerun_codes, condition)
+        rates["rerun"].append(batch_size * prior.spec.num_codes / seconds)
         for name, way in ways.items():
-            rates[name].append(codes_per_second(way, batch_size))
+            rates[name].append(codes_per_second(way, condition, batch_size))
     found = {name: median(values) for name, values in rates.items()}
     ratios = {name: found[name] / found["plain float32"] for name in found}
-    return {"batch_size": batch_size, "codes_per_second": found, "ratio_to_plain_float32": ratios}
+    images = {name: rate / prior.spec.num_codes for name, rate in found.items()}
+    return {
+        "prior": prior.name,
+        "parameters": sum(parameter.numel() for parameter in prior.parameters()),
+        "batch_size": batch_size,
+        "codes_per_second": found,
+        "images_per_second": images,
+        "ratio_to_plain_float32": ratios,
+    }
 
 
 @torch.no_grad()
@@ -105,6 +124,7 @@ def every_log_prob(prior, codes: torch.Tensor) -> torch.Tensor:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--prior", choices=("gpt", "parti"), default="gpt")
     parser.add_argument("--batch-size", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--rerun-codes", type=int, default=4)
@@ -112,10 +132,12 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=4, help="that the cost is measured on")
     parser.add_argument("--sharpness", type=float, default=4.0)
     arguments = parser.parse_args()
+    if arguments.cost and arguments.prior != "gpt":
+        parser.error("--cost is measured on gpt only; leave --prior out")
     if arguments.cost:
         result = cost(arguments.images, arguments.sharpness)
     else:
-        result = speeds(arguments.batch_size, arguments.rounds, arguments.rerun_codes)
+        result = speeds(arguments.prior, arguments.batch_size, arguments.rounds, arguments.rerun_codes)
     print(json.dumps({"threads": torch.get_num_threads()} | result, indent=1))
 
 

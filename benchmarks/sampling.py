@@ -30,10 +30,10 @@ def seconds_cached(prior, batch_size: int) -> float:
 
 
 @torch.no_grad()
-def seconds_rerun(prior, batch_size: int, num_codes: int) -> float:
+def seconds_rerun(prior, batch_size: int, num_codes: int, context: Context = Context()) -> float:
     """Seconds for a whole image, from its first `num_codes` codes."""
     slow = Rerun(prior)
-    state, previous = slow.init_state(batch_size, Context()), torch.zeros(batch_size, dtype=torch.int64)
+    state, previous = slow.init_state(batch_size, context), torch.zeros(batch_size, dtype=torch.int64)
     start = time.perf_counter()
     for _ in range(num_codes):
         logits, state = slow.step(previous, state)

@@ -31,7 +31,7 @@ def decoder(blocks, precision, head, form, monkeypatch):
         if form == "plain":
             patch.setattr(transformer, "native_library", lambda: None)
         made = Decoder(blocks, precision, head)
-    assert type(made.form).__name__ == {"plain": "_PlainStep", "compiled": "_NativeStep"}[form]
+    assert type(made.form).__name__ == {"plain": "_PlainStep", "compiled": "NativeStep"}[form]
     return made
 
 

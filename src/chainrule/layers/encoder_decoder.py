@@ -6,8 +6,8 @@
     self(x) = M W_o attention(W_q N x, W_k N x, W_v N x)        cross(x, y) = M W_o attention(W_q N x, W_k y, W_v y)
 
 without biases (Vaswani et al. 2017, arXiv:1706.03762, with the norms N before each branch).  A model says which norms
-N and M are, and brings its MLP.  A `CrossDecoder` holds the blocks as one step reads them, in an explicit precision
-(see `transformer`); the keys and values of the memory are computed once, when the state is made.
+N and M are, and which of the two MLPs it has.  A `CrossDecoder` holds the blocks as one step reads them, in an explicit
+precision (see `transformer`); the keys and values of the memory are computed once, when the state is made.
 
 Shape letters: B batch, T tokens, S tokens of the memory, L blocks, E width, H heads, F features of a head, K outputs.
 """
@@ -23,7 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .transformer import Head, KVCache, Precision, pack_linear
+from .transformer import Head, KVCache, NativeStep, Precision, StepLayer, pack_linear, suits_native
 
 Norm = Callable[[int], nn.Module]
 """Makes a layer that keeps (..., E), from E."""
@@ -88,10 +88,41 @@ def _heads(x: Tensor, count: int, num_heads: int) -> tuple[Tensor, ...]:
     return x.unflatten(-1, (count, num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
 
 
+class MLP(nn.Module):
+    """W_2 gelu(W_1 N x), of 4 E features."""
+
+    def __init__(self, width: int, norm: Norm) -> None:
+        super().__init__()
+        self.norm = norm(width)
+        self.expand = nn.Linear(width, 4 * width, bias=False)
+        self.contract = nn.Linear(4 * width, width, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.contract(F.gelu(self.expand(self.norm(x))))
+
+
+class GatedMLP(nn.Module):
+    """W_2 N(gelu(W_0 N x) * W_1 N x); W_0 and W_1 are one matrix."""
+
+    def __init__(self, width: int, hidden: int, norm: Norm) -> None:
+        super().__init__()
+        self.norm = norm(width)
+        self.expand = nn.Linear(width, 2 * hidden, bias=False)
+        self.hidden_norm = norm(hidden)
+        self.contract = nn.Linear(hidden, width, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        gate, value = self.expand(self.norm(x)).chunk(2, dim=-1)
+        return self.contract(self.hidden_norm(F.gelu(gate) * value))
+
+
+BlockMLP = MLP | GatedMLP
+
+
 class EncoderBlock(nn.Module):
     """Self-attention and an MLP, each added to its input; `dropout` is a share of what is added."""
 
-    def __init__(self, width: int, num_heads: int, mlp: nn.Module, norm: Norm, out_norm: Norm, dropout: float) -> None:
+    def __init__(self, width: int, num_heads: int, mlp: BlockMLP, norm: Norm, out_norm: Norm, dropout: float) -> None:
         super().__init__()
         self.attention = SelfAttention(width, num_heads, norm, out_norm)
         self.mlp = mlp
@@ -106,7 +137,7 @@ class EncoderBlock(nn.Module):
 class DecoderBlock(nn.Module):
     """Self-attention, cross-attention and an MLP, each added to its input; `dropout` is a share of what is added."""
 
-    def __init__(self, width: int, num_heads: int, mlp: nn.Module, norm: Norm, out_norm: Norm, dropout: float) -> None:
+    def __init__(self, width: int, num_heads: int, mlp: BlockMLP, norm: Norm, out_norm: Norm, dropout: float) -> None:
         super().__init__()
         self.attention = SelfAttention(width, num_heads, norm, out_norm)
         self.cross = CrossAttention(width, num_heads, norm, out_norm)
@@ -122,19 +153,20 @@ class DecoderBlock(nn.Module):
 
 @dataclass
 class CrossState:
-    """What a decoder remembers of the tokens read so far and of the memory."""
+    """What a decoder remembers of the tokens read so far and of the memory, whose seen tokens come first."""
 
     cache: KVCache
     keys: Tensor  # (B, L, H, S, F), of the memory
     values: Tensor  # (B, L, H, S, F)
-    mask: Tensor  # bool (B, 1, 1, S), which tokens of the memory are seen
+    lengths: Tensor  # int64 (B,), how many tokens of the memory are seen
     decoder: CrossDecoder
 
 
 class CrossDecoder:
     """Decoder blocks with a head on top, one token at a time; without gradients.
 
-    Holds the weights packed for a precision, and no tensor of the batch: pack once, decode many images.
+    Holds the weights packed for a precision, and no tensor of the batch: pack once, decode many images.  It is
+    compiled or plain as `transformer.Decoder` is.
 
     Args:
         blocks: in evaluation mode; their dropout is not applied.
@@ -150,34 +182,68 @@ class CrossDecoder:
     def __init__(self, blocks: Sequence[DecoderBlock], precision: Precision, head: Head, distances: Tensor) -> None:
         if precision not in get_args(Precision):
             raise ValueError(f"precision must be one of {', '.join(get_args(Precision))}, got {precision!r}")
-        self.originals = list(blocks)
-        self.blocks, self.head = [_pack(block, precision) for block in blocks], _pack(head, precision)
-        self.distances = distances
+        self.blocks, self.distances = list(blocks), distances
         self.is_dense = bool((distances == torch.arange(len(distances), device=distances.device)).all())
+        layers, num_heads = [_step_layer(block) for block in self.blocks], self.blocks[0].attention.num_heads
+        if suits_native(layers, num_heads, head):
+            self.form = NativeStep(layers, num_heads, precision, head)
+        else:
+            self.form = _PlainStep(self.blocks, precision, head)
 
     @torch.no_grad()
     def start(self, memory: Tensor, mask: Tensor, capacity: int) -> CrossState:
         """The state before the first of at most `capacity` tokens, from a memory (B, S, E) and its mask."""
-        attention = self.originals[0].attention
+        attention = self.blocks[0].attention
         width = attention.projection.in_features
         shape = (len(memory), len(self.blocks), attention.num_heads, capacity, width // attention.num_heads)
-        cache = KVCache(memory.new_zeros(shape), memory.new_zeros(shape), 0)
-        read = [block.cross.read(memory) for block in self.originals]
-        keys, values = (torch.stack(tensors, 1) for tensors in zip(*read, strict=True))
-        return CrossState(cache, keys, values, mask, self)
+        cache = [memory.new_zeros(shape, dtype=self.form.cache_type) for _ in range(2)]
+        seen = mask[:, 0, 0]
+        memory = memory.take_along_dim((~seen).long().argsort(dim=1, stable=True).unsqueeze(-1), 1)
+        read = zip(*(block.cross.read(memory) for block in self.blocks), strict=True)
+        keys, values = (torch.stack(tensors, 1).to(self.form.cache_type).contiguous() for tensors in read)
+        return CrossState(KVCache(*cache, 0), keys, values, seen.sum(1), self)
 
     @torch.no_grad()
     def step(self, x: Tensor, state: CrossState) -> Tensor:
         """Reads one token (B, E): outputs (B, K); changes `state`."""
         cache, t = state.cache, state.cache.length
         assert t < cache.keys.shape[3], "the cache is full"
-        cache.length = t + 1
-        seen = slice(0, t + 1) if self.is_dense else t - self.distances[self.distances <= t]
+        places = None if self.is_dense else t - self.distances[self.distances <= t]
+        y = self.form(x, cache, (state.keys, state.values, state.lengths), places)
+        cache.length += 1
+        return y
+
+
+class _PlainStep:
+    """A step in plain torch, on any device."""
+
+    def __init__(self, blocks: Sequence[DecoderBlock], precision: Precision, head: Head) -> None:
+        self.cache_type = head.linear.weight.dtype
+        self.blocks, self.head = [_pack(block, precision) for block in blocks], _pack(head, precision)
+
+    def __call__(self, x: Tensor, cache: KVCache, crossed: Sequence[Tensor], places: Tensor | None) -> Tensor:
+        keys, values, lengths = crossed
+        t = cache.length
+        seen = slice(0, t + 1) if places is None else places
+        mask = (torch.arange(keys.shape[3], device=x.device) < lengths[:, None])[:, None, None]
         for index, block in enumerate(self.blocks):
             x = x + block.attention.step(x, cache.keys[:, index], cache.values[:, index], t, seen)
-            x = x + block.cross.step(x, state.keys[:, index], state.values[:, index], state.mask)
+            x = x + block.cross.step(x, keys[:, index], values[:, index], mask)
             x = x + block.mlp(x)
         return self.head(x)
+
+
+def _step_layer(block: DecoderBlock) -> StepLayer:
+    own, cross, mlp = block.attention, block.cross, block.mlp
+    return StepLayer(
+        own.norm, own.query_key_value, own.projection, mlp.norm, mlp.expand, mlp.contract, _norm(own.out_norm),
+        cross.norm, cross.query, cross.projection, _norm(cross.out_norm), getattr(mlp, "hidden_norm", None),
+    )  # fmt: skip
+
+
+def _norm(module: nn.Module) -> nn.LayerNorm | None:
+    assert isinstance(module, (nn.LayerNorm, nn.Identity)), module
+    return module if isinstance(module, nn.LayerNorm) else None
 
 
 class _PackedLinear(nn.Module):

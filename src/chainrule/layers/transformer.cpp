@@ -4,6 +4,7 @@
 // after row, in float32, bfloat16, or uint8 (128 + a whole number in -127..127, and a scale per output). Threads share
 // the outputs of each product and meet at a barrier between products; what is cheap (norms, rounding of the inputs)
 // each does for itself. An image's numbers do not depend on how many are in the batch, nor on the number of threads.
+// In int8 with a width that is no multiple of 128, the former holds up to rounding only.
 #include <atomic>
 #include <cmath>
 #include <condition_variable>
@@ -32,7 +33,7 @@ typedef uint16_t Shorts __attribute__((vector_size(32), aligned(2)));
 typedef int8_t Bytes __attribute__((vector_size(16), aligned(1)));
 
 constexpr int kLanes = 16;
-constexpr int kGroup = 128;  // inputs that share a scale in int8; all widths are multiples of it
+constexpr int kGroup = 128;  // inputs that share a scale in int8; widths are multiples of its half
 constexpr int kRows = 4;     // outputs at a time
 constexpr int kUnit = 16;    // outputs that are not divided among threads
 constexpr int kSpins = 4000;
@@ -41,16 +42,35 @@ struct Linear {
     const void* weight;
     const float *scale, *bias;  // scale in int8 only; bias may be null
 };
+struct Norm {
+    const float *weight, *shift;  // both null: no norm
+};
+struct Attention {
+    Norm norm, out;  // before it, and of what it gives
+    Linear in, projection;
+};
 struct Layer {
-    const float *norm1, *shift1, *norm2, *shift2;
-    Linear query_key_value, projection, expand, contract;
+    Attention self, cross;  // `in` gives queries, keys and values; of cross, queries, and its weight may be null
+    Norm norm, hidden_norm;
+    Linear gate, expand, contract;  // the weight of gate may be null
 };
 struct Model {
     int64_t layers, width, heads, outputs;  // outputs 0: no head
+    int64_t hidden, padding;                // features of the MLPs, and how many of these, the last, are always 0
     double epsilon;
     const Layer* layer;
-    const float *norm, *shift;
+    Norm norm;
     Linear head;
+};
+struct Call {
+    int64_t batch, capacity, t, threads;
+    float *x, *out;              // (B, E) states; (B, K) outputs
+    void *keys, *values;         // (B, L, H, capacity, F), of which t tokens are filled
+    void *memory_keys, *memory_values;  // (B, L, H, memory, F) for cross attention
+    int64_t memory;
+    const int64_t* lengths;      // (B,) tokens of the memory that are seen, from the first
+    const int64_t* places;       // tokens that are seen, the new one among them; null for all up to it
+    int64_t num_places;
 };
 
 inline Vector load(const float* p) { return *(const Vector*)p; }
@@ -201,15 +221,19 @@ struct Int8 {
         Array<int32_t> offsets;  // -128 * the sums of fours of a group, since weights are 128 too large
         int64_t size;
         Inputs(int64_t n, int64_t width)
-            : values(n * width), scales(n * width / kGroup), offsets(n * width / kGroup * kLanes) {}
+            : values(n * width), scales(n * groups(width)), offsets(n * groups(width) * kLanes) {}
+        static int64_t groups(int64_t width) { return (width + kGroup - 1) / kGroup; }
         void set(const float* x, int64_t n, int64_t width) {
             size = width;
             const Vector round = Vector{} + 12582912.f;
             const Integers shift = Integers{} + (int32_t)0x80808080;
-            for (int64_t g = 0; g < n * width / kGroup; g++) {
-                const float* from = x + g * kGroup;
+            const int64_t count = groups(width);
+            for (int64_t g = 0; g < n * count; g++) {
+                const int64_t first = g % count * kGroup, place = g / count * width + first;
+                const int end = width - first < kGroup ? kGroup / 2 : kGroup;
+                const float* from = x + place;
                 Vector largest = {}, undefined = {};  // the latter becomes NaN with any input that is infinite or NaN
-                for (int k = 0; k < kGroup; k += kLanes) {
+                for (int k = 0; k < end; k += kLanes) {
                     Vector v = load(from + k);
                     largest = maximum(largest, maximum(v, -v)), undefined += v * 0;
                 }
@@ -217,13 +241,13 @@ struct Int8 {
                 for (int k = 0; k < kLanes; k++) top = largest[k] > top ? largest[k] : top;
                 scales[g] = top / 127 + total(undefined);
                 const Vector inverse = Vector{} + 127 / top;
-                int8_t* to = values.get() + g * kGroup;
-                for (int k = 0; k < kGroup; k += kLanes) {
+                int8_t* to = values.get() + place;
+                for (int k = 0; k < end; k += kLanes) {
                     Vector v = (load(from + k) * inverse + round) - round;
                     *(Bytes*)(to + k) = __builtin_convertvector(__builtin_convertvector(v, Integers), Bytes);
                 }
                 Integers sums = {};
-                for (int k = 0; k < kGroup; k += 4 * kLanes) sums = fours(sums, shift, bytes(to + k));
+                for (int k = 0; k < end; k += 4 * kLanes) sums = fours(sums, shift, bytes(to + k));
                 *(Integers*)(offsets.get() + g * kLanes) = -sums;
             }
         }
@@ -241,7 +265,7 @@ struct Int8 {
     }
     template <int R, int B>
     static void dot(Vector (&sum)[R][B], const uint8_t* w, const Inputs& in, int64_t b, Range next) {
-        const int64_t groups = in.size / kGroup;
+        const int64_t groups = Inputs::groups(in.size);
         const int8_t* x = in.values.get() + b * in.size;
         const float* scale = in.scales.get() + b * groups;
         const Integers* offset = (const Integers*)in.offsets.get() + b * groups;
@@ -250,6 +274,7 @@ struct Int8 {
             UNROLL for (int r = 0; r < R; r++)
                 UNROLL for (int i = 0; i < B; i++) whole[r][i] = offset[i * groups + g];
             UNROLL for (int k = 0; k < kGroup; k += 4 * kLanes) {
+                if (g * kGroup + k == in.size) break;
                 if (next.has(g * kGroup)) ask<R>(w + (in.size + k) * R);
                 Integers value[B];
                 UNROLL for (int i = 0; i < B; i++) value[i] = bytes(x + i * in.size + k);
@@ -352,33 +377,39 @@ template <class P>
 struct Step {
     typedef typename P::Cache Cache;
     const Model& model;
-    const int64_t batch, capacity, t;
-    float *x, *out;  // (B, E) states; (B, K) outputs
-    Cache *keys, *values;
+    const Call& call;
+    const int64_t batch;
+    float* const x;
     Barrier barrier;
-    Array<float> heads, mixed, hidden;  // (B, 3E), (B, E), (B, 4E)
+    Array<float> heads, mixed, branch;  // (B, 3E), (B, E), (B, E)
+    Array<float> hidden, gates;         // (B, hidden)
 
-    Step(const Model& model, int64_t batch, int64_t capacity, int64_t t, float* x, float* out, void* keys,
-         void* values)
-        : model(model), batch(batch), capacity(capacity), t(t), x(x), out(out), keys((Cache*)keys),
-          values((Cache*)values), heads(batch * 3 * model.width),
-          mixed(batch * model.width), hidden(batch * 4 * model.width) {}
+    Step(const Model& model, const Call& call)
+        : model(model), call(call), batch(call.batch), x(call.x), heads(batch * 3 * model.width),
+          mixed(batch * model.width), branch(batch * model.width), hidden(batch * model.hidden),
+          gates(batch * model.hidden) {}
 
-    void normalize(const float* weight, const float* shift, float* to) const {
-        const int64_t width = model.width;
-        for (int64_t b = 0; b < batch; b++, to += width) {
-            const float* from = x + b * width;
-            Vector sum = {}, square = {};
-            for (int64_t k = 0; k < width; k += kLanes) sum += load(from + k);
-            const Vector mean = Vector{} + total(sum) / width;
-            for (int64_t k = 0; k < width; k += kLanes) {
-                Vector d = load(from + k) - mean;
-                square += d * d;
-            }
-            const Vector inverse = Vector{} + 1 / std::sqrt(total(square) / width + (float)model.epsilon);
-            for (int64_t k = 0; k < width; k += kLanes)
-                store(to + k, (load(from + k) - mean) * inverse * load(weight + k) + load(shift + k));
+    // One vector of `width` features, of which the last `padding` are 0 and stay so; `add` adds it to what is there.
+    template <bool add>
+    void normalize(const float* from, const Norm& norm, int64_t width, int64_t padding, float* to) const {
+        Vector sum = {}, square = {};
+        for (int64_t k = 0; k < width; k += kLanes) sum += load(from + k);
+        const float mean = total(sum) / (width - padding);
+        for (int64_t k = 0; k < width; k += kLanes) {
+            Vector d = load(from + k) - mean;
+            square += d * d;
         }
+        const float variance = (total(square) - padding * mean * mean) / (width - padding);
+        const Vector inverse = Vector{} + 1 / std::sqrt(variance + (float)model.epsilon);
+        for (int64_t k = 0; k < width; k += kLanes) {
+            const Vector y = (load(from + k) - mean) * inverse * load(norm.weight + k) + load(norm.shift + k);
+            store(to + k, add ? load(to + k) + y : y);
+        }
+    }
+
+    void normalize(const Norm& norm, float* to) const {
+        for (int64_t b = 0; b < batch; b++)
+            normalize<false>(x + b * model.width, norm, model.width, 0, to + b * model.width);
     }
 
     // Outputs row .. row + R - 1 of images b .. b + B - 1, which ask for their share of the weights of the next outputs.
@@ -430,92 +461,135 @@ struct Step {
         for (; row < end; row++) tiles<1, add>(linear, in, row, to, rows);
     }
 
-    void attention(int64_t layer, int64_t b, int64_t head, float* scores) const {
-        const int64_t width = model.width, features = width / model.heads;
-        const int64_t at = ((b * model.layers + layer) * model.heads + head) * capacity * features;
-        const float* q = heads.get() + b * 3 * width + head * features;
-        for (int64_t f = 0; f < features; f += kLanes) {
-            store(keys + at + t * features + f, load(q + width + f));
-            store(values + at + t * features + f, load(q + 2 * width + f));
-        }
-        const Cache *key = keys + at, *value = values + at;
+    // Attention of query `q` to n tokens: those at `places` or, without these, the first n.
+    void attend(const float* q, const Cache* key, const Cache* value, const int64_t* places, int64_t n, float* scores,
+                float* to) const {
+        const int64_t features = model.width / model.heads;
         const float scale = 1 / std::sqrt((float)features);
-        const int64_t padded = (t + kLanes) / kLanes * kLanes;  // scores of rows beyond t are not used
-        for (int64_t s = 0; s <= t; s += 4) {
+        const int64_t padded = (n + kLanes - 1) / kLanes * kLanes;  // scores beyond n are not used
+        for (int64_t s = 0; s < n; s += 4) {
             Vector sum[4] = {};
-            const int64_t last = t - s < 3 ? t - s : 3;
+            const Cache* row[4];
+            UNROLL for (int j = 0; j < 4; j++) {
+                const int64_t i = s + j < n ? s + j : n - 1;
+                row[j] = key + (places ? places[i] : i) * features;
+            }
             for (int64_t f = 0; f < features; f += kLanes) {
                 const Vector part = load(q + f);
-                UNROLL for (int j = 0; j < 4; j++)
-                    sum[j] += part * load(key + (s + (j < last ? j : last)) * features + f);
+                UNROLL for (int j = 0; j < 4; j++) sum[j] += part * load(row[j] + f);
             }
             *(Quarter*)(scores + s) = totals(sum[0], sum[1], sum[2], sum[3]) * scale;
         }
-        for (int64_t s = t + 1; s < padded; s++) scores[s] = -INFINITY;
+        for (int64_t s = n; s < padded; s++) scores[s] = -INFINITY;
         Vector largest = load(scores), sum = {};
-        for (int64_t s = kLanes; s <= t; s += kLanes) largest = maximum(largest, load(scores + s));
+        for (int64_t s = kLanes; s < n; s += kLanes) largest = maximum(largest, load(scores + s));
         float top = largest[0];
         for (int l = 1; l < kLanes; l++) top = largest[l] > top ? largest[l] : top;
-        for (int64_t s = 0; s <= t; s += kLanes) {
+        for (int64_t s = 0; s < n; s += kLanes) {
             Vector p = load(scores + s), e = exponential(p - top);
             e = p == -INFINITY ? Vector{} : e;
             store(scores + s, e);
             sum += e;
         }
         const Vector inverse = Vector{} + 1 / total(sum);
-        float* to = mixed.get() + b * width + head * features;
         int64_t f = 0;
-        for (; f + 4 * kLanes <= features; f += 4 * kLanes) mix<4>(value + f, scores, inverse, to + f);
-        for (; f < features; f += kLanes) mix<1>(value + f, scores, inverse, to + f);
+        for (; f + 4 * kLanes <= features; f += 4 * kLanes) mix<4>(value + f, places, n, scores, inverse, to + f);
+        for (; f < features; f += kLanes) mix<1>(value + f, places, n, scores, inverse, to + f);
     }
 
     template <int N>  // N vectors of features of the values, weighted
-    void mix(const Cache* value, const float* scores, Vector inverse, float* to) const {
+    void mix(const Cache* value, const int64_t* places, int64_t n, const float* scores, Vector inverse,
+             float* to) const {
         const int64_t features = model.width / model.heads;
         Vector y[N] = {};
-        for (int64_t s = 0; s <= t; s++)
-            UNROLL for (int n = 0; n < N; n++) y[n] += scores[s] * load(value + s * features + n * kLanes);
-        UNROLL for (int n = 0; n < N; n++) store(to + n * kLanes, y[n] * inverse);
+        for (int64_t s = 0; s < n; s++) {
+            const Cache* row = value + (places ? places[s] : s) * features;
+            UNROLL for (int i = 0; i < N; i++) y[i] += scores[s] * load(row + i * kLanes);
+        }
+        UNROLL for (int i = 0; i < N; i++) store(to + i * kLanes, y[i] * inverse);
+    }
+
+    void self(int64_t layer, int64_t b, int64_t head, float* scores) const {
+        const int64_t width = model.width, features = width / model.heads;
+        const int64_t at = ((b * model.layers + layer) * model.heads + head) * call.capacity * features;
+        const float* q = heads.get() + b * 3 * width + head * features;
+        Cache *key = (Cache*)call.keys + at, *value = (Cache*)call.values + at;
+        for (int64_t f = 0; f < features; f += kLanes) {
+            store(key + call.t * features + f, load(q + width + f));
+            store(value + call.t * features + f, load(q + 2 * width + f));
+        }
+        const int64_t n = call.places ? call.num_places : call.t + 1;
+        attend(q, key, value, call.places, n, scores, mixed.get() + b * width + head * features);
+    }
+
+    void cross(int64_t layer, int64_t b, int64_t head, float* scores) const {
+        const int64_t features = model.width / model.heads, place = b * model.width + head * features;
+        const int64_t at = ((b * model.layers + layer) * model.heads + head) * call.memory * features;
+        attend(heads.get() + place, (const Cache*)call.memory_keys + at, (const Cache*)call.memory_values + at, nullptr,
+               call.lengths[b], scores, mixed.get() + place);
+    }
+
+    // x += weight y, or its norm.
+    void add(const Linear& linear, const Norm& norm, const typename P::Inputs& in, int id, int threads) {
+        const int64_t width = model.width;
+        if (!norm.weight) return product<true>(linear, width, in, id, threads, x);
+        product<false>(linear, width, in, id, threads, branch.get());
+        barrier.wait(threads);
+        for (int64_t b = batch * id / threads; b < batch * (id + 1) / threads; b++)
+            normalize<true>(branch.get() + b * width, norm, width, 0, x + b * width);
     }
 
     void run(int id, int threads) {
-        const int64_t width = model.width, pairs = batch * model.heads;
-        typename P::Inputs in(batch, 4 * width);
-        Array<float> normal(batch * width), scores(t + 2 * kLanes);
+        const int64_t width = model.width, size = model.hidden, pairs = batch * model.heads;
+        const int64_t most = size > width ? size : width, seen = call.t + 1 > call.memory ? call.t + 1 : call.memory;
+        typename P::Inputs in(batch, most);
+        Array<float> normal(batch * most), scores(seen + 2 * kLanes);
         for (int64_t l = 0; l < model.layers; l++) {
             const Layer& layer = model.layer[l];
-            normalize(layer.norm1, layer.shift1, normal.get());
+            for (int kind = 0; kind < (layer.cross.in.weight ? 2 : 1); kind++) {
+                const Attention& part = kind ? layer.cross : layer.self;
+                normalize(part.norm, normal.get());
+                in.set(normal.get(), batch, width);
+                product<false>(part.in, kind ? width : 3 * width, in, id, threads, heads.get());
+                barrier.wait(threads);
+                for (int64_t pair = pairs * id / threads; pair < pairs * (id + 1) / threads; pair++)
+                    if (kind)
+                        cross(l, pair / model.heads, pair % model.heads, scores.get());
+                    else
+                        self(l, pair / model.heads, pair % model.heads, scores.get());
+                barrier.wait(threads);
+                in.set(mixed.get(), batch, width);
+                add(part.projection, part.out, in, id, threads);
+                barrier.wait(threads);
+            }
+            normalize(layer.norm, normal.get());
             in.set(normal.get(), batch, width);
-            product<false>(layer.query_key_value, 3 * width, in, id, threads, heads.get());
-            barrier.wait(threads);
-            for (int64_t pair = pairs * id / threads; pair < pairs * (id + 1) / threads; pair++)
-                attention(l, pair / model.heads, pair % model.heads, scores.get());
-            barrier.wait(threads);
-            in.set(mixed.get(), batch, width);
-            product<true>(layer.projection, width, in, id, threads, x);
-            barrier.wait(threads);
-            normalize(layer.norm2, layer.shift2, normal.get());
-            in.set(normal.get(), batch, width);
-            product<false>(layer.expand, 4 * width, in, id, threads, hidden.get());
+            product<false>(layer.expand, size, in, id, threads, hidden.get());
+            if (layer.gate.weight) product<false>(layer.gate, size, in, id, threads, gates.get());
             for (int64_t b = 0; b < batch; b++)
-                for (int64_t row = share(4 * width, id, threads); row < share(4 * width, id + 1, threads); row += kLanes)
-                    store(&hidden[b * 4 * width + row], gelu(load(&hidden[b * 4 * width + row])));
+                for (int64_t row = share(size, id, threads); row < share(size, id + 1, threads); row += kLanes) {
+                    float* h = &hidden[b * size + row];
+                    store(h, layer.gate.weight ? gelu(load(&gates[b * size + row])) * load(h) : gelu(load(h)));
+                }
             barrier.wait(threads);
-            in.set(hidden.get(), batch, 4 * width);
+            if (layer.hidden_norm.weight)
+                for (int64_t b = 0; b < batch; b++)
+                    normalize<false>(&hidden[b * size], layer.hidden_norm, size, model.padding, &normal[b * size]);
+            in.set(layer.hidden_norm.weight ? normal.get() : hidden.get(), batch, size);
             product<true>(layer.contract, width, in, id, threads, x);
             barrier.wait(threads);
         }
         if (!model.outputs) return;
-        normalize(model.norm, model.shift, normal.get());
+        normalize(model.norm, normal.get());
         in.set(normal.get(), batch, width);
-        product<false>(model.head, model.outputs, in, id, threads, out);
+        product<false>(model.head, model.outputs, in, id, threads, call.out);
     }
 };
 
 template <class P>
-void step(const Model& model, int64_t batch, int64_t capacity, int64_t t, float* x, float* out, void* keys,
-          void* values, int64_t threads) {
-    Step<P> step(model, batch, capacity, t, x, out, keys, values);
+void step(const Model& model, const Call& call) {
+    Step<P> step(model, call);
+    const int threads = (int)call.threads;
     if (threads == 1) return step.run(0, 1);
     if (openmp.parallel) {
         const auto work = [](void* step) { ((Step<P>*)step)->run(openmp.thread(), openmp.threads()); };
@@ -523,19 +597,16 @@ void step(const Model& model, int64_t batch, int64_t capacity, int64_t t, float*
     }
     std::unique_lock<std::mutex> lock(team->busy, std::try_to_lock);
     if (!lock.owns_lock()) return step.run(0, 1);  // somebody else decodes at the same time
-    team->run((int)threads, [&](int id) { step.run(id, (int)threads); });
+    team->run(threads, [&](int id) { step.run(id, threads); });
 }
 
 const int forked = pthread_atfork(nullptr, nullptr, [] { team = new Team; });
 
 }  // namespace
 
-// keys, values: (B, L, H, capacity, F), of which t tokens are filled, in float32, or bfloat16 with narrower weights.
-#define EXPORT(NAME, P)                                                                                             \
-    extern "C" void NAME(const Model* model, int64_t batch, int64_t capacity, int64_t t, float* x, float* out,      \
-                         void* keys, void* values, int64_t threads) {                                               \
-        step<P>(*model, batch, capacity, t, x, out, keys, values, threads);                                         \
-    }
+// Keys and values are float32, or bfloat16 with narrower weights.
+#define EXPORT(NAME, P) \
+    extern "C" void NAME(const Model* model, const Call* call) { step<P>(*model, *call); }
 extern "C" void use_huge_pages(void* memory, int64_t size) {  // they are read 1.7 times as fast here
 #if defined(MADV_HUGEPAGE)
     madvise(memory, size, MADV_HUGEPAGE);

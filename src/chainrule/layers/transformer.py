@@ -22,7 +22,7 @@ import functools
 import struct
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -36,6 +36,8 @@ from .native import compiled
 Precision = Literal["float32", "bfloat16", "int8"]
 STD = 0.02
 HUGE_PAGE = 1 << 21  # bytes
+NATIVE_WIDTH = 64
+"""What the widths that compiled code reads are multiples of."""
 
 
 def quick_gelu(x: Tensor) -> Tensor:
@@ -120,7 +122,7 @@ class Decoder:
 
     Holds the weights packed for a precision, and no tensor of the batch: pack once, decode many images.  On the CPU, a
     step is one call of `transformer.cpp`, where there is a C++ compiler and the sizes suit it (float32 models, E a
-    multiple of 128, F of 16); elsewhere it is plain torch.
+    multiple of 64, F of 16); elsewhere it is plain torch.
 
     Args:
         blocks: in evaluation mode; their dropout is not applied.
@@ -135,8 +137,13 @@ class Decoder:
         if precision not in get_args(Precision):
             raise ValueError(f"precision must be one of {', '.join(get_args(Precision))}, got {precision!r}")
         self.blocks, self.head, self.precision = list(blocks), head, precision
-        if _suits_native(self.blocks, head):
-            self.form = _NativeStep(self.blocks, precision, head)
+        layers = [
+            StepLayer(block.attention_norm, *_linears(block)[:2], block.mlp_norm, *_linears(block)[2:])
+            for block in self.blocks
+        ]
+        same = all(block.visible is None and block.activation is F.gelu for block in self.blocks)
+        if same and suits_native(layers, self.blocks[0].num_heads, head):
+            self.form = NativeStep(layers, self.blocks[0].num_heads, precision, head)
         else:
             self.form = _PlainStep(self.blocks, precision, head)
 
@@ -146,7 +153,7 @@ class Decoder:
         heads = self.blocks[0].num_heads
         shape = (batch_size, len(self.blocks), heads, capacity, weight.shape[1] // heads)
         keys, values = (torch.empty(shape, dtype=self.form.cache_type, device=weight.device) for _ in range(2))
-        if isinstance(self.form, _NativeStep):
+        if isinstance(self.form, NativeStep):
             for tensor in (keys, values):
                 _use_huge_pages(tensor.data_ptr(), tensor.nbytes)
         return KVCache(keys, values, 0)
@@ -202,7 +209,7 @@ def pack_linear(linear: nn.Linear, precision: Precision) -> Callable[[Tensor], T
         narrow = weight.bfloat16()
         return lambda x: _add(F.linear(x.bfloat16(), narrow).to(x.dtype), bias)
     codes, scale = _quantize(weight)
-    if weight.device.type == "cpu":
+    if weight.device.type == "cpu" and weight.shape[1] % 32 == 0:  # with other sizes its kernel reads past the end
         one = torch.ones_like(scale, dtype=torch.bfloat16)
         return lambda x: _add(torch._weight_int8pack_mm(x.bfloat16(), codes, one).to(x.dtype) * scale, bias)
     return lambda x: _add(F.linear(x.bfloat16(), codes.bfloat16()).to(x.dtype) * scale, bias)
@@ -242,52 +249,101 @@ def _use_huge_pages(address: int, size: int) -> None:
         native_library().use_huge_pages(ctypes.c_void_p(first), ctypes.c_int64(room))
 
 
-def _suits_native(blocks: Sequence[Block], head: Head | None) -> bool:
-    parts = [*blocks, *([] if head is None else [head])]
-    width, heads = blocks[0].query_key_value.in_features, blocks[0].num_heads
+@dataclass(frozen=True)
+class StepLayer:
+    """What compiled code reads of a block, whose activation is GELU; parts of None are left out.
+
+    attention_norm .. contract:      as in `Block`; norms may have no gain
+    attention_out_norm:              of what self-attention gives, before it is added
+    cross_norm .. cross_out_norm:    likewise of attention to a memory, whose keys and values are given
+    hidden_norm:                     of gelu(a) * b, where `expand` gives a and b, one after the other
+    """
+
+    attention_norm: nn.LayerNorm
+    query_key_value: nn.Linear
+    projection: nn.Linear
+    mlp_norm: nn.LayerNorm
+    expand: nn.Linear
+    contract: nn.Linear
+    attention_out_norm: nn.LayerNorm | None = None
+    cross_norm: nn.LayerNorm | None = None
+    query: nn.Linear | None = None
+    cross_projection: nn.Linear | None = None
+    cross_out_norm: nn.LayerNorm | None = None
+    hidden_norm: nn.LayerNorm | None = None
+
+    def parts(self) -> list[nn.LayerNorm | nn.Linear]:
+        return [part for part in (getattr(self, f.name) for f in fields(self)) if part is not None]
+
+
+def suits_native(layers: Sequence[StepLayer], num_heads: int, head: Head | None) -> bool:
+    """Whether a `NativeStep` can be made of these."""
+    parts = [part for layer in layers for part in layer.parts()]
+    parameters = [p for part in [*parts, *([] if head is None else [head])] for p in part.parameters()]
+    width, norms = layers[0].query_key_value.in_features, [part for part in parts if isinstance(part, nn.LayerNorm)]
     return (
-        all(p.dtype == torch.float32 and p.device.type == "cpu" for part in parts for p in part.parameters())
-        and all(block.visible is None and block.activation is F.gelu for block in blocks)
-        and width % 128 == 0
-        and width // heads % 16 == 0
+        all(p.dtype == torch.float32 and p.device.type == "cpu" for p in parameters)
+        and len({norm.eps for norm in norms}) == 1
+        and width % NATIVE_WIDTH == 0
+        and width // num_heads % 16 == 0
         and native_library() is not None
     )
 
 
-class _NativeStep:
+class NativeStep:
     """A step in compiled code; `transformer.cpp` says how it stores weights."""
 
-    def __init__(self, blocks: Sequence[Block], precision: Precision, head: Head | None) -> None:
+    def __init__(
+        self, layers: Sequence[StepLayer], num_heads: int, precision: Precision, head: Head | None = None
+    ) -> None:
         self.function = getattr(native_library(), f"step_{precision}")
         self.cache_type = torch.float32 if precision == "float32" else torch.bfloat16
         self.num_outputs = 0 if head is None else head.linear.out_features
-        parts = [*blocks, *([] if head is None else [head])]
-        memory = _Memory(sum(p.numel() + 64 for part in parts for p in part.parameters()), precision)
-        layers = []
-        for block in blocks:
-            for norm in (block.attention_norm, block.mlp_norm):
-                layers += memory.norm(norm)
-            for linear in _linears(block):
-                layers += memory.linear(linear)
-        self.layers, self.memory = (ctypes.c_int64 * len(layers))(*layers), memory
-        epsilon = struct.unpack("q", struct.pack("d", blocks[0].attention_norm.eps))[0]
+        parts = [part for layer in layers for part in layer.parts()] + ([] if head is None else [head.linear])
+        linears = [part for part in parts if isinstance(part, nn.Linear)]
+        memory = _Memory(
+            sum((one.out_features + 2 * NATIVE_WIDTH) * (one.in_features + NATIVE_WIDTH) for one in linears), precision
+        )
+        features = layers[0].contract.in_features
+        padding = -features % NATIVE_WIDTH
+        addresses = []
+        for layer in layers:
+            addresses += memory.norm(layer.attention_norm) + memory.norm(layer.attention_out_norm)
+            addresses += memory.linear(layer.query_key_value) + memory.linear(layer.projection)
+            addresses += memory.norm(layer.cross_norm) + memory.norm(layer.cross_out_norm)
+            addresses += memory.linear(layer.query) + memory.linear(layer.cross_projection)
+            addresses += memory.norm(layer.mlp_norm) + memory.norm(layer.hidden_norm, padding)
+            addresses += memory.mlp(layer, padding)
+        self.layers, self.memory = (ctypes.c_int64 * len(addresses))(*addresses), memory
+        epsilon = struct.unpack("q", struct.pack("d", layers[0].attention_norm.eps))[0]
         output = [0] * 5 if head is None else memory.norm(head.norm) + memory.linear(head.linear)
         model = [
-            len(blocks), blocks[0].query_key_value.in_features, blocks[0].num_heads, self.num_outputs, epsilon,
-            ctypes.addressof(self.layers), *output,
+            len(layers), layers[0].query_key_value.in_features, num_heads, self.num_outputs, features + padding,
+            padding, epsilon, ctypes.addressof(self.layers), *output,
         ]  # fmt: skip
         self.model = (ctypes.c_int64 * len(model))(*model)
 
-    def __call__(self, x: Tensor, cache: KVCache) -> Tensor:
+    def __call__(
+        self, x: Tensor, cache: KVCache, crossed: Sequence[Tensor] = (), places: Tensor | None = None
+    ) -> Tensor:
+        """One token (B, E) -> (B, K), or (B, E) without a head.
+
+        Args:
+            cache: that the token is entered into.
+            crossed: keys and values of a memory (B, L, H, S, F), and how many of its tokens, the first, are seen,
+                int64 (B,).
+            places: int64 (n,), tokens that are seen, the new one among them; without it all up to the new one.
+        """
         x = x.to(torch.float32, memory_format=torch.contiguous_format, copy=True)
         y = x.new_empty(len(x), self.num_outputs) if self.num_outputs else x
-        assert cache.keys.is_contiguous() and cache.values.is_contiguous()
-        sizes = (len(x), cache.keys.shape[3], cache.length)
-        tensors = (x, y, cache.keys, cache.values)
-        self.function(
-            self.model, *map(ctypes.c_int64, sizes), *(ctypes.c_void_p(tensor.data_ptr()) for tensor in tensors),
-            ctypes.c_int64(torch.get_num_threads()),
-        )  # fmt: skip
+        assert all(tensor.is_contiguous() for tensor in (cache.keys, cache.values, *crossed))
+        keys, values, lengths = (tensor.data_ptr() for tensor in crossed) if crossed else (0, 0, 0)
+        call = [
+            len(x), cache.keys.shape[3], cache.length, torch.get_num_threads(), x.data_ptr(), y.data_ptr(),
+            cache.keys.data_ptr(), cache.values.data_ptr(), keys, values, crossed[0].shape[3] if crossed else 0,
+            lengths, *((0, 0) if places is None else (places.data_ptr(), len(places))),
+        ]  # fmt: skip
+        self.function(self.model, (ctypes.c_int64 * len(call))(*call))
         return y
 
 
@@ -302,17 +358,35 @@ class _Memory:
         _use_huge_pages(self.bytes.data_ptr() + self.used, size)
         self.others: list[Tensor] = []  # small and apart
 
-    def norm(self, norm: nn.LayerNorm) -> list[int]:
-        return [self._small(norm.weight), self._small(norm.bias)]
+    def norm(self, norm: nn.LayerNorm | None, padding: int = 0) -> list[int]:
+        """Addresses of gain and shift, with as many zeros behind them."""
+        if norm is None:
+            return [0, 0]
+        size = norm.normalized_shape
+        pair = (norm.weight, norm.bias) if norm.elementwise_affine else (torch.ones(size), torch.zeros(size))
+        return [self._small(F.pad(tensor.detach(), (0, padding))) for tensor in pair]
 
-    def linear(self, linear: nn.Linear) -> list[int]:
+    def linear(self, linear: nn.Linear | None) -> list[int]:
         """Addresses of weight, scales and bias; 0 where there is none."""
-        bias = 0 if linear.bias is None else self._small(linear.bias)
-        weight = linear.weight.detach()
+        return [0, 0, 0] if linear is None else self._weights(linear.weight.detach(), linear.bias)
+
+    def mlp(self, layer: StepLayer, padding: int) -> list[int]:
+        """Addresses of the matrices of an MLP, gate first, with as many features of zero at the end."""
+        gated = layer.hidden_norm is not None
+        expand, contract = layer.expand, layer.contract
+        assert not (gated and expand.bias is not None), "gated MLPs have no biases"
+        halves = expand.weight.detach().chunk(2 if gated else 1)
+        bias = None if expand.bias is None else F.pad(expand.bias.detach(), (0, padding))
+        found = [self._weights(F.pad(half, (0, 0, 0, padding)), bias) for half in halves]
+        addresses = [0, 0, 0] if not gated else found[0]
+        return addresses + found[-1] + self._weights(F.pad(contract.weight.detach(), (0, padding)), contract.bias)
+
+    def _weights(self, weight: Tensor, bias: Tensor | None) -> list[int]:
+        place = 0 if bias is None else self._small(bias)
         if self.precision != "int8":
-            return [self._large(weight, getattr(torch, self.precision)), 0, bias]
+            return [self._large(weight, getattr(torch, self.precision)), 0, place]
         codes, scale = _quantize(weight)
-        return [self._large(codes.to(torch.int16) + 128, torch.uint8), self._small(scale), bias]
+        return [self._large(codes.to(torch.int16) + 128, torch.uint8), self._small(scale), place]
 
     def _small(self, tensor: Tensor) -> int:
         self.others.append(tensor.detach().clone())

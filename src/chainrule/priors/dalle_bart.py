@@ -23,11 +23,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..core import Codes, CodeSpec, Context, Preset, register
-from ..layers.encoder_decoder import CrossDecoder, CrossState, DecoderBlock, EncoderBlock
+from ..layers.encoder_decoder import CrossDecoder, CrossState, DecoderBlock, EncoderBlock, GatedMLP
 from ..layers.transformer import STD, Head, Precision, TransformerPrior, initialize
 
 PADDING = 1
@@ -63,21 +62,6 @@ class DalleBartConfig:
             )
 
 
-class GatedMLP(nn.Module):
-    """W_2 N(gelu(W_0 N x) * W_1 N x)."""
-
-    def __init__(self, width: int, hidden: int) -> None:
-        super().__init__()
-        self.norm = nn.LayerNorm(width)
-        self.expand = nn.Linear(width, 2 * hidden, bias=False)
-        self.hidden_norm = nn.LayerNorm(hidden)
-        self.contract = nn.Linear(hidden, width, bias=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        gate, value = self.expand(self.norm(x)).chunk(2, dim=-1)
-        return self.contract(self.hidden_norm(F.gelu(gate) * value))
-
-
 @register(
     "priors",
     "dalle_bart",
@@ -111,7 +95,7 @@ class DalleBart(TransformerPrior):
         self.word_positions = nn.Parameter(torch.empty(config.text_length, width))
         self.words_norm = nn.LayerNorm(width)
         self.encoder = nn.ModuleList(
-            EncoderBlock(width, config.num_heads, GatedMLP(width, config.hidden), **norms)
+            EncoderBlock(width, config.num_heads, GatedMLP(width, config.hidden, nn.LayerNorm), **norms)
             for _ in range(config.num_layers)
         )
         self.encoder_norm = nn.LayerNorm(width)
@@ -119,7 +103,7 @@ class DalleBart(TransformerPrior):
         self.positions = nn.Parameter(torch.empty(grid.num_codes, width))
         self.codes_norm = nn.LayerNorm(width)
         self.decoder = nn.ModuleList(
-            DecoderBlock(width, config.num_heads, GatedMLP(width, config.hidden), **norms)
+            DecoderBlock(width, config.num_heads, GatedMLP(width, config.hidden, nn.LayerNorm), **norms)
             for _ in range(config.num_layers)
         )
         self.head = Head(width, config.num_rows, bias=False)

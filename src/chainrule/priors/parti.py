@@ -30,11 +30,10 @@ from dataclasses import dataclass
 from functools import partial
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..core import Codes, CodeSpec, Context, Preset, register
-from ..layers.encoder_decoder import CrossDecoder, CrossState, DecoderBlock, EncoderBlock
+from ..layers.encoder_decoder import MLP, CrossDecoder, CrossState, DecoderBlock, EncoderBlock
 from ..layers.transformer import STD, Head, Precision, TransformerPrior, initialize
 
 PADDING = 0
@@ -74,19 +73,6 @@ class PartiConfig:
             raise ValueError(f"dropout must lie in [0, 1), got {self.dropout}")
 
 
-class MLP(nn.Module):
-    """W_2 gelu(W_1 N x), of 4 E features."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.norm = plain_norm(width)
-        self.expand = nn.Linear(width, 4 * width, bias=False)
-        self.contract = nn.Linear(4 * width, width, bias=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.contract(F.gelu(self.expand(self.norm(x))))
-
-
 plain_norm = partial(nn.LayerNorm, elementwise_affine=False)
 TINY = {"encoder_layers": 1, "decoder_layers": 2, "width": 8, "num_heads": 2, "text_length": 3, "text_vocab_size": 5}
 PAPER = {"attention_radius": 5}
@@ -100,6 +86,7 @@ PAPER_SPEC = CodeSpec.single(32, 32, 1, 8192)
     {
         "tiny": Preset(PartiConfig(**TINY), CodeSpec.single(2, 2, 2, 2)),
         "tiny-sparse": Preset(PartiConfig(**TINY, attention_radius=1), CodeSpec.single(2, 5, 1, 2)),
+        "benchmark": Preset(PartiConfig(4, 8, 320, 5, 32, 4096), CodeSpec.single(16, 16, 1, 1024)),
         "350m": Preset(PartiConfig(12, 12, 1024, 16, **PAPER), PAPER_SPEC),
         "750m": Preset(PartiConfig(12, 36, 1024, 16, **PAPER), PAPER_SPEC),
         "3b": Preset(PartiConfig(12, 36, 2048, 32, **PAPER), PAPER_SPEC),
@@ -123,14 +110,14 @@ class Parti(TransformerPrior):
         self.words = nn.Embedding(config.text_vocab_size, width)
         self.word_positions = nn.Parameter(torch.empty(config.text_length, width))
         self.encoder = nn.ModuleList(
-            EncoderBlock(width, config.num_heads, MLP(width), **block) for _ in range(config.encoder_layers)
+            EncoderBlock(width, config.num_heads, MLP(width, plain_norm), **block) for _ in range(config.encoder_layers)
         )
         self.encoder_norm = nn.LayerNorm(width)
         self.beginning = nn.Parameter(torch.empty(width))
         self.codes = nn.Embedding(grid.vocab_size, width)
         self.positions = nn.Parameter(torch.empty(grid.num_codes, width))
         self.decoder = nn.ModuleList(
-            DecoderBlock(width, config.num_heads, MLP(width), **block) for _ in range(config.decoder_layers)
+            DecoderBlock(width, config.num_heads, MLP(width, plain_norm), **block) for _ in range(config.decoder_layers)
         )
         self.head = Head(width, grid.vocab_size, bias=False)
         self.dropout = nn.Dropout(config.dropout)
