@@ -4,7 +4,6 @@
 // after row, in float32, bfloat16, or uint8 (128 + a whole number in -127..127, and a scale per output). Threads share
 // the outputs of each product and meet at a barrier between products; what is cheap (norms, rounding of the inputs)
 // each does for itself. An image's numbers do not depend on how many are in the batch, nor on the number of threads.
-// In int8 with a width that is no multiple of 128, the former holds up to rounding only.
 #include <atomic>
 #include <cmath>
 #include <condition_variable>
@@ -75,6 +74,13 @@ struct Call {
 
 inline Vector load(const float* p) { return *(const Vector*)p; }
 inline void store(float* p, Vector v) { *(Vector*)p = v; }
+inline Vector fused(Vector a, float b, Vector c) {  // a b + c, rounded alike wherever it stands
+#if defined(__AVX512F__)
+    return (Vector)_mm512_fmadd_ps((__m512)a, _mm512_set1_ps(b), (__m512)c);
+#else
+    return a * b + c;
+#endif
+}
 inline Vector load(const uint16_t* p) {  // bfloat16 -> float32
 #if defined(__AVX512F__)
     return (Vector)_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)p)), 16);
@@ -286,7 +292,7 @@ struct Int8 {
             w += kGroup * R, x += kGroup;
             UNROLL for (int r = 0; r < R; r++)
                 UNROLL for (int i = 0; i < B; i++)
-                    sum[r][i] += __builtin_convertvector(whole[r][i], Vector) * scale[i * groups + g];
+                    sum[r][i] = fused(__builtin_convertvector(whole[r][i], Vector), scale[i * groups + g], sum[r][i]);
         }
     }
 };
@@ -427,9 +433,9 @@ struct Step {
             } else
                 for (int r = 0; r < R; r++) value[r] = total(sum[r][i]);
             for (int r = 0; r < R; r++) {
-                if (linear.scale) value[r] *= linear.scale[row + r];
-                if (linear.bias) value[r] += linear.bias[row + r];
-                place[r] = add ? place[r] + value[r] : value[r];
+                const float scale = linear.scale ? linear.scale[row + r] : 1, bias = linear.bias ? linear.bias[row + r] : 0;
+                const float output = std::fma(value[r], scale, bias);  // said, so that it is rounded alike for any B
+                place[r] = add ? place[r] + output : output;
             }
         }
     }
