@@ -17,14 +17,16 @@ from typer.testing import CliRunner
 
 import chainrule
 from chainrule import Pipeline
-from chainrule.cli import app
+from chainrule.cli import app, measure
 from chainrule.config import recipe_names
-from chainrule.data import ImageDataset
+from chainrule.data import ImageDataset, binarize
 from chainrule.images import grid, to_pil
+from chainrule.metrics import frechet_distance, precision_recall
 from chainrule.priors.pixelcnn import PixelCNN, PixelCNNConfig
 from chainrule.tokenizers.pixels import Pixels, PixelsConfig
 from chainrule.tokenizers.vqvae import VQVAE, VQVAEConfig
 from chainrule.training import TrainResult
+from test_reconstruction import Brightness
 
 SIDE = 8
 CARD = {
@@ -329,6 +331,12 @@ def test_heat_runs_from_dark_to_light():
 
 
 @pytest.fixture
+def brightness(monkeypatch) -> None:
+    """Features that need no file."""
+    monkeypatch.setattr("chainrule.cli.measure.load_features", lambda name: Brightness(0))
+
+
+@pytest.fixture
 def digits(monkeypatch) -> list:
     """A data set in place of those on disk; what was asked for is in the list returned."""
     asked = []
@@ -382,6 +390,68 @@ def test_evaluate_options(here, digits):
     assert nats == value["likelihood"]["nats"]
     assert value["likelihood"]["num_images"] == 7 and value["seeds"] == [] and value["limit"] == 7
     assert value["data"]["split"] == "train" and value["data"]["source"] == "letters"
+
+
+def test_evaluate_draws_and_compares(here, digits, brightness):
+    words = shlex.split("classes --samples 9 --against train --temperature 0.5 --limit 7 --batch-size 4")
+    text = run("evaluate", *words, "--record", "r.json")
+    assert "Fréchet distance, brightness features" in text and "9 samples against 40 images of digits train" in text
+    record = json.loads(Path("r.json").read_text())
+    quality = record["samples"]["quality"]
+    assert [config.split for config in digits] == ["test", "train"] and record["likelihood"]["num_images"] == 7
+    assert quality["floor"] == 0  # pixels are kept as they are
+    assert record["samples"]["seconds_per_image"] > 0
+
+    labels = torch.arange(9) * 40 // 9 % 3  # of images at equal distances
+    images = chainrule.load("classes").sample(9, labels, temperature=0.5)
+    real = binarize(measure.load(digits[1]).images, "sample", torch.Generator().manual_seed(0))
+    features = [Brightness(0).pooled(each.float() / 255) for each in (real, images)]
+    assert quality["frechet"] == pytest.approx(frechet_distance(*features))
+    assert (quality["precision"], quality["recall"]) == pytest.approx(precision_recall(*features))
+
+    run(*shlex.split(record["command"])[1:], "--record", "again.json")  # the command gives the record
+    again = json.loads(Path("again.json").read_text())
+    assert again["samples"]["quality"] == quality and again["command"] == record["command"]
+    assert again["likelihood"] == record["likelihood"]
+    run("evaluate", *words, "--batch-size", "9", "--record", "r.json", "--force")
+    other = json.loads(Path("r.json").read_text())["samples"]["quality"]
+    assert other["frechet"] == pytest.approx(quality["frechet"])  # images do not depend on their batch
+
+    assert "agrees with again.json" in run("evaluate", "--from", "again.json")
+    assert "the images compared with are others" in run(
+        "evaluate", "--from", "again.json", "--data", "letters", code=1
+    )  # fmt: skip
+    record["samples"]["quality"]["frechet"] *= 1.01
+    record["samples"]["seconds_per_image"] *= 2
+    Path("wrong.json").write_text(json.dumps(record))
+    answer = json.loads(run("evaluate", "--from", "wrong.json", "--json", code=1))
+    assert len(answer["differences"]) == 1 and "the Fréchet distance differs by -" in answer["differences"][0]
+
+
+def test_evaluate_draws_over_codes_and_without_labels(here, digits, brightness):
+    tokenizer = VQVAE(VQVAEConfig(SIDE, SIDE, 1, hidden_channels=8, residual_channels=4, num_codes=12, dim=3))
+    Pipeline(tokenizer, PixelCNN(tokenizer.spec, PixelCNNConfig(2, 4, 6)), None, CARD).save("codes")
+    words = shlex.split("codes --samples 50 --seed 3 --binarize none --record r.json --json")
+    value = json.loads(run("evaluate", *words))
+    samples = value["samples"]
+    assert samples["settings"]["seed"] == 3 and samples["settings"]["against"] is None
+    assert samples["quality"]["floor"] > 0 and samples["quality"]["num_generated"] == 50
+    assert samples["fingerprint"] == value["fingerprint"] and samples["quality"]["features"] == "brightness"
+    assert json.loads(run("evaluate", "codes", "--record", "s.json", "--json"))["samples"] is None
+
+
+def test_mistakes_in_drawing_to_evaluate(here, digits, brightness):
+    new = ["--record", "new.json"]
+    for option, value in (("--guidance", "2"), ("--against", "train"), ("--features", "inception")):
+        assert f"{option} would be ignored" in refused("evaluate", "plain", option, value, *new)
+    words = ["evaluate", "classes", "--samples", "9", *new]
+    assert "nothing to compare samples by" in refused(*words, "--features", "none")
+    assert "decodes in float32 only" in refused(*words, "--precision", "int8")
+    assert "trained with labels dropped" in refused(*words, "--guidance", "2")
+    assert "at least 4 samples and 4 images" in refused(*words, "--samples", "3")
+    assert "seeds would be ignored" in refused(*words, "--binarize", "none", "--seeds", "2")
+    assert "--top-k would be ignored" in refused("evaluate", "--from", "r.json", "--top-k", "3")
+    assert not Path("new.json").exists()
 
 
 def test_evaluate_on_drawn_shapes(here):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shlex
 from pathlib import Path
 
 import numpy as np
@@ -14,13 +16,15 @@ from chainrule import Pipeline
 from chainrule.cli.pictures import captioned
 from chainrule.conditioning.text import train_bpe
 from chainrule.core import Codes, CodeSpec, Context
-from chainrule.data import ImageDataset
+from chainrule.data import ImageDataset, binarize
 from chainrule.decoding import Guided, GuidedContext, Known, Rerun, image_seeds, sample
 from chainrule.images import grid, to_pil
+from chainrule.metrics import frechet_distance
 from chainrule.priors.dalle import DALLE, DALLEConfig
 from chainrule.priors.parti import Parti, PartiConfig
 from chainrule.tokenizers.pixels import Pixels, PixelsConfig
 from test_cli import CliRunner, app, refused, run
+from test_reconstruction import Brightness
 
 CAPTIONS = [f"a {colour} {shape}" for colour in ("red", "green") for shape in ("circle", "square")]
 ODD = ["日本語 🎻👩‍👩‍👧", "שלום\tעולם", "", "half \ud83d of a pair", "a" * 500, "a\x1b[31mred circle"]  # noqa: RUF001
@@ -197,6 +201,19 @@ def test_evaluate_reads_captions(here, monkeypatch, name):
     assert f"{nats:.3f}" in run("evaluate", name, "--binarize", "none")
     monkeypatch.setattr("chainrule.cli.measure.load", lambda config: ImageDataset(images, name="drawings"))
     assert "this model needs captions, but drawings has none" in refused("evaluate", name, "--record", "r.json")
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_evaluate_draws_from_captions(here, monkeypatch, name):
+    images = torch.randint(0, 256, (4, 1, 4, 4), dtype=torch.uint8)
+    monkeypatch.setattr("chainrule.cli.measure.load", lambda config: ImageDataset(images, texts=CAPTIONS, name="four"))
+    monkeypatch.setattr("chainrule.cli.measure.load_features", lambda name: Brightness(0))
+    words = shlex.split("--binarize threshold --samples 6 --guidance 2 --precision bfloat16 --top-k 2 --json")
+    value = json.loads(run("evaluate", name, *words, "--record", "r.json"))
+    drawn = chainrule.load(name).sample(6, text=[*CAPTIONS, *CAPTIONS[:2]], guidance=2.0, top_k=2, precision="bfloat16")
+    features = [Brightness(0).pooled(each.float() / 255) for each in (binarize(images, "threshold"), drawn)]
+    assert value["samples"]["quality"]["frechet"] == pytest.approx(frechet_distance(*features))
+    assert "--guidance 2.0" in value["command"] and "agrees" in run("evaluate", "--from", "r.json")
 
 
 def test_a_caption_is_broken_into_lines():

@@ -213,6 +213,7 @@ def test_evaluate_other_sizes_and_without_features(here, pictures):
 def test_mistakes_in_evaluating_a_tokenizer(here, pictures):
     assert "--binarize would be ignored" in refused("evaluate", "levels", "--binarize", "sample")
     assert "--seeds would be ignored" in refused("evaluate", "levels", "--seeds", "2")
+    assert "--samples would be ignored" in refused("evaluate", "levels", "--samples", "9")
     assert "add --size 16x16" in refused("evaluate", "levels", "--size", "17")
     assert not list(here.glob("*.json"))
 

@@ -124,8 +124,8 @@ class Pipeline:
         self, n: int = 1, label: int | str | Sequence[int | str] | Tensor | None = None, *,
         text: str | Sequence[str] | None = None, temperature: float = 1.0, top_k: int | None = None,
         top_p: float | None = None, precision: str = "float32", guidance: float = 1.0,
-        negative: str | Sequence[str] | None = None, best_of: int = 1, scorer: Scorer | None = None, seed: int = 0,
-        on_image: OnImage | None = None,
+        negative: str | Sequence[str] | None = None, best_of: int = 1, scorer: Scorer | None = None,
+        seed: int | Sequence[int] = 0, on_image: OnImage | None = None,
     ) -> Tensor:  # fmt: skip
         """Draws images.
 
@@ -141,7 +141,7 @@ class Pipeline:
             negative: text to be drawn away from, of all or one per image, for guidance; None is the empty text.
             best_of: with more than 1, this many are drawn per image and the best by `scorer` is kept.
             scorer: uint8 (n, C, H, W) -> scores (n,), more is better; image i is one of the i-th label.
-            seed: image i depends on the seed and on i only.
+            seed: image i depends on the seed and on i only; or one seed per image, on which alone it then depends.
             on_image: called as the images grow, the candidates one after the other.
 
         Returns:
@@ -157,7 +157,9 @@ class Pipeline:
         def draw(seeds: list[int]) -> Tensor:
             return self._decode(sample(prior, context, seeds, filter, known, self._watch(on_image)))
 
-        seeds = image_seeds(seed, n)
+        seeds = image_seeds(seed, n) if isinstance(seed, int) else list(seed)
+        if len(seeds) != n:
+            raise ValueError(f"{len(seeds)} seeds were given for {n} images")
         return draw(seeds) if scorer is None else keep_best(draw, seeds, best_of, scorer)
 
     def complete(

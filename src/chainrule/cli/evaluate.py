@@ -5,7 +5,7 @@ from __future__ import annotations
 import json as json_module
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -14,6 +14,8 @@ from .common import (
     Features,
     Force,
     Json,
+    TopK,
+    TopP,
     check_file,
     file_stem,
     open_features,
@@ -24,7 +26,7 @@ from .common import (
 )  # fmt: skip
 
 if TYPE_CHECKING:
-    from .record import LikelihoodRecord, Record, TokenizerRecord
+    from .record import LikelihoodRecord, Record, SampleSettings, TokenizerRecord
 
 
 def evaluate(
@@ -44,7 +46,25 @@ def evaluate(
     seeds: Annotated[
         int | None, typer.Option(min=1, help="With --binarize sample: mean over this many draws.", show_default="5")
     ] = None,
-    seed: Annotated[int | None, typer.Option(min=0, help="The first of the seeds.", show_default="0")] = None,
+    seed: Annotated[
+        int | None, typer.Option(min=0, help="The first of the seeds, and that of --samples.", show_default="0")
+    ] = None,
+    samples: Annotated[
+        int, typer.Option(min=0, help="Of a model with a prior: draw this many images and compare them with the data.")
+    ] = 0,
+    against: Annotated[
+        str | None,
+        typer.Option(help="With --samples: the split to compare with, such as train.", show_default="those evaluated"),
+    ] = None,
+    guidance: Annotated[
+        float | None, typer.Option(help="With --samples, as in chainrule sample.", show_default="1.0")
+    ] = None,
+    temperature: Annotated[float | None, typer.Option(help="The same.", show_default="1.0")] = None,
+    top_k: TopK = None,
+    top_p: TopP = None,
+    precision: Annotated[
+        str | None, typer.Option(help="Of the weights in sampling, as in chainrule sample.", show_default="float32")
+    ] = None,
     features: Features = None,
     batch_size: Annotated[
         int | None, typer.Option(min=1, help="Images at once.", show_default="100, for a tokenizer 32")
@@ -62,7 +82,8 @@ def evaluate(
 ) -> None:
     """Measure a model on a whole split, and write a record of it.
 
-    The figure of a model with a prior is -log p per image in nats, with its standard error over images.  Those of a
+    The figure of a model with a prior is -log p per image in nats, with its standard error over images; --samples adds
+    Fréchet distance, precision and recall of images drawn with the labels or captions of the data.  Those of a
     tokenizer alone are PSNR, SSIM, perceptual and Fréchet distance of its reconstructions, the use of its codes,
     bits per image, and seconds.
 
@@ -72,12 +93,18 @@ def evaluate(
       chainrule evaluate runs/vqgan --data emoji --split test
       chainrule evaluate mnist_pixelcnn --data ylecun/mnist --split test --binarize sample --seeds 5
       chainrule evaluate runs/mine --limit 500 --record quick.json --force
+      chainrule evaluate runs/mine --samples 2000 --against train --guidance 3 --precision int8
       chainrule evaluate --from mnist_pixelcnn-test.json
     """
+    drawing = {
+        "--against": against, "--guidance": guidance, "--temperature": temperature, "--top-k": top_k,
+        "--top-p": top_p, "--precision": precision,
+    }  # fmt: skip
     if source is not None:
         others = {
             "--split": split, "--size": size, "--binarize": binarize, "--limit": limit, "--seeds": seeds,
             "--seed": seed, "--batch-size": batch_size, "--strict": strict or None, "--features": features,
+            "--samples": samples or None, **drawing,
         }  # fmt: skip
         if given := [name for name, value in others.items() if value is not None]:
             raise ValueError(f"{given[0]} would be ignored: --from repeats what the record says")
@@ -92,20 +119,21 @@ def evaluate(
 
     result: Record
     if has_prior(model):
-        if features is not None:
-            raise ValueError("--features would be ignored: this model has a prior, and its figure is its likelihood")
+        settings = _sample_settings(samples, seed, features, drawing)
         pipeline = open_model(model, device)
         config = data_config(model, pipeline.tokenizer.image_shape, data, split, size, binarize, strict)
         record = record or _free_record(model, config.split, force)
         if config.binarize == "sample":
             chosen = tuple(range(seed or 0, (seed or 0) + (seeds or 5)))
-        elif seed is None and seeds is None:
+        elif seeds is None and (seed is None or samples):
             chosen = ()
         else:
             raise ValueError(f"seeds would be ignored: nothing is drawn with --binarize {config.binarize}")
-        result = measure_likelihood(pipeline, model, config, limit, chosen, batch_size or 100)
+        result = measure_likelihood(pipeline, model, config, limit, chosen, batch_size or 100, settings)
     else:
-        others = {"--binarize": binarize, "--seeds": seeds, "--seed": seed}
+        others = {
+            "--binarize": binarize, "--seeds": seeds, "--seed": seed, "--samples": samples or None, **drawing
+        }  # fmt: skip
         if given := [name for name, value in others.items() if value is not None]:
             raise ValueError(f"{given[0]} would be ignored: {model} is a tokenizer without a prior")
         tokenizer = open_tokenizer(model, device)
@@ -120,6 +148,26 @@ def evaluate(
     else:
         _print(result)
         print(f"{record}: the record")
+
+
+def _sample_settings(
+    samples: int, seed: int | None, features: str | None, drawing: dict[str, Any]
+) -> SampleSettings | None:
+    """How to draw images, if that was asked for; `drawing` are options by name, None where they were not given."""
+    from .record import SampleSettings
+
+    given = {name.removeprefix("--").replace("-", "_"): value for name, value in drawing.items() if value is not None}
+    if samples:
+        if features == "none":
+            raise ValueError("--features none leaves nothing to compare samples by; leave out --samples or --features")
+        return SampleSettings(count=samples, seed=seed or 0, features=features or "efficientnet_lite0", **given)
+    for name, value in (drawing | {"--features": features}).items():
+        if value is not None:
+            raise ValueError(
+                f"{name} would be ignored: the figure of a model with a prior is its likelihood; with --samples images "
+                "are drawn and compared"
+            )
+    return None
 
 
 def _free_record(model: str, split: str, force: bool) -> Path:
@@ -140,7 +188,9 @@ def _repeat(
     model = model or old.model
     new: Record
     if isinstance(old, LikelihoodRecord):
-        new = measure_likelihood(open_model(model, device), model, config, old.limit, old.seeds, old.batch_size)
+        settings = None if old.samples is None else old.samples.settings
+        pipeline = open_model(model, device)
+        new = measure_likelihood(pipeline, model, config, old.limit, old.seeds, old.batch_size, settings)
     else:
         if has_prior(model):
             raise ValueError(f"{source} is the record of a tokenizer, but {model} has a prior")
@@ -178,6 +228,14 @@ def _print_likelihood(record: LikelihoodRecord) -> None:
     print(f"{_with_error(record.bits_per_dim, record.bits_per_dim_standard_error, 4)} bits per dimension")
     print(f"{result.num_images:,} images of {record.data_name} {record.data.split}", end="")
     print("" if result.seed_std is None else f", mean over {len(record.seeds)} draws (deviation {result.seed_std:.3f})")
+    if record.samples is not None:
+        quality, settings = record.samples.quality, record.samples.settings
+        print(f"{quality.frechet:.3f} Fréchet distance, {quality.features} features", end="")
+        print(f" ({quality.floor:.3f} of the reconstructions)")
+        print(f"{quality.precision:.3f} precision, {quality.recall:.3f} recall")
+        split = record.data.split if settings.against is None else settings.against
+        print(f"{quality.num_generated:,} samples against {quality.num_real:,} images of {record.data_name} {split}")
+        print(f"{record.samples.seconds_per_image:.3f} s per sample")
 
 
 def _print_tokenizer(record: TokenizerRecord) -> None:

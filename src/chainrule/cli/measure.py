@@ -3,26 +3,62 @@
 from __future__ import annotations
 
 import shlex
+import time
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from ..artefact import read_card
 from ..config import build_dataclass
 from ..core import LearnedTokenizer, Tokenizer
-from ..data import DataConfig, ImageDataset, load
-from ..metrics import likelihood, load_features, tokenizer_quality
+from ..data import Batch, DataConfig, ImageDataset, binarize, load
+from ..decoding import image_seeds
+from ..metrics import generation_quality, likelihood, load_features, tokenizer_quality
 from ..pipeline import Pipeline, find
 from ..progress import progress
-from .record import LikelihoodRecord, TokenizerRecord, weights_sha256
+from .record import LikelihoodRecord, SampleSettings, SamplesRecord, TokenizerRecord, weights_sha256
 
 
 def measure_likelihood(
-    pipeline: Pipeline, model: str, config: DataConfig, limit: int | None, seeds: tuple[int, ...], batch_size: int
-) -> LikelihoodRecord:
-    """The likelihood of a data set, recorded; raises ValueError where the model cannot read it."""
+    pipeline: Pipeline, model: str, config: DataConfig, limit: int | None, seeds: tuple[int, ...], batch_size: int,
+    settings: SampleSettings | None = None,
+) -> LikelihoodRecord:  # fmt: skip
+    """The likelihood of a data set, and with `settings` the quality of images drawn, recorded; raises ValueError where
+    the model cannot read the data set or draw so."""
     dataset = _load(config, limit)
+    _check(pipeline, dataset)
+    samples = None if settings is None else _measure_samples(pipeline, config, dataset, batch_size, settings)
+    with progress("Evaluating", len(dataset) * max(1, len(seeds)), "images") as done:
+        result = likelihood(
+            lambda batch: pipeline.log_prob(batch.images, **_conditions(pipeline, batch)),
+            dataset, config.binarize, seeds or (0,), batch_size, done,
+        )  # fmt: skip
+    bits, error = pipeline.bits_per_dim, result.standard_error
+    learned = isinstance(pipeline.tokenizer, LearnedTokenizer)
+    options = ["--binarize", config.binarize]
+    if seeds:
+        options += ["--seeds", str(len(seeds))]
+    if settings is not None:
+        options += settings.options()
+    elif seeds:
+        options += ["--seed", str(seeds[0])]
+    return LikelihoodRecord(
+        likelihood=result,
+        bits_per_dim=bits(result.nats),
+        bits_per_dim_standard_error=None if error is None else bits(error),
+        seeds=seeds,
+        nats_per_code=result.nats_per_code(pipeline.tokenizer.spec.num_codes) if learned else None,
+        bits_per_image=result.bits_per_image if learned else None,
+        samples=samples,
+        **_common(pipeline.prior, model, config, dataset, limit, batch_size, options),
+    )
+
+
+def _check(pipeline: Pipeline, dataset: ImageDataset) -> None:
+    """Raises ValueError where a model cannot read a data set."""
     if dataset.image_shape != pipeline.tokenizer.image_shape:
         (_, h0, w0), (_, h1, w1) = dataset.image_shape, pipeline.tokenizer.image_shape
         raise ValueError(
@@ -34,30 +70,65 @@ def measure_likelihood(
         raise ValueError(
             f"this model needs labels of {classes} classes, but {dataset.name} has {dataset.num_classes or 0}"
         )
-    reads = pipeline.prior.joint_text or pipeline.prior.text_length > 0
-    if reads and dataset.texts is None:
+    if _reads(pipeline) and dataset.texts is None:
         raise ValueError(f"this model needs captions, but {dataset.name} has none")
-    with progress("Evaluating", len(dataset) * max(1, len(seeds)), "images") as done:
-        result = likelihood(
-            lambda batch: pipeline.log_prob(
-                batch.images, batch.labels if classes else None, text=batch.texts if reads else None
-            ),
-            dataset, config.binarize, seeds or (0,), batch_size, done,
-        )  # fmt: skip
-    bits, error = pipeline.bits_per_dim, result.standard_error
-    learned = isinstance(pipeline.tokenizer, LearnedTokenizer)
-    options = ["--binarize", config.binarize]
-    if seeds:
-        options += ["--seeds", str(len(seeds)), "--seed", str(seeds[0])]
-    return LikelihoodRecord(
-        likelihood=result,
-        bits_per_dim=bits(result.nats),
-        bits_per_dim_standard_error=None if error is None else bits(error),
-        seeds=seeds,
-        nats_per_code=result.nats_per_code(pipeline.tokenizer.spec.num_codes) if learned else None,
-        bits_per_image=result.bits_per_image if learned else None,
-        **_common(pipeline.prior, model, config, dataset, limit, batch_size, options),
+
+
+def _reads(pipeline: Pipeline) -> bool:
+    return pipeline.prior.joint_text or pipeline.prior.text_length > 0
+
+
+def _conditions(pipeline: Pipeline, batch: Batch) -> dict[str, Any]:
+    """Labels and texts of a batch, of those that the model needs."""
+    return {
+        "label": batch.labels if pipeline.num_classes else None,
+        "text": batch.texts if _reads(pipeline) else None,
+    }
+
+
+def _measure_samples(
+    pipeline: Pipeline, config: DataConfig, dataset: ImageDataset, batch_size: int, settings: SampleSettings
+) -> SamplesRecord:
+    """Draws images and compares them with `dataset`, or with another split of it."""
+    network = load_features(settings.features).to(pipeline.device)
+    if settings.against is not None:
+        dataset = _load(replace(config, split=settings.against), None)
+        _check(pipeline, dataset)
+    if min(len(dataset), settings.count) < 4:  # what the third nearest neighbour needs
+        raise ValueError(
+            f"at least 4 samples and 4 images are needed to compare them, got {settings.count} and {len(dataset)}"
+        )
+    since = time.monotonic()
+    generated = _draw(pipeline, dataset, batch_size, settings)
+    seconds = time.monotonic() - since
+    real = binarize(dataset.images, config.binarize, torch.Generator().manual_seed(settings.seed))
+    with progress("Comparing", 2 * len(real) + settings.count, "images") as done:
+        quality = generation_quality(real, generated, lambda x: pipeline.reconstruct(x).cpu(), network, done)
+    return SamplesRecord(
+        settings=settings,
+        quality=quality,
+        fingerprint=dataset.fingerprint,
+        seconds_per_image=seconds / settings.count,
     )
+
+
+def _draw(pipeline: Pipeline, dataset: ImageDataset, batch_size: int, settings: SampleSettings) -> Tensor:
+    """Images with the labels or captions of a data set: of images at equal distances, since many data sets are sorted
+    by class, or of all in turn where there are fewer than samples."""
+    count, num_codes, found = settings.count, pipeline.prior.spec.num_codes, []
+    sources = torch.arange(count) * max(len(dataset), count) // count % len(dataset)
+    seeds = image_seeds(settings.seed, count)
+    with progress("Sampling", count * num_codes, "codes") as done:
+        for start in range(0, count, batch_size):
+            batch = dataset.batch(sources[start : start + batch_size])
+            images = pipeline.sample(
+                len(batch), **_conditions(pipeline, batch), temperature=settings.temperature, top_k=settings.top_k,
+                top_p=settings.top_p, precision=settings.precision, guidance=settings.guidance,
+                seed=seeds[start : start + batch_size],
+                on_image=lambda known, _, before=start, now=len(batch): done(before * num_codes + now * known),
+            )  # fmt: skip
+            found.append(images.cpu())
+    return torch.cat(found)
 
 
 def measure_tokenizer(

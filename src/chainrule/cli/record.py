@@ -14,10 +14,12 @@ from typing import Any
 
 from ..config import build_dataclass
 from ..data import DataConfig
-from ..metrics import Likelihood, TokenizerQuality
+from ..metrics import GenerationQuality, Likelihood, TokenizerQuality
 
 TOLERANCE = 1e-3
 """Largest relative difference of two figures that agree."""
+ROUNDING = 1e-6
+"""Largest difference of two figures that agree, however small they are: a distance of equal images is not quite 0."""
 
 
 def versions() -> dict[str, str]:
@@ -82,9 +84,56 @@ class Record(ABC):
                 found.append(f"the {name} was not measured again")
                 continue
             new = repeated[name][0]
-            if not abs(new - old) <= TOLERANCE * abs(old):
+            if not abs(new - old) <= max(TOLERANCE * abs(old), ROUNDING):
                 found.append(f"the {name} differs by {new - old:+.4f}{unit} ({new:.4f}, recorded {old:.4f})")
         return found
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampleSettings:
+    """How images are drawn to be compared with those of a data set.
+
+    count:     of images
+    against:   the split compared with, as a whole; None: the images of the likelihood
+    temperature, top_k, top_p, guidance, precision: see `Pipeline.sample`
+    seed:      image i depends on it and on i only
+    features:  a name for `load_features`
+    """
+
+    count: int
+    against: str | None = None
+    temperature: float = 1.0
+    top_k: int | None = None
+    top_p: float | None = None
+    guidance: float = 1.0
+    precision: str = "float32"
+    seed: int = 0
+    features: str = "efficientnet_lite0"
+
+    def options(self) -> list[str]:
+        """Of the command line."""
+        words = ["--samples", str(self.count), "--seed", str(self.seed), "--features", self.features]
+        for name in ("against", "temperature", "top_k", "top_p", "guidance", "precision"):
+            value = getattr(self, name)
+            if value != getattr(type(self), name):
+                words += ["--" + name.replace("_", "-"), str(value)]
+        return words
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplesRecord:
+    """Of images that a model has drawn.
+
+    settings:          how
+    quality:           the figures
+    fingerprint:       of the images compared with
+    seconds_per_image: to draw one, in batches; not compared
+    """
+
+    settings: SampleSettings
+    quality: GenerationQuality
+    fingerprint: str
+    seconds_per_image: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,6 +144,7 @@ class LikelihoodRecord(Record):
     bits_per_dim:   the same per channel of a pixel, with its standard error
     seeds:          of the binarisation; empty where nothing was drawn
     nats_per_code, bits_per_image: of the codes of a learned tokenizer; None for pixels
+    samples:        figures of images drawn, if any were
     """
 
     likelihood: Likelihood
@@ -103,9 +153,25 @@ class LikelihoodRecord(Record):
     seeds: tuple[int, ...]
     nats_per_code: float | None = None
     bits_per_image: float | None = None
+    samples: SamplesRecord | None = None
 
     def figures(self) -> dict[str, tuple[float, str]]:
-        return {"figure": (self.likelihood.nats, " nats")}
+        found = {"figure": (self.likelihood.nats, " nats")}
+        if self.samples is not None:
+            quality = self.samples.quality
+            found["Fréchet distance"] = quality.frechet, ""
+            found["Fréchet distance of reconstructions"] = quality.floor, ""
+            found |= {"precision": (quality.precision, ""), "recall": (quality.recall, "")}
+        return found
+
+    def differences(self, again: Record) -> list[str]:
+        found = super().differences(again)
+        assert isinstance(again, LikelihoodRecord)
+        if self.samples is not None and again.samples is not None:
+            new, old = again.samples.fingerprint, self.samples.fingerprint
+            if new != old:
+                found.append(f"the images compared with are others (fingerprint {new}, recorded {old})")
+        return found
 
 
 @dataclass(frozen=True, kw_only=True)
