@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -111,6 +112,20 @@ def test_encode_and_decode(here):
     run("encode", "levels", "wide.png", "--out", "wide.safetensors")
     run("decode", "levels", "wide.safetensors", "--out", "decoded.png")
     assert Image.open("decoded.png").size == (24, 16)
+
+
+def test_encode_and_decode_in_bfloat16(here):
+    vqgan = entry("tokenizers", "vqgan")
+    config = replace(vqgan.presets["tiny"].config, height=16, width=16, channels=3)
+    torch.manual_seed(0)
+    save_tokenizer(vqgan.model(config), here / "vqgan")
+    for precision in ("float32", "bfloat16"):
+        run("encode", "vqgan", "a.png", "--out", f"{precision}.safetensors", "--precision", precision)
+    run("decode", "vqgan", "float32.safetensors", "--out", "a2.png", "--precision", "bfloat16")
+    run("reconstruct", "vqgan", "a.png", "--precision", "bfloat16")
+    assert "encodes and decodes in float32 only" in refused(
+        "encode", "levels", "a.png", "--out", "c.safetensors", "--precision", "bfloat16"
+    )
 
 
 @pytest.mark.parametrize("size", [2, 3, 256, 257, 16384])

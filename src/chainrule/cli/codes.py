@@ -14,6 +14,7 @@ from .common import (
     Json,
     Model,
     Resize,
+    TokenizerPrecision,
     check_file,
     check_folder,
     open_tokenizer,
@@ -29,6 +30,7 @@ def encode(
     images: Annotated[list[Path], typer.Argument(metavar="IMAGE", help="Image files, all of one size.")],
     out: Annotated[Path, typer.Option(help="The .safetensors file of codes.")],
     resize: Resize = False,
+    precision: TokenizerPrecision = "float32",
     force: Force = False,
     json: Json = False,
     device: Device = "cpu",
@@ -51,6 +53,7 @@ def encode(
     from .pictures import write_bytes
 
     tokenizer = open_tokenizer(model, device)
+    fast = tokenizer.packed(precision)
     pixels = [read_any_image(path, tokenizer, resize) for path in images]
     for path, image in zip(images, pixels, strict=True):
         if image.shape != pixels[0].shape:
@@ -63,7 +66,7 @@ def encode(
     with progress("Encoding", len(pixels), "images") as done, torch.no_grad():
         for start in range(0, len(pixels), BATCH):
             batch = torch.stack(pixels[start : start + BATCH])
-            parts.append(tokenizer.encode(batch.to(device)))
+            parts.append(fast.encode(batch.to(device)))
             done(start + len(batch))
     codes = tuple(torch.cat(grids) for grids in zip(*parts, strict=True))
     data = pack_codes(codes, [path.name for path in images], tokenizer)
@@ -86,6 +89,7 @@ def decode(
         int | None,
         typer.Option(min=1, help="Zoom of a pixel in a .png file.", show_default="1, or 128 pixels per image of many"),
     ] = None,
+    precision: TokenizerPrecision = "float32",
     force: Force = False,
     json: Json = False,
     device: Device = "cpu",
@@ -115,10 +119,11 @@ def decode(
 
     tokenizer = open_tokenizer(model, device)
     grids, names = read_codes(codes, tokenizer)
+    fast = tokenizer.packed(precision)
     parts = []
     with progress("Decoding", len(names), "images") as done, torch.no_grad():
         for start in range(0, len(names), BATCH):
-            parts.append(tokenizer.decode(tuple(each[start : start + BATCH].to(device) for each in grids)).cpu())
+            parts.append(fast.decode(tuple(each[start : start + BATCH].to(device) for each in grids)).cpu())
             done(start + len(parts[-1]))
     images = torch.cat(parts)
     if not as_file:

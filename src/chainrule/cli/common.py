@@ -30,6 +30,13 @@ Negative = Annotated[str | None, typer.Option(help="With --guidance: a text to d
 Precision = Annotated[
     str, typer.Option(help="Of the weights in decoding: float32; transformers also take bfloat16 and int8 (faster).")
 ]
+TokenizerPrecision = Annotated[
+    str,
+    typer.Option(
+        "--precision",
+        help="float32; tokenizers with the networks of VQGAN also take bfloat16 (faster, a few other codes).",
+    ),
+]
 Temperature = Annotated[float, typer.Option(help="Below 1 draws more probable images; 0 the most probable codes.")]
 TopK = Annotated[int | None, typer.Option(help="Draw each code among the k most probable.")]
 TopP = Annotated[float | None, typer.Option(help="Draw each code among the fewest that reach this probability.")]

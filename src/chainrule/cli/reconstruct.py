@@ -16,6 +16,7 @@ from .common import (
     Model,
     Resize,
     Scale,
+    TokenizerPrecision,
     check_file,
     free_name,
     open_features,
@@ -36,6 +37,7 @@ def reconstruct(
     features: Features = None,
     out: Annotated[Path | None, typer.Option(help="A .png file.", show_default="reconstructions.png")] = None,
     scale: Scale = None,
+    precision: TokenizerPrecision = "float32",
     force: Force = False,
     json: Json = False,
     device: Device = "cpu",
@@ -59,7 +61,7 @@ def reconstruct(
     from ..metrics import perceptual, psnr, ssim
     from .pictures import automatic_scale, heat, write_png
 
-    tokenizer = open_tokenizer(model, device)
+    tokenizer = open_tokenizer(model, device).packed(precision)
     originals = [read_any_image(path, tokenizer, resize)[None] for path in images]
     network = open_features(features, device)
     figures, columns, greatest = [], [], 0.0
