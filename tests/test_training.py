@@ -190,6 +190,17 @@ def test_fit_trains_saves_and_resumes(halves, tmp_path):
         fit(recipe, out, resume=False, quiet=True)
 
 
+def test_a_run_of_an_older_version_goes_on(tmp_path):
+    """What it did not write down was as the defaults are."""
+    (tmp_path / "run").mkdir()
+    plain = {"prior": {"name": "pixelcnn", "num_layers": 2, "embedding": 0}, "training": {"steps": 3, "text_dropout": 0.0}}
+    old = {"prior": {"name": "pixelcnn", "num_layers": 2}, "training": {"steps": 2}}
+    (tmp_path / "run" / "recipe.yaml").write_text(config.write_yaml(old))
+    check_folder(tmp_path / "run", plain, True)
+    with pytest.raises(ValueError, match="prior.embedding was 0 and is 4"):
+        check_folder(tmp_path / "run", {**plain, "prior": plain["prior"] | {"embedding": 4}}, True)
+
+
 def test_folders_that_are_no_run_are_left_alone(tmp_path):
     check_folder(tmp_path / "new", {}, True)
     check_folder(tmp_path, {}, True)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..config import TrainingConfig, read_recipe, read_yaml, to_plain, write_yaml
+from ..core import entry
 from .checkpoint import write_file
 from .engine import TrainResult, train
 from .hardware import Hardware
@@ -78,11 +79,21 @@ def _difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
     """The first key that differs and may not, in words; empty if there is none."""
     for section in [*old, *(key for key in new if key not in old)]:
         before, after = old.get(section) or {}, new.get(section) or {}
-        if section == "training":  # what an older version did not write down was as the defaults are
-            before = {f.name: to_plain(f.default) for f in fields(TrainingConfig) if f.default is not MISSING} | before
+        before = _defaults(section, after) | before  # what an older version did not write down was as the defaults are
         for key in [*before, *(key for key in after if key not in before)]:
             if section == "training" and key in MAY_DIFFER:
                 continue
             if before.get(key) != after.get(key):
                 return f"{section}.{key} was {before.get(key)!r} and is {after.get(key)!r}"
     return ""
+
+
+def _defaults(section: str, values: Mapping[str, Any]) -> dict[str, Any]:
+    """The defaults of a section of a recipe, as plain values; {} where it has none of its own."""
+    if section in ("tokenizer", "prior") and "name" in values:
+        config = entry(f"{section}s", values["name"]).config
+    elif section == "training":
+        config = TrainingConfig
+    else:
+        return {}
+    return {f.name: to_plain(f.default) for f in fields(config) if f.default is not MISSING}
