@@ -13,6 +13,7 @@ from chainrule import config
 from chainrule.config import EvaluationConfig, ModelConfig, Recipe, TrainingConfig
 from chainrule.data import DataConfig, ImageDataset
 from chainrule.images import image_grid
+from chainrule.priors.pixelcnn import PixelCNNConfig
 from chainrule.training import fit, prior_task
 from chainrule.training.average import Average
 from chainrule.training.log import Table
@@ -193,12 +194,14 @@ def test_fit_trains_saves_and_resumes(halves, tmp_path):
 def test_a_run_of_an_older_version_goes_on(tmp_path):
     """What it did not write down was as the defaults are."""
     (tmp_path / "run").mkdir()
-    plain = {"prior": {"name": "pixelcnn", "num_layers": 2, "embedding": 0}, "training": {"steps": 3, "text_dropout": 0.0}}
-    old = {"prior": {"name": "pixelcnn", "num_layers": 2}, "training": {"steps": 2}}
+    prior = {"name": "pixelcnn"} | config.to_plain(PixelCNNConfig(2))
+    plain = {"prior": prior, "training": config.to_plain(TrainingConfig(3, 8, 0.1))}
+    training = {"steps": 2, "batch_size": 8, "learning_rate": 0.1}
+    old = {"prior": {"name": "pixelcnn", "num_layers": 2}, "training": training}
     (tmp_path / "run" / "recipe.yaml").write_text(config.write_yaml(old))
     check_folder(tmp_path / "run", plain, True)
     with pytest.raises(ValueError, match="prior.embedding was 0 and is 4"):
-        check_folder(tmp_path / "run", {**plain, "prior": plain["prior"] | {"embedding": 4}}, True)
+        check_folder(tmp_path / "run", {**plain, "prior": prior | {"embedding": 4}}, True)
 
 
 def test_folders_that_are_no_run_are_left_alone(tmp_path):
