@@ -47,7 +47,10 @@ def load_tokenizer(name: str | os.PathLike, device: str = "cpu") -> Tokenizer:
         ValueError: nothing of that name, or damaged files.
     """
     folder = find(name)
-    description = read_config(folder).get("tokenizer")
+    config = read_config(folder)
+    if "scorer" in config:
+        raise ValueError(f"{folder} holds a scorer and no tokenizer; open it with chainrule.scorers.load_scorer")
+    description = config.get("tokenizer")
     if not isinstance(description, Mapping) or not {"name", "config"} <= set(description):
         raise ValueError(f"{folder / 'config.yaml'} is incomplete or damaged; copy it again")
     other = description.get("weights")

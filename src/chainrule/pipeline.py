@@ -491,6 +491,8 @@ def _read(folder: Path) -> Pipeline:
     config, path = read_config(folder), folder / "config.yaml"
     if "tokenizer" in config and "prior" not in config:
         raise ValueError(f"{folder} holds a tokenizer without a prior; open it with chainrule.load_tokenizer")
+    if "scorer" in config:
+        raise ValueError(f"{folder} holds a scorer, which draws nothing; open it with chainrule.scorers.load_scorer")
     if not (
         _holds(config, "tokenizer", "prior", "class_names", "card")
         and _holds(config["tokenizer"], "name", "config")
