@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from .core import Tokenizer
-from .pipeline import FORMAT, describe, find, read_config, read_part, write_model
+from .pipeline import FORMAT, describe, find, read_config, read_part, refuse_scorer, write_model
 
 
 def save_tokenizer(
@@ -48,8 +48,7 @@ def load_tokenizer(name: str | os.PathLike, device: str = "cpu") -> Tokenizer:
     """
     folder = find(name)
     config = read_config(folder)
-    if "scorer" in config:
-        raise ValueError(f"{folder} holds a scorer and no tokenizer; open it with chainrule.scorers.load_scorer")
+    refuse_scorer(folder, config)
     description = config.get("tokenizer")
     if not isinstance(description, Mapping) or not {"name", "config"} <= set(description):
         raise ValueError(f"{folder / 'config.yaml'} is incomplete or damaged; copy it again")

@@ -33,11 +33,11 @@ class Entry:
     presets: Mapping[str, Preset]
 
 
-_TABLES: dict[str, dict[str, Entry]] = {"tokenizers": {}, "priors": {}, "scorers": {}}
+_TABLES: dict[str, dict[str, Entry]] = {"tokenizers": {}, "priors": {}}
 
 
 def register(kind: str, name: str, config: type, presets: Mapping[str, Preset]) -> Callable[[type], type]:
-    """Class decorator: enrols a model of `kind` ("tokenizers", "priors" or "scorers") under `name`."""
+    """Class decorator: enrols a model of `kind` ("tokenizers" or "priors") under `name`."""
 
     def decorate(model: type) -> type:
         assert name not in _TABLES[kind], name

@@ -1,53 +1,30 @@
-"""Models that judge images, for `Pipeline.sample(best_of=, scorer=)`, and their artefacts.
-
-A scorer is saved as a folder:
-
-config.yaml          format, scorer (name and config), card
-scorer.safetensors   its weights
-"""
+"""Models that judge images, so that the best of several candidates can be kept (`decoding.rejection`)."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
-
-from torch import nn
-
-from ..pipeline import FORMAT, describe, find, read_config, read_part, write_model
-
-
-def save_scorer(scorer: nn.Module, folder: str | os.PathLike, card: Mapping[str, Any] | None = None) -> None:
-    """Writes a scorer; a folder that holds a model is replaced as a whole.
-
-    Args:
-        scorer: any registered one.
-        folder: new, empty, or a saved model.
-        card: what is known of it (data, licence, figures), any plain values.
-
-    Raises:
-        ValueError: the folder exists and is not a saved model.
-    """
-    config = {"format": FORMAT, "scorer": describe("scorers", scorer), "card": dict(card or {})}
-    write_model(Path(folder), config, {"scorer": scorer})
 
 
 def load_scorer(name: str | os.PathLike, device: str = "cpu") -> Any:
-    """A saved scorer, in evaluation mode: see its class for what it gives `Pipeline.sample`.
+    """A trained scorer, ready to judge.
 
         scorer = load_scorer("runs/emoji_classifier")
-        images = model.sample(16, "Flags", best_of=8, scorer=scorer.wanting("Flags"))
+        images = model.sample(16, "Flags", best_of=8, scorer=scorer.for_labels("Flags"))
 
     Args:
-        name: a folder, that of a run, or a hub id, as for `chainrule.load`.
+        name: the folder of a saved scorer or of its run.
         device: where it computes.
 
     Raises:
         ValueError: nothing of that name, a model of another kind, or damaged files.
     """
+    from ..pipeline import find, read_config
+    from .classifier import Classifier
+
+    kinds = {"classifier": Classifier}
     folder = find(name)
-    description = read_config(folder).get("scorer")
-    if not isinstance(description, Mapping) or not isinstance(description.get("config"), Mapping):
-        raise ValueError(f"{folder} holds no scorer: its config.yaml has no section of that name")
-    return read_part(folder, "scorers", description).eval().to(device)
+    kind = read_config(folder).get("kind")
+    if kind not in kinds:
+        raise ValueError(f"{folder} holds no scorer; there are scorers of the kinds {', '.join(kinds)}")
+    return kinds[kind].read(folder).to(device)

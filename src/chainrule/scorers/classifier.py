@@ -20,14 +20,18 @@ Shape letters: B batch, C channels, H height, W width, N classes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import os
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..core import Preset, register
+from ..config import build_dataclass, to_plain
+from ..pipeline import FORMAT, read_config, read_weights, write_model
 
 GROUP = 16
 """Channels of a group in the normalisation; fewer are slow on CPUs."""
@@ -93,9 +97,10 @@ def _norm(channels: int) -> nn.GroupNorm:
     return nn.GroupNorm(1 if channels % GROUP else channels // GROUP, channels)
 
 
-@register("scorers", "classifier", ClassifierConfig, {"tiny": Preset(ClassifierConfig((1, 8, 8), 3, None, 8, 2, 1))})
 class Classifier(nn.Module):
-    """p(class | image)."""
+    """p(class | image); saved as a folder of config.yaml, with `kind: classifier`, and classifier.safetensors."""
+
+    kind = "classifier"
 
     def __init__(self, config: ClassifierConfig) -> None:
         super().__init__()
@@ -131,7 +136,7 @@ class Classifier(nn.Module):
         x = F.adaptive_avg_pool2d(F.relu(self.norm(x)), self.cells).flatten(1)
         return self.output(F.dropout(x, self.config.dropout, self.training))
 
-    def wanting(self, labels: int | str | Sequence[int | str] | Tensor) -> Callable[[Tensor], Tensor]:
+    def for_labels(self, labels: int | str | Sequence[int | str] | Tensor) -> Callable[[Tensor], Tensor]:
         """The scorer for `Pipeline.sample`: images uint8 (B, C, H, W) -> log p(wanted class | image), float (B,).
 
         Args:
@@ -153,6 +158,28 @@ class Classifier(nn.Module):
             return log_prob.gather(1, numbers.expand(len(images))[:, None].to(log_prob.device))[:, 0]
 
         return score
+
+    def save(self, folder: str | os.PathLike, card: Mapping[str, Any] | None = None) -> None:
+        """Writes the artefact; a folder that holds a model is replaced as a whole.
+
+        Args:
+            card: what is known of it (data, licence, figures), any plain values.
+
+        Raises:
+            ValueError: the folder exists and is not a saved model.
+        """
+        config = {"format": FORMAT, "kind": self.kind, "config": to_plain(self.config), "card": dict(card or {})}
+        write_model(Path(folder), config, {self.kind: self})
+
+    @classmethod
+    def read(cls, folder: Path) -> Classifier:
+        """From the folder of an artefact, in evaluation mode; raises ValueError where files are missing or damaged."""
+        saved, path = read_config(folder), folder / "config.yaml"
+        if not isinstance(saved.get("config"), Mapping):
+            raise ValueError(f"{path} is incomplete or damaged; copy it again")
+        model = cls(build_dataclass(ClassifierConfig, saved["config"], str(path)))
+        read_weights(model, folder / f"{cls.kind}.safetensors")
+        return model.eval()
 
     def _number(self, label: int | str) -> int:
         names, count = self.config.class_names, self.config.num_classes

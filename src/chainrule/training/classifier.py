@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 from ..config import Recipe, build_dataclass, to_plain
 from ..data import Batch, DataConfig, ImageDataset, augment, binarize
-from ..scorers import save_scorer
 from ..scorers.classifier import Classifier, ClassifierConfig
 from .order import derive_seed
 from .stage_two import load_examples
@@ -80,7 +79,7 @@ class ClassifierTask:
         return None
 
     def save(self, model: Classifier, folder: Path, card: dict[str, Any]) -> None:
-        save_scorer(model, folder, self.card | card)
+        model.save(folder, self.card | card)
 
 
 def classifier_task(recipe: Recipe) -> tuple[ClassifierTask, dict[str, Any]]:
