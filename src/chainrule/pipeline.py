@@ -492,7 +492,8 @@ def refuse_scorer(folder: Path, config: Mapping[str, Any]) -> None:
     """Raises ValueError if a folder holds no model of images but one that judges them."""
     if "kind" in config:
         raise ValueError(
-            f"{folder} holds a scorer ({config['kind']}), which draws nothing; open it with chainrule.scorers.load_scorer"
+            f"{folder} holds a scorer ({config['kind']}), which draws nothing; open it with "
+            "chainrule.scorers.load_scorer"
         )
 
 
