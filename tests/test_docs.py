@@ -121,6 +121,7 @@ def test_recipes_train(name, tmp_path):
         for split in ("train", "test"):
             pixels = torch.randint(0, 256, (4, *shape), dtype=torch.uint8).numpy()
             columns = {"image": [Image.fromarray(one) for one in pixels], "text": ["one", "two", "one", "two"]}
+            columns["group"] = ["a", "b", "a", "b"]
             (tmp_path / "images").mkdir(parents=True, exist_ok=True)
             Dataset.from_dict(columns).to_parquet(tmp_path / "images" / f"{split}.parquet")
         overrides.append(f"data.source={tmp_path / 'images'}")

@@ -1,6 +1,7 @@
 """Strict YAML -> frozen dataclasses -> objects.
 
-A recipe is one YAML file of these sections; without `prior` it trains the tokenizer, with it the prior::
+A recipe is one YAML file of these sections; without `prior` it trains the tokenizer, with it the prior, and one with
+`classifier` in place of both trains that::
 
     data:        the images                          chainrule.data.DataConfig
     tokenizer:   {name: ..., fields of its config}   height, width, channels default to those of the data
@@ -9,6 +10,7 @@ A recipe is one YAML file of these sections; without `prior` it trains the token
                                                      `text_length: data`, `text_vocab_size: data` are those of the text
     text:        how a prior reads captions          TextConfig
     losses:      what a tokenizer minimises besides  LossesConfig
+    classifier:  sizes of a classifier of the data   scorers.classifier.ClassifierConfig, less what the data say
     training:    how to train                        TrainingConfig
     evaluation:  how to evaluate while training      EvaluationConfig
 
@@ -241,15 +243,17 @@ class SavedTokenizer:
 
 @dataclass(frozen=True)
 class Recipe:
-    """A recipe as read; `where` names it in messages.  Without a prior it trains the tokenizer."""
+    """A recipe as read; `where` names it in messages.  Without a prior it trains the tokenizer; with a classifier it
+    has neither."""
 
     data: Any  # chainrule.data.DataConfig
-    tokenizer: ModelConfig | SavedTokenizer
+    tokenizer: ModelConfig | SavedTokenizer | None
     prior: ModelConfig | None
     training: TrainingConfig
     evaluation: EvaluationConfig
     losses: LossesConfig = LossesConfig()
     text: TextConfig | None = None
+    classifier: Mapping[str, Any] | None = None
     where: str = "recipe"
 
 
@@ -296,8 +300,14 @@ def build_recipe(mapping: Mapping[str, Any], where: str) -> Recipe:
 
     sections = [f.name for f in fields(Recipe) if f.name != "where"]
     _check_keys(mapping, sections, where, "")
+    optional = {"prior", "evaluation", "losses", "text", "classifier"}
+    if "classifier" in mapping:
+        optional.add("tokenizer")
+        for section in ("tokenizer", "prior", "losses", "text"):
+            if section in mapping:
+                raise ValueError(f"{where}: a recipe with a 'classifier' trains nothing else; leave out {section!r}")
     for section in sections:
-        if section not in mapping and section not in ("prior", "evaluation", "losses", "text"):
+        if section not in mapping and section not in optional:
             raise ValueError(f"{where}: the section {section!r} is missing")
         if not isinstance(mapping.get(section, {}), Mapping):
             raise ValueError(f"{where}: {section!r} must hold keys and values, got {mapping[section]!r}")
@@ -307,12 +317,13 @@ def build_recipe(mapping: Mapping[str, Any], where: str) -> Recipe:
         raise ValueError(f"{where}: a 'text' is read by a prior; a tokenizer's recipe has none")
     return Recipe(
         data=build_dataclass(DataConfig, mapping["data"], where, "data"),
-        tokenizer=_tokenizer(mapping["tokenizer"], where),
+        tokenizer=_tokenizer(mapping["tokenizer"], where) if "tokenizer" in mapping else None,
         prior=_model_config(mapping["prior"], where, "prior") if "prior" in mapping else None,
         training=build_dataclass(TrainingConfig, mapping["training"], where, "training"),
         evaluation=build_dataclass(EvaluationConfig, mapping.get("evaluation", {}), where, "evaluation"),
         losses=build_dataclass(LossesConfig, mapping.get("losses", {}), where, "losses"),
         text=build_dataclass(TextConfig, mapping["text"], where, "text") if "text" in mapping else None,
+        classifier=mapping.get("classifier"),
         where=where,
     )
 

@@ -1,5 +1,6 @@
 """Training: one engine for every model, and the tasks it is given."""
 
+from .classifier import ClassifierTask, classifier_task
 from .engine import TrainResult, train
 from .hardware import Hardware
 from .run import fit
@@ -9,11 +10,13 @@ from .task import Adversary, Task
 
 __all__ = [
     "Adversary",
+    "ClassifierTask",
     "Hardware",
     "PriorTask",
     "Task",
     "TokenizerTask",
     "TrainResult",
+    "classifier_task",
     "fit",
     "prior_task",
     "tokenizer_task",

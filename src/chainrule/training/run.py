@@ -11,6 +11,7 @@ from typing import Any
 from ..config import TrainingConfig, read_recipe, read_yaml, to_plain, write_yaml
 from ..core import entry
 from .checkpoint import write_file
+from .classifier import classifier_task
 from .engine import TrainResult, train
 from .hardware import Hardware
 from .stage_one import tokenizer_task
@@ -29,7 +30,8 @@ def fit(
     hardware: Hardware = Hardware(),
     quiet: bool = False,
 ) -> TrainResult:
-    """Trains a recipe's prior or, without one, its tokenizer; goes on with the run in `out` if there is one.
+    """Trains a recipe's classifier, its prior or, without one, its tokenizer; goes on with the run in `out` if there is
+    one.
 
     Args:
         recipe: path of a recipe, or the name of one that comes with the package.
@@ -52,7 +54,10 @@ def fit(
     fabric.launch()
     recipe = read_recipe(recipe, overrides)
     with fabric.rank_zero_first(local=True):  # the first fills the cache of images and codes, the others find them
-        task, plain = prior_task(recipe, fabric.device, quiet) if recipe.prior else tokenizer_task(recipe)
+        if recipe.classifier is not None:
+            task, plain = classifier_task(recipe)
+        else:
+            task, plain = prior_task(recipe, fabric.device, quiet) if recipe.prior else tokenizer_task(recipe)
     check_folder(folder, plain, resume)
     fabric.barrier()
     if fabric.is_global_zero:
