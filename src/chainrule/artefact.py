@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from .core import Tokenizer
-from .pipeline import FORMAT, describe, find, read_config, read_part, write_model
+from .pipeline import FORMAT, describe, find, read_config, read_part, refuse_scorer, write_model
 
 
 def save_tokenizer(
@@ -47,7 +47,9 @@ def load_tokenizer(name: str | os.PathLike, device: str = "cpu") -> Tokenizer:
         ValueError: nothing of that name, or damaged files.
     """
     folder = find(name)
-    description = read_config(folder).get("tokenizer")
+    config = read_config(folder)
+    refuse_scorer(folder, config)
+    description = config.get("tokenizer")
     if not isinstance(description, Mapping) or not {"name", "config"} <= set(description):
         raise ValueError(f"{folder / 'config.yaml'} is incomplete or damaged; copy it again")
     other = description.get("weights")

@@ -1,13 +1,16 @@
 """Strict YAML -> frozen dataclasses -> objects.
 
-A recipe is one YAML file of these sections; without `prior` it trains the tokenizer, with it the prior::
+A recipe is one YAML file of these sections; without `prior` it trains the tokenizer, with it the prior, and with
+`reranker`, which takes the place of both, a model that judges how well images show what texts say::
 
     data:        the images                          chainrule.data.DataConfig
     tokenizer:   {name: ..., fields of its config}   height, width, channels default to those of the data
                  or {path: ...}                      a trained one: SavedTokenizer
     prior:       {name: ..., fields of its config}   `num_classes: data` is the number of classes of the data, and
                                                      `text_length: data`, `text_vocab_size: data` are those of the text
-    text:        how a prior reads captions          TextConfig
+    reranker:    {fields of its config}              scorers.contrastive.ContrastiveConfig; those of images and texts
+                                                     are those of the data
+    text:        how captions are read               TextConfig
     losses:      what a tokenizer minimises besides  LossesConfig
     training:    how to train                        TrainingConfig
     evaluation:  how to evaluate while training      EvaluationConfig
@@ -196,7 +199,7 @@ class LossesConfig:
 
 @dataclass(frozen=True)
 class TextConfig:
-    """How a prior reads captions: byte-pair encoding, learned from those of the training images.
+    """How a prior or a reranker reads captions: byte-pair encoding, learned from those of the training images.
 
     length:     tokens of a caption; of longer ones the rest is cut off
     vocab_size: at most so many tokens, at least 257: padding and all bytes
@@ -241,15 +244,17 @@ class SavedTokenizer:
 
 @dataclass(frozen=True)
 class Recipe:
-    """A recipe as read; `where` names it in messages.  Without a prior it trains the tokenizer."""
+    """A recipe as read; `where` names it in messages.  Without a prior it trains the tokenizer or a reranker, which
+    has no tokenizer."""
 
     data: Any  # chainrule.data.DataConfig
-    tokenizer: ModelConfig | SavedTokenizer
+    tokenizer: ModelConfig | SavedTokenizer | None
     prior: ModelConfig | None
     training: TrainingConfig
     evaluation: EvaluationConfig
     losses: LossesConfig = LossesConfig()
     text: TextConfig | None = None
+    reranker: Mapping[str, Any] | None = None
     where: str = "recipe"
 
 
@@ -296,23 +301,28 @@ def build_recipe(mapping: Mapping[str, Any], where: str) -> Recipe:
 
     sections = [f.name for f in fields(Recipe) if f.name != "where"]
     _check_keys(mapping, sections, where, "")
+    reranks = "reranker" in mapping
+    if other := [section for section in ("tokenizer", "prior", "losses") if reranks and section in mapping]:
+        raise ValueError(f"{where}: a 'reranker' is trained on images and texts alone; leave {other[0]!r} out")
+    optional = {"prior", "evaluation", "losses", "reranker"} | {"tokenizer" if reranks else "text"}
     for section in sections:
-        if section not in mapping and section not in ("prior", "evaluation", "losses", "text"):
+        if section not in mapping and section not in optional:
             raise ValueError(f"{where}: the section {section!r} is missing")
         if not isinstance(mapping.get(section, {}), Mapping):
             raise ValueError(f"{where}: {section!r} must hold keys and values, got {mapping[section]!r}")
     if "prior" in mapping and "losses" in mapping:
         raise ValueError(f"{where}: 'losses' are those of a tokenizer's training; a recipe with a 'prior' has none")
-    if "text" in mapping and "prior" not in mapping:
+    if "text" in mapping and "prior" not in mapping and not reranks:
         raise ValueError(f"{where}: a 'text' is read by a prior; a tokenizer's recipe has none")
     return Recipe(
         data=build_dataclass(DataConfig, mapping["data"], where, "data"),
-        tokenizer=_tokenizer(mapping["tokenizer"], where),
+        tokenizer=_tokenizer(mapping["tokenizer"], where) if "tokenizer" in mapping else None,
         prior=_model_config(mapping["prior"], where, "prior") if "prior" in mapping else None,
         training=build_dataclass(TrainingConfig, mapping["training"], where, "training"),
         evaluation=build_dataclass(EvaluationConfig, mapping.get("evaluation", {}), where, "evaluation"),
         losses=build_dataclass(LossesConfig, mapping.get("losses", {}), where, "losses"),
         text=build_dataclass(TextConfig, mapping["text"], where, "text") if "text" in mapping else None,
+        reranker=mapping.get("reranker"),
         where=where,
     )
 

@@ -140,7 +140,8 @@ class Pipeline:
                 dropped.
             negative: text to be drawn away from, of all or one per image, for guidance; None is the empty text.
             best_of: with more than 1, this many are drawn per image and the best by `scorer` is kept.
-            scorer: uint8 (n, C, H, W) -> scores (n,), more is better; image i is one of the i-th label.
+            scorer: uint8 (n, C, H, W) -> scores (n,), more is better; image i is one of the i-th label or text.  For
+                texts, `chainrule.scorers.load_scorer(folder).for_texts(texts)` is one.
             seed: image i depends on the seed and on i only.
             on_image: called as the images grow, the candidates one after the other.
 
@@ -485,8 +486,18 @@ def read_config(folder: Path) -> Mapping[str, Any]:
     return config
 
 
+def refuse_scorer(folder: Path, config: Mapping[str, Any]) -> None:
+    """Raises ValueError if a folder holds no model of images but one that judges them."""
+    if "kind" in config:
+        raise ValueError(
+            f"{folder} holds a scorer ({config['kind']}), which draws nothing; open it with "
+            "chainrule.scorers.load_scorer, or give it to chainrule sample as --scorer"
+        )
+
+
 def _read(folder: Path) -> Pipeline:
     config, path = read_config(folder), folder / "config.yaml"
+    refuse_scorer(folder, config)
     if "tokenizer" in config and "prior" not in config:
         raise ValueError(f"{folder} holds a tokenizer without a prior; open it with chainrule.load_tokenizer")
     if not (
@@ -524,15 +535,18 @@ def read_part(folder: Path, kind: str, description: Mapping[str, Any]) -> Any:
     config = build_dataclass(model.config, description["config"], str(folder / "config.yaml"))
     arguments = (CodeSpec.from_dict(description["codes"]), config) if "codes" in description else (config,)
     part = model.model(*arguments)
-    expected = part.state_dict()
-    if not expected:
-        return part
-    path = folder / f"{kind[:-1]}.safetensors"
+    if part.state_dict():
+        read_weights(part, folder / f"{kind[:-1]}.safetensors")
+    return part
+
+
+def read_weights(part: nn.Module, path: Path) -> None:
+    """Gives a part the weights of a file; raises ValueError where it is missing, damaged or of another architecture."""
     try:
         tensors = load_file(path)
     except (FileNotFoundError, SafetensorError) as error:
         raise ValueError(f"{path} is missing or damaged ({error}); copy it again") from error
-    shapes = {key: tuple(value.shape) for key, value in expected.items()}
+    shapes = {key: tuple(value.shape) for key, value in part.state_dict().items()}
     for key, shape in shapes.items():
         found = tuple(tensors[key].shape) if key in tensors else "nothing"
         if found != shape:
@@ -540,4 +554,3 @@ def read_part(folder: Path, kind: str, description: Mapping[str, Any]) -> Any:
     if extra := sorted(set(tensors) - set(shapes)):
         raise ValueError(f"{path} holds weights of another architecture: {extra[0]} has no place")
     part.load_state_dict(tensors)
-    return part

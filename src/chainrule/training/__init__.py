@@ -1,5 +1,6 @@
 """Training: one engine for every model, and the tasks it is given."""
 
+from .contrastive import ContrastiveTask, contrastive_task
 from .engine import TrainResult, train
 from .hardware import Hardware
 from .run import fit
@@ -9,11 +10,13 @@ from .task import Adversary, Task
 
 __all__ = [
     "Adversary",
+    "ContrastiveTask",
     "Hardware",
     "PriorTask",
     "Task",
     "TokenizerTask",
     "TrainResult",
+    "contrastive_task",
     "fit",
     "prior_task",
     "tokenizer_task",

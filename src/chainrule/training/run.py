@@ -10,6 +10,7 @@ from typing import Any
 
 from ..config import TrainingConfig, read_recipe, read_yaml, to_plain, write_yaml
 from .checkpoint import write_file
+from .contrastive import contrastive_task
 from .engine import TrainResult, train
 from .hardware import Hardware
 from .stage_one import tokenizer_task
@@ -28,7 +29,7 @@ def fit(
     hardware: Hardware = Hardware(),
     quiet: bool = False,
 ) -> TrainResult:
-    """Trains a recipe's prior or, without one, its tokenizer; goes on with the run in `out` if there is one.
+    """Trains a recipe's reranker, its prior or, without either, its tokenizer; goes on with a run in `out`.
 
     Args:
         recipe: path of a recipe, or the name of one that comes with the package.
@@ -51,7 +52,10 @@ def fit(
     fabric.launch()
     recipe = read_recipe(recipe, overrides)
     with fabric.rank_zero_first(local=True):  # the first fills the cache of images and codes, the others find them
-        task, plain = prior_task(recipe, fabric.device, quiet) if recipe.prior else tokenizer_task(recipe)
+        if recipe.reranker is not None:
+            task, plain = contrastive_task(recipe)
+        else:
+            task, plain = prior_task(recipe, fabric.device, quiet) if recipe.prior else tokenizer_task(recipe)
     check_folder(folder, plain, resume)
     fabric.barrier()
     if fabric.is_global_zero:

@@ -1,0 +1,33 @@
+"""Models that judge images, so that the best of several candidates can be kept (`decoding.rejection`)."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+
+def load_scorer(name: str | os.PathLike, device: str = "cpu") -> Any:
+    """A trained scorer, ready to judge.
+
+    Args:
+        name: the folder of a saved scorer or of its run, or the name of a public CLIP: a folder of the package
+            transformers, or a hub id such as "openai/clip-vit-base-patch32".
+        device: where it computes.
+
+    Raises:
+        ValueError: nothing of that name, damaged files, or a missing package.
+    """
+    from ..pipeline import find, read_config
+    from .contrastive import ContrastiveScorer
+    from .public_clip import PublicCLIP
+
+    path = Path(name)
+    if not any((folder / "config.yaml").is_file() for folder in (path, path / "model")):
+        return PublicCLIP(os.fspath(name), device)
+    kinds = {"contrastive": ContrastiveScorer}
+    folder = find(path)
+    kind = read_config(folder).get("kind")
+    if kind not in kinds:
+        raise ValueError(f"{folder} holds no scorer; there are scorers of the kinds {', '.join(kinds)}")
+    return kinds[kind].read(folder).to(device)
