@@ -25,11 +25,11 @@ from test_cli_text import build
 CAPTIONS = [f"a {colour} {shape}" for colour in ("red", "green", "blue") for shape in ("circle", "square")]
 RECIPE = """
 data: {source: shapes, size: 16, channels: 3, split: "train[:64]"}
-text: {length: 30, vocab_size: 300, dropout: 0.1}
+text: {length: 40, vocab_size: 300, dropout: 0.1}
 reranker: {width: 8, text_layers: 1, num_heads: 2, dropout: 0.0}
-training: {steps: 30, batch_size: 32, learning_rate: 1e-2, optimizer: adam, ema_decay: 0.8, precision: float32,
-           log_every: 10, save_every: 20}
-evaluation: {split: "test[:30]", every: 20}
+training: {steps: 20, batch_size: 16, learning_rate: 1e-2, optimizer: adam, ema_decay: 0.8, precision: float32,
+           log_every: 5, save_every: 10}
+evaluation: {split: "test[:30]", every: 10}
 """
 
 
@@ -186,12 +186,12 @@ def trained(tmp_path_factory):
 
 
 def test_training(trained):
-    assert trained.steps == 30
+    assert trained.steps == 20
     assert set(trained.metrics) == {"text_to_image", "image_to_text"}
     rows = np.genfromtxt(trained.folder / "log.csv", delimiter=",", names=True)
     assert rows["loss"][-1] < rows["loss"][0]
     judge = load_scorer(trained.folder)
-    assert judge.card["steps"] == 30 and judge.card["recipe"]["reranker"]["width"] == 8
+    assert judge.card["steps"] == 20 and judge.card["recipe"]["reranker"]["width"] == 8
     assert judge.card["metrics"] == trained.metrics
     again = fit(trained.folder.parent / "recipe.yaml", trained.folder, quiet=True)
     assert again.metrics == trained.metrics
@@ -238,12 +238,12 @@ def test_best_of_by_a_scorer(tmp_path, monkeypatch):
     model.save("model")
     judge.save("judge")
     text = "a red circle"
-    best = model.sample(3, text=text, best_of=4, scorer=judge.for_texts(text), seed=2)
-    plain = model.sample(3, text=text, seed=2)
-    assert (judge.score(best, text) >= judge.score(plain, text)).all() and not torch.equal(best, plain)
+    best = model.sample(20, text=text, best_of=4, scorer=judge.for_texts(text), seed=2)
+    plain = model.sample(20, text=text, seed=2)
+    assert judge.score(best, text).mean() > judge.score(plain, text).mean() + 0.1
     words = ["sample", "model", "-n", "3", "--seed", "2"]
     run(*words, "--text", text, "--best", "4", "--scorer", "judge", "--separate", "--out", "best")
-    for index, expected in enumerate(to_pil(best)):
+    for index, expected in enumerate(to_pil(best[:3])):
         assert Image.open(f"best/{index}.png").tobytes() == expected.tobytes()
     assert "say how many, as --best 4" in refused(*words, "--text", text, "--scorer", "judge")
     assert "give --text or --texts" in refused(*words, "--label", "1", "--best", "2", "--scorer", "judge")
