@@ -14,7 +14,8 @@ occurs in train.  A caption without a comma is its own name.
 
 Each line has the share with its count and its standard error.  The lines "true" judge the true pictures and
 "reconstructed" those pictures as the model's tokenizer keeps them: more than that no sample can be expected to reach.
---best keeps, of so many samples, the one with the greatest log p(image | caption) - log p(image).
+--best keeps, of so many samples, the one with the greatest log p(image | caption) - log p(image), or with --scorer the
+one that this reranker finds nearest to the caption.
 """
 
 import argparse
@@ -26,6 +27,8 @@ from torch import Tensor
 import chainrule
 from chainrule.data import DataConfig, ImageDataset, load, shapes
 from chainrule.metrics import load_features
+from chainrule.scorers import load_scorer
+from chainrule.scorers.contrastive import TextScorer
 
 BATCH = 50
 
@@ -66,13 +69,18 @@ class Retrieval:
         return own > other.max(1).values
 
 
-def draw(model: chainrule.Pipeline, captions: list[str], guidance: float, best: int, precision: str) -> Tensor:
+def draw(
+    model: chainrule.Pipeline, captions: list[str], guidance: float, best: int, precision: str,
+    scorer: TextScorer | None,
+) -> Tensor:  # fmt: skip
     """One image per caption; image i depends on its caption, on i and on the arguments."""
     parts = []
     for start in range(0, len(captions), BATCH):
         texts = captions[start : start + BATCH]
         options = {}
-        if best > 1:
+        if best > 1 and scorer is not None:
+            options = {"best_of": best, "scorer": scorer.for_texts(texts)}
+        elif best > 1:
             options = {
                 "best_of": best,
                 "scorer": lambda images, texts=texts: model.log_prob(images, text=texts) - model.log_prob(images),
@@ -98,8 +106,12 @@ def main() -> None:
     parser.add_argument("--objects", type=int, default=2, help="of shapes: captions of at most so many objects")
     parser.add_argument("--guidance", type=float, nargs="+", default=[1.0, 3.0])
     parser.add_argument("--best", type=int, default=1)
+    parser.add_argument("--scorer", help="a folder of a reranker, or a public CLIP; needs --best")
     parser.add_argument("--precision", default="float32")
     arguments = parser.parse_args()
+    if arguments.scorer is not None and arguments.best == 1:
+        parser.error("--scorer chooses among candidates; give --best")
+    scorer = None if arguments.scorer is None else load_scorer(arguments.scorer)
     model = chainrule.load(arguments.model)
     channels, height, width = model.tokenizer.image_shape
     drawn_shapes = arguments.data == "shapes"
@@ -133,7 +145,7 @@ def main() -> None:
         report("true", truth)
         report("reconstructed", torch.cat([model.reconstruct(part).cpu() for part in truth.split(BATCH)]))
         for guidance in arguments.guidance:
-            images = draw(model, captions, guidance, arguments.best, arguments.precision)
+            images = draw(model, captions, guidance, arguments.best, arguments.precision, scorer)
             report("sampled", images, guidance=guidance, best_of=arguments.best)
 
 

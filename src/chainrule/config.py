@@ -1,14 +1,16 @@
 """Strict YAML -> frozen dataclasses -> objects.
 
-A recipe is one YAML file of these sections; without `prior` it trains the tokenizer, with it the prior, and one with
-`classifier` in place of both trains that::
+A recipe is one YAML file of these sections; without `prior` it trains the tokenizer, with it the prior.  In place of
+both, `classifier` or `reranker` trains a model that judges images::
 
     data:        the images                          chainrule.data.DataConfig
     tokenizer:   {name: ..., fields of its config}   height, width, channels default to those of the data
                  or {path: ...}                      a trained one: SavedTokenizer
     prior:       {name: ..., fields of its config}   `num_classes: data` is the number of classes of the data, and
                                                      `text_length: data`, `text_vocab_size: data` are those of the text
-    text:        how a prior reads captions          TextConfig
+    reranker:    {fields of its config}              scorers.contrastive.ContrastiveConfig; those of images and texts
+                                                     are those of the data
+    text:        how captions are read               TextConfig
     losses:      what a tokenizer minimises besides  LossesConfig
     classifier:  sizes of a classifier of the data   scorers.classifier.ClassifierConfig, less what the data say
     training:    how to train                        TrainingConfig
@@ -198,7 +200,7 @@ class LossesConfig:
 
 @dataclass(frozen=True)
 class TextConfig:
-    """How a prior reads captions: byte-pair encoding, learned from those of the training images.
+    """How a prior or a reranker reads captions: byte-pair encoding, learned from those of the training images.
 
     length:     tokens of a caption; of longer ones the rest is cut off
     vocab_size: at most so many tokens, at least 257: padding and all bytes
@@ -243,8 +245,8 @@ class SavedTokenizer:
 
 @dataclass(frozen=True)
 class Recipe:
-    """A recipe as read; `where` names it in messages.  Without a prior it trains the tokenizer; with a classifier it
-    has neither."""
+    """A recipe as read; `where` names it in messages.  Without a prior it trains the tokenizer; with a classifier or a
+    reranker it has neither."""
 
     data: Any  # chainrule.data.DataConfig
     tokenizer: ModelConfig | SavedTokenizer | None
@@ -254,6 +256,7 @@ class Recipe:
     losses: LossesConfig = LossesConfig()
     text: TextConfig | None = None
     classifier: Mapping[str, Any] | None = None
+    reranker: Mapping[str, Any] | None = None
     where: str = "recipe"
 
 
@@ -300,20 +303,21 @@ def build_recipe(mapping: Mapping[str, Any], where: str) -> Recipe:
 
     sections = [f.name for f in fields(Recipe) if f.name != "where"]
     _check_keys(mapping, sections, where, "")
-    optional = {"prior", "evaluation", "losses", "text", "classifier"}
-    if "classifier" in mapping:
-        optional.add("tokenizer")
-        for section in ("tokenizer", "prior", "losses", "text"):
-            if section in mapping:
-                raise ValueError(f"{where}: a recipe with a 'classifier' trains nothing else; leave out {section!r}")
+    judge = next((section for section in ("classifier", "reranker") if section in mapping), None)
+    required = {"data", "training"} | ({"tokenizer"} if judge is None else {judge})
+    if judge == "reranker":
+        required.add("text")
+    for section in mapping:
+        if judge and section not in required | {"evaluation"}:
+            raise ValueError(f"{where}: a recipe with a {judge!r} trains nothing else; leave out {section!r}")
     for section in sections:
-        if section not in mapping and section not in optional:
+        if section not in mapping and section in required:
             raise ValueError(f"{where}: the section {section!r} is missing")
         if not isinstance(mapping.get(section, {}), Mapping):
             raise ValueError(f"{where}: {section!r} must hold keys and values, got {mapping[section]!r}")
     if "prior" in mapping and "losses" in mapping:
         raise ValueError(f"{where}: 'losses' are those of a tokenizer's training; a recipe with a 'prior' has none")
-    if "text" in mapping and "prior" not in mapping:
+    if "text" in mapping and "prior" not in mapping and not judge:
         raise ValueError(f"{where}: a 'text' is read by a prior; a tokenizer's recipe has none")
     return Recipe(
         data=build_dataclass(DataConfig, mapping["data"], where, "data"),
@@ -324,6 +328,7 @@ def build_recipe(mapping: Mapping[str, Any], where: str) -> Recipe:
         losses=build_dataclass(LossesConfig, mapping.get("losses", {}), where, "losses"),
         text=build_dataclass(TextConfig, mapping["text"], where, "text") if "text" in mapping else None,
         classifier=mapping.get("classifier"),
+        reranker=mapping.get("reranker"),
         where=where,
     )
 

@@ -140,8 +140,8 @@ class Pipeline:
                 dropped.
             negative: text to be drawn away from, of all or one per image, for guidance; None is the empty text.
             best_of: with more than 1, this many are drawn per image and the best by `scorer` is kept.
-            scorer: uint8 (n, C, H, W) -> scores (n,), more is better; image i is one of the i-th label.  For labels,
-                `chainrule.scorers.load_scorer(folder).for_labels(labels)` is one.
+            scorer: uint8 (n, C, H, W) -> scores (n,), more is better; image i is one of the i-th label or text.
+                `chainrule.scorers.load_scorer(folder)` has one for labels or texts: `.for_labels`, `.for_texts`.
             seed: image i depends on the seed and on i only; or one seed per image, on which alone it then depends.
             on_image: called as the images grow, the candidates one after the other.
 
@@ -493,7 +493,7 @@ def refuse_scorer(folder: Path, config: Mapping[str, Any]) -> None:
     if "kind" in config:
         raise ValueError(
             f"{folder} holds a scorer ({config['kind']}), which draws nothing; open it with "
-            "chainrule.scorers.load_scorer"
+            "chainrule.scorers.load_scorer, or give it to chainrule sample as --scorer"
         )
 
 

@@ -58,9 +58,16 @@ def sample(
             "--best-of",
             "--best",
             min=1,
-            help="Draw as many per image, keep the one whose label or text the model is surest of.",
+            help="Draw as many per image, keep the one whose label or text the model is surest of, or --scorer is.",
         ),
     ] = 1,
+    scorer: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SCORER",
+            help="With --best: a folder of a trained reranker, or a public CLIP of the hub, that chooses by the text.",
+        ),
+    ] = None,
     seed: Seed = 0,
     out: Annotated[
         Path | None, typer.Option(help="A .png file, or with --separate a folder.", show_default="samples.png")
@@ -82,6 +89,7 @@ def sample(
       chainrule sample shapes_gated_pixelcnn --label "red circle" --best-of 4
       chainrule sample runs/mine --label 3 --guidance 3
       chainrule sample runs/text --text "a violin, noto style" -n 16 --best 4 --guidance 3 --negative "a drum"
+      chainrule sample runs/text --text "a violin, noto style" --best 4 --scorer runs/emoji_reranker
       chainrule sample runs/text --texts prompts.txt --guidance 3 --precision bfloat16
       chainrule sample runs/mine -n 100 --separate --out images --temperature 0.9
     """
@@ -95,12 +103,17 @@ def sample(
         raise ValueError("--text and --texts exclude each other: leave one of them out")
     if best_of > 1 and label is None and not text and texts is None:
         raise ValueError("--best-of keeps the images whose label or text the model is surest of: give --label, --text")
+    if scorer is not None and best_of == 1:
+        raise ValueError("--scorer would be ignored: it chooses among candidates; say how many, as --best 4")
+    if scorer is not None and not text and texts is None:
+        raise ValueError("--scorer chooses by a text: give --text or --texts")
     if best_of > 1 and watch is not None:
         raise ValueError("--watch would show images that --best-of then rejects; leave one of them out")
 
     import torch
 
     from ..images import grid, to_pil
+    from ..scorers import load_scorer
     from .pictures import automatic_scale, captioned, drawn, enlarge, hide, write_gif, write_png
 
     captions = [text] if text is not None else None
@@ -116,10 +129,12 @@ def sample(
     _, height, width = pipeline.tokenizer.image_shape
     spec = pipeline.prior.spec
     every = -(-spec.num_codes // WATCH_FRAMES)
-    frames, num_drawn, scorer = [], 0, None
-    if best_of > 1:
+    frames, num_drawn, judge = [], 0, None
+    if scorer is not None:
+        judge = load_scorer(scorer, device).for_texts(captions)
+    elif best_of > 1:
 
-        def scorer(images):
+        def judge(images):
             if captions is not None:
                 return pipeline.agreement(images, captions, labels).cpu()
             return pipeline.classify(images).cpu()[torch.arange(n), torch.tensor(labels)]
@@ -136,7 +151,7 @@ def sample(
 
         images = pipeline.sample(
             n, labels, text=captions, temperature=temperature, top_k=top_k, top_p=top_p, precision=precision,
-            guidance=guidance, negative=negative, best_of=best_of, scorer=scorer, seed=seed, on_image=watching,
+            guidance=guidance, negative=negative, best_of=best_of, scorer=judge, seed=seed, on_image=watching,
         )  # fmt: skip
     seconds = time.monotonic() - since
     zoom = scale or automatic_scale(width)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import Any
 
 
@@ -13,17 +14,23 @@ def load_scorer(name: str | os.PathLike, device: str = "cpu") -> Any:
         images = model.sample(16, "Flags", best_of=8, scorer=scorer.for_labels("Flags"))
 
     Args:
-        name: the folder of a saved scorer or of its run.
+        name: the folder of a saved scorer or of its run, or the name of a public CLIP: a folder of the package
+            transformers, or a hub id such as "openai/clip-vit-base-patch32".
         device: where it computes.
 
     Raises:
-        ValueError: nothing of that name, a model of another kind, or damaged files.
+        ValueError: nothing of that name, a model of another kind, damaged files, or a missing package.
     """
     from ..pipeline import find, read_config
     from .classifier import Classifier
+    from .contrastive import ContrastiveScorer
+    from .public_clip import PublicCLIP
 
-    kinds = {"classifier": Classifier}
-    folder = find(name)
+    path = Path(name)
+    if not any((folder / "config.yaml").is_file() for folder in (path, path / "model")):
+        return PublicCLIP(os.fspath(name), device)
+    kinds = {"classifier": Classifier, "contrastive": ContrastiveScorer}
+    folder = find(path)
     kind = read_config(folder).get("kind")
     if kind not in kinds:
         raise ValueError(f"{folder} holds no scorer; there are scorers of the kinds {', '.join(kinds)}")

@@ -1,6 +1,7 @@
 """Training: one engine for every model, and the tasks it is given."""
 
 from .classifier import ClassifierTask, classifier_task
+from .contrastive import ContrastiveTask, contrastive_task
 from .engine import TrainResult, train
 from .hardware import Hardware
 from .run import fit
@@ -11,12 +12,14 @@ from .task import Adversary, Task
 __all__ = [
     "Adversary",
     "ClassifierTask",
+    "ContrastiveTask",
     "Hardware",
     "PriorTask",
     "Task",
     "TokenizerTask",
     "TrainResult",
     "classifier_task",
+    "contrastive_task",
     "fit",
     "prior_task",
     "tokenizer_task",

@@ -12,6 +12,7 @@ from ..config import TrainingConfig, read_recipe, read_yaml, to_plain, write_yam
 from ..core import entry
 from .checkpoint import write_file
 from .classifier import classifier_task
+from .contrastive import contrastive_task
 from .engine import TrainResult, train
 from .hardware import Hardware
 from .stage_one import tokenizer_task
@@ -30,8 +31,7 @@ def fit(
     hardware: Hardware = Hardware(),
     quiet: bool = False,
 ) -> TrainResult:
-    """Trains a recipe's classifier, its prior or, without one, its tokenizer; goes on with the run in `out` if there is
-    one.
+    """Trains a recipe's classifier or reranker, its prior or, without these, its tokenizer.  A run in `out` goes on.
 
     Args:
         recipe: path of a recipe, or the name of one that comes with the package.
@@ -56,6 +56,8 @@ def fit(
     with fabric.rank_zero_first(local=True):  # the first fills the cache of images and codes, the others find them
         if recipe.classifier is not None:
             task, plain = classifier_task(recipe)
+        elif recipe.reranker is not None:
+            task, plain = contrastive_task(recipe)
         else:
             task, plain = prior_task(recipe, fabric.device, quiet) if recipe.prior else tokenizer_task(recipe)
     check_folder(folder, plain, resume)
