@@ -4,7 +4,7 @@
     chainrule evaluate mnist_pixelcnn --record docs/records/mnist_pixelcnn-test.json
     python scripts/bundle.py --figures mnist_pixelcnn docs/records/mnist_pixelcnn-test.json
 
-A run is one of a prior or of a tokenizer.  With --bfloat16 the weights take half the bytes.
+A run is one of a prior or of a tokenizer.  With --bfloat16 its weights take half the bytes.
 """
 
 import argparse

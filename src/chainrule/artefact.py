@@ -33,7 +33,7 @@ def save_tokenizer(
         ValueError: the folder exists and is not a saved model.
     """
     config = {"format": FORMAT, "tokenizer": describe("tokenizers", tokenizer), "card": dict(card or {})}
-    write_model(Path(folder), config, {"tokenizer": tokenizer}, dtype=dtype)
+    write_model(Path(folder), config, {"tokenizer": tokenizer}, dtypes={"tokenizer": dtype})
 
 
 def load_tokenizer(name: str | os.PathLike, device: str = "cpu") -> Tokenizer:

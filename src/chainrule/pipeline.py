@@ -5,7 +5,6 @@ On disk a pipeline is a folder of `config.yaml`, one `*.safetensors` per part, a
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import json
 import os
@@ -281,20 +280,17 @@ class Pipeline:
 
         Args:
             folder: new, empty, or a saved model.
-            dtype: of the weights in the files, such as torch.bfloat16 for half the bytes; None: as they are here.  What
-                is loaded has the default type again.
+            dtype: of the prior's weights in its file, such as torch.bfloat16 for half the bytes; None: as they are.
+                What is loaded has the default type again.  The tokenizer, whose codes the prior knows, stays as it is.
 
         Raises:
             ValueError: the folder exists and is not a saved model.
         """
-        parts = {"tokenizer": self.tokenizer, "prior": self.prior}
-        if dtype is not None:
-            parts = {name: _rounded(part, dtype) for name, part in parts.items()}
         config = {
             "format": FORMAT,
             "tokenizer": describe("tokenizers", self.tokenizer),
             "prior": describe("priors", self.prior)
-            | {"codes": self.prior.spec.to_dict(), "tokenizer_hash": tokenizer_hash(parts["tokenizer"])}
+            | {"codes": self.prior.spec.to_dict(), "tokenizer_hash": tokenizer_hash(self.tokenizer)}
             | ({"null_label": True} if self.prior.null_label else {}),
             "class_names": list(self.class_names) if self.class_names is not None else None,
             "card": self.card,
@@ -303,7 +299,8 @@ class Pipeline:
             config["text_tokenizer"] = {"name": self.text_tokenizer.name, "config": self.text_tokenizer.config}
             config["prior"]["text_hash"] = self.text_tokenizer.hash()
         files = {} if self.text_tokenizer is None else self.text_tokenizer.files()
-        write_model(Path(folder), config, parts, files, dtype)
+        parts = {"tokenizer": self.tokenizer, "prior": self.prior}
+        write_model(Path(folder), config, parts, files, {"prior": dtype})
 
     def _log_prob_grids(self, images: Tensor, label: Any, text: Any) -> tuple[Tensor, ...]:
         """log p of the codes of images, without those of a text before them."""
@@ -422,9 +419,9 @@ def check_text_tokenizer(text_tokenizer: TextTokenizer, prior: Prior) -> None:
 
 def write_model(
     folder: Path, config: Mapping[str, Any], parts: Mapping[str, nn.Module], files: Mapping[str, str] = {},
-    dtype: torch.dtype | None = None,
+    dtypes: Mapping[str, torch.dtype | None] = {},
 ) -> None:  # fmt: skip
-    """Writes config.yaml, `NAME.safetensors` per part (floats as `dtype`, if given), and text files by name; a folder
+    """Writes config.yaml, `NAME.safetensors` per part (floats as `dtypes` has it), and text files by name; a folder
     that holds a model is replaced as a whole.
 
     Raises:
@@ -439,7 +436,10 @@ def write_model(
     shutil.rmtree(old, ignore_errors=True)
     new.mkdir()
     for name, part in parts.items():
-        tensors = {key: _narrow(value, dtype).detach().cpu().contiguous() for key, value in part.state_dict().items()}
+        tensors = {key: value.detach().cpu().contiguous() for key, value in part.state_dict().items()}
+        dtype = dtypes.get(name)
+        if dtype is not None:
+            tensors = {key: value.to(dtype) if value.is_floating_point() else value for key, value in tensors.items()}
         if tensors:
             save_file(tensors, new / f"{name}.safetensors")
     for name, content in files.items():
@@ -449,17 +449,6 @@ def write_model(
         folder.rename(old)
     new.rename(folder)
     shutil.rmtree(old, ignore_errors=True)
-
-
-def _rounded(part: nn.Module, dtype: torch.dtype) -> nn.Module:
-    """A copy of a model whose floats are rounded to `dtype`, in the type they have."""
-    part = copy.deepcopy(part)
-    part.load_state_dict({key: _narrow(value, dtype) for key, value in part.state_dict().items()})
-    return part
-
-
-def _narrow(value: Tensor, dtype: torch.dtype | None) -> Tensor:
-    return value.to(dtype) if dtype is not None and value.is_floating_point() else value
 
 
 def tokenizer_hash(tokenizer: Tokenizer) -> str:
