@@ -16,6 +16,7 @@ from chainrule.conditioning.text import train_bpe
 from chainrule.config import build_recipe
 from chainrule.images import to_pil
 from chainrule.scorers import load_scorer
+from chainrule.scorers.classifier import Classifier, ClassifierConfig
 from chainrule.scorers.contrastive import Contrastive, ContrastiveConfig, ContrastiveScorer, contrastive_loss
 from chainrule.training import fit
 from chainrule.training.contrastive import draw_others, share_nearest
@@ -246,7 +247,9 @@ def test_best_of_by_a_scorer(tmp_path, monkeypatch):
     for index, expected in enumerate(to_pil(best[:3])):
         assert Image.open(f"best/{index}.png").tobytes() == expected.tobytes()
     assert "say how many, as --best 4" in refused(*words, "--text", text, "--scorer", "judge")
-    assert "give --text or --texts" in refused(*words, "--label", "1", "--best", "2", "--scorer", "judge")
+    assert "keeps the images whose label or text" in refused(*words, "--best", "2", "--scorer", "judge")
+    Classifier(ClassifierConfig((1, 8, 8), 2, width=8, num_stages=1)).save("classifier")
+    assert "does not choose by texts" in refused(*words, "--text", text, "--best", "2", "--scorer", "classifier")
     assert "holds no scorer" in refused(*words, "--text", text, "--best", "2", "--scorer", "model")
 
 

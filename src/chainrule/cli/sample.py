@@ -65,7 +65,8 @@ def sample(
         str | None,
         typer.Option(
             metavar="SCORER",
-            help="With --best: a folder of a trained reranker, or a public CLIP of the hub, that chooses by the text.",
+            help="With --best: a folder of a trained reranker, or a public CLIP of the hub, that chooses by the text; "
+            "or a folder of a classifier, that chooses by the label.",
         ),
     ] = None,
     seed: Seed = 0,
@@ -90,6 +91,7 @@ def sample(
       chainrule sample runs/mine --label 3 --guidance 3
       chainrule sample runs/text --text "a violin, noto style" -n 16 --best 4 --guidance 3 --negative "a drum"
       chainrule sample runs/text --text "a violin, noto style" --best 4 --scorer runs/emoji_reranker
+      chainrule sample runs/mine --label 3 --best 4 --scorer runs/classifier
       chainrule sample runs/text --texts prompts.txt --guidance 3 --precision bfloat16
       chainrule sample runs/mine -n 100 --separate --out images --temperature 0.9
     """
@@ -105,8 +107,6 @@ def sample(
         raise ValueError("--best-of keeps the images whose label or text the model is surest of: give --label, --text")
     if scorer is not None and best_of == 1:
         raise ValueError("--scorer would be ignored: it chooses among candidates; say how many, as --best 4")
-    if scorer is not None and not text and texts is None:
-        raise ValueError("--scorer chooses by a text: give --text or --texts")
     if best_of > 1 and watch is not None:
         raise ValueError("--watch would show images that --best-of then rejects; leave one of them out")
 
@@ -131,7 +131,11 @@ def sample(
     every = -(-spec.num_codes // WATCH_FRAMES)
     frames, num_drawn, judge = [], 0, None
     if scorer is not None:
-        judge = load_scorer(scorer, device).for_texts(captions)
+        judges = load_scorer(scorer, device)
+        kind, wanted = ("labels", labels) if captions is None else ("texts", captions)
+        if not hasattr(judges, f"for_{kind}"):
+            raise ValueError(f"the scorer {scorer} does not choose by {kind}")
+        judge = getattr(judges, f"for_{kind}")(wanted)
     elif best_of > 1:
 
         def judge(images):
