@@ -16,13 +16,15 @@ if TYPE_CHECKING:
 
     from ..pipeline import Pipeline
 
-NUM_DIGITS = 8
+NUM_SAMPLES, NUM_DIGITS = 16, 8
+GUIDANCE = 2.0
+"""Of models that were trained with labels or captions dropped."""
 
 
 def demo(
     out: Annotated[Path, typer.Option(help="A folder.")] = Path("demo"), seed: Seed = 0, force: Force = False
 ) -> None:
-    """Draw with every bundled model: samples, completions of half-hidden digits, maps of surprise.
+    """Draw with every bundled model: samples, from captions too, completions of half-hidden digits, maps of surprise.
 
     \b
     Examples:
@@ -33,13 +35,14 @@ def demo(
 
     import torch
 
+    from ..artefact import has_prior
     from ..images import grid
     from ..pipeline import load
     from ..pipeline import models as names
-    from .pictures import enlarge, heat, hide, write_gif, write_png
+    from .pictures import automatic_scale, captioned, enlarge, heat, hide, write_gif, write_png
 
     since = time.monotonic()
-    pipelines = {name: load(name) for name in names()}
+    pipelines = {name: load(name) for name in names() if has_prior(name)}
     if not pipelines:
         raise ValueError("no models are bundled with this installation; train one with: chainrule train RECIPE")
     rows = []
@@ -51,9 +54,12 @@ def demo(
     best, digits, origin = None, None, ""
     for name, pipeline in pipelines.items():
         frames: list[Tensor] = []
-        images = _sample(name, pipeline, seed, frames)
-        keep(f"{name}-samples.png", grid(images, scale=4), f"16 samples of {name}")
-        write_gif(out / f"{name}-growing.gif", [grid(frame[:4], columns=4, scale=4) for frame in frames])
+        captions = _captions(pipeline)
+        images = _sample(name, pipeline, captions, seed, frames)
+        scale = automatic_scale(images.shape[-1])
+        picture = grid(images, scale=scale) if captions is None else captioned(images, captions, scale)
+        keep(f"{name}-samples.png", picture, f"{NUM_SAMPLES} samples of {name}")
+        write_gif(out / f"{name}-growing.gif", [grid(frame[:4], columns=4, scale=scale) for frame in frames])
         rows.append([str(out / f"{name}-growing.gif"), "four of them as they grow"])
         if pipeline.tokenizer.image_shape == (1, 28, 28) and _nats(pipeline) <= _nats(best):
             best = pipeline
@@ -82,21 +88,33 @@ def demo(
     print(f"{len(rows)} files in {time.monotonic() - since:.0f} s")
 
 
-def _sample(name: str, pipeline: Pipeline, seed: int, frames: list[Tensor]) -> Tensor:
-    total = pipeline.prior.spec.num_codes
-    with progress(f"Sampling {name}", 16 * total, "codes") as done:
+def _sample(name: str, pipeline: Pipeline, captions: list[str] | None, seed: int, frames: list[Tensor]) -> Tensor:
+    total, classes = pipeline.prior.spec.num_codes, pipeline.num_classes
+    with progress(f"Sampling {name}", NUM_SAMPLES * total, "codes") as done:
 
         def watching(num_known, images):
-            done(16 * num_known)
-            if num_known % (total // 50) == 0:
+            done(NUM_SAMPLES * num_known)
+            if num_known % max(1, total // 50) == 0:
                 frames.append(images())
 
-        label = list(range(16)) if pipeline.num_classes >= 16 else None
-        if pipeline.num_classes and label is None:
-            label = [index % pipeline.num_classes for index in range(16)]
-        images = pipeline.sample(16, label, seed=seed, on_image=watching)
+        label = [index % classes for index in range(NUM_SAMPLES)] if classes else None
+        guidance = GUIDANCE if captions or pipeline.prior.null_label else 1.0
+        images = pipeline.sample(
+            NUM_SAMPLES, label, text=captions, guidance=guidance, seed=seed, on_image=watching
+        )  # fmt: skip
     frames.append(images)
     return images
+
+
+def _captions(pipeline: Pipeline) -> list[str] | None:
+    """Captions of shapes for a model that was trained on them, of combinations that it has not seen."""
+    from ..data import shapes
+
+    data = (pipeline.card.get("recipe") or {}).get("data") or {}
+    if pipeline.text_tokenizer is None or data.get("source") != "shapes":
+        return None
+    scenes = (shapes.scene(index, "heldout") for index in range(1000))
+    return [shapes.caption(scene) for scene in scenes if len(scene.objects) <= 2][:NUM_SAMPLES]
 
 
 def _nats(pipeline: Pipeline | None) -> float:
