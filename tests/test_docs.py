@@ -115,13 +115,13 @@ def test_recipes_train(name, tmp_path):
     if before:
         test_recipes_train(before[1], tmp_path / "before")
         overrides.append(f"tokenizer.path={tmp_path / 'before' / 'run'}")
-    shapes = {"source: ylecun/mnist": (28, 28), "source: emoji": (64, 64, 3)}
+    shapes = {"source: ylecun/mnist": (28, 28), "source: emoji": (64, 64, 3), "source: uoft-cs": (32, 32, 3)}
     shape = next((shape for source, shape in shapes.items() if source in header), None)
     if shape:
         for split in ("train", "test"):
             pixels = torch.randint(0, 256, (4, *shape), dtype=torch.uint8).numpy()
             columns = {"image": [Image.fromarray(one) for one in pixels], "text": ["one", "two", "one", "two"]}
-            columns["group"] = ["a", "b", "a", "b"]
+            columns["group"] = columns["label"] = ["a", "b", "a", "b"]
             (tmp_path / "images").mkdir(parents=True, exist_ok=True)
             Dataset.from_dict(columns).to_parquet(tmp_path / "images" / f"{split}.parquet")
         overrides.append(f"data.source={tmp_path / 'images'}")
