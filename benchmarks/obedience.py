@@ -81,10 +81,7 @@ def draw(
         if best > 1 and scorer is not None:
             options = {"best_of": best, "scorer": scorer.for_texts(texts)}
         elif best > 1:
-            options = {
-                "best_of": best,
-                "scorer": lambda images, texts=texts: model.log_prob(images, text=texts) - model.log_prob(images),
-            }
+            options = {"best_of": best, "scorer": lambda images, texts=texts: model.agreement(images, texts)}
         images = model.sample(len(texts), text=texts, guidance=guidance, precision=precision, seed=start, **options)
         parts.append(images.cpu())
     return torch.cat(parts)

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from .core import Tokenizer
-from .pipeline import FORMAT, describe, find, read_config, read_part, refuse_scorer, write_model
+from .pipeline import FORMAT, describe, find, read_config, read_tokenizer, refuse_scorer, write_model
 
 
 def save_tokenizer(
@@ -52,8 +52,7 @@ def load_tokenizer(name: str | os.PathLike, device: str = "cpu") -> Tokenizer:
     description = config.get("tokenizer")
     if not isinstance(description, Mapping) or not {"name", "config"} <= set(description):
         raise ValueError(f"{folder / 'config.yaml'} is incomplete or damaged; copy it again")
-    other = description.get("weights")
-    return read_part(find(other) if other else folder, "tokenizers", description).eval().to(device)
+    return read_tokenizer(folder, description).eval().to(device)
 
 
 def has_prior(name: str | os.PathLike) -> bool:

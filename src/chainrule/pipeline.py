@@ -383,22 +383,30 @@ class Pipeline:
         Raises:
             ValueError: no such class, or a model without classes.
         """
-        count = self.num_classes
-        if not count:
+        if not self.num_classes:
             raise ValueError("this model has no classes: a label would be ignored; leave it out")
-        if isinstance(label, str) and self.class_names is not None and label in self.class_names:
-            return self.class_names.index(label)
-        if isinstance(label, str) and not label.isdecimal():
-            names = f": {', '.join(self.class_names)}" if self.class_names is not None else " only by number"
-            raise ValueError(f"this model has no class {label!r}; it knows {count}{names}")
-        if not 0 <= int(label) < count:
-            raise ValueError(f"label must lie in 0..{count - 1}, got {label}")
-        return int(label)
+        return class_number(label, self.num_classes, self.class_names, "model")
 
     def _watch(self, on_image: OnImage | None) -> OnCode | None:
         if on_image is None:
             return None
         return lambda t, codes: on_image(t + 1, lambda: self._decode(self.prior.spec.unflatten(codes.clone())))
+
+
+def class_number(label: int | str, count: int, names: Sequence[str] | None, what: str) -> int:
+    """The number of one of `count` classes, given by number or, if they have `names`, by name.
+
+    Raises:
+        ValueError: no such class; `what` is called so in the sentence.
+    """
+    if isinstance(label, str) and names is not None and label in names:
+        return names.index(label)
+    if isinstance(label, str) and not label.isdecimal():
+        known = f": {', '.join(names)}" if names is not None else " only by number"
+        raise ValueError(f"this {what} has no class {label!r}; it knows {count}{known}")
+    if not 0 <= int(label) < count:
+        raise ValueError(f"label must lie in 0..{count - 1}, got {label}")
+    return int(label)
 
 
 def check_text_tokenizer(text_tokenizer: TextTokenizer, prior: Prior) -> None:
@@ -499,8 +507,7 @@ def _read(folder: Path) -> Pipeline:
         and isinstance(config["card"], Mapping)
     ):
         raise ValueError(f"{path} is incomplete or damaged; copy it again")
-    other = config["tokenizer"].get("weights")  # bundled models share tokenizers: those of that model
-    tokenizer = read_part(find(other) if other else folder, "tokenizers", config["tokenizer"])
+    tokenizer = read_tokenizer(folder, config["tokenizer"])
     prior = read_part(folder, "priors", config["prior"])
     prior.null_label = config["prior"].get("null_label", False)
     if config["prior"]["tokenizer_hash"] != tokenizer_hash(tokenizer):
@@ -518,6 +525,12 @@ def _read(folder: Path) -> Pipeline:
 
 def _holds(value: Any, *keys: str) -> bool:
     return isinstance(value, Mapping) and all(key in value for key in keys)
+
+
+def read_tokenizer(folder: Path, description: Mapping[str, Any]) -> Tokenizer:
+    """The tokenizer that config.yaml in `folder` describes; `weights` names another model that holds them."""
+    other = description.get("weights")
+    return read_part(find(other) if other else folder, "tokenizers", description)
 
 
 def read_part(folder: Path, kind: str, description: Mapping[str, Any]) -> Any:

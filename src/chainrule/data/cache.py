@@ -107,7 +107,11 @@ def cached_arrays(key: Any, build: Callable[[Path], object]) -> tuple[torch.Tens
 def _entry(key: Any, build: Callable[[Path], object]) -> Path:
     """The folder of `key`; `build` fills it on the first call."""
     digest = hashlib.sha256(json.dumps([VERSION, key]).encode()).hexdigest()[:24]
-    folder = root() / "data" / digest
+    return built_once(root() / "data" / digest, build)
+
+
+def built_once(folder: Path, build: Callable[[Path], object]) -> Path:
+    """`folder`, which lies in the cache; `build` fills it on the first call, and it appears when it is whole."""
     if not folder.exists():
         with scratch() as temporary:
             build(temporary)

@@ -18,7 +18,6 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import os
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -60,18 +59,13 @@ def folder() -> Path:
     Raises:
         ValueError: without npm and node, or where the packages cannot be fetched.
     """
-    target = cache.root() / "emoji"
-    if not target.is_dir():
+
+    def fetch_and_build(target: Path) -> None:
         with cache.scratch() as scratch:
             _fetch(scratch)
-            tables = scratch / "tables"
-            build(scratch / "node_modules", tables)
-            try:
-                os.replace(tables, target)
-            except OSError:  # another process was faster, with the same result
-                if not target.is_dir():
-                    raise
-    return target
+            build(scratch / "node_modules", target)
+
+    return cache.built_once(cache.root() / "emoji", fetch_and_build)
 
 
 def build(packages: Path, target: Path) -> None:
@@ -108,7 +102,7 @@ def build(packages: Path, target: Path) -> None:
                     }
                 )
                 progress.update()
-    target.mkdir(parents=True)
+    target.mkdir(parents=True, exist_ok=True)
     for name, part in rows.items():
         table = {column: [row[column] for row in part] for column in features}
         dataset = datasets.Dataset.from_dict(table, features=datasets.Features(features))

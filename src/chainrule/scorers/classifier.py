@@ -31,7 +31,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..config import build_dataclass, to_plain
-from ..pipeline import FORMAT, read_config, read_weights, write_model
+from ..pipeline import FORMAT, class_number, read_config, read_weights, write_model
 
 GROUP = 16
 """Channels of a group in the normalisation; fewer are slow on CPUs."""
@@ -147,8 +147,10 @@ class Classifier(nn.Module):
         """
         if isinstance(labels, Tensor):
             labels = labels.tolist()
+        names, count = self.config.class_names, self.config.num_classes
         several = isinstance(labels, Sequence) and not isinstance(labels, str)
-        numbers = torch.tensor([self._number(label) for label in (labels if several else [labels])])
+        wanted = labels if several else [labels]
+        numbers = torch.tensor([class_number(label, count, names, "classifier") for label in wanted])
 
         @torch.no_grad()
         def score(images: Tensor) -> Tensor:
@@ -180,14 +182,3 @@ class Classifier(nn.Module):
         model = cls(build_dataclass(ClassifierConfig, saved["config"], str(path)))
         read_weights(model, folder / f"{cls.kind}.safetensors")
         return model.eval()
-
-    def _number(self, label: int | str) -> int:
-        names, count = self.config.class_names, self.config.num_classes
-        if isinstance(label, str) and label in (names or ()):
-            return names.index(label)
-        if isinstance(label, str) and not label.isdecimal():
-            known = f": {', '.join(names)}" if names is not None else " only by number"
-            raise ValueError(f"this classifier has no class {label!r}; it knows {count}{known}")
-        if not 0 <= int(label) < count:
-            raise ValueError(f"label must lie in 0..{count - 1}, got {label}")
-        return int(label)

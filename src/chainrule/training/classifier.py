@@ -13,7 +13,7 @@ from ..config import Recipe, build_dataclass, to_plain
 from ..data import Batch, DataConfig, ImageDataset, augment, binarize
 from ..scorers.classifier import Classifier, ClassifierConfig
 from .order import derive_seed
-from .stage_two import load_examples
+from .stage_two import load_examples, recipe_card
 
 
 class ClassifierTask:
@@ -114,9 +114,8 @@ def classifier_task(recipe: Recipe) -> tuple[ClassifierTask, dict[str, Any]]:
         "evaluation": to_plain(recipe.evaluation),
     }
     torch.manual_seed(derive_seed(recipe.training.seed, "weights"))
-    card = {"recipe": plain | {"data": plain["data"] | {"source": training.name}}}  # no paths of this machine
     task = ClassifierTask(
         Classifier(config), recipe.data, training, evaluation, recipe.evaluation.limit, recipe.evaluation.batch_size,
-        card,
+        {"recipe": recipe_card(plain, training)},
     )  # fmt: skip
     return task, plain

@@ -14,7 +14,7 @@ from ..config import Recipe, build_dataclass, to_plain
 from ..data import DataConfig, ImageDataset, augment
 from ..scorers.contrastive import Contrastive, ContrastiveConfig, ContrastiveScorer, contrastive_loss
 from .order import derive_seed
-from .stage_two import learn_text, load_examples
+from .stage_two import learn_text, load_examples, recipe_card, refuse_options_of_priors
 
 CHOICES = 100
 """Pictures, or texts, among which the right one is to be found."""
@@ -136,9 +136,7 @@ def contrastive_task(recipe: Recipe) -> tuple[ContrastiveTask, dict[str, Any]]:
     Raises:
         ValueError: data or values that do not go together.
     """
-    for name in ("label_dropout", "text_dropout", "soft_targets"):
-        if getattr(recipe.training, name):
-            raise ValueError(f"{recipe.where}: 'training.{name}' belongs to a prior and would be ignored; leave it out")
+    refuse_options_of_priors(recipe)
     if recipe.data.binarize != "none":
         raise ValueError(f"{recipe.where}: rerankers are trained on images as they are; set data.binarize to none")
     training, evaluation = load_examples(recipe)
@@ -162,6 +160,6 @@ def contrastive_task(recipe: Recipe) -> tuple[ContrastiveTask, dict[str, Any]]:
     task = ContrastiveTask(
         Contrastive(config), recipe.data, training, evaluation, text_tokenizer, recipe.text.dropout,
         recipe.evaluation.limit, recipe.evaluation.batch_size,
-        {"recipe": plain | {"data": plain["data"] | {"source": training.name}}},  # no paths of this machine
+        {"recipe": recipe_card(plain, training)},
     )  # fmt: skip
     return task, plain

@@ -18,7 +18,7 @@ from ..metrics import CodeCounts, psnr
 from .discriminators import Discriminator, build_discriminator
 from .losses import adaptive_weight, known_loss, load_perceptual_loss
 from .order import derive_seed
-from .stage_two import load_examples
+from .stage_two import load_examples, recipe_card, refuse_options_of_priors
 from .task import Adversary
 
 PREVIEW_IMAGES = 8
@@ -202,9 +202,7 @@ def tokenizer_task(recipe: Recipe) -> tuple[TokenizerTask, dict[str, Any]]:
     """
     if isinstance(recipe.tokenizer, SavedTokenizer):
         raise ValueError(f"{recipe.where}: the tokenizer of a 'path' is trained already; add the section 'prior'")
-    for name in ("label_dropout", "text_dropout", "soft_targets"):
-        if getattr(recipe.training, name):
-            raise ValueError(f"{recipe.where}: 'training.{name}' belongs to a prior and would be ignored; leave it out")
+    refuse_options_of_priors(recipe)
     model = entry("tokenizers", recipe.tokenizer.name).model
     if not issubclass(model, LearnedTokenizer):
         raise ValueError(
@@ -236,6 +234,6 @@ def tokenizer_task(recipe: Recipe) -> tuple[TokenizerTask, dict[str, Any]]:
     task = TokenizerTask(
         tokenizer, recipe.data, training, evaluation, recipe.losses, perceptual, recipe.evaluation.limit,
         recipe.evaluation.batch_size,
-        card={"recipe": plain | {"data": plain["data"] | {"source": training.name}}},  # no paths of this machine
+        card={"recipe": recipe_card(plain, training)},
     )  # fmt: skip
     return task, plain

@@ -260,6 +260,18 @@ def load_examples(recipe: Recipe) -> tuple[ImageDataset, ImageDataset]:
     return training, evaluation
 
 
+def recipe_card(plain: dict[str, Any], training: ImageDataset) -> dict[str, Any]:
+    """A recipe as plain values, as a saved model may have it: without paths of this machine."""
+    return plain | {"data": plain["data"] | {"source": training.name}}
+
+
+def refuse_options_of_priors(recipe: Recipe) -> None:
+    """Raises ValueError where a recipe without prior has options that only a prior's training knows."""
+    for name in ("label_dropout", "text_dropout", "soft_targets"):
+        if getattr(recipe.training, name):
+            raise ValueError(f"{recipe.where}: 'training.{name}' belongs to a prior and would be ignored; leave it out")
+
+
 def _at(codes: Codes, indices: Tensor) -> Codes:
     """The codes of the images `indices`, as models take them."""
     return tuple(grid[indices].long() for grid in codes)
@@ -329,7 +341,7 @@ def prior_task(
     if recipe.training.text_dropout and text_tokenizer is None:
         raise ValueError(f"{recipe.where}: text_dropout would be ignored: the prior reads no texts; leave it out")
     prior.attach(tokenizer.vectors())
-    card = plain | {"data": plain["data"] | {"source": training.name}}  # no paths of this machine
+    card = recipe_card(plain, training)
     if isinstance(recipe.tokenizer, SavedTokenizer):
         card["tokenizer"] = tokenizer_plain | {"path": Path(recipe.tokenizer.path).name}
     task = PriorTask(
