@@ -10,9 +10,10 @@ import pytest
 import torch
 from torch import nn
 
-from chainrule import Pipeline, load
+from chainrule import Pipeline, load, load_tokenizer
 from chainrule.core import Codes, CodeSpec, Context, GridSpec, Position, Preset, Prior, Tokenizer, entry, register
 from chainrule.decoding import Known, Rerun, complete, image_seeds, sample
+from chainrule.images import extend
 
 TWO_GRIDS = CodeSpec((GridSpec(1, 2, 1, 3), GridSpec(2, 2, 1, 2)))
 RESIDUAL = CodeSpec.single(2, 1, 3, 3)
@@ -204,3 +205,23 @@ def test_unknown_model_names_the_nearest():
 def test_a_label_needs_classes():
     with pytest.raises(ValueError, match="no classes"):
         toy(RESIDUAL).log_prob(sample(toy(RESIDUAL), Context(), [0]), Context(label=torch.tensor([0])))
+
+
+@pytest.mark.parametrize("name", ["emoji_vqvae", "emoji_rqvae"])
+def test_completion_is_not_told_what_is_hidden(name):
+    """Codes of the known half are taken of a picture without the hidden one, which their receptive fields would see."""
+    tokenizer = load_tokenizer(name)
+    torch.manual_seed(0)
+    pipeline = Pipeline(tokenizer, RunningSum(tokenizer.spec, RunningSumConfig()))
+    image = torch.randint(0, 256, tokenizer.image_shape, dtype=torch.uint8)
+    other, mask = image.clone(), torch.zeros(64, 64, dtype=torch.bool)
+    mask[:, :32] = True
+    other[..., 32:] = 0
+    assert torch.equal(pipeline.complete(image, mask, seed=1), pipeline.complete(other, mask, seed=1))
+
+
+def test_known_pixels_are_extended():
+    image = torch.tensor([[[10, 0, 0], [0, 0, 20]]], dtype=torch.uint8)
+    mask = torch.tensor([[True, False, False], [False, False, True]])
+    assert extend(image, mask).tolist() == [[[10, 15, 20], [10, 15, 20]]]
+    assert torch.equal(extend(image, torch.zeros(2, 3, dtype=torch.bool)), image)

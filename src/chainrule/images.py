@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 if TYPE_CHECKING:
@@ -62,3 +63,25 @@ def image_grid(images: Tensor, columns: int | None = None, scale: int = 1) -> np
 def _check(images: Tensor) -> None:
     if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] not in (1, 3):
         raise ValueError(f"images must be uint8 (B, 1 or 3, H, W), got {str(images.dtype)[6:]} {tuple(images.shape)}")
+
+
+def extend(image: Tensor, mask: Tensor) -> Tensor:
+    """Known pixels extended over the unknown ones, ring by ring, each the mean of its neighbours known by then.
+
+    Args:
+        image: uint8 (C, H, W).
+        mask: bool (H, W), True where the image is known; if nowhere, the image stays as it is.
+
+    Raises:
+        ValueError: an image of another type or shape.
+    """
+    _check(image[None])
+    mask = mask.to(image.device)
+    if not mask.any():
+        return image
+    pixels, known = image[None].float(), mask[None, None].float()
+    while not known.all():
+        near = F.avg_pool2d(known, 3, 1, 1)
+        mean = F.avg_pool2d(pixels * known, 3, 1, 1) / near.clamp_min(0.1)  # a ninth or more wherever it is used
+        pixels, known = torch.where(known > 0, pixels, mean), (near > 0).float()
+    return pixels[0].round().to(torch.uint8)

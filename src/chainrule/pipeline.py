@@ -27,6 +27,7 @@ from .config import build_dataclass, to_plain
 from .core import CodeSpec, Context, Prior, Tokenizer, entry
 from .decoding import Filter, Guided, GuidedContext, Known, Scorer, complete, image_seeds, keep_best, sample
 from .decoding.sampling import OnCode
+from .images import extend
 
 FORMAT = 1
 PRETRAINED = Path(__file__).with_name("pretrained")
@@ -171,6 +172,9 @@ class Pipeline:
     ) -> Tensor:  # fmt: skip
         """Draws the unknown part of an image, n times; the known part is kept as the tokenizer sees it.
 
+        What the image holds where it is unknown does not matter: before its codes are taken, known pixels are extended
+        over it (`images.extend`).
+
         Args:
             image: uint8 (C, H, W).
             mask: bool (H, W), True where the image is known.
@@ -188,12 +192,12 @@ class Pipeline:
             raise ValueError(f"n must be at least 1, got {n}")
         if image.ndim != 3:
             raise ValueError(f"image must be one uint8 (C, H, W), got shape {tuple(image.shape)}")
-        codes = self._encode(image[None])
         if mask.dtype != torch.bool or tuple(mask.shape) != tuple(image.shape[1:]):
             raise ValueError(
                 f"mask must be bool {tuple(image.shape[1:])}, as the image, got {str(mask.dtype)[6:]} "
                 f"{tuple(mask.shape)}"
             )
+        codes = self._encode(extend(image, mask)[None])
         flat = self.tokenizer.spec.flatten(codes).expand(n, -1)
         known = self._known(text, n, Known(flat, self.tokenizer.known_codes(mask)))
         drawn = complete(
@@ -201,7 +205,7 @@ class Pipeline:
             Filter(temperature, top_k, top_p), self._watch(on_image),
         )  # fmt: skip
         images = self._decode(drawn)
-        kept = image[None].to(images.device) if paste else self.reconstruct(image[None])
+        kept = image[None].to(images.device) if paste else self.tokenizer.decode(codes)
         return torch.where(mask.to(images.device), kept, images)
 
     @torch.no_grad()
