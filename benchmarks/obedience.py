@@ -12,8 +12,11 @@ from the split test without those of the same caption, by the cosine of the pool
 captions of the split train and, of the split test, for those of known things: captions "name, style" whose name also
 occurs in train.  A caption without a comma is its own name.
 
-Each line has the share with its count and its standard error.  The lines "true" judge the true pictures and
-"reconstructed" those pictures as the model's tokenizer keeps them: more than that no sample can be expected to reach.
+Each line has the share with its count and its standard error, and the Fréchet distance of the pictures from the true
+ones of the same captions, in the same features: comparable at equally many captions only.  The lines "true" judge the
+true pictures and "reconstructed" those pictures as the model's tokenizer keeps them: more than that no sample can be
+expected to reach.
+
 --best keeps, of so many samples, the one with the greatest log p(image | caption) - log p(image), or with --scorer the
 one that this reranker finds nearest to the caption.
 """
@@ -23,10 +26,11 @@ import json
 
 import torch
 from torch import Tensor
+from torch.nn.functional import normalize
 
 import chainrule
 from chainrule.data import DataConfig, ImageDataset, load, shapes
-from chainrule.metrics import load_features
+from chainrule.metrics import FeatureNetwork, frechet_distance, load_features
 from chainrule.scorers import load_scorer
 from chainrule.scorers.contrastive import TextScorer
 
@@ -39,18 +43,17 @@ def by_reading(images: Tensor, captions: list[str]) -> Tensor:
     return torch.tensor([shapes.matches(image, caption) for image, caption in pairs])
 
 
+@torch.no_grad()
+def pooled(network: FeatureNetwork, images: Tensor) -> Tensor:
+    """Features of images, (N, C)."""
+    return torch.cat([network.pooled(part.cpu().float() / 255) for part in images.split(BATCH)])
+
+
 class Retrieval:
     """Judges images by how near they are to pictures of the split test."""
 
-    def __init__(self, test: ImageDataset) -> None:
-        self.network = load_features("efficientnet_lite0")
-        self.test, self.features = test, self.unit(test.images)
-
-    @torch.no_grad()
-    def unit(self, images: Tensor) -> Tensor:
-        """Features of length 1, (N, C)."""
-        pooled = [self.network.pooled(part.cpu().float() / 255) for part in images.split(BATCH)]
-        return torch.nn.functional.normalize(torch.cat(pooled), dim=1)
+    def __init__(self, test: ImageDataset, network: FeatureNetwork) -> None:
+        self.test, self.features = test, normalize(pooled(network, test.images))
 
     def choices(self, captions: list[str], others: int = 99) -> list[Tensor]:
         """For each caption the pictures of the split test that its sample is compared with, int64 (others,)."""
@@ -61,9 +64,9 @@ class Retrieval:
             found.append(torch.tensor([i for i in order if self.test.texts[i] != caption][:others]))
         return found
 
-    def first(self, images: Tensor, truth: Tensor, choices: list[Tensor]) -> Tensor:
-        """Which images are nearer to their own true picture than to all others: bool (B,)."""
-        drawn, true = self.unit(images), self.unit(truth)
+    def first(self, features: Tensor, truth: Tensor, choices: list[Tensor]) -> Tensor:
+        """Which features are nearer to those of their own true picture than to all others: bool (B,)."""
+        drawn, true = normalize(features), normalize(truth)
         own = (drawn * true).sum(1)
         other = torch.stack([self.features[index] @ one for one, index in zip(drawn, choices, strict=True)])
         return own > other.max(1).values
@@ -117,10 +120,11 @@ def main() -> None:
         split: load(DataConfig(arguments.data, split=split, size=(height, width), channels=channels))
         for split in splits
     }
+    network = load_features("efficientnet_lite0")
     if drawn_shapes:
         what, retrieval = "all attributes right", None
     else:
-        what, retrieval = "top-1 of 100", Retrieval(data["test"])
+        what, retrieval = "top-1 of 100", Retrieval(data["test"], network)
         names = {text.rsplit(", ", 1)[0] for text in data["train"].texts}
     for split in splits:
         if drawn_shapes:
@@ -130,13 +134,16 @@ def main() -> None:
         else:
             captions, truth = prompts(data[split], arguments.prompts, lambda text: text.rsplit(", ", 1)[0] in names)
             choices = retrieval.choices(captions)
+        true = pooled(network, truth)
 
         def report(pictures: str, images: Tensor, **more: float) -> None:
             # called in this turn of the loop only
-            right = by_reading(images, captions) if drawn_shapes else retrieval.first(images, truth, choices)  # noqa: B023
+            features = pooled(network, images)
+            right = by_reading(images, captions) if drawn_shapes else retrieval.first(features, true, choices)  # noqa: B023
             share = right.float().mean().item()
             error = (share * (1 - share) / len(right)) ** 0.5
             figures = {what: int(right.sum()), "of": len(right), "share": round(share, 4), "error": round(error, 4)}
+            figures["frechet"] = round(frechet_distance(true, features), 2)  # noqa: B023
             print(json.dumps({"split": split, "pictures": pictures, **more, **figures}), flush=True)  # noqa: B023
 
         report("true", truth)
