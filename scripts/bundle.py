@@ -4,7 +4,8 @@
     chainrule evaluate mnist_pixelcnn --record docs/records/mnist_pixelcnn-test.json
     python scripts/bundle.py --figures mnist_pixelcnn docs/records/mnist_pixelcnn-test.json
 
-A run is one of a prior or of a tokenizer.  With --bfloat16 its weights take half the bytes.
+A run is one of a prior, of a tokenizer or of a reranker.  With --dtype bfloat16 its weights take half the bytes, with
+int8 a quarter.
 """
 
 import argparse
@@ -18,14 +19,19 @@ import yaml
 import chainrule
 from chainrule.artefact import has_prior, load_tokenizer, read_card, save_tokenizer
 from chainrule.core import LearnedTokenizer
-from chainrule.pipeline import PRETRAINED, read_config, tokenizer_hash
+from chainrule.pipeline import PRETRAINED, find, read_config, tokenizer_hash
+from chainrule.scorers import load_scorer
 
 MAX_BYTES = 8_000_000
 
 
 def bundle(run: str, name: str, data_licence: str, faults: str, dtype: torch.dtype | None) -> None:
     card = read_card(run) | {"data_licence": data_licence, "weights_licence": "Apache-2.0", "known_faults": faults}
-    if has_prior(run):
+    if "kind" in read_config(find(run)):
+        scorer = load_scorer(run)
+        scorer.card = card
+        scorer.save(PRETRAINED / name, dtype)
+    elif has_prior(run):
         pipeline = chainrule.load(run)
         pipeline.card = card
         pipeline.save(PRETRAINED / name, dtype)
@@ -44,7 +50,8 @@ def share_tokenizer(name: str) -> None:
     if not isinstance(wanted, LearnedTokenizer):
         return
     for other in chainrule.models():
-        if not has_prior(other) and tokenizer_hash(load_tokenizer(other)) == tokenizer_hash(wanted):
+        alone = {"tokenizer", "prior"} & set(read_config(PRETRAINED / other)) == {"tokenizer"}
+        if alone and tokenizer_hash(load_tokenizer(other)) == tokenizer_hash(wanted):
             config = read_config(PRETRAINED / name)
             write_config(name, {**config, "tokenizer": config["tokenizer"] | {"weights": other}})
             (PRETRAINED / name / "tokenizer.safetensors").unlink()
@@ -83,12 +90,12 @@ def main() -> None:
     parser.add_argument("target")
     parser.add_argument("--data-licence", default="")
     parser.add_argument("--faults", default="none known")
-    parser.add_argument("--bfloat16", action="store_true", help="store the weights in two bytes each")
+    parser.add_argument("--dtype", choices=["float32", "bfloat16", "int8"], default="float32")
     arguments = parser.parse_args()
     if arguments.figures:
         add_figures(arguments.source, Path(arguments.target))
     else:
-        dtype = torch.bfloat16 if arguments.bfloat16 else None
+        dtype = None if arguments.dtype == "float32" else getattr(torch, arguments.dtype)
         bundle(arguments.source, arguments.target, arguments.data_licence, arguments.faults, dtype)
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import nn
 
 from chainrule import Pipeline, load, load_tokenizer
@@ -168,6 +169,16 @@ def test_pipeline_of_two_grids_is_saved_and_loaded(tmp_path):
     assert torch.equal(again.sample(3, seed=1), pipeline.sample(3, seed=1))
     images = torch.randint(0, 256, (3, 1, 2, 2), dtype=torch.uint8)
     assert torch.equal(again.log_prob(images), pipeline.log_prob(images))
+
+
+def test_a_prior_is_stored_in_int8(tmp_path):
+    pipeline = Pipeline(Pyramid(PyramidConfig()), RunningSum(TWO_GRIDS, RunningSumConfig()))
+    pipeline.save(tmp_path / "toy", torch.int8)
+    stored, again = load_file(tmp_path / "toy" / "prior.safetensors"), load(tmp_path / "toy").prior.state_dict()
+    for name, value in pipeline.prior.state_dict().items():
+        row_largest = value.abs().flatten(1).amax(1, keepdim=True) if value.ndim > 1 else torch.zeros(())
+        assert ((again[name] - value).abs() <= row_largest / 127 / 2 * 1.001).all()
+        assert stored[name].dtype == (torch.int8 if value.ndim > 1 else torch.float32)
 
 
 def test_a_prior_refuses_another_tokenizer(tmp_path):

@@ -31,6 +31,8 @@ from .images import extend
 
 FORMAT = 1
 PRETRAINED = Path(__file__).with_name("pretrained")
+SCALE = "::scale"
+"""Ends the name of the scales of a tensor that is stored in int8."""
 OnImage = Callable[[int, Callable[[], Tensor]], None]
 """Called after each code with the number of codes known and a function that gives the images so far."""
 
@@ -284,8 +286,9 @@ class Pipeline:
 
         Args:
             folder: new, empty, or a saved model.
-            dtype: of the prior's weights in its file, such as torch.bfloat16 for half the bytes; None: as they are.
-                What is loaded has the default type again.  The tokenizer, whose codes the prior knows, stays as it is.
+            dtype: of the prior's weights in its file: torch.bfloat16 for half the bytes, torch.int8 for a quarter (rows
+                of matrices and filters, each with a scale); None: as they are.  What is loaded has the default type again.
+                The tokenizer, whose codes the prior knows, stays as it is.
 
         Raises:
             ValueError: the folder exists and is not a saved model.
@@ -450,7 +453,9 @@ def write_model(
     for name, part in parts.items():
         tensors = {key: value.detach().cpu().contiguous() for key, value in part.state_dict().items()}
         dtype = dtypes.get(name)
-        if dtype is not None:
+        if dtype is torch.int8:
+            tensors = _to_int8(tensors)
+        elif dtype is not None:
             tensors = {key: value.to(dtype) if value.is_floating_point() else value for key, value in tensors.items()}
         if tensors:
             save_file(tensors, new / f"{name}.safetensors")
@@ -554,6 +559,7 @@ def read_weights(part: nn.Module, path: Path) -> None:
         tensors = load_file(path)
     except (FileNotFoundError, SafetensorError) as error:
         raise ValueError(f"{path} is missing or damaged ({error}); copy it again") from error
+    tensors = _from_int8(tensors)
     shapes = {key: tuple(value.shape) for key, value in part.state_dict().items()}
     for key, shape in shapes.items():
         found = tuple(tensors[key].shape) if key in tensors else "nothing"
@@ -562,3 +568,26 @@ def read_weights(part: nn.Module, path: Path) -> None:
     if extra := sorted(set(tensors) - set(shapes)):
         raise ValueError(f"{path} holds weights of another architecture: {extra[0]} has no place")
     part.load_state_dict(tensors)
+
+
+def _to_int8(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Rows of matrices and filters as whole numbers in -127..127 beside their scales; vectors as they are."""
+    narrow = {}
+    for name, value in tensors.items():
+        if value.ndim > 1 and value.is_floating_point():
+            rows = value.flatten(1)
+            scale = rows.abs().amax(1, keepdim=True).clamp_min(1e-12) / 127
+            narrow[name + SCALE] = scale
+            value = (rows / scale).round().to(torch.int8).reshape(value.shape)
+        narrow[name] = value
+    return narrow
+
+
+def _from_int8(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """What `_to_int8` was given, but for rounding; other tensors as they are."""
+    wide = {name: value for name, value in tensors.items() if not name.endswith(SCALE)}
+    for name in wide:
+        if name + SCALE in tensors:
+            rows = wide[name].flatten(1).float() * tensors[name + SCALE]
+            wide[name] = rows.reshape(wide[name].shape)
+    return wide

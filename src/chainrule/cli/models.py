@@ -110,7 +110,7 @@ def _row(name: str, folder: Path) -> dict[str, Any]:
     weights = list(folder.glob("*.safetensors"))
     return {
         "name": name,
-        "system": (config.get("prior") or config["tokenizer"])["name"],
+        "system": config.get("kind") or (config.get("prior") or config["tokenizer"])["name"],
         "data": ((card.get("recipe") or {}).get("data") or {}).get("source"),
         "parameters": sum(_count(path) for path in weights),
         "bytes": sum(path.stat().st_size for path in weights),
@@ -120,9 +120,12 @@ def _row(name: str, folder: Path) -> dict[str, Any]:
 
 def _count(path: Path) -> int:
     """Numbers in a safetensors file, by its header: 8 bytes of length, then JSON."""
+    from ..pipeline import SCALE
+
     with open(path, "rb") as file:
         header = json_module.loads(file.read(int.from_bytes(file.read(8), "little")))
-    return sum(prod(tensor["shape"]) for name, tensor in header.items() if name != "__metadata__")
+    tensors = {name: tensor for name, tensor in header.items() if name != "__metadata__" and not name.endswith(SCALE)}
+    return sum(prod(tensor["shape"]) for tensor in tensors.values())
 
 
 def _size(count: int) -> str:

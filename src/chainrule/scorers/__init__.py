@@ -14,20 +14,21 @@ def load_scorer(name: str | os.PathLike, device: str = "cpu") -> Any:
         images = model.sample(16, "Flags", best_of=8, scorer=scorer.for_labels("Flags"))
 
     Args:
-        name: the folder of a saved scorer or of its run, or the name of a public CLIP: a folder of the package
-            transformers, or a hub id such as "openai/clip-vit-base-patch32".
+        name: a bundled scorer, the folder of a saved one or of its run, or the name of a public CLIP: a folder of the
+            package transformers, or a hub id such as "openai/clip-vit-base-patch32".
         device: where it computes.
 
     Raises:
         ValueError: nothing of that name, a model of another kind, damaged files, or a missing package.
     """
-    from ..pipeline import find, read_config
+    from ..pipeline import find, models, read_config
     from .classifier import Classifier
     from .contrastive import ContrastiveScorer
     from .public_clip import PublicCLIP
 
     path = Path(name)
-    if not any((folder / "config.yaml").is_file() for folder in (path, path / "model")):
+    ours = os.fspath(name) in models() or any((part / "config.yaml").is_file() for part in (path, path / "model"))
+    if not ours:
         return PublicCLIP(os.fspath(name), device)
     kinds = {"classifier": Classifier, "contrastive": ContrastiveScorer}
     folder = find(path)

@@ -309,8 +309,11 @@ class ContrastiveScorer(TextScorer):
         ids = self.text_tokenizer.encode(texts).to(self.model.log_scale.device)
         return torch.cat([self.model.encode_texts(part) for part in ids.split(BATCH)])
 
-    def save(self, folder: str | os.PathLike) -> None:
+    def save(self, folder: str | os.PathLike, dtype: torch.dtype | None = None) -> None:
         """Writes the artefact; a folder that holds a model is replaced as a whole.
+
+        Args:
+            dtype: of the weights in their file, as `Pipeline.save` has it.
 
         Raises:
             ValueError: the folder exists and is not a saved model.
@@ -320,7 +323,7 @@ class ContrastiveScorer(TextScorer):
             "format": FORMAT, "kind": self.kind, "config": to_plain(self.model.config),
             "text_tokenizer": {"name": text.name, "config": text.config}, "text_hash": text.hash(), "card": self.card,
         }  # fmt: skip
-        write_model(Path(folder), config, {self.kind: self.model}, text.files())
+        write_model(Path(folder), config, {self.kind: self.model}, text.files(), {self.kind: dtype})
 
     @classmethod
     def read(cls, folder: Path) -> ContrastiveScorer:
