@@ -287,8 +287,8 @@ class Pipeline:
         Args:
             folder: new, empty, or a saved model.
             dtype: of the prior's weights in its file: torch.bfloat16 for half the bytes, torch.int8 for a quarter (rows
-                of matrices and filters, each with a scale); None: as they are.  What is loaded has the default type again.
-                The tokenizer, whose codes the prior knows, stays as it is.
+                of matrices and filters, each with a scale); None: as they are.  What is loaded has the default type
+                again.  The tokenizer, whose codes the prior knows, stays as it is.
 
         Raises:
             ValueError: the folder exists and is not a saved model.
