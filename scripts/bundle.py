@@ -29,7 +29,8 @@ def bundle(run: str, name: str, data_licence: str, faults: str, dtype: torch.dty
     card = read_card(run) | {"data_licence": data_licence, "weights_licence": "Apache-2.0", "known_faults": faults}
     if "kind" in read_config(find(run)):
         scorer = load_scorer(run)
-        scorer.card = card
+        scorer.card = card | {"figures": card["metrics"]}  # of the whole split, as training ended
+        del scorer.card["metrics"]
         scorer.save(PRETRAINED / name, dtype)
     elif has_prior(run):
         pipeline = chainrule.load(run)
