@@ -139,7 +139,7 @@ def test_sample_from_a_text(here, name):
 
 @pytest.mark.parametrize("name", MODELS)
 def test_best_of_keeps_what_agrees_with_the_text(here, name):
-    words = ["--text", "a red circle", "-n", "2", "--guidance", "2", "--negative", "a green square", "--best", "3"]
+    words = ["--text", "a red circle", "-n", "2", "--guidance", "2", "--negative", "a green square", "--best-of", "3"]
     run("sample", name, *words, "--precision", "bfloat16", "--separate", "--out", "best")
     model = chainrule.load(name)
     best = model.sample(
@@ -149,6 +149,22 @@ def test_best_of_keeps_what_agrees_with_the_text(here, name):
     for index, expected in enumerate(to_pil(best)):
         assert Image.open(f"best/{index}.png").tobytes() == expected.tobytes()
     assert "give --label, --text" in refused("sample", name, "--best", "3", "--text", "")
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_best_keeps_some_images_of_each_text(here, name):
+    Path("prompts.txt").write_text("a red circle\na green square\n", encoding="utf-8")
+    words = ["sample", name, "--texts", "prompts.txt", "-n", "8", "--seed", "5", "--scale", "16"]
+    output = run(*words, "--best", "2", "--watch", "grow.gif", "--separate", "--out", "best")
+    model, texts = chainrule.load(name), ["a red circle", "a green square"] * 4
+    images = model.sample(8, text=texts, seed=5)
+    scores = model.agreement(images, texts)
+    order = [i for start in (0, 1) for i in sorted(range(start, 8, 2), key=lambda i: -scores[i])[:2]]
+    assert "4 images of 8" in output and Image.open("grow.gif").size == grid(images[:4], scale=16).size
+    for index, expected in enumerate(to_pil(images[order].repeat_interleave(16, 2).repeat_interleave(16, 3))):
+        assert Image.open(f"best/{index}.png").tobytes() == expected.tobytes()
+    assert "--best 5 is more than the images drawn of 'a red circle', 4" in refused(*words, "--best", "5")
+    assert "leave one of them out" in refused(*words, "--best", "2", "--best-of", "2")
 
 
 @pytest.mark.parametrize("name", MODELS)

@@ -243,11 +243,11 @@ def test_best_of_by_a_scorer(tmp_path, monkeypatch):
     plain = model.sample(20, text=text, seed=2)
     assert judge.score(best, text).mean() > judge.score(plain, text).mean() + 0.1
     words = ["sample", "model", "-n", "3", "--seed", "2"]
-    run(*words, "--text", text, "--best", "4", "--scorer", "judge", "--separate", "--out", "best")
+    run(*words, "--text", text, "--best-of", "4", "--scorer", "judge", "--separate", "--out", "best")
     for index, expected in enumerate(to_pil(best[:3])):
         assert Image.open(f"best/{index}.png").tobytes() == expected.tobytes()
-    assert "say how many, as --best 4" in refused(*words, "--text", text, "--scorer", "judge")
-    assert "keeps the images whose label or text" in refused(*words, "--best", "2", "--scorer", "judge")
+    assert "say how many to keep, as -n 16 --best 4" in refused(*words, "--text", text, "--scorer", "judge")
+    assert "whose label or text the model is surest of" in refused(*words, "--best", "2", "--scorer", "judge")
     Classifier(ClassifierConfig((1, 8, 8), 2, width=8, num_stages=1)).save("classifier")
     assert "does not choose by texts" in refused(*words, "--text", text, "--best", "2", "--scorer", "classifier")
     assert "holds no scorer" in refused(*words, "--text", text, "--best", "2", "--scorer", "model")

@@ -52,21 +52,20 @@ def sample(
     top_p: TopP = None,
     guidance: Guidance = 1.0,
     precision: Precision = "float32",
-    best_of: Annotated[
-        int,
+    best: Annotated[
+        int | None,
         typer.Option(
-            "--best-of",
-            "--best",
             min=1,
-            help="Draw as many per image, keep the one whose label or text the model is surest of, or --scorer is.",
+            help="Of the -n images of each text or label keep as many, those the model, or --scorer, is surest of.",
         ),
-    ] = 1,
+    ] = None,
+    best_of: Annotated[int, typer.Option(min=1, help="Draw as many for each of the -n images, keep the best.")] = 1,
     scorer: Annotated[
         str | None,
         typer.Option(
             metavar="SCORER",
-            help="With --best: a folder of a trained reranker, or a public CLIP of the hub, that chooses by the text; "
-            "or a folder of a classifier, that chooses by the label.",
+            help="For --best or --best-of: a trained reranker, or a public CLIP of the hub, that chooses by the text; "
+            "or a classifier, that chooses by the label.",
         ),
     ] = None,
     seed: Seed = 0,
@@ -90,8 +89,8 @@ def sample(
       chainrule sample shapes_gated_pixelcnn --label "red circle" --best-of 4
       chainrule sample runs/mine --label 3 --guidance 3
       chainrule sample runs/text --text "a violin, noto style" -n 16 --best 4 --guidance 3 --negative "a drum"
-      chainrule sample runs/text --text "a violin, noto style" --best 4 --scorer runs/emoji_reranker
-      chainrule sample runs/mine --label 3 --best 4 --scorer runs/classifier
+      chainrule sample shapes_parti --text "a red circle" -n 16 --best 4 --scorer shapes_reranker --watch growing.gif
+      chainrule sample runs/mine --label 3 --best-of 4 --scorer runs/classifier
       chainrule sample runs/text --texts prompts.txt --guidance 3 --precision bfloat16
       chainrule sample runs/mine -n 100 --separate --out images --temperature 0.9
     """
@@ -103,10 +102,13 @@ def sample(
         check_file(watch, ".gif", force, "--watch")
     if text is not None and texts is not None:
         raise ValueError("--text and --texts exclude each other: leave one of them out")
-    if best_of > 1 and label is None and not text and texts is None:
-        raise ValueError("--best-of keeps the images whose label or text the model is surest of: give --label, --text")
-    if scorer is not None and best_of == 1:
-        raise ValueError("--scorer would be ignored: it chooses among candidates; say how many, as --best 4")
+    if best is not None and best_of > 1:
+        raise ValueError("--best keeps some of the -n images, --best-of one for each of them: leave one of them out")
+    choosing = best is not None or best_of > 1
+    if choosing and label is None and not text and texts is None:
+        raise ValueError("the images whose label or text the model is surest of are to be kept: give --label, --text")
+    if scorer is not None and not choosing:
+        raise ValueError("--scorer would be ignored: it chooses among images; say how many to keep, as -n 16 --best 4")
     if best_of > 1 and watch is not None:
         raise ValueError("--watch would show images that --best-of then rejects; leave one of them out")
 
@@ -129,6 +131,7 @@ def sample(
     _, height, width = pipeline.tokenizer.image_shape
     spec = pipeline.prior.spec
     every = -(-spec.num_codes // WATCH_FRAMES)
+    groups = images_per_wish(captions or labels, best) if best is not None else []
     frames, num_drawn, judge = [], 0, None
     if scorer is not None:
         judges = load_scorer(scorer, device)
@@ -136,7 +139,7 @@ def sample(
         if not hasattr(judges, f"for_{kind}"):
             raise ValueError(f"the scorer {scorer} does not choose by {kind}")
         judge = getattr(judges, f"for_{kind}")(wanted)
-    elif best_of > 1:
+    elif choosing:
 
         def judge(images):
             if captions is not None:
@@ -155,12 +158,18 @@ def sample(
 
         images = pipeline.sample(
             n, labels, text=captions, temperature=temperature, top_k=top_k, top_p=top_p, precision=precision,
-            guidance=guidance, negative=negative, best_of=best_of, scorer=judge, seed=seed, on_image=watching,
+            guidance=guidance, negative=negative, best_of=best_of, scorer=judge if best_of > 1 else None,
+            seed=seed, on_image=watching,
         )  # fmt: skip
+    if best is not None:
+        scores = judge(images).tolist()
+        kept = [i for group in groups for i in sorted(group, key=lambda i: -scores[i])[:best]]
+        images, frames = images[kept], [frame[kept] for frame in frames]
+        captions = [captions[index] for index in kept] if captions is not None else None
     seconds = time.monotonic() - since
     zoom = scale or automatic_scale(width)
     if separate:
-        digits = len(str(n - 1))
+        digits = len(str(len(images) - 1))
         for index, picture in enumerate(to_pil(enlarge(images, scale or 1))):
             write_png(out / f"{index:0{digits}d}.png", picture)
     elif texts is not None:
@@ -168,7 +177,19 @@ def sample(
     else:
         write_png(out, grid(images, scale=zoom))
     rate = n * best_of * spec.num_codes / seconds
-    print(f"{out}: {n} {'image' if n == 1 else 'images'} in {seconds:.1f} s ({rate:,.0f} codes/s)")
+    what = "1 image" if len(images) == 1 else f"{len(images)} images"
+    print(f"{out}: {what}{f' of {n}' if best is not None else ''} in {seconds:.1f} s ({rate:,.0f} codes/s)")
     if watch is not None:
         write_gif(watch, [grid(each, scale=zoom) for each in [*frames, images]])
         print(f"{watch}: {len(frames) + 1} frames")
+
+
+def images_per_wish(wishes: list[str] | list[int], best: int) -> list[list[int]]:
+    """Numbers of the images of each text or label; raises ValueError where they are fewer than are to be kept."""
+    groups = {}
+    for index, wish in enumerate(wishes):
+        groups.setdefault(wish, []).append(index)
+    for wish, group in groups.items():
+        if len(group) < best:
+            raise ValueError(f"--best {best} is more than the images drawn of {wish!r}, {len(group)}: raise -n")
+    return list(groups.values())
