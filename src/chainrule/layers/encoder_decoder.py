@@ -23,7 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .transformer import Head, KVCache, NativeStep, Precision, StepLayer, pack_linear, suits_native
+from .transformer import Head, KVCache, NativeStep, Precision, StepLayer, attend, pack_linear, suits_native
 
 Norm = Callable[[int], nn.Module]
 """Makes a layer that keeps (..., E), from E."""
@@ -43,7 +43,7 @@ class SelfAttention(nn.Module):
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
         """(B, T, E) -> (B, T, E); `mask`, bool, broadcasts to (B, H, T, T): whether a token (row) sees another."""
         q, k, v = _heads(self.query_key_value(self.norm(x)), 3, self.num_heads)
-        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+        y = attend(q, k, v, mask)
         return self.out_norm(self.projection(y.transpose(1, 2).flatten(2)))
 
     def step(self, x: Tensor, keys: Tensor, values: Tensor, t: int, seen: slice | Tensor) -> Tensor:
@@ -73,7 +73,7 @@ class CrossAttention(nn.Module):
     def forward(self, x: Tensor, memory: Tensor, mask: Tensor) -> Tensor:
         """(B, T, E), (B, S, E) -> (B, T, E); `mask`, bool (B, 1, 1, S): which tokens of the memory are seen."""
         (q,) = _heads(self.query(self.norm(x)), 1, self.num_heads)
-        y = F.scaled_dot_product_attention(q, *self.read(memory), attn_mask=mask)
+        y = attend(q, *self.read(memory), mask)
         return self.out_norm(self.projection(y.transpose(1, 2).flatten(2)))
 
     def step(self, x: Tensor, keys: Tensor, values: Tensor, mask: Tensor) -> Tensor:

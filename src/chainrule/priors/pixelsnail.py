@@ -40,6 +40,7 @@ from torch import Tensor, nn
 from ..core import Codes, CodeSpec, Context, GridSpec, Preset, register
 from ..layers.cascade import Cascade
 from ..layers.raster import RasterPrior, window_above
+from ..layers.transformer import attend
 from ..layers.weight_norm import WeightNormConv2d
 
 
@@ -148,9 +149,7 @@ class Attention(nn.Module):
         )
         # Position t sees those before t: the usual triangle, when the first query and the last key are left out.
         dropout = self.dropout if self.training else 0.0
-        seen = F.scaled_dot_product_attention(
-            query[:, :, 1:], key[:, :, :-1], value[:, :, :-1], dropout_p=dropout, is_causal=True
-        )
+        seen = attend(query[:, :, 1:], key[:, :, :-1], value[:, :, :-1], None, True, dropout)
         seen = F.pad(seen, (0, 0, 1, 0)).transpose(2, 3).flatten(1, 2).unflatten(2, x.shape[2:])
         return self.out_residual(x, auxiliary=seen)
 
@@ -365,7 +364,7 @@ class PixelSNAIL(RasterPrior):
                 x = x + gate
             if self.config.num_heads:
                 t = row * self.grid.width + column
-                x = attend(block, before, x, here, t, network.keys[index], network.values[index])
+                x = attention_step(block, before, x, here, t, network.keys[index], network.values[index])
             else:
                 x = torch.addmm(block[1], torch.cat([x, here], 1), block[0])
         network.maps[0][:, :, -1, column + half] = F.elu(torch.stack(read, 1))
@@ -386,7 +385,9 @@ class PixelSNAIL(RasterPrior):
         return F.glu(convolve(1), -1)
 
 
-def attend(matrices: tuple, before: Tensor, x: Tensor, here: Tensor, t: int, keys: Tensor, values: Tensor) -> Tensor:
+def attention_step(
+    matrices: tuple, before: Tensor, x: Tensor, here: Tensor, t: int, keys: Tensor, values: Tensor
+) -> Tensor:
     """A block's attention at position t: (B, C) -> (B, C); writes the position's key and value."""
     query_residual, query, query_bias, key_residual, key, key_bias, out_residual = matrices
     new = torch.addmm(key_bias, key_residual(torch.cat([before, x, here], 1)), key)

@@ -36,6 +36,7 @@ from torch import Tensor, nn
 
 from ..core import Codes, CodeSpec, LearnedTokenizer, Preset, Reconstruction, register
 from ..layers.logit_laplace import logit_laplace_image, logit_laplace_log_prob, map_pixels
+from ..layers.transformer import attend
 from .quantizers import VectorQuantizer
 
 
@@ -141,7 +142,7 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         q, k, v = self.query_key_value(x).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        return self.output(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+        return self.output(attend(q, k, v).transpose(1, 2).flatten(2))
 
 
 def feed_forward(in_dim: int, hidden_dim: int, out_dim: int, activation: type[nn.Module]) -> nn.Sequential:

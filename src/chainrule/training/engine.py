@@ -39,7 +39,7 @@ from ..images import image_grid
 from .adversary import AdversaryTraining
 from .average import Average
 from .checkpoint import load_checkpoint, recover_folder, save_checkpoint, write_file, write_folder
-from .hardware import autocast, wants_compile
+from .hardware import autocast, compiled, wants_compile
 from .log import Progress, Table, TensorBoard, format_metrics
 from .muon import Muon
 from .order import batch_generator, batch_indices, derive_seed
@@ -117,7 +117,7 @@ class _Run:
         self.optimizer = _optimizer(module, config)
         self.autocast = autocast(config.precision, fabric.device)
         self.compiled = wants_compile(module, config)
-        self.model = fabric.setup_module(torch.compile(module, dynamic=False) if self.compiled else module)
+        self.model = fabric.setup_module(compiled(module, fabric.device) if self.compiled else module)
         self.adversary = AdversaryTraining(task.adversary, config, fabric) if task.adversary else None
 
         share = config.batch_size // fabric.world_size
