@@ -22,7 +22,7 @@ from chainrule.config import build_model_config, read_recipe
 from chainrule.core import CodeSpec, Context, entry
 from chainrule.layers import scan
 from chainrule.priors import gated_pixelcnn
-from chainrule.training.hardware import autocast
+from chainrule.training.hardware import autocast, compiled
 from chainrule.training.muon import Muon
 
 SPEC = CodeSpec.single(28, 28, 1, 2)
@@ -61,7 +61,7 @@ def compare(system: str, preset: str | None, batch_size: int, rounds: int) -> di
     network = best
     if getattr(best, "compile_training", True):
         best = best.to(memory_format=torch.channels_last)
-        network = torch.compile(best, dynamic=False)
+        network = compiled(best, torch.device("cpu"))
     plain_steps = steps(plain, plain, batch_size, "float32")
     best_steps = steps(best, network, batch_size, recipe.training.precision)
     pairs = []
