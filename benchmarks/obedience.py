@@ -23,6 +23,7 @@ one that this reranker finds nearest to the caption.
 
 import argparse
 import json
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -73,9 +74,8 @@ class Retrieval:
 
 
 def draw(
-    model: chainrule.Pipeline, captions: list[str], guidance: float, best: int, precision: str,
-    scorer: TextScorer | None,
-) -> Tensor:  # fmt: skip
+    model: chainrule.Pipeline, captions: list[str], best: int, scorer: TextScorer | None, **sampling: Any
+) -> Tensor:
     """One image per caption; image i depends on its caption, on i and on the arguments."""
     parts = []
     for start in range(0, len(captions), BATCH):
@@ -85,7 +85,7 @@ def draw(
             options = {"best_of": best, "scorer": scorer.for_texts(texts)}
         elif best > 1:
             options = {"best_of": best, "scorer": lambda images, texts=texts: model.agreement(images, texts)}
-        images = model.sample(len(texts), text=texts, guidance=guidance, precision=precision, seed=start, **options)
+        images = model.sample(len(texts), text=texts, seed=start, **options, **sampling)
         parts.append(images.cpu())
     return torch.cat(parts)
 
@@ -107,6 +107,8 @@ def main() -> None:
     parser.add_argument("--guidance", type=float, nargs="+", default=[1.0, 3.0])
     parser.add_argument("--best", type=int, default=1)
     parser.add_argument("--scorer", help="a folder of a reranker, or a public CLIP; needs --best")
+    parser.add_argument("--temperature", type=float, default=1.0)
+    parser.add_argument("--top-k", type=int)
     parser.add_argument("--precision", default="float32")
     arguments = parser.parse_args()
     if arguments.scorer is not None and arguments.best == 1:
@@ -149,7 +151,10 @@ def main() -> None:
         report("true", truth)
         report("reconstructed", torch.cat([model.reconstruct(part).cpu() for part in truth.split(BATCH)]))
         for guidance in arguments.guidance:
-            images = draw(model, captions, guidance, arguments.best, arguments.precision, scorer)
+            images = draw(
+                model, captions, arguments.best, scorer, guidance=guidance, temperature=arguments.temperature,
+                top_k=arguments.top_k, precision=arguments.precision,
+            )  # fmt: skip
             report("sampled", images, guidance=guidance, best_of=arguments.best)
 
 
