@@ -19,6 +19,14 @@ if TYPE_CHECKING:
 NUM_SAMPLES, NUM_DIGITS = 16, 8
 GUIDANCE = 2.0
 """Of models that were trained with labels or captions dropped."""
+EMOJI = (
+    "sparkling heart, fluent style", "crying face, twemoji style", "flag: Switzerland, noto style",
+    "tropical fish, openmoji style", "frog, twemoji style", "broccoli, openmoji style", "umbrella, openmoji style",
+    "crown, noto style", "four leaf clover, noto style", "pig, twemoji style", "volleyball, noto style",
+    "smiling face with sunglasses, openmoji style", "flag: Ireland, fluent style", "cowboy hat face, twemoji style",
+    "yellow square, noto style", "brown heart, twemoji style",
+)  # fmt: skip
+"""Captions of the split test of emoji, each of a thing that the split train has in other styles."""
 
 
 def demo(
@@ -107,12 +115,14 @@ def _sample(name: str, pipeline: Pipeline, captions: list[str] | None, seed: int
 
 
 def _captions(pipeline: Pipeline) -> list[str] | None:
-    """Captions of shapes for a model that was trained on them, of combinations that it has not seen."""
+    """Captions for a model that was trained on shapes or emoji, of combinations that it has not seen."""
     from ..data import shapes
 
-    data = (pipeline.card.get("recipe") or {}).get("data") or {}
-    if pipeline.text_tokenizer is None or data.get("source") != "shapes":
+    source = ((pipeline.card.get("recipe") or {}).get("data") or {}).get("source")
+    if pipeline.text_tokenizer is None or source not in ("shapes", "emoji"):
         return None
+    if source == "emoji":
+        return list(EMOJI[:NUM_SAMPLES])
     scenes = (shapes.scene(index, "heldout") for index in range(1000))
     return [shapes.caption(scene) for scene in scenes if len(scene.objects) <= 2][:NUM_SAMPLES]
 
