@@ -4,7 +4,8 @@
     chainrule evaluate mnist_pixelcnn --record docs/records/mnist_pixelcnn-test.json
     python scripts/bundle.py --figures mnist_pixelcnn docs/records/mnist_pixelcnn-test.json
 
-A run is one of a prior or of a tokenizer.  With --bfloat16 its weights take half the bytes.
+A run is one of a prior, of a tokenizer, or of a super-resolution, whose figures are those of its own evaluation.  With
+--bfloat16 the weights of a prior or tokenizer take half the bytes.
 """
 
 import argparse
@@ -16,16 +17,26 @@ import torch
 import yaml
 
 import chainrule
-from chainrule.artefact import has_prior, load_tokenizer, read_card, save_tokenizer
+from chainrule.artefact import (
+    has_prior,
+    load_super_resolution,
+    load_tokenizer,
+    read_card,
+    save_super_resolution,
+    save_tokenizer,
+)
 from chainrule.core import LearnedTokenizer
-from chainrule.pipeline import PRETRAINED, read_config, tokenizer_hash
+from chainrule.pipeline import PRETRAINED, SUPER_RESOLUTION, find, read_config, tokenizer_hash
 
 MAX_BYTES = 8_000_000
 
 
 def bundle(run: str, name: str, data_licence: str, faults: str, dtype: torch.dtype | None) -> None:
     card = read_card(run) | {"data_licence": data_licence, "weights_licence": "Apache-2.0", "known_faults": faults}
-    if has_prior(run):
+    if kind(run) == SUPER_RESOLUTION:
+        card["figures"] = {name: round(value, 3) for name, value in card.pop("metrics").items()}
+        save_super_resolution(load_super_resolution(run), PRETRAINED / name, card)
+    elif has_prior(run):
         pipeline = chainrule.load(run)
         pipeline.card = card
         pipeline.save(PRETRAINED / name, dtype)
@@ -38,13 +49,20 @@ def bundle(run: str, name: str, data_licence: str, faults: str, dtype: torch.dty
     print(f"{PRETRAINED / name}: {size:,} bytes")
 
 
+def kind(name: str) -> str | None:
+    """What a saved model is, if neither a prior nor a tokenizer."""
+    return read_config(find(name)).get("kind")
+
+
 def share_tokenizer(name: str) -> None:
     """Refers to a bundled tokenizer instead of holding a copy of its weights, if there is one of the same hash."""
     wanted = chainrule.load(name).tokenizer
     if not isinstance(wanted, LearnedTokenizer):
         return
     for other in chainrule.models():
-        if not has_prior(other) and tokenizer_hash(load_tokenizer(other)) == tokenizer_hash(wanted):
+        if kind(other) is not None or has_prior(other):
+            continue
+        if tokenizer_hash(load_tokenizer(other)) == tokenizer_hash(wanted):
             config = read_config(PRETRAINED / name)
             write_config(name, {**config, "tokenizer": config["tokenizer"] | {"weights": other}})
             (PRETRAINED / name / "tokenizer.safetensors").unlink()
