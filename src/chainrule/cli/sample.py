@@ -74,7 +74,7 @@ def sample(
     ] = None,
     decoder: Annotated[
         str | None,
-        typer.Option(metavar="MODEL", help="A tokenizer of which only the decoder was trained further, in its place."),
+        typer.Option(metavar="MODEL", help="A tokenizer whose decoder was trained further on the model's codes."),
     ] = None,
     upscale: Upscale = None,
     seed: Seed = 0,
