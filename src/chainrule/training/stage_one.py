@@ -125,7 +125,8 @@ class TokenizerTask:
             name = f"_{use.grid}" if len(tokenizer.spec.grids) > 1 else ""
             metrics[f"usage{name}"] = use.share_used
             metrics[f"perplexity{name}"] = use.perplexity * use.values
-            if use.share_used < LOW_USAGE and not model.decoder_only and counts.counts[use.grid].sum() >= ENOUGH_CODES * use.values:
+            telling = counts.counts[use.grid].sum() >= ENOUGH_CODES * use.values
+            if use.share_used < LOW_USAGE and telling and not model.decoder_only:
                 warnings.warn(_advice(tokenizer, use.share_used, use.grid, use.values), stacklevel=2)
         return metrics
 
