@@ -4,8 +4,8 @@
     chainrule evaluate mnist_pixelcnn --record docs/records/mnist_pixelcnn-test.json
     python scripts/bundle.py --figures mnist_pixelcnn docs/records/mnist_pixelcnn-test.json
 
-A run is one of a prior, of a tokenizer or of a reranker.  With --dtype bfloat16 its weights take half the bytes, with
-int8 a quarter.
+A run is one of a prior, of a tokenizer, of a reranker or of a super-resolution; the last two have the figures of
+their own evaluation.  With --dtype bfloat16 the weights take half the bytes, with int8 a quarter.
 """
 
 import argparse
@@ -17,9 +17,16 @@ import torch
 import yaml
 
 import chainrule
-from chainrule.artefact import has_prior, load_tokenizer, read_card, save_tokenizer
+from chainrule.artefact import (
+    has_prior,
+    load_super_resolution,
+    load_tokenizer,
+    read_card,
+    save_super_resolution,
+    save_tokenizer,
+)
 from chainrule.core import LearnedTokenizer
-from chainrule.pipeline import PRETRAINED, find, read_config, tokenizer_hash
+from chainrule.pipeline import PRETRAINED, SUPER_RESOLUTION, find, read_config, tokenizer_hash
 from chainrule.scorers import load_scorer
 
 MAX_BYTES = 8_000_000
@@ -27,10 +34,13 @@ MAX_BYTES = 8_000_000
 
 def bundle(run: str, name: str, data_licence: str, faults: str, dtype: torch.dtype | None) -> None:
     card = read_card(run) | {"data_licence": data_licence, "weights_licence": "Apache-2.0", "known_faults": faults}
-    if "kind" in read_config(find(run)):
+    if kind(run) is not None:
+        card["figures"] = {name: round(value, 3) for name, value in card.pop("metrics").items()}
+    if kind(run) == SUPER_RESOLUTION:
+        save_super_resolution(load_super_resolution(run), PRETRAINED / name, card, dtype)
+    elif kind(run) is not None:
         scorer = load_scorer(run)
-        scorer.card = card | {"figures": card["metrics"]}  # of the whole split, as training ended
-        del scorer.card["metrics"]
+        scorer.card = card
         scorer.save(PRETRAINED / name, dtype)
     elif has_prior(run):
         pipeline = chainrule.load(run)
@@ -45,14 +55,20 @@ def bundle(run: str, name: str, data_licence: str, faults: str, dtype: torch.dty
     print(f"{PRETRAINED / name}: {size:,} bytes")
 
 
+def kind(name: str) -> str | None:
+    """What a saved model is, if neither a prior nor a tokenizer."""
+    return read_config(find(name)).get("kind")
+
+
 def share_tokenizer(name: str) -> None:
     """Refers to a bundled tokenizer instead of holding a copy of its weights, if there is one of the same hash."""
     wanted = chainrule.load(name).tokenizer
     if not isinstance(wanted, LearnedTokenizer):
         return
     for other in chainrule.models():
-        alone = {"tokenizer", "prior"} & set(read_config(PRETRAINED / other)) == {"tokenizer"}
-        if alone and tokenizer_hash(load_tokenizer(other)) == tokenizer_hash(wanted):
+        if kind(other) is not None or has_prior(other):
+            continue
+        if tokenizer_hash(load_tokenizer(other)) == tokenizer_hash(wanted):
             config = read_config(PRETRAINED / name)
             write_config(name, {**config, "tokenizer": config["tokenizer"] | {"weights": other}})
             (PRETRAINED / name / "tokenizer.safetensors").unlink()

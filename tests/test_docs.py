@@ -126,7 +126,7 @@ def test_recipes_train(name, tmp_path):
             Dataset.from_dict(columns).to_parquet(tmp_path / "images" / f"{split}.parquet")
         overrides.append(f"data.source={tmp_path / 'images'}")
     else:
-        overrides += ["data.split=train[:16]", "evaluation.split=test[:2]"]
+        overrides += ["data.split=test[:16]", "evaluation.split=test[:2]"]  # of splits the quickest to draw
     result = fit(name, tmp_path / "run", overrides, quiet=True)
     assert result.steps == 2
     assert read_card(tmp_path / "run")["steps"] == 2

@@ -29,7 +29,7 @@ from chainrule.core import LearnedTokenizer, entries
 from chainrule.data import DataConfig, ImageDataset, load
 from chainrule.tokenizers.vqvae import VQVAE, VQVAEConfig
 from chainrule.training import Hardware, TokenizerTask, fit, tokenizer_task, train
-from chainrule.training.losses import adaptive_weight, known_loss
+from chainrule.training.losses import ImageLosses, adaptive_weight, known_loss
 
 TINY = {"hidden_channels": 16, "residual_channels": 8, "num_blocks": 1, "num_codes": 32, "dim": 8}
 TRAINING = TrainingConfig(
@@ -62,8 +62,8 @@ def build(losses: LossesConfig = LossesConfig(), size: int = 16, **options) -> T
     tokenizer = VQVAE(VQVAEConfig(size, size, **(TINY | options)))
     perceptual = Blur() if losses.perceptual else None
     return TokenizerTask(
-        tokenizer, DataConfig("shapes", size=size), shapes("train[:200]", size), shapes("test[:40]", size), losses,
-        perceptual, limit=20, batch_size=16,
+        tokenizer, DataConfig("shapes", size=size), shapes("train[:200]", size), shapes("test[:40]", size),
+        ImageLosses(losses, perceptual, tokenizer.image_shape), limit=20, batch_size=16,
     )  # fmt: skip
 
 
@@ -130,7 +130,7 @@ def test_losses_are_summed_and_balanced_as_the_equations_say():
 
     target = batch.images.float() / 255
     result = tokenizer.reconstruction(batch.images, 0.5)
-    ours = result.loss + 2.0 * task.perceptual(target, result.images)
+    ours = result.loss + 2.0 * task.losses.perceptual(target, result.images)
     theirs = -task.adversary.module.score(result.images).mean()
     gradients = [torch.autograd.grad(part, tokenizer.last_layer, retain_graph=True)[0] for part in (ours, theirs)]
     weight = 0.8 * gradients[0].norm() / (gradients[1].norm() + 1e-4)

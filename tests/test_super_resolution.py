@@ -1,10 +1,27 @@
 """Parti's refinement to twice the size."""
 
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
 import pytest
 import torch
 import torch.nn.functional as F
+from PIL import Image
 
+import chainrule
+from chainrule.artefact import read_card, save_super_resolution, save_tokenizer
+from chainrule.config import build_recipe, parse_yaml, read_recipe
+from chainrule.data import DataConfig, ImageDataset, load
+from chainrule.images import to_pil
+from chainrule.metrics import psnr
+from chainrule.pipeline import tokenizer_hash
+from chainrule.scorers import load_scorer
 from chainrule.tokenizers.super_resolution import PRESETS, SuperResolution, SuperResolutionConfig
+from chainrule.tokenizers.vqvae import VQVAE, VQVAEConfig
+from chainrule.training import Hardware, fit, super_resolution_task, train
+from test_cli import refused, run, tiny
 
 
 def test_parameters_of_the_paper():
@@ -39,3 +56,161 @@ def test_what_does_not_fit_is_refused():
             model.upscale(images)
     with pytest.raises(ValueError, match="features must be at least 1"):
         SuperResolutionConfig(features=0)
+
+
+# ---------------------------------------------------------------- training
+
+
+RECIPE = """
+data: {source: shapes, size: 32, channels: 3, split: "test[:64]"}
+tokenizer: {path: PATH}
+super_resolution: {num_blocks: 1, features: 8, expansion: 1}
+losses: {adversarial: {channels: 4, num_layers: 2, start: 0.5}}
+training: {steps: 12, batch_size: 8, learning_rate: 2e-3, precision: float32, ema_decay: 0.9, log_every: 4,
+           save_every: 5, sample_every: 12}
+evaluation: {split: "test[:12]", every: 6, batch_size: 5}
+"""
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch) -> Path:
+    """A current folder with a tokenizer of 16x16 and a recipe."""
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+    save_tokenizer(VQVAE(VQVAEConfig(16, 16, 3, 8, 8, 1, num_codes=12, dim=4)), "tokenizer")
+    Path("recipe.yaml").write_text(RECIPE.replace("PATH", "tokenizer"), encoding="utf-8")
+    return tmp_path
+
+
+def test_a_recipe_trains_it_behind_a_tokenizer_and_goes_on_bit_for_bit(here):
+    result = fit("recipe.yaml", "run", quiet=True)
+    model, tokenizer = chainrule.load_super_resolution("run"), chainrule.load_tokenizer("tokenizer")
+    images = load(DataConfig("shapes", "test[:12]", size=32)).images
+    halved = images.view(12, 3, 16, 2, 16, 2).float().mean((3, 5)).round().to(torch.uint8)
+    reduced = tokenizer.decode(tokenizer.encode(halved))
+    plain = SuperResolution(model.config)  # which begins as bicubic interpolation
+    for name, upscale in (("psnr", model.upscale), ("psnr_bicubic", plain.upscale)):
+        assert result.metrics[name] == pytest.approx(psnr(images, upscale(reduced)).mean().item())
+    assert result.metrics["psnr"] != result.metrics["psnr_bicubic"]
+    assert Path("run/evaluation.csv").read_text().startswith("step,psnr,psnr_bicubic\n")
+    assert Image.open("run/samples/step-00000012.png").size == (6 * 33 + 1, 6 * 33 + 1)
+    card = read_card("run")
+    assert card["steps"] == 12 and card["recipe"]["super_resolution"]["features"] == 8
+    assert card["recipe"]["tokenizer"] == {"path": "tokenizer", "hash": tokenizer_hash(tokenizer)}
+
+    for steps, start in ((7, 6 / 7), (12, 0.5)):  # the adversary begins after the same step
+        recipe = read_recipe("recipe.yaml", [f"training.steps={steps}", f"losses.adversarial.start={start}"])
+        Path("again").mkdir(exist_ok=True)
+        fabric = Hardware("cpu").fabric()
+        fabric.launch()
+        train(super_resolution_task(recipe)[0], recipe.training, Path("again"), 6, fabric, quiet=True)
+    one, two = (torch.load(f"{run}/checkpoints/step-00000012.pt", weights_only=True) for run in ("run", "again"))
+    for first, second in (
+        (one["model"], two["model"]), (one["average"]["module"], two["average"]["module"]),
+        (one["adversary"]["module"], two["adversary"]["module"]),
+    ):  # fmt: skip
+        assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_without_a_tokenizer_the_halved_image_is_doubled():
+    recipe = parse_yaml(RECIPE, "r") | {"losses": {}}
+    del recipe["tokenizer"]
+    task, plain = super_resolution_task(build_recipe(recipe, "r"))
+    assert "tokenizer" not in plain and super_resolution_task(build_recipe(plain, "r"))[1] == plain
+    images = torch.tensor([10, 20, 30, 41, 255, 255, 0, 0], dtype=torch.uint8).view(1, 1, 4, 2)
+    assert task.reduce(images).flatten().tolist() == [25, 128]
+    task.evaluation.images[:] = 77  # what interpolation leaves as it is
+    with torch.no_grad():
+        assert task.evaluate(task.model.eval(), True) == {"psnr": 100.0, "psnr_bicubic": 100.0}
+
+
+@pytest.mark.parametrize(
+    ("override", "sentence"),
+    [
+        ("tokenizer={name: vqvae}", "must be trained before"),
+        ("data.size=25", "25x25 cannot be halved"),
+        ("data.size=36", "the tokenizer is given the data at half its size: .*multiples of 4"),
+        ("super_resolution.channels=1", "'super_resolution.channels' must be 3, as shapes has it"),
+        ("super_resolution.feature=1", "unknown key 'feature' in 'super_resolution'; did you mean 'features'"),
+        ("data.binarize=threshold", "super-resolutions are trained on images as they are"),
+        ("training.label_dropout=0.1", "'training.label_dropout' belongs to a prior"),
+        ("prior.name=gpt", "trains nothing else; leave out 'prior'"),
+        ("tokenizer.decoder={}", "a 'tokenizer.decoder' is trained alone; leave it out, or 'super_resolution'"),
+    ],
+)
+def test_mistakes_in_recipes(here, monkeypatch, override, sentence):
+    def grey(config):
+        return ImageDataset(torch.full((4, 3, config.size, config.size), 128, dtype=torch.uint8), name="shapes")
+
+    monkeypatch.setattr("chainrule.training.stage_two.load", grey)
+    mapping = parse_yaml(RECIPE.replace("PATH", "tokenizer"), "r")
+    section, _, value = override.partition("=")
+    outer, _, inner = section.partition(".")
+    mapping[outer] = mapping.get(outer, {}) | {inner: parse_yaml(value, "r")} if inner else parse_yaml(value, "r")
+    with pytest.raises(ValueError, match=sentence):
+        super_resolution_task(build_recipe(mapping, "r"))
+
+
+# ---------------------------------------------------------------- the artefact, and the command line
+
+
+def untrained(channels: int = 3) -> SuperResolution:
+    torch.manual_seed(channels)
+    model = SuperResolution(SuperResolutionConfig(channels, 1, 8, 1))
+    torch.nn.init.normal_(model.conv_out.weight, std=0.1)
+    return model.eval()
+
+
+def test_saved_and_loaded(tmp_path):
+    model, images = untrained(), torch.randint(0, 256, (2, 3, 5, 6), dtype=torch.uint8)
+    save_super_resolution(model, tmp_path / "double", {"note": "random"})
+    assert {path.name for path in (tmp_path / "double").iterdir()} == {"config.yaml", "super_resolution.safetensors"}
+    assert torch.equal(chainrule.load_super_resolution(tmp_path / "double").upscale(images), model.upscale(images))
+    assert read_card(tmp_path / "double") == {"note": "random"}
+    for other in (chainrule.load, chainrule.load_tokenizer):
+        with pytest.raises(ValueError, match=r"holds a super-resolution, .*load_super_resolution.* as --upscale"):
+            other(tmp_path / "double")
+    with pytest.raises(ValueError, match="holds no scorer"):
+        load_scorer(tmp_path / "double")
+    save_tokenizer(VQVAE(VQVAEConfig(16, 16, 3, 8, 8, 1, num_codes=12, dim=4)), tmp_path / "tokenizer")
+    with pytest.raises(ValueError, match="holds no super-resolution"):
+        chainrule.load_super_resolution(tmp_path / "tokenizer")
+    (tmp_path / "double" / "super_resolution.safetensors").unlink()
+    with pytest.raises(ValueError, match=r"super_resolution.safetensors is missing or damaged"):
+        chainrule.load_super_resolution(tmp_path / "double")
+
+
+def test_on_the_command_line(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    pipeline, model = tiny(channels=3), untrained()
+    pipeline.save("colour")
+    tiny().save("grey")
+    save_super_resolution(model, "double")
+    words = ["sample", "colour", "-n", "2", "--separate"]
+    run(*words, "--upscale", "double", "--out", "twice")
+    run(*words, "--upscale", "double", "--upscale", "double", "--out", "four")
+    images = model.upscale(pipeline.sample(2))
+    for folder, expected in (("twice", images), ("four", model.upscale(images))):
+        for index, picture in enumerate(to_pil(expected)):
+            assert Image.open(f"{folder}/{index}.png").tobytes() == picture.tobytes()
+    run("sample", "colour", "-n", "4", "--upscale", "double", "--scale", "1", "--out", "grid.png", "--watch", "a.gif")
+    assert Image.open("grid.png").size == (35, 35) and Image.open("a.gif").n_frames > 1
+    to_pil(pipeline.sample(1))[0].save("image.png")
+    words = ["complete", "colour", "image.png", "--keep", "top", "-n", "1", "--scale", "1"]
+    run(*words, "--upscale", "double", "--out", "completed.png")
+    assert Image.open("completed.png").size == (3 * 17 + 1, 18)
+    sentence = refused("sample", "grey", "--upscale", "double")
+    assert "takes images of 3 channels (1 grey, 3 colour), those of this model have 1" in sentence
+    assert "holds no super-resolution" in refused("sample", "grey", "--upscale", "colour")
+    assert "holds a super-resolution" in refused("sample", "double")
+
+
+def test_it_is_listed_and_described(tmp_path, monkeypatch):
+    save_super_resolution(untrained(), tmp_path / "double", {"metrics": {"psnr": 30.0, "psnr_bicubic": 29.0}})
+    monkeypatch.setattr("chainrule.pipeline.PRETRAINED", tmp_path)
+    (row,) = json.loads(run("models", "--json"))
+    count = sum(parameter.numel() for parameter in untrained().parameters())
+    assert row["system"] == "super_resolution" and row["parameters"] == count
+    assert "psnr 30, psnr_bicubic 29" in run("models")
+    value = json.loads(run("info", "double", "--json"))
+    assert value["kind"] == "super_resolution" and value["features"] == 8 and value["parameters"] == count

@@ -1,7 +1,7 @@
 """Strict YAML -> frozen dataclasses -> objects.
 
 A recipe is one YAML file of these sections; without `prior` it trains the tokenizer, with it the prior.  In place of
-both, `classifier` or `reranker` trains a model that judges images::
+both, `classifier` or `reranker` trains a model that judges images, and `super_resolution` one that doubles them::
 
     data:        the images                          chainrule.data.DataConfig
     tokenizer:   {name: ..., fields of its config}   height, width, channels default to those of the data
@@ -13,6 +13,8 @@ both, `classifier` or `reranker` trains a model that judges images::
     text:        how captions are read               TextConfig
     losses:      what a tokenizer minimises besides  LossesConfig
     classifier:  sizes of a classifier of the data   scorers.classifier.ClassifierConfig, less what the data say
+    super_resolution: {fields of its config}         tokenizers.super_resolution.SuperResolutionConfig; it doubles what
+                                                     the tokenizer, if there is one, gives of the data at half size
     training:    how to train                        TrainingConfig
     evaluation:  how to evaluate while training      EvaluationConfig
 
@@ -131,7 +133,7 @@ class EvaluationConfig:
 
 @dataclass(frozen=True)
 class PerceptualConfig:
-    """The distance of images in the features of a network, added to what a tokenizer minimises.
+    """The distance of images in the features of a network, added to what a tokenizer or super-resolution minimises.
 
     weight:  of the distance
     network: efficientnet_lite0 (from packages, works offline) or vgg16_lpips (its weights are downloaded)
@@ -192,7 +194,7 @@ class AdversarialConfig:
 
 @dataclass(frozen=True)
 class LossesConfig:
-    """What a tokenizer minimises besides its own loss; left out, nothing."""
+    """What a tokenizer or super-resolution minimises besides its own loss; left out, nothing."""
 
     perceptual: PerceptualConfig | None = None
     adversarial: AdversarialConfig | None = None
@@ -237,16 +239,18 @@ class SavedTokenizer:
 
     path: a folder that holds one, the folder of a run, or the name of a bundled model
     hash: its sha256, checked where it is given; a run writes down that of the tokenizer it has found
+    decoder: without a prior, its decoder is trained further and nothing else, with these fields of its config changed
     """
 
     path: str
     hash: str | None = None
+    decoder: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True)
 class Recipe:
     """A recipe as read; `where` names it in messages.  Without a prior it trains the tokenizer; with a classifier or a
-    reranker it has neither."""
+    reranker it has neither, and with a super-resolution no prior."""
 
     data: Any  # chainrule.data.DataConfig
     tokenizer: ModelConfig | SavedTokenizer | None
@@ -257,6 +261,7 @@ class Recipe:
     text: TextConfig | None = None
     classifier: Mapping[str, Any] | None = None
     reranker: Mapping[str, Any] | None = None
+    super_resolution: Mapping[str, Any] | None = None
     where: str = "recipe"
 
 
@@ -303,13 +308,12 @@ def build_recipe(mapping: Mapping[str, Any], where: str) -> Recipe:
 
     sections = [f.name for f in fields(Recipe) if f.name != "where"]
     _check_keys(mapping, sections, where, "")
-    judge = next((section for section in ("classifier", "reranker") if section in mapping), None)
-    required = {"data", "training"} | ({"tokenizer"} if judge is None else {judge})
-    if judge == "reranker":
-        required.add("text")
+    alone = {"classifier": set(), "reranker": {"text"}, "super_resolution": {"tokenizer", "losses"}}
+    other = next((section for section in alone if section in mapping), None)
+    required = {"data", "training", other or "tokenizer"} | ({"text"} if other == "reranker" else set())
     for section in mapping:
-        if judge and section not in required | {"evaluation"}:
-            raise ValueError(f"{where}: a recipe with a {judge!r} trains nothing else; leave out {section!r}")
+        if other and section not in required | alone[other] | {"evaluation"}:
+            raise ValueError(f"{where}: a recipe with a {other!r} trains nothing else; leave out {section!r}")
     for section in sections:
         if section not in mapping and section in required:
             raise ValueError(f"{where}: the section {section!r} is missing")
@@ -317,11 +321,14 @@ def build_recipe(mapping: Mapping[str, Any], where: str) -> Recipe:
             raise ValueError(f"{where}: {section!r} must hold keys and values, got {mapping[section]!r}")
     if "prior" in mapping and "losses" in mapping:
         raise ValueError(f"{where}: 'losses' are those of a tokenizer's training; a recipe with a 'prior' has none")
-    if "text" in mapping and "prior" not in mapping and not judge:
+    if "text" in mapping and "prior" not in mapping and not other:
         raise ValueError(f"{where}: a 'text' is read by a prior; a tokenizer's recipe has none")
+    tokenizer = _tokenizer(mapping["tokenizer"], where) if "tokenizer" in mapping else None
+    if isinstance(tokenizer, SavedTokenizer) and tokenizer.decoder is not None and ("prior" in mapping or other):
+        raise ValueError(f"{where}: a 'tokenizer.decoder' is trained alone; leave it out, or {other or 'prior'!r}")
     return Recipe(
         data=build_dataclass(DataConfig, mapping["data"], where, "data"),
-        tokenizer=_tokenizer(mapping["tokenizer"], where) if "tokenizer" in mapping else None,
+        tokenizer=tokenizer,
         prior=_model_config(mapping["prior"], where, "prior") if "prior" in mapping else None,
         training=build_dataclass(TrainingConfig, mapping["training"], where, "training"),
         evaluation=build_dataclass(EvaluationConfig, mapping.get("evaluation", {}), where, "evaluation"),
@@ -329,6 +336,7 @@ def build_recipe(mapping: Mapping[str, Any], where: str) -> Recipe:
         text=build_dataclass(TextConfig, mapping["text"], where, "text") if "text" in mapping else None,
         classifier=mapping.get("classifier"),
         reranker=mapping.get("reranker"),
+        super_resolution=mapping.get("super_resolution"),
         where=where,
     )
 

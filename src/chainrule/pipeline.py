@@ -24,12 +24,14 @@ from torch import Tensor, nn
 
 from .conditioning.text import TextTokenizer, read_text_tokenizer
 from .config import build_dataclass, to_plain
-from .core import CodeSpec, Context, Prior, Tokenizer, entry
+from .core import CodeSpec, Context, LearnedTokenizer, Prior, Tokenizer, entry
 from .decoding import Filter, Guided, GuidedContext, Known, Scorer, complete, image_seeds, keep_best, sample
 from .decoding.sampling import OnCode
 from .images import extend
 
 FORMAT = 1
+SUPER_RESOLUTION = "super_resolution"
+"""The `kind` of a folder that holds one, and the name of its weights."""
 PRETRAINED = Path(__file__).with_name("pretrained")
 SCALE = "::scale"
 """Ends the name of the scales of a tensor that is stored in int8."""
@@ -121,6 +123,19 @@ class Pipeline:
         self.tokenizer.to(device)
         self.prior.to(device)
         return self
+
+    def with_tokenizer(self, tokenizer: Tokenizer) -> Pipeline:
+        """This pipeline with another decoder of the same codes: a tokenizer of which only that was trained further.
+
+        Raises:
+            ValueError: a tokenizer that encodes otherwise.
+        """
+        if not (isinstance(self.tokenizer, LearnedTokenizer) and self.tokenizer.same_codes(tokenizer)):
+            raise ValueError(
+                "this tokenizer does not encode as that of the model, whose prior knows other codes; give one whose "
+                "decoder alone was trained, from that of the model"
+            )
+        return Pipeline(tokenizer.to(self.device), self.prior, self.class_names, self.card, self.text_tokenizer)
 
     def sample(
         self, n: int = 1, label: int | str | Sequence[int | str] | Tensor | None = None, *,
@@ -478,8 +493,10 @@ def tokenizer_hash(tokenizer: Tokenizer) -> str:
 
 
 def describe(kind: str, model: nn.Module) -> dict[str, Any]:
-    """Name and config of a part, as config.yaml holds them."""
-    return {"name": model.name, "config": to_plain(model.config)}
+    """Name and config of a part, as config.yaml holds them, and that of its encoder where it was built by another."""
+    encoder = getattr(model, "encoder_config", None)
+    plain = {"name": model.name, "config": to_plain(model.config)}
+    return plain if encoder is None else plain | {"encoder_config": to_plain(encoder)}
 
 
 def read_config(folder: Path) -> Mapping[str, Any]:
@@ -494,8 +511,13 @@ def read_config(folder: Path) -> Mapping[str, Any]:
     return config
 
 
-def refuse_scorer(folder: Path, config: Mapping[str, Any]) -> None:
-    """Raises ValueError if a folder holds no model of images but one that judges them."""
+def refuse_kind(folder: Path, config: Mapping[str, Any]) -> None:
+    """Raises ValueError if a folder holds no model of images but one that doubles or judges them."""
+    if config.get("kind") == SUPER_RESOLUTION:
+        raise ValueError(
+            f"{folder} holds a super-resolution, which draws nothing by itself; open it with "
+            "chainrule.load_super_resolution, or give it to chainrule sample as --upscale"
+        )
     if "kind" in config:
         raise ValueError(
             f"{folder} holds a scorer ({config['kind']}), which draws nothing; open it with "
@@ -505,7 +527,7 @@ def refuse_scorer(folder: Path, config: Mapping[str, Any]) -> None:
 
 def _read(folder: Path) -> Pipeline:
     config, path = read_config(folder), folder / "config.yaml"
-    refuse_scorer(folder, config)
+    refuse_kind(folder, config)
     if "tokenizer" in config and "prior" not in config:
         raise ValueError(f"{folder} holds a tokenizer without a prior; open it with chainrule.load_tokenizer")
     if not (
@@ -544,10 +566,13 @@ def read_tokenizer(folder: Path, description: Mapping[str, Any]) -> Tokenizer:
 
 def read_part(folder: Path, kind: str, description: Mapping[str, Any]) -> Any:
     """Builds a part and reads its weights."""
-    model = entry(kind, description["name"])
-    config = build_dataclass(model.config, description["config"], str(folder / "config.yaml"))
+    model, where = entry(kind, description["name"]), str(folder / "config.yaml")
+    config = build_dataclass(model.config, description["config"], where)
     arguments = (CodeSpec.from_dict(description["codes"]), config) if "codes" in description else (config,)
     part = model.model(*arguments)
+    if "encoder_config" in description:
+        encoder_config = build_dataclass(model.config, description["encoder_config"], where)
+        part = model.model(encoder_config).with_decoder(config)
     if part.state_dict():
         read_weights(part, folder / f"{kind[:-1]}.safetensors")
     return part

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -51,6 +51,10 @@ Seed = Annotated[int, typer.Option(help="The same seed gives the same images.")]
 Scale = Annotated[int | None, typer.Option(min=1, help="Zoom of a pixel.", show_default="about 128 pixels per image")]
 Force = Annotated[bool, typer.Option("--force", help="Replace files that exist.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Upscale = Annotated[
+    list[str] | None,
+    typer.Option(metavar="MODEL", help="A super-resolution, for pictures of twice the size; twice for four times."),
+]
 Device = Annotated[str, typer.Option(help="Where to compute: cpu, cuda, cuda:1, mps.")]
 Resize = Annotated[bool, typer.Option("--resize", help="Resize and crop images to the size the model needs.")]
 Features = Annotated[
@@ -80,6 +84,30 @@ def open_tokenizer(name: str, device: str = "cpu") -> Tokenizer:
 
     check_device(device)
     return load_tokenizer(name, device)
+
+
+def open_upscale(names: Sequence[str] | None, channels: int, device: str = "cpu") -> Callable[[Tensor], Tensor]:
+    """The option --upscale: from images uint8 (B, C, H, W) of `channels` to larger ones, or to themselves.
+
+    Raises:
+        ValueError: no such super-resolution, or one of other channels.
+    """
+    from ..artefact import load_super_resolution
+
+    models = [load_super_resolution(name, device) for name in names or ()]
+    for name, model in zip(names or (), models, strict=True):
+        if model.config.channels != channels:
+            raise ValueError(
+                f"the super-resolution {name} takes images of {model.config.channels} channels (1 grey, 3 colour), "
+                f"those of this model have {channels}; leave --upscale {name} out"
+            )
+
+    def upscale(images: Tensor) -> Tensor:
+        for model in models:
+            images = model.upscale(images)
+        return images
+
+    return upscale
 
 
 def open_features(name: str | None, device: str = "cpu") -> FeatureNetwork | None:

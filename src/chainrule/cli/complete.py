@@ -24,10 +24,12 @@ from .common import (
     Text,
     TopK,
     TopP,
+    Upscale,
     check_file,
     free_name,
     labels_for,
     open_model,
+    open_upscale,
     print_json,
     print_table,
     read_image,
@@ -59,6 +61,7 @@ def complete(
     paste: Annotated[
         bool, typer.Option("--paste", help="Keep known pixels exactly, not as the model's tokenizer sees them.")
     ] = False,
+    upscale: Upscale = None,
     seed: Seed = 0,
     resize: Resize = False,
     out: Annotated[Path | None, typer.Option(help="A .png file.", show_default="completions.png")] = None,
@@ -93,7 +96,8 @@ def complete(
     pipeline = open_model(model, device)
     labels = labels_for(pipeline, label, n)
     known_image = read_image(image, pipeline, resize)
-    _, height, width = pipeline.tokenizer.image_shape
+    channels, height, width = pipeline.tokenizer.image_shape
+    enlarged = open_upscale(upscale, channels, device)
     known = load_mask(mask, height, width) if mask is not None else kept(keep, height, width)
     total = n * pipeline.prior.spec.num_codes
     with progress("Completing", total, "codes") as done:
@@ -105,8 +109,9 @@ def complete(
         done(total)
     nats = pipeline.log_prob(completions, labels, text=text).tolist()
     pictures = torch.cat([known_image[None], hide(known_image[None], known), completions.cpu()])
+    pictures = enlarged(pictures)
     columns = len(pictures) if len(pictures) <= 10 else None
-    write_png(out, grid(pictures, columns, scale or automatic_scale(width)))
+    write_png(out, grid(pictures, columns, scale or automatic_scale(pictures.shape[-1])))
     if json:
         print_json({"out": str(out), "completions": [{"log_prob": value} for value in nats]})
         return

@@ -39,7 +39,7 @@ def models(json: Json = False) -> None:
 
 
 def info(model: Model, json: Json = False) -> None:
-    """Show the parts of a model, its codes and classes, and its card.
+    """Show the parts of a model, its codes and classes, and its card; of a scorer or super-resolution, its config.
 
     \b
     Examples:
@@ -48,10 +48,17 @@ def info(model: Model, json: Json = False) -> None:
     """
     from ..artefact import has_prior, read_card
     from ..config import to_plain, write_yaml
-    from ..pipeline import find, tokenizer_hash
+    from ..pipeline import find, read_config, tokenizer_hash
     from .record import weights_sha256
 
     folder = find(model)
+    config = read_config(folder)
+    if "kind" in config:
+        value = {"name": model, "kind": config["kind"], "parameters": _parameters(folder)}
+        value |= config.get("config") or {}
+        value |= {"weights_sha256": weights_sha256(folder), "card": read_card(model)}
+        print_json(value) if json else print(write_yaml(value), end="")
+        return
     pipeline = open_model(model) if has_prior(model) else None
     tokenizer = open_tokenizer(model) if pipeline is None else pipeline.tokenizer
     parts = {"tokenizer": tokenizer} | ({} if pipeline is None else {"prior": pipeline.prior})
@@ -107,15 +114,18 @@ def _row(name: str, folder: Path) -> dict[str, Any]:
 
     config = read_yaml(folder / "config.yaml")
     card = config.get("card") or {}
-    weights = list(folder.glob("*.safetensors"))
     return {
         "name": name,
         "system": config.get("kind") or (config.get("prior") or config["tokenizer"])["name"],
         "data": ((card.get("recipe") or {}).get("data") or {}).get("source"),
-        "parameters": sum(_count(path) for path in weights),
-        "bytes": sum(path.stat().st_size for path in weights),
+        "parameters": _parameters(folder),
+        "bytes": sum(path.stat().st_size for path in folder.glob("*.safetensors")),
         "figures": card.get("figures") or card.get("metrics") or {},
     }
+
+
+def _parameters(folder: Path) -> int:
+    return sum(_count(path) for path in folder.glob("*.safetensors"))
 
 
 def _count(path: Path) -> int:

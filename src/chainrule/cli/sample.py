@@ -23,12 +23,15 @@ from .common import (
     Text,
     TopK,
     TopP,
+    Upscale,
     check_file,
     check_folder,
     file_stem,
     free_name,
     labels_for,
     open_model,
+    open_tokenizer,
+    open_upscale,
     read_texts,
 )  # fmt: skip
 
@@ -68,6 +71,11 @@ def sample(
             "or a classifier, that chooses by the label.",
         ),
     ] = None,
+    decoder: Annotated[
+        str | None,
+        typer.Option(metavar="MODEL", help="A tokenizer whose decoder was trained further on the model's codes."),
+    ] = None,
+    upscale: Upscale = None,
     seed: Seed = 0,
     out: Annotated[
         Path | None, typer.Option(help="A .png file, or with --separate a folder.", show_default="samples.png")
@@ -93,6 +101,7 @@ def sample(
       chainrule sample runs/mine --label 3 --best-of 4 --scorer runs/classifier
       chainrule sample runs/text --texts prompts.txt --guidance 3 --precision bfloat16
       chainrule sample runs/mine -n 100 --separate --out images --temperature 0.9
+      chainrule sample runs/text --text "a violin, noto style" --decoder runs/larger --upscale runs/double
     """
     if separate:
         out = check_folder(out or free_name(f"{file_stem(Path(model).name)}-samples"), force)
@@ -127,8 +136,11 @@ def sample(
             raise ValueError(f"{len(captions)} texts are too many for {n} images")
         captions = [captions[index % len(captions)] for index in range(n)]
     pipeline = open_model(model, device)
+    if decoder is not None:
+        pipeline = pipeline.with_tokenizer(open_tokenizer(decoder, device))
     labels = labels_for(pipeline, label, n)
-    _, height, width = pipeline.tokenizer.image_shape
+    channels, height, width = pipeline.tokenizer.image_shape
+    enlarged = open_upscale(upscale, channels, device)
     spec = pipeline.prior.spec
     every = -(-spec.num_codes // WATCH_FRAMES)
     groups = images_per_wish(captions or labels, best) if best is not None else []
@@ -167,19 +179,21 @@ def sample(
         images, frames = images[kept], [frame[kept] for frame in frames]
         captions = [captions[index] for index in kept] if captions is not None else None
     seconds = time.monotonic() - since
-    zoom = scale or automatic_scale(width)
+    pictures = enlarged(images)
+    zoom = scale or automatic_scale(pictures.shape[-1])
     if separate:
-        digits = len(str(len(images) - 1))
-        for index, picture in enumerate(to_pil(enlarge(images, scale or 1))):
+        digits = len(str(len(pictures) - 1))
+        for index, picture in enumerate(to_pil(enlarge(pictures, scale or 1))):
             write_png(out / f"{index:0{digits}d}.png", picture)
     elif texts is not None:
-        write_png(out, captioned(images.cpu(), captions, zoom))
+        write_png(out, captioned(pictures.cpu(), captions, zoom))
     else:
-        write_png(out, grid(images, scale=zoom))
+        write_png(out, grid(pictures, scale=zoom))
     rate = n * best_of * spec.num_codes / seconds
     what = "1 image" if len(images) == 1 else f"{len(images)} images"
     print(f"{out}: {what}{f' of {n}' if best is not None else ''} in {seconds:.1f} s ({rate:,.0f} codes/s)")
     if watch is not None:
+        zoom = scale or automatic_scale(width)
         write_gif(watch, [grid(each, scale=zoom) for each in [*frames, images]])
         print(f"{watch}: {len(frames) + 1} frames")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -93,7 +93,55 @@ class Reconstruction:
 
 
 class LearnedTokenizer(Tokenizer):
-    """A tokenizer that is trained (stage one)."""
+    """A tokenizer that is trained (stage one).
+
+    Attributes:
+        config: that it was built by.
+        encoder_config: that what encodes was built by, where `with_decoder` made this tokenizer; else None.
+        decoder_parts: names of the modules that have no part in encoding; () if that cannot be told apart.
+        decoder_options: fields of the config that only they depend on.
+    """
+
+    config: Any
+    encoder_config: Any = None
+    decoder_parts: tuple[str, ...] = ()
+    decoder_options: tuple[str, ...] = ()
+
+    def with_decoder(self, config: Any) -> LearnedTokenizer:
+        """A tokenizer of the same codes: what encodes is that of this one, what decodes is built by `config`.
+
+        Weights of the new decoder begin as this one's of the same name where their shapes are the same.
+
+        Args:
+            config: that of this tokenizer but for its `decoder_options`.
+
+        Raises:
+            ValueError: a config for other codes or images.
+        """
+        other = type(self)(config)
+        if other.spec != self.spec or other.image_shape != self.image_shape:
+            raise ValueError(f"this decoder is for codes {other.spec}, the tokenizer gives {self.spec}")
+        other.encoder_config = self.encoder_config or self.config
+        for name, part in self.named_children():
+            if name not in self.decoder_parts:
+                setattr(other, name, part)
+        mine, new = self.state_dict(), other.state_dict()
+        alike = {key: value for key, value in mine.items() if key in new and value.shape == new[key].shape}
+        other.load_state_dict(alike, strict=False)
+        return other
+
+    def same_codes(self, other: Tokenizer) -> bool:
+        """Whether another tokenizer encodes as this one does: by the same weights, bit for bit."""
+        if type(other) is not type(self) or other.spec != self.spec:
+            return False
+        if (other.encoder_config or other.config) != (self.encoder_config or self.config):
+            return False
+        theirs = other.state_dict()
+        return all(
+            torch.equal(value.cpu(), theirs[key].cpu())
+            for key, value in self.state_dict().items()
+            if key.split(".")[0] not in self.decoder_parts
+        )
 
     @abstractmethod
     def reconstruction(self, images: Tensor, progress: float) -> Reconstruction:

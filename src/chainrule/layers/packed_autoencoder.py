@@ -30,8 +30,13 @@ Stage = Callable[[Map, Scratch], Map]
 
 
 class PackableTokenizer(GridTokenizer):
-    """A tokenizer with an Encoder (or none) and a Decoder, which can be packed."""
+    """A tokenizer with an Encoder (or none) and a Decoder, which can be packed, and a convolution before the latter."""
 
+    decoder_parts = ("from_codebook", "decoder")
+    decoder_options = (
+        "base_channels", "multipliers", "num_blocks", "attention_levels", "latent_channels", "dropout", "norm_groups",
+        "resample_convolution", "norm_eps",
+    )  # fmt: skip
     encoder: nn.Module | None
     decoder: nn.Module
 

@@ -181,6 +181,9 @@ class Decoder(nn.Module):
 class DVAE(GridTokenizer):
     """One grid of codes; `features` are the logits of q(z | x)."""
 
+    decoder_parts = ("embedding", "decoder")
+    decoder_options = ("hidden_channels", "blocks_per_group", "initial_channels", "min_log_scale")
+
     def __init__(self, config: DVAEConfig) -> None:
         super().__init__(config, config.factor, 1, config.num_codes)
         self.encoder = Encoder(config)

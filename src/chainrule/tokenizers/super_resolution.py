@@ -49,6 +49,11 @@ PRESETS = {
 }
 
 
+def bicubic(images: Tensor) -> Tensor:
+    """Float (B, C, H, W) -> (B, C, 2 H, 2 W)."""
+    return F.interpolate(images, scale_factor=2.0, mode="bicubic", align_corners=False)
+
+
 class ResidualBlock(nn.Module):
     """h + W_2 relu(W_1 h)."""
 
@@ -64,6 +69,8 @@ class ResidualBlock(nn.Module):
 class SuperResolution(nn.Module):
     """Images of any size to twice that size."""
 
+    compile_training = False  # an adaptive weight needs the graph in pieces
+
     def __init__(self, config: SuperResolutionConfig) -> None:
         super().__init__()
         self.config = config
@@ -78,7 +85,12 @@ class SuperResolution(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Float (B, C, H, W) in about [-1, 1] -> float (B, C, 2 H, 2 W), not clamped."""
         detail = F.pixel_shuffle(self.conv_out(self.blocks(self.conv_in(images))), 2)
-        return F.interpolate(images, scale_factor=2.0, mode="bicubic", align_corners=False) + detail
+        return bicubic(images) + detail
+
+    @property
+    def last_layer(self) -> nn.Parameter:
+        """The weight of the layer that makes the values of the image, where losses are balanced."""
+        return self.conv_out.weight
 
     @torch.no_grad()
     def upscale(self, images: Tensor) -> Tensor:

@@ -244,6 +244,9 @@ def _presets() -> dict[str, Preset]:
 class ViTVQGAN(LearnedTokenizer):
     """Two transformers around a codebook on the unit sphere; images of the config's size only."""
 
+    decoder_parts = ("from_lookup", "decoder")
+    decoder_options = ("decoder", "head_dim", "output", "l2_weight", "logit_laplace_weight")
+
     def __init__(self, config: ViTVQGANConfig) -> None:
         super().__init__()
         self.config = config

@@ -128,6 +128,9 @@ class Decoder(nn.Module):
 class VQVAE(GridTokenizer):
     """One grid of codes at 1/downsampling of the image's sides."""
 
+    decoder_parts = ("decoder",)
+    decoder_options = ("hidden_channels", "residual_channels", "num_blocks")
+
     def __init__(self, config: VQVAEConfig) -> None:
         super().__init__(config, config.downsampling, 1, config.num_codes)
         self.encoder = Encoder(config)

@@ -7,6 +7,7 @@ from .hardware import Hardware
 from .run import fit
 from .stage_one import TokenizerTask, tokenizer_task
 from .stage_two import PriorTask, prior_task
+from .super_resolution import SuperResolutionTask, super_resolution_task
 from .task import Adversary, Task
 
 __all__ = [
@@ -15,6 +16,7 @@ __all__ = [
     "ContrastiveTask",
     "Hardware",
     "PriorTask",
+    "SuperResolutionTask",
     "Task",
     "TokenizerTask",
     "TrainResult",
@@ -22,6 +24,7 @@ __all__ = [
     "contrastive_task",
     "fit",
     "prior_task",
+    "super_resolution_task",
     "tokenizer_task",
     "train",
 ]

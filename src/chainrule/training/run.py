@@ -17,6 +17,7 @@ from .engine import TrainResult, train
 from .hardware import Hardware
 from .stage_one import tokenizer_task
 from .stage_two import prior_task
+from .super_resolution import super_resolution_task
 
 MAY_DIFFER = {"steps", "save_every", "log_every", "sample_every"}
 """Keys of the section `training` that may be changed when a run is resumed."""
@@ -31,7 +32,8 @@ def fit(
     hardware: Hardware = Hardware(),
     quiet: bool = False,
 ) -> TrainResult:
-    """Trains a recipe's classifier or reranker, its prior or, without these, its tokenizer.  A run in `out` goes on.
+    """Trains a recipe's classifier, reranker or super-resolution, its prior or, without these, its tokenizer.  A run in
+    `out` goes on.
 
     Args:
         recipe: path of a recipe, or the name of one that comes with the package.
@@ -58,6 +60,8 @@ def fit(
             task, plain = classifier_task(recipe)
         elif recipe.reranker is not None:
             task, plain = contrastive_task(recipe)
+        elif recipe.super_resolution is not None:
+            task, plain = super_resolution_task(recipe)
         else:
             task, plain = prior_task(recipe, fabric.device, quiet) if recipe.prior else tokenizer_task(recipe)
     check_folder(folder, plain, resume)

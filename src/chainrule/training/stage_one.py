@@ -11,15 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from ..artefact import save_tokenizer
-from ..config import LossesConfig, Recipe, SavedTokenizer, build_model_config, to_plain
+from ..config import Recipe, SavedTokenizer, build_dataclass, build_model_config, to_plain
 from ..core import LearnedTokenizer, entry
 from ..data import Batch, DataConfig, ImageDataset, augment
 from ..metrics import CodeCounts, psnr
-from .discriminators import Discriminator, build_discriminator
-from .losses import adaptive_weight, known_loss, load_perceptual_loss
+from .losses import ImageLosses, load_image_losses
 from .order import derive_seed
-from .stage_two import load_examples, recipe_card, refuse_options_of_priors
-from .task import Adversary
+from .stage_two import load_examples, open_tokenizer, recipe_card, refuse_options_of_priors
 
 PREVIEW_IMAGES = 8
 LOW_USAGE = 0.5
@@ -29,13 +27,27 @@ ENOUGH_CODES = 20
 
 
 class TokenizerPass(nn.Module):
-    """A tokenizer as it is called in training, with plain results: `forward` is `reconstruction`."""
+    """A tokenizer as it is called in training, with plain results: `forward` is `reconstruction`.
+
+    With `decoder_only`, what makes the codes is frozen and always in evaluation mode, so that no codebook learns.
+    """
 
     compile_training = False  # quantizers break the graph, and an adaptive weight needs it in pieces
 
-    def __init__(self, tokenizer: LearnedTokenizer) -> None:
+    def __init__(self, tokenizer: LearnedTokenizer, decoder_only: bool = False) -> None:
         super().__init__()
-        self.tokenizer = tokenizer
+        self.tokenizer, self.decoder_only = tokenizer, decoder_only
+        if decoder_only:
+            for name, part in tokenizer.named_children():
+                if name not in tokenizer.decoder_parts:
+                    part.requires_grad_(False)
+
+    def train(self, mode: bool = True) -> TokenizerPass:
+        super().train(mode and not self.decoder_only)
+        if self.decoder_only:
+            for name in self.tokenizer.decoder_parts:
+                getattr(self.tokenizer, name).train(mode)
+        return self
 
     def forward(self, images: Tensor, progress: float) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         """uint8 (B, C, H, W) -> the images, the loss and the metrics of a `Reconstruction`."""
@@ -50,19 +62,16 @@ class TokenizerTask:
     per grid of codes, `usage`, the share of the codebook that occurs, and `perplexity`, exp of the entropy of its use,
     at most the size of the codebook.
 
-    The perceptual and the adversarial loss are differentiated up to the image once, and these gradients used twice: for
-    the adaptive weight, and to train the tokenizer.
-
     Args:
         tokenizer: what is trained.
         data: how training images are prepared.
         training: training images.
         evaluation: images to evaluate on.
-        losses: weights of the losses, and the adversary.
-        perceptual: of target and images float (B, C, H, W) in about [0, 1], a scalar; needed if `losses` has one.
+        losses: the perceptual and the adversarial loss.
         limit: number of evaluation images that serve while training.
         batch_size: of evaluation.
         card: plain values to save with the model.
+        decoder_only: whether only what decodes is trained, and the codes stay as they are.
     """
 
     def __init__(
@@ -71,30 +80,22 @@ class TokenizerTask:
         data: DataConfig,
         training: ImageDataset,
         evaluation: ImageDataset,
-        losses: LossesConfig = LossesConfig(),
-        perceptual: nn.Module | None = None,
+        losses: ImageLosses,
         limit: int = 1000,
         batch_size: int = 100,
         card: dict[str, Any] | None = None,
+        decoder_only: bool = False,
     ) -> None:
-        assert (perceptual is None) == (losses.perceptual is None)
-        self.model = TokenizerPass(tokenizer)
+        self.model = TokenizerPass(tokenizer, decoder_only)
         self.data, self.training, self.evaluation = data, training, evaluation
-        self.losses, self.perceptual = losses, perceptual
+        self.losses, self.adversary = losses, losses.adversary
         self.limit, self.batch_size, self.card = limit, batch_size, card or {}
         self.num_examples = len(training)
         self.device = torch.device("cpu")
-        self.adversary: Adversary | None = None
-        if losses.adversarial:
-            given = losses.adversarial
-            discriminator = build_discriminator(given, tokenizer.image_shape)
-            self.adversary = Adversary(discriminator, given.start, given.learning_rate, given.betas)
-        self.reconstructed: Tensor | None = None  # of the last batch, in [0, 1]: what the adversary is to judge
 
     def setup(self, device: torch.device) -> None:
         self.device = device
-        if self.perceptual is not None:
-            self.perceptual.to(device)
+        self.losses.to(device)
 
     def batch(self, indices: Tensor, part: slice, generator: torch.Generator) -> Batch:
         return Batch(augment(self.training.batch(indices), self.data, generator).images[part])
@@ -102,41 +103,10 @@ class TokenizerTask:
     def loss(self, model: nn.Module, batch: Batch, progress: float) -> tuple[Tensor, dict[str, Tensor]]:
         target = batch.images.to(self.device)
         images, loss, metrics = model(target, progress)
-        self.reconstructed = images.detach()
-        judged = images.detach().requires_grad_()
-        if self.perceptual is not None:
-            distance = self.perceptual(_unit(target), judged)
-            (gradient,) = torch.autograd.grad(distance, judged)
-            weight = self.losses.perceptual.weight
-            loss = loss + known_loss(images, weight * distance.detach(), weight * gradient)
-            metrics = {"perceptual": distance.detach()} | metrics
-        if self.adversary is not None:
-            more, figures = self._against_adversary(loss, images, judged, progress)
-            loss, metrics = loss + more, metrics | figures
-        return loss, metrics
-
-    def _against_adversary(
-        self, others: Tensor, images: Tensor, judged: Tensor, progress: float
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        """The weighted adversarial loss of `images`, whose detached copy is `judged`, and what is to be logged."""
-        zero = torch.zeros((), device=self.device)
-        if progress < self.adversary.start:
-            return zero, {"adversarial": zero, "adversarial_weight": zero}
-        discriminator = self.adversary.module
-        assert isinstance(discriminator, Discriminator)
-        wrong = -discriminator.score(judged).mean()
-        (gradient,) = torch.autograd.grad(wrong, judged)
-        weight = zero + self.losses.adversarial.weight
-        if self.losses.adversarial.adaptive:
-            layer = self.model.tokenizer.last_layer
-            (ours,) = torch.autograd.grad(others, layer, retain_graph=True)
-            (theirs,) = torch.autograd.grad(images, layer, gradient, retain_graph=True)
-            weight = weight * adaptive_weight(ours, theirs)
-        loss = known_loss(images, weight * wrong.detach(), weight * gradient)
-        return loss, {"adversarial": wrong.detach(), "adversarial_weight": weight}
+        return self.losses.add(loss, metrics, images, target / 255, self.model.tokenizer.last_layer, progress)
 
     def adversary_loss(self, module: nn.Module, batch: Batch) -> Tensor:
-        return module(_unit(batch.images.to(self.device)), self.reconstructed)
+        return self.losses.adversary_loss(module, batch.images.to(self.device) / 255)
 
     def evaluate(self, model: TokenizerPass, final: bool) -> dict[str, float]:
         """See the class; a codebook that is hardly used is warned of."""
@@ -155,7 +125,8 @@ class TokenizerTask:
             name = f"_{use.grid}" if len(tokenizer.spec.grids) > 1 else ""
             metrics[f"usage{name}"] = use.share_used
             metrics[f"perplexity{name}"] = use.perplexity * use.values
-            if use.share_used < LOW_USAGE and counts.counts[use.grid].sum() >= ENOUGH_CODES * use.values:
+            telling = counts.counts[use.grid].sum() >= ENOUGH_CODES * use.values
+            if use.share_used < LOW_USAGE and telling and not model.decoder_only:
                 warnings.warn(_advice(tokenizer, use.share_used, use.grid, use.values), stacklevel=2)
         return metrics
 
@@ -167,11 +138,6 @@ class TokenizerTask:
 
     def save(self, model: TokenizerPass, folder: Path, card: dict[str, Any]) -> None:
         save_tokenizer(model.tokenizer, folder, self.card | card)
-
-
-def _unit(images: Tensor) -> Tensor:
-    """uint8 -> float in [0, 1]."""
-    return images.float() / 255
 
 
 def _advice(tokenizer: LearnedTokenizer, usage: float, level: int, size: int) -> str:
@@ -200,40 +166,75 @@ def tokenizer_task(recipe: Recipe) -> tuple[TokenizerTask, dict[str, Any]]:
     Raises:
         ValueError: data, a tokenizer or values that do not go together.
     """
-    if isinstance(recipe.tokenizer, SavedTokenizer):
-        raise ValueError(f"{recipe.where}: the tokenizer of a 'path' is trained already; add the section 'prior'")
-    refuse_options_of_priors(recipe)
-    model = entry("tokenizers", recipe.tokenizer.name).model
-    if not issubclass(model, LearnedTokenizer):
+    check_image_recipe(recipe, "tokenizers")
+    saved = isinstance(recipe.tokenizer, SavedTokenizer)
+    if saved and recipe.tokenizer.decoder is None:
+        raise ValueError(
+            f"{recipe.where}: the tokenizer of a 'path' is trained already; add the section 'prior', or say in "
+            "'tokenizer.decoder' how its decoder is to change"
+        )
+    if not saved and not issubclass(entry("tokenizers", recipe.tokenizer.name).model, LearnedTokenizer):
         raise ValueError(
             f"{recipe.where}: the tokenizer {recipe.tokenizer.name} has nothing to learn; add the section 'prior'"
         )
-    if recipe.data.binarize != "none":
-        raise ValueError(f"{recipe.where}: tokenizers are trained on images as they are; set data.binarize to none")
-    if recipe.training.compile is True and recipe.losses.adversarial and recipe.losses.adversarial.adaptive:
-        raise ValueError(
-            f"{recipe.where}: the adaptive weight needs the gradient of one layer, which a compiled tokenizer does not "
-            "give; leave training.compile out, or set losses.adversarial.adaptive to false"
-        )
     training, evaluation = load_examples(recipe)
-    channels, height, width = training.image_shape
-    defaults = {"height": height, "width": width, "channels": channels}
-    config = build_model_config("tokenizers", recipe.tokenizer, recipe.where, defaults)
+    torch.manual_seed(derive_seed(recipe.training.seed, "weights"))
+    if saved:
+        tokenizer, tokenizer_plain = _with_decoder(recipe)
+    else:
+        tokenizer, tokenizer_plain = _build(recipe, training.image_shape)
+    if tokenizer.image_shape != training.image_shape:
+        raise ValueError(f"the tokenizer is for images {tokenizer.image_shape}, the data has {training.image_shape}")
     plain = {
         "data": to_plain(recipe.data),
-        "tokenizer": {"name": recipe.tokenizer.name} | to_plain(config),
+        "tokenizer": tokenizer_plain,
         "losses": to_plain(recipe.losses),
         "training": to_plain(recipe.training),
         "evaluation": to_plain(recipe.evaluation),
     }
-    torch.manual_seed(derive_seed(recipe.training.seed, "weights"))
-    tokenizer = model(config)
-    if tokenizer.image_shape != training.image_shape:
-        raise ValueError(f"the tokenizer is for images {tokenizer.image_shape}, the data has {training.image_shape}")
-    perceptual = load_perceptual_loss(recipe.losses.perceptual) if recipe.losses.perceptual else None
     task = TokenizerTask(
-        tokenizer, recipe.data, training, evaluation, recipe.losses, perceptual, recipe.evaluation.limit,
-        recipe.evaluation.batch_size,
-        card={"recipe": recipe_card(plain, training)},
+        tokenizer, recipe.data, training, evaluation, load_image_losses(recipe.losses, training.image_shape),
+        recipe.evaluation.limit, recipe.evaluation.batch_size, {"recipe": recipe_card(plain, training)},
+        decoder_only=saved,
     )  # fmt: skip
     return task, plain
+
+
+def check_image_recipe(recipe: Recipe, what: str) -> None:
+    """Raises ValueError where a recipe of a model that makes images has options that do not go with that; `what` is
+    called so in the sentence."""
+    refuse_options_of_priors(recipe)
+    if recipe.data.binarize != "none":
+        raise ValueError(f"{recipe.where}: {what} are trained on images as they are; set data.binarize to none")
+    if recipe.training.compile is True and recipe.losses.adversarial and recipe.losses.adversarial.adaptive:
+        raise ValueError(
+            f"{recipe.where}: the adaptive weight needs the gradient of one layer, which a compiled model does not "
+            "give; leave training.compile out, or set losses.adversarial.adaptive to false"
+        )
+
+
+def _build(recipe: Recipe, image_shape: tuple[int, int, int]) -> tuple[LearnedTokenizer, dict[str, Any]]:
+    """The new tokenizer of a recipe, and its section in full."""
+    name, defaults = recipe.tokenizer.name, dict(zip(("channels", "height", "width"), image_shape, strict=True))
+    config = build_model_config("tokenizers", recipe.tokenizer, recipe.where, defaults)
+    return entry("tokenizers", name).model(config), {"name": name} | to_plain(config)
+
+
+def _with_decoder(recipe: Recipe) -> tuple[LearnedTokenizer, dict[str, Any]]:
+    """The saved tokenizer of a recipe with the decoder that the recipe wants, and its section in full."""
+    tokenizer, plain = open_tokenizer(recipe.tokenizer, recipe.where)
+    if not isinstance(tokenizer, LearnedTokenizer) or not tokenizer.decoder_parts:
+        raise ValueError(
+            f"{recipe.where}: {tokenizer.name} has no decoder that could change while its codes stay; leave out "
+            "'tokenizer.decoder'"
+        )
+    options = tokenizer.decoder_options
+    if wrong := [name for name in recipe.tokenizer.decoder if name not in options]:
+        raise ValueError(
+            f"{recipe.where}: 'tokenizer.decoder.{wrong[0]}' is not the decoder's alone; what may change of a "
+            f"{tokenizer.name} without changing its codes: {', '.join(options)}"
+        )
+    given = to_plain(tokenizer.config) | recipe.tokenizer.decoder
+    config = build_dataclass(type(tokenizer.config), given, recipe.where, "tokenizer.decoder")
+    plain["decoder"] = {name: to_plain(getattr(config, name)) for name in options}
+    return tokenizer.with_decoder(config), plain

@@ -262,7 +262,9 @@ def load_examples(recipe: Recipe) -> tuple[ImageDataset, ImageDataset]:
 
 def recipe_card(plain: dict[str, Any], training: ImageDataset) -> dict[str, Any]:
     """A recipe as plain values, as a saved model may have it: without paths of this machine."""
-    return plain | {"data": plain["data"] | {"source": training.name}}
+    card = plain | {"data": plain["data"] | {"source": training.name}}
+    tokenizer = plain.get("tokenizer") or {}
+    return card | ({"tokenizer": tokenizer | {"path": Path(tokenizer["path"]).name}} if "path" in tokenizer else {})
 
 
 def refuse_options_of_priors(recipe: Recipe) -> None:
@@ -341,12 +343,9 @@ def prior_task(
     if recipe.training.text_dropout and text_tokenizer is None:
         raise ValueError(f"{recipe.where}: text_dropout would be ignored: the prior reads no texts; leave it out")
     prior.attach(tokenizer.vectors())
-    card = recipe_card(plain, training)
-    if isinstance(recipe.tokenizer, SavedTokenizer):
-        card["tokenizer"] = tokenizer_plain | {"path": Path(recipe.tokenizer.path).name}
     task = PriorTask(
         tokenizer, prior, recipe.data, training, evaluation, recipe.evaluation.limit, recipe.evaluation.batch_size,
-        {"recipe": card}, dropout, soft_targets, text_tokenizer, recipe.training.text_dropout,
+        {"recipe": recipe_card(plain, training)}, dropout, soft_targets, text_tokenizer, recipe.training.text_dropout,
         0.0 if recipe.text is None else recipe.text.dropout,
     )  # fmt: skip
     task.keep_codes(device, quiet)

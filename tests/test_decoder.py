@@ -1,0 +1,199 @@
+"""Another decoder over the codes of a trained tokenizer: what encodes stays, and so do the codes and their prior."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+import chainrule
+from chainrule.artefact import read_card, save_tokenizer
+from chainrule.config import build_dataclass, build_recipe, to_plain, write_yaml
+from chainrule.core import Tokenizer, entries, entry
+from chainrule.data import ImageDataset
+from chainrule.pipeline import Pipeline, tokenizer_hash
+from chainrule.priors.pixelcnn import PixelCNN, PixelCNNConfig
+from chainrule.training import fit, tokenizer_task
+from test_cli import refused, run
+
+CHANGES = {
+    "dvae": {"hidden_channels": 12, "blocks_per_group": 2, "initial_channels": 8},
+    "rqvae": {"base_channels": 12, "num_blocks": 2},
+    "vit_vqgan": {
+        "decoder": {"dim": 12, "depth": 3, "heads": 2, "mlp_dim": 24}, "output": "pixels", "logit_laplace_weight": 0.0,
+    },
+    "vqgan": {"base_channels": 12, "latent_channels": 8, "attention_levels": []},
+    "vqgan_gumbel": {"multipliers": [1, 1, 3]},
+    "vqvae": {"hidden_channels": 12, "num_blocks": 3},
+}  # fmt: skip
+ABLE = [name for name, one in entries("tokenizers").items() if getattr(one.model, "decoder_parts", ())]
+
+
+def build(name: str) -> Tokenizer:
+    torch.manual_seed(0)
+    found = entry("tokenizers", name)
+    return found.model(found.presets["tiny"].config).eval()
+
+
+def noise(tokenizer: Tokenizer, count: int = 6) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(1)
+    return torch.randint(0, 256, (count, *tokenizer.image_shape), dtype=torch.uint8, generator=generator)
+
+
+def equal(one, other) -> bool:
+    return all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
+
+
+def recipe(changes: dict, **sections) -> dict:
+    plain = {
+        "data": {"source": "noise"},
+        "tokenizer": {"path": "old", "decoder": changes},
+        "losses": {"adversarial": {"channels": 4, "num_layers": 1, "start": 0.5}},
+        "training": {
+            "steps": 4, "batch_size": 4, "learning_rate": 1e-2, "optimizer": "adamw", "weight_decay": 0.1,
+            "ema_decay": 0.5, "precision": "float32", "save_every": 2, "log_every": 2,
+        },
+        "evaluation": {"limit": 6},
+    }  # fmt: skip
+    return {name: value for name, value in (plain | sections).items() if value is not None}
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    """A current folder for a tokenizer, `old`, with a data set `noise` of its images."""
+    monkeypatch.chdir(tmp_path)
+
+    def load(config):
+        return ImageDataset(noise(chainrule.load_tokenizer("old")), name=config.source)
+
+    monkeypatch.setattr("chainrule.training.stage_two.load", load)
+
+
+# ---------------------------------------------------------------- tokenizers
+
+
+def test_every_tokenizer_that_says_so_is_tested():
+    assert list(CHANGES) == ABLE
+
+
+@pytest.mark.parametrize("name", ABLE)
+def test_the_parts_of_a_decoder_have_no_part_in_encoding(name):
+    tokenizer = build(name)
+    images = noise(tokenizer)
+    codes, decoded = tokenizer.encode(images), tokenizer.decode(tokenizer.encode(images))
+    with torch.no_grad():
+        for part in tokenizer.decoder_parts:
+            for parameter in getattr(tokenizer, part).parameters():
+                parameter.add_(0.3)
+    assert equal(tokenizer.encode(images), codes) and not torch.equal(tokenizer.decode(codes), decoded)
+
+
+@pytest.mark.parametrize("name", ABLE)
+def test_weights_of_the_same_shape_are_kept(name):
+    tokenizer = build(name)
+    images = noise(tokenizer)
+    same = tokenizer.with_decoder(tokenizer.config)
+    assert torch.equal(same.decode(same.encode(images)), tokenizer.decode(tokenizer.encode(images)))
+    config = build_dataclass(type(tokenizer.config), to_plain(tokenizer.config) | CHANGES[name], "r")
+    larger = tokenizer.with_decoder(config).eval()
+    assert equal(larger.encode(images), tokenizer.encode(images)) and larger.config == config
+    assert larger.decode(larger.encode(images)).shape == images.shape
+    before, after = tokenizer.state_dict(), larger.state_dict()
+    kept = [key for key in after if key in before and torch.equal(after[key], before[key])]
+    shapes = [key for key in after if key in before and after[key].shape == before[key].shape]
+    assert kept == shapes and len(kept) < len(after)
+    assert larger.same_codes(tokenizer) and tokenizer.same_codes(larger)
+
+
+def test_a_decoder_of_other_codes_is_refused():
+    tokenizer = build("vqgan")
+    changes = {"multipliers": [2], "attention_levels": []}
+    config = build_dataclass(type(tokenizer.config), to_plain(tokenizer.config) | changes, "r")
+    with pytest.raises(ValueError, match="this decoder is for codes .*, the tokenizer gives "):
+        tokenizer.with_decoder(config)
+
+
+# ---------------------------------------------------------------- training
+
+
+@pytest.mark.parametrize("name", ABLE)
+def test_codes_are_the_same_before_and_after(here, name):
+    tokenizer = build(name)
+    save_tokenizer(tokenizer, "old")
+    Path("recipe.yaml").write_text(write_yaml(recipe(CHANGES[name])), encoding="utf-8")
+    assert fit("recipe.yaml", "run", ["training.steps=2"], quiet=True).steps == 2
+    result = fit("run/recipe.yaml", "run", ["training.steps=4"], quiet=True)
+    larger, images = chainrule.load_tokenizer("run"), noise(tokenizer)
+    assert equal(larger.encode(images), tokenizer.encode(images)) and tokenizer.same_codes(larger)
+    before, after = tokenizer.state_dict(), larger.state_dict()
+    for key, value in after.items():
+        frozen = key.split(".")[0] not in tokenizer.decoder_parts
+        assert not frozen or torch.equal(value, before[key]), key
+    untrained, _ = tokenizer_task(build_recipe(recipe(CHANGES[name]), "r"))
+    start = dict(untrained.model.tokenizer.named_parameters())
+    learned = [key for key, value in larger.named_parameters() if not torch.equal(value, start[key])]
+    assert learned and {key.split(".")[0] for key in learned} == set(tokenizer.decoder_parts)
+    assert tokenizer_hash(larger) != tokenizer_hash(tokenizer)
+    assert result.steps == 4 and read_card("run")["recipe"]["tokenizer"]["hash"] == tokenizer_hash(tokenizer)
+    assert to_plain(larger.config) == to_plain(tokenizer.config) | CHANGES[name]
+
+
+def test_it_can_be_done_again(here):
+    tokenizer = build("vqvae")
+    save_tokenizer(tokenizer, "old")
+    once = tokenizer_task(build_recipe(recipe(CHANGES["vqvae"]), "r"))[0].model.tokenizer
+    save_tokenizer(once, "old")
+    twice = tokenizer_task(build_recipe(recipe({"num_blocks": 1}), "r"))[0].model.tokenizer
+    assert twice.config.hidden_channels == 12 and twice.encoder_config == tokenizer.config
+    assert twice.same_codes(tokenizer)
+
+
+@pytest.mark.parametrize(
+    ("name", "sections", "sentence"),
+    [
+        ("vqvae2", {}, "vqvae2 has no decoder that could change while its codes stay"),
+        ("pixels", {}, "pixels has no decoder that could change while its codes stay"),
+        ("vqvae", {"tokenizer": {"path": "old", "decoder": {"dim": 5}}},
+         "'tokenizer.decoder.dim' is not the decoder's alone; .* hidden_channels, residual_channels, num_blocks"),
+        ("vqvae", {"tokenizer": {"path": "old", "decoder": {"num_blocks": -1}}}, "'tokenizer.decoder': .*num_blocks"),
+        ("vqvae", {"tokenizer": {"path": "old"}}, "trained already; add the section 'prior', or say in 'tokenizer.dec"),
+        ("vqvae", {"prior": {"name": "gpt"}, "losses": None}, "is trained alone; leave it out, or 'prior'"),
+    ],
+)  # fmt: skip
+def test_mistakes_in_recipes(here, name, sections, sentence):
+    save_tokenizer(build(name), "old")
+    with pytest.raises(ValueError, match=sentence):
+        tokenizer_task(build_recipe(recipe({}, **sections), "r"))
+
+
+# ---------------------------------------------------------------- with a prior
+
+
+def test_a_prior_of_the_old_codes_draws_by_the_new_decoder(here):
+    old = build("vqvae")
+    save_tokenizer(old, "old")
+    new = tokenizer_task(build_recipe(recipe(CHANGES["vqvae"]), "r"))[0].model.tokenizer
+    with torch.no_grad():
+        new.decoder.conv_in.bias.add_(1.0)
+    save_tokenizer(new, "new")
+    Pipeline(old, PixelCNN(old.spec, PixelCNNConfig(2, 4, 6, 3)), ["a", "b", "c"], {"note": "prior"}).save("model")
+    model = chainrule.load("model")
+    better = model.with_tokenizer(chainrule.load_tokenizer("new"))
+    better.save("better")
+    again = chainrule.load("better")
+    images = noise(old)
+    assert torch.equal(again.log_prob(images, label=1), model.log_prob(images, label=1))
+    assert again.class_names == ("a", "b", "c") and again.card == {"note": "prior"}
+    drawn = again.sample(3, label=1)
+    assert torch.equal(drawn, better.sample(3, label=1)) and not torch.equal(drawn, model.sample(3, label=1))
+    run("sample", "model", "-n", "3", "--label", "1", "--decoder", "new", "--out", "new.png")
+    run("sample", "better", "-n", "3", "--label", "1", "--out", "better.png")
+    assert Path("new.png").read_bytes() == Path("better.png").read_bytes()
+
+    with torch.no_grad():
+        new.encoder.out.bias.add_(1e-3)
+    save_tokenizer(new, "other")
+    assert "does not encode as that of the model" in refused("sample", "model", "--decoder", "other", "--force")
+    with pytest.raises(ValueError, match="does not encode as that of the model"):
+        model.with_tokenizer(build("vqgan"))
