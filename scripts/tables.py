@@ -1,6 +1,7 @@
 """Prints the tables of docs from the records: nothing in them is typed by hand.
 
     python scripts/tables.py tokenizers     # docs/tokenizers.md
+    python scripts/tables.py priors         # README.md
 """
 
 import argparse
@@ -8,7 +9,11 @@ import json
 from pathlib import Path
 from typing import Any
 
+import chainrule
+from chainrule.pipeline import find, read_config
+
 RECORDS = Path(__file__).resolve().parents[1] / "docs" / "records"
+PRIORS = ("emoji_pixelsnail", "emoji_gpt", "emoji_rq_transformer", "emoji_parti", "shapes_parti", "shapes_dalle")
 TOKENIZERS = ("vqvae", "vqvae2", "vqgan", "rqvae", "dvae", "vit_vqgan", "rqvae_depth1")
 
 
@@ -40,7 +45,34 @@ def tokenizers() -> list[list[str]]:
     return rows
 
 
-TABLES = {"tokenizers": tokenizers}
+def priors() -> list[list[str]]:
+    rows = [
+        ["model", "of", "parameters", "steps", "minutes, one core", "test images: nats each", "Fréchet",
+         "of reconstructions", "precision, recall", "s per image"]
+    ]  # fmt: skip
+    for name in PRIORS:
+        if name not in chainrule.models():
+            continue
+        record, config = read(name), read_config(find(name))
+        card, samples = config["card"], record.get("samples")
+        quality = samples["quality"] if samples else None
+        likelihood = record["likelihood"]
+        rows.append([
+            f"`{name}`",
+            f"`{config['tokenizer'].get('weights') or config['tokenizer']['name']}`",
+            f"{sum(parameter.numel() for parameter in chainrule.load(name).prior.parameters()):,}",
+            f"{card['steps']:,}",
+            f"{card['minutes']:.0f}",
+            f"**{likelihood['nats']:.2f} ± {likelihood['standard_error']:.2f}**",
+            f"{quality['frechet']:.1f}" if quality else "",
+            f"{quality['floor']:.1f}" if quality else "",
+            f"{quality['precision']:.2f}, {quality['recall']:.2f}" if quality else "",
+            f"{samples['seconds_per_image']:.2f}" if quality else "",
+        ])  # fmt: skip
+    return rows
+
+
+TABLES = {"tokenizers": tokenizers, "priors": priors}
 
 
 def main() -> None:
