@@ -31,7 +31,7 @@ from torch.nn.functional import normalize
 
 import chainrule
 from chainrule.data import DataConfig, ImageDataset, load, shapes
-from chainrule.metrics import FeatureNetwork, frechet_distance, load_features
+from chainrule.metrics import FeatureNetwork, frechet_distance, load_features, pooled_features
 from chainrule.scorers import load_scorer
 from chainrule.scorers.contrastive import TextScorer
 
@@ -44,17 +44,11 @@ def by_reading(images: Tensor, captions: list[str]) -> Tensor:
     return torch.tensor([shapes.matches(image, caption) for image, caption in pairs])
 
 
-@torch.no_grad()
-def pooled(network: FeatureNetwork, images: Tensor) -> Tensor:
-    """Features of images, (N, C)."""
-    return torch.cat([network.pooled(part.cpu().float() / 255) for part in images.split(BATCH)])
-
-
 class Retrieval:
     """Judges images by how near they are to pictures of the split test."""
 
     def __init__(self, test: ImageDataset, network: FeatureNetwork) -> None:
-        self.test, self.features = test, normalize(pooled(network, test.images))
+        self.test, self.features = test, normalize(pooled_features(test.images, network))
 
     def choices(self, captions: list[str], others: int = 99) -> list[Tensor]:
         """For each caption the pictures of the split test that its sample is compared with, int64 (others,)."""
@@ -136,11 +130,11 @@ def main() -> None:
         else:
             captions, truth = prompts(data[split], arguments.prompts, lambda text: text.rsplit(", ", 1)[0] in names)
             choices = retrieval.choices(captions)
-        true = pooled(network, truth)
+        true = pooled_features(truth, network)
 
         def report(pictures: str, images: Tensor, **more: float) -> None:
             # called in this turn of the loop only
-            features = pooled(network, images)
+            features = pooled_features(images, network)
             right = by_reading(images, captions) if drawn_shapes else retrieval.first(features, true, choices)  # noqa: B023
             share = right.float().mean().item()
             error = (share * (1 - share) / len(right)) ** 0.5

@@ -34,11 +34,12 @@ MAX_BYTES = 8_000_000
 
 def bundle(run: str, name: str, data_licence: str, faults: str, dtype: torch.dtype | None) -> None:
     card = read_card(run) | {"data_licence": data_licence, "weights_licence": "Apache-2.0", "known_faults": faults}
-    if kind(run) is not None:
-        card["figures"] = {name: round(value, 3) for name, value in card.pop("metrics").items()}
-    if kind(run) == SUPER_RESOLUTION:
+    what = kind(run)
+    if what is not None:
+        card["figures"] = {figure: round(value, 3) for figure, value in card.pop("metrics").items()}
+    if what == SUPER_RESOLUTION:
         save_super_resolution(load_super_resolution(run), PRETRAINED / name, card, dtype)
-    elif kind(run) is not None:
+    elif what is not None:
         scorer = load_scorer(run)
         scorer.card = card
         scorer.save(PRETRAINED / name, dtype)

@@ -28,6 +28,7 @@ from .core import CodeSpec, Context, LearnedTokenizer, Prior, Tokenizer, entry
 from .decoding import Filter, Guided, GuidedContext, Known, Scorer, complete, image_seeds, keep_best, sample
 from .decoding.sampling import OnCode
 from .images import extend
+from .layers.transformer import quantize_rows
 
 FORMAT = 1
 SUPER_RESOLUTION = "super_resolution"
@@ -569,10 +570,11 @@ def read_part(folder: Path, kind: str, description: Mapping[str, Any]) -> Any:
     model, where = entry(kind, description["name"]), str(folder / "config.yaml")
     config = build_dataclass(model.config, description["config"], where)
     arguments = (CodeSpec.from_dict(description["codes"]), config) if "codes" in description else (config,)
-    part = model.model(*arguments)
     if "encoder_config" in description:
         encoder_config = build_dataclass(model.config, description["encoder_config"], where)
         part = model.model(encoder_config).with_decoder(config)
+    else:
+        part = model.model(*arguments)
     if part.state_dict():
         read_weights(part, folder / f"{kind[:-1]}.safetensors")
     return part
@@ -600,10 +602,8 @@ def _to_int8(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     narrow = {}
     for name, value in tensors.items():
         if value.ndim > 1 and value.is_floating_point():
-            rows = value.flatten(1)
-            scale = rows.abs().amax(1, keepdim=True).clamp_min(1e-12) / 127
-            narrow[name + SCALE] = scale
-            value = (rows / scale).round().to(torch.int8).reshape(value.shape)
+            rows, scale = quantize_rows(value.flatten(1))
+            narrow[name + SCALE], value = scale[:, None], rows.reshape(value.shape)
         narrow[name] = value
     return narrow
 

@@ -108,8 +108,7 @@ def complete(
         )  # fmt: skip
         done(total)
     nats = pipeline.log_prob(completions, labels, text=text).tolist()
-    pictures = torch.cat([known_image[None], hide(known_image[None], known), completions.cpu()])
-    pictures = enlarged(pictures)
+    pictures = enlarged(torch.cat([known_image[None], hide(known_image[None], known), completions.cpu()]))
     columns = len(pictures) if len(pictures) <= 10 else None
     write_png(out, grid(pictures, columns, scale or automatic_scale(pictures.shape[-1])))
     if json:

@@ -46,9 +46,9 @@ def info(model: Model, json: Json = False) -> None:
       chainrule info mnist_diagonal_bilstm
       chainrule info runs/mine --json
     """
-    from ..artefact import has_prior, read_card
-    from ..config import to_plain, write_yaml
-    from ..pipeline import find, read_config, tokenizer_hash
+    from ..artefact import read_card
+    from ..config import write_yaml
+    from ..pipeline import find, read_config
     from .record import weights_sha256
 
     folder = find(model)
@@ -56,9 +56,22 @@ def info(model: Model, json: Json = False) -> None:
     if "kind" in config:
         value = {"name": model, "kind": config["kind"], "parameters": _parameters(folder)}
         value |= config.get("config") or {}
-        value |= {"weights_sha256": weights_sha256(folder), "card": read_card(model)}
-        print_json(value) if json else print(write_yaml(value), end="")
-        return
+    else:
+        value = _parts(model)
+    value |= {
+        "weights_sha256": weights_sha256(folder),
+        "bytes": sum(path.stat().st_size for path in folder.iterdir()),
+        "card": read_card(model),
+    }
+    print_json(value) if json else print(write_yaml(value), end="")
+
+
+def _parts(model: str) -> dict[str, Any]:
+    """The tokenizer, the codes and the prior, if any, of a model."""
+    from ..artefact import has_prior
+    from ..config import to_plain
+    from ..pipeline import tokenizer_hash
+
     pipeline = open_model(model) if has_prior(model) else None
     tokenizer = open_tokenizer(model) if pipeline is None else pipeline.tokenizer
     parts = {"tokenizer": tokenizer} | ({} if pipeline is None else {"prior": pipeline.prior})
@@ -80,13 +93,7 @@ def info(model: Model, json: Json = False) -> None:
             "guidance": pipeline.prior.null_label,
             "class_names": None if pipeline.class_names is None else list(pipeline.class_names),
         }
-    value |= {
-        "tokenizer_hash": tokenizer_hash(tokenizer),
-        "weights_sha256": weights_sha256(folder),
-        "bytes": sum(path.stat().st_size for path in folder.iterdir()),
-        "card": read_card(model),
-    }
-    print_json(value) if json else print(write_yaml(value), end="")
+    return value | {"tokenizer_hash": tokenizer_hash(tokenizer)}
 
 
 def recipes(json: Json = False) -> None:

@@ -84,7 +84,7 @@ class GridTokenizer(LearnedTokenizer):
     def scale(self, images: Tensor) -> Tensor:
         """uint8 -> float in [-1, 1], of the weights' type and device."""
         parameter = next(self.parameters())
-        return images.to(parameter.device, parameter.dtype) / 127.5 - 1
+        return to_signed(images.to(parameter.device, parameter.dtype))
 
     @torch.no_grad()
     def encode(self, images: Tensor) -> Codes:
@@ -118,6 +118,11 @@ class GridTokenizer(LearnedTokenizer):
 def round_up(side: int, factor: int) -> int:
     """The smallest multiple of `factor`, 1 or more times, that is not below `side`."""
     return max(1, -(-side // factor)) * factor
+
+
+def to_signed(images: Tensor) -> Tensor:
+    """Numbers in 0..255, uint8 or float -> float in [-1, 1]."""
+    return images / 127.5 - 1
 
 
 def to_uint8(images: Tensor) -> Tensor:

@@ -220,7 +220,7 @@ def pack_linear(linear: nn.Linear, precision: Precision) -> Callable[[Tensor], T
     if precision == "bfloat16":
         narrow = weight.bfloat16()
         return lambda x: _add(F.linear(x.bfloat16(), narrow).to(x.dtype), bias)
-    codes, scale = _quantize(weight)
+    codes, scale = quantize_rows(weight)
     if weight.device.type == "cpu" and weight.shape[1] % 32 == 0:  # with other sizes its kernel reads past the end
         one = torch.ones_like(scale, dtype=torch.bfloat16)
         return lambda x: _add(torch._weight_int8pack_mm(x.bfloat16(), codes, one).to(x.dtype) * scale, bias)
@@ -231,7 +231,7 @@ def _add(x: Tensor, bias: Tensor | None) -> Tensor:
     return x if bias is None else x + bias
 
 
-def _quantize(weight: Tensor) -> tuple[Tensor, Tensor]:
+def quantize_rows(weight: Tensor) -> tuple[Tensor, Tensor]:
     """(K, E) -> int8 (K, E) in -127..127 and the scales (K,) of its rows."""
     scale = weight.abs().amax(1).clamp(min=torch.finfo(weight.dtype).tiny) / 127
     return (weight / scale[:, None]).round().to(torch.int8), scale
@@ -397,7 +397,7 @@ class _Memory:
         place = 0 if bias is None else self._small(bias)
         if self.precision != "int8":
             return [self._large(weight, getattr(torch, self.precision)), 0, place]
-        codes, scale = _quantize(weight)
+        codes, scale = quantize_rows(weight)
         return [self._large(codes.to(torch.int16) + 128, torch.uint8), self._small(scale), place]
 
     def _small(self, tensor: Tensor) -> int:

@@ -3,12 +3,12 @@
 from .codebook import CodebookUse, CodeCounts, bits_per_image
 from .features import FEATURES, FeatureNetwork, load_features, perceptual_distance
 from .frechet import frechet_distance, precision_recall
-from .generation import GenerationQuality, generation_quality
+from .generation import GenerationQuality, generation_quality, pooled_features
 from .likelihood import Likelihood, likelihood
 from .reconstruction import Mean, TokenizerQuality, perceptual, psnr, ssim, tokenizer_quality
 
 __all__ = [
     "FEATURES", "CodeCounts", "CodebookUse", "FeatureNetwork", "GenerationQuality", "Likelihood", "Mean",
     "TokenizerQuality", "bits_per_image", "frechet_distance", "generation_quality", "likelihood", "load_features",
-    "perceptual", "perceptual_distance", "precision_recall", "psnr", "ssim", "tokenizer_quality",
+    "perceptual", "perceptual_distance", "pooled_features", "precision_recall", "psnr", "ssim", "tokenizer_quality",
 ]  # fmt: skip

@@ -35,6 +35,29 @@ class GenerationQuality:
     num_real: int
 
 
+@torch.no_grad()
+def pooled_features(
+    images: Tensor,
+    network: FeatureNetwork,
+    change: Callable[[Tensor], Tensor] = lambda images: images,
+    on_batch: Callable[[int], object] = lambda count: None,
+) -> Tensor:
+    """`FeatureNetwork.pooled` of many images, a few at a time: float (N, C), on the CPU.
+
+    Args:
+        images: uint8 (N, C, H, W).
+        network: what gives the features.
+        change: is applied to the images before, uint8 (B, C, H, W) -> the same.
+        on_batch: is told the number of images of each batch, when it is done.
+    """
+    device = next((tensor.device for tensor in network.state_dict().values()), torch.device("cpu"))
+    rows = []
+    for part in images.split(BATCH):
+        rows.append(network.pooled(change(part).to(device).float() / 255).cpu())
+        on_batch(len(part))
+    return torch.cat(rows)
+
+
 def generation_quality(
     real: Tensor,
     generated: Tensor,
@@ -58,25 +81,19 @@ def generation_quality(
             f"real and generated images must be uint8 of one shape, got {str(real.dtype)[6:]} {tuple(real.shape)} and "
             f"{str(generated.dtype)[6:]} {tuple(generated.shape)}"
         )
-    device = next((tensor.device for tensor in network.state_dict().values()), torch.device("cpu"))
     done = 0
 
-    @torch.no_grad()
-    def pooled(images: Tensor, change: Callable[[Tensor], Tensor] = lambda x: x) -> Tensor:
+    def tell(count: int) -> None:
         nonlocal done
-        rows = []
-        for part in images.split(BATCH):
-            rows.append(network.pooled(change(part).to(device).float() / 255).cpu())
-            done += len(part)
-            if on_batch is not None:
-                on_batch(done)
-        return torch.cat(rows)
+        done += count
+        if on_batch is not None:
+            on_batch(done)
 
-    features, drawn = pooled(real), pooled(generated)
+    features, drawn = (pooled_features(images, network, on_batch=tell) for images in (real, generated))
     precision, recall = precision_recall(features, drawn)
     return GenerationQuality(
         frechet=frechet_distance(features, drawn),
-        floor=frechet_distance(features, pooled(real, reconstruct)),
+        floor=frechet_distance(features, pooled_features(real, network, reconstruct, tell)),
         precision=precision,
         recall=recall,
         features=network.title,

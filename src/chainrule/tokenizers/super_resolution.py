@@ -23,7 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..layers.grid_tokenizer import to_uint8
+from ..layers.grid_tokenizer import to_signed, to_uint8
 
 
 @dataclass(frozen=True)
@@ -105,4 +105,4 @@ class SuperResolution(nn.Module):
                 f"images must be uint8 (B, {channels}, H, W), got {str(images.dtype)[6:]} {tuple(images.shape)}"
             )
         weight = self.conv_in.weight
-        return to_uint8(self(images.to(weight.device, weight.dtype) / 127.5 - 1))
+        return to_uint8(self(to_signed(images.to(weight.device, weight.dtype))))

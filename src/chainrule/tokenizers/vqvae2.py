@@ -30,7 +30,7 @@ from torch import Tensor, nn
 
 from ..core import Codes, CodeSpec, GridSpec, LearnedTokenizer, Preset, Reconstruction, register
 from ..layers.cells import check_cells, known_cells
-from ..layers.grid_tokenizer import ImageConfig, to_uint8, to_unit
+from ..layers.grid_tokenizer import ImageConfig, to_signed, to_uint8, to_unit
 from .quantizers import VectorQuantizer
 
 
@@ -253,4 +253,4 @@ class VQVAE2(LearnedTokenizer):
     def scale(self, images: Tensor) -> Tensor:
         """uint8 -> float in [-1, 1], of the weights' type and device."""
         weight = self.project[0].weight
-        return images.to(weight.device, weight.dtype) / 127.5 - 1
+        return to_signed(images.to(weight.device, weight.dtype))

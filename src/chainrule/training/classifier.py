@@ -14,9 +14,10 @@ from ..data import Batch, DataConfig, ImageDataset, augment, binarize
 from ..scorers.classifier import Classifier, ClassifierConfig
 from .order import derive_seed
 from .stage_two import load_examples, recipe_card
+from .task import DataTask
 
 
-class ClassifierTask:
+class ClassifierTask(DataTask):
     """Trains a classifier by the cross-entropy of the labels.
 
     Measured on the evaluation images are `accuracy`, the share whose most probable class is theirs, and `nats`, the
@@ -43,14 +44,7 @@ class ClassifierTask:
         card: dict[str, Any] | None = None,
     ) -> None:
         assert training.labels is not None and evaluation.labels is not None
-        self.model, self.adversary = classifier, None
-        self.data, self.training, self.evaluation = data, training, evaluation
-        self.limit, self.batch_size, self.card = limit, batch_size, card or {}
-        self.num_examples = len(training)
-        self.device = torch.device("cpu")
-
-    def setup(self, device: torch.device) -> None:
-        self.device = device
+        super().__init__(classifier, data, training, evaluation, limit, batch_size, card)
 
     def batch(self, indices: Tensor, part: slice, generator: torch.Generator) -> Batch:
         whole = augment(self.training.batch(indices), self.data, generator)
@@ -64,7 +58,7 @@ class ClassifierTask:
 
     def evaluate(self, model: Classifier, final: bool) -> dict[str, float]:
         """See the class; sampled binarisation is the same at every call."""
-        count = len(self.evaluation) if final else min(self.limit, len(self.evaluation))
+        count = self.num_evaluated(final)
         right, nats = 0, 0.0
         for start in range(0, count, self.batch_size):
             batch = self.evaluation.batch(torch.arange(start, min(start + self.batch_size, count)))

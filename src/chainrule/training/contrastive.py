@@ -14,7 +14,8 @@ from ..config import Recipe, build_dataclass, to_plain
 from ..data import DataConfig, ImageDataset, augment
 from ..scorers.contrastive import Contrastive, ContrastiveConfig, ContrastiveScorer, contrastive_loss
 from .order import derive_seed
-from .stage_two import learn_text, load_examples, recipe_card, refuse_options_of_priors
+from .stage_two import drop_merges, learn_text, load_examples, recipe_card, refuse_options_of_priors
+from .task import DataTask
 
 CHOICES = 100
 """Pictures, or texts, among which the right one is to be found."""
@@ -32,7 +33,7 @@ class PairBatch:
         return len(self.images)
 
 
-class ContrastiveTask:
+class ContrastiveTask(DataTask):
     """Trains a `Contrastive` with InfoNCE; each process holds its own part of a batch against itself.
 
     Logged is `accuracy`, the share of a batch whose own counterpart is the nearest.  Measured on the evaluation images
@@ -64,24 +65,16 @@ class ContrastiveTask:
         batch_size: int = 100,
         card: dict[str, Any] | None = None,
     ) -> None:
-        self.model, self.adversary = model, None
-        self.data, self.training, self.evaluation = data, training, evaluation
+        super().__init__(model, data, training, evaluation, limit, batch_size, card)
         self.text_tokenizer, self.merge_dropout = text_tokenizer, merge_dropout
-        self.limit, self.batch_size, self.card = limit, batch_size, card or {}
-        self.num_examples = len(training)
-        self.device = torch.device("cpu")
         self.training_text = text_tokenizer.encode(training.texts)
-
-    def setup(self, device: torch.device) -> None:
-        self.device = device
 
     def batch(self, indices: Tensor, part: slice, generator: torch.Generator) -> PairBatch:
         images = augment(self.training.batch(indices), self.data, generator).images[part]
         text = self.training_text[indices]
         same = (text[part, None] == text[None, part]).all(-1)
         if self.merge_dropout:
-            captions = [self.training.texts[index] for index in indices.tolist()]
-            text = self.text_tokenizer.encode(captions, self.merge_dropout, generator)
+            text = drop_merges(self.text_tokenizer, self.training.texts, indices, self.merge_dropout, generator)
         return PairBatch(images, text[part], same)
 
     def loss(self, model: nn.Module, batch: PairBatch, progress: float) -> tuple[Tensor, dict[str, Tensor]]:
@@ -92,7 +85,7 @@ class ContrastiveTask:
 
     def evaluate(self, model: Contrastive, final: bool) -> dict[str, float]:
         """See the class; empty where there are no two captions to tell apart."""
-        count = len(self.evaluation) if final else min(self.limit, len(self.evaluation))
+        count = self.num_evaluated(final)
         texts = self.evaluation.texts[:count]
         if len(set(texts)) < 2:
             return {}

@@ -18,6 +18,7 @@ from ..metrics import CodeCounts, psnr
 from .losses import ImageLosses, load_image_losses
 from .order import derive_seed
 from .stage_two import load_examples, open_tokenizer, recipe_card, refuse_options_of_priors
+from .task import DataTask
 
 PREVIEW_IMAGES = 8
 LOW_USAGE = 0.5
@@ -55,7 +56,30 @@ class TokenizerPass(nn.Module):
         return result.images, result.loss, result.metrics
 
 
-class TokenizerTask:
+class ImageTask(DataTask):
+    """What tasks of models that make images have in common.
+
+    Args:
+        losses: the perceptual and the adversarial loss.
+        others: those of `DataTask`.
+    """
+
+    def __init__(self, losses: ImageLosses, *others: Any) -> None:
+        super().__init__(*others)
+        self.losses, self.adversary = losses, losses.adversary
+
+    def setup(self, device: torch.device) -> None:
+        super().setup(device)
+        self.losses.to(device)
+
+    def batch(self, indices: Tensor, part: slice, generator: torch.Generator) -> Batch:
+        return Batch(augment(self.training.batch(indices), self.data, generator).images[part])
+
+    def adversary_loss(self, module: nn.Module, batch: Batch) -> Tensor:
+        return self.losses.adversary_loss(module, batch.images.to(self.device) / 255)
+
+
+class TokenizerTask(ImageTask):
     """Trains a tokenizer with its own loss and, where `losses` says so, a perceptual and an adversarial one.
 
     Measured on the evaluation images are `psnr`, the mean over them in dB, of what `decode` gives of the codes, and,
@@ -86,31 +110,17 @@ class TokenizerTask:
         card: dict[str, Any] | None = None,
         decoder_only: bool = False,
     ) -> None:
-        self.model = TokenizerPass(tokenizer, decoder_only)
-        self.data, self.training, self.evaluation = data, training, evaluation
-        self.losses, self.adversary = losses, losses.adversary
-        self.limit, self.batch_size, self.card = limit, batch_size, card or {}
-        self.num_examples = len(training)
-        self.device = torch.device("cpu")
-
-    def setup(self, device: torch.device) -> None:
-        self.device = device
-        self.losses.to(device)
-
-    def batch(self, indices: Tensor, part: slice, generator: torch.Generator) -> Batch:
-        return Batch(augment(self.training.batch(indices), self.data, generator).images[part])
+        model = TokenizerPass(tokenizer, decoder_only)
+        super().__init__(losses, model, data, training, evaluation, limit, batch_size, card)
 
     def loss(self, model: nn.Module, batch: Batch, progress: float) -> tuple[Tensor, dict[str, Tensor]]:
         target = batch.images.to(self.device)
         images, loss, metrics = model(target, progress)
         return self.losses.add(loss, metrics, images, target / 255, self.model.tokenizer.last_layer, progress)
 
-    def adversary_loss(self, module: nn.Module, batch: Batch) -> Tensor:
-        return self.losses.adversary_loss(module, batch.images.to(self.device) / 255)
-
     def evaluate(self, model: TokenizerPass, final: bool) -> dict[str, float]:
         """See the class; a codebook that is hardly used is warned of."""
-        count = len(self.evaluation) if final else min(self.limit, len(self.evaluation))
+        count = self.num_evaluated(final)
         tokenizer, decibels = model.tokenizer, []
         counts = CodeCounts(tokenizer.spec)
         for start in range(0, count, self.batch_size):

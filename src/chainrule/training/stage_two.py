@@ -19,6 +19,7 @@ from ..data import DataConfig, ImageDataset, augment, binarize, draw_flips, load
 from ..pipeline import Pipeline, check_text_tokenizer, tokenizer_hash
 from .codes import cached_codes, encode
 from .order import derive_seed
+from .task import DataTask
 
 PREVIEW_IMAGES = 16
 
@@ -40,7 +41,7 @@ class PriorBatch:
         return len(self.codes[0] if self.images is None else self.images)
 
 
-class PriorTask:
+class PriorTask(DataTask):
     """Trains p(codes | context).
 
     The loss is the mean of -log p over codes (nats per code, so that learning rates do not depend on the size of
@@ -84,11 +85,7 @@ class PriorTask:
         merge_dropout: float = 0.0,
     ) -> None:
         self.tokenizer = tokenizer.eval().requires_grad_(False)
-        self.model, self.adversary = prior, None
-        self.data, self.training, self.evaluation = data, training, evaluation
-        self.limit, self.batch_size, self.card = limit, batch_size, card or {}
-        self.num_examples = len(training)
-        self.device = torch.device("cpu")
+        super().__init__(prior, data, training, evaluation, limit, batch_size, card)
         self.label_dropout, self.soft_targets = label_dropout, soft_targets
         self.text_tokenizer, self.text_dropout, self.merge_dropout = text_tokenizer, text_dropout, merge_dropout
         self.training_codes: list[Codes] = []  # of the images and, with flips, of their mirror images, if kept
@@ -173,8 +170,7 @@ class PriorTask:
             return None
         text = self.training_text[indices]
         if self.merge_dropout:
-            captions = [self.training.texts[index] for index in indices.tolist()]
-            text = self.text_tokenizer.encode(captions, self.merge_dropout, generator)
+            text = drop_merges(self.text_tokenizer, self.training.texts, indices, self.merge_dropout, generator)
         if self.text_dropout:
             dropped = torch.rand(len(text), generator=generator) < self.text_dropout
             text = text.masked_fill(dropped[:, None], self.text_tokenizer.pad)
@@ -192,7 +188,7 @@ class PriorTask:
 
     def evaluate(self, model: Prior, final: bool) -> dict[str, float]:
         """Mean over the evaluation images; sampled binarisation is the same at every call."""
-        count = len(self.evaluation) if final else min(self.limit, len(self.evaluation))
+        count = self.num_evaluated(final)
         total = torch.zeros(len(self.model.spec.grids), dtype=torch.float64)
         for start in range(0, count, self.batch_size):
             indices = torch.arange(start, min(start + self.batch_size, count))
@@ -258,6 +254,13 @@ def load_examples(recipe: Recipe) -> tuple[ImageDataset, ImageDataset]:
             f"{recipe.evaluation.split} {evaluation.image_shape} (channels, height, width); set data.size"
         )
     return training, evaluation
+
+
+def drop_merges(
+    text_tokenizer: TextTokenizer, texts: list[str], indices: Tensor, dropout: float, generator: torch.Generator
+) -> Tensor:
+    """Some texts read anew, this share of the merges left out: token ids int64 (B, L)."""
+    return text_tokenizer.encode([texts[index] for index in indices.tolist()], dropout, generator)
 
 
 def recipe_card(plain: dict[str, Any], training: ImageDataset) -> dict[str, Any]:

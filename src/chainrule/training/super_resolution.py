@@ -12,19 +12,19 @@ from torch import Tensor, nn
 from ..artefact import save_super_resolution
 from ..config import ModelConfig, Recipe, build_dataclass, to_plain
 from ..core import Tokenizer
-from ..data import Batch, DataConfig, ImageDataset, augment
-from ..layers.grid_tokenizer import to_uint8, to_unit
+from ..data import Batch, DataConfig, ImageDataset
+from ..layers.grid_tokenizer import to_signed, to_uint8, to_unit
 from ..metrics import psnr
 from ..tokenizers.super_resolution import SuperResolution, SuperResolutionConfig, bicubic
 from .losses import ImageLosses, load_image_losses
 from .order import derive_seed
-from .stage_one import check_image_recipe
+from .stage_one import ImageTask, check_image_recipe
 from .stage_two import load_examples, open_tokenizer, recipe_card
 
 PREVIEW_IMAGES = 12
 
 
-class SuperResolutionTask:
+class SuperResolutionTask(ImageTask):
     """Trains a `SuperResolution` by the squared error of pixels in [-1, 1], mean (x - x')^2, and, where `losses` has
     them, a perceptual and an adversarial loss.
 
@@ -56,31 +56,20 @@ class SuperResolutionTask:
         batch_size: int = 100,
         card: dict[str, Any] | None = None,
     ) -> None:
-        self.model, self.tokenizer = model, tokenizer
-        self.data, self.training, self.evaluation = data, training, evaluation
-        self.losses, self.adversary = losses, losses.adversary
-        self.limit, self.batch_size, self.card = limit, batch_size, card or {}
-        self.num_examples = len(training)
-        self.device = torch.device("cpu")
+        super().__init__(losses, model, data, training, evaluation, limit, batch_size, card)
+        self.tokenizer = tokenizer
 
     def setup(self, device: torch.device) -> None:
-        self.device = device
-        self.losses.to(device)
+        super().setup(device)
         if self.tokenizer is not None:
             self.tokenizer.to(device)
 
-    def batch(self, indices: Tensor, part: slice, generator: torch.Generator) -> Batch:
-        return Batch(augment(self.training.batch(indices), self.data, generator).images[part])
-
     def loss(self, model: nn.Module, batch: Batch, progress: float) -> tuple[Tensor, dict[str, Tensor]]:
         target = batch.images.to(self.device)
-        images = model(_scale(self.reduce(target)))
-        error = (images - _scale(target)).square().mean()
+        images = model(to_signed(self.reduce(target)))
+        error = (images - to_signed(target)).square().mean()
         metrics = {"squared_error": error.detach()}
         return self.losses.add(error, metrics, to_unit(images), target / 255, self.model.last_layer, progress)
-
-    def adversary_loss(self, module: nn.Module, batch: Batch) -> Tensor:
-        return self.losses.adversary_loss(module, batch.images.to(self.device) / 255)
 
     @torch.no_grad()
     def reduce(self, images: Tensor) -> Tensor:
@@ -92,20 +81,20 @@ class SuperResolutionTask:
             return self.tokenizer.decode(self.tokenizer.encode(halved))
 
     def evaluate(self, model: SuperResolution, final: bool) -> dict[str, float]:
-        count = len(self.evaluation) if final else min(self.limit, len(self.evaluation))
+        count = self.num_evaluated(final)
         doubled, interpolated = [], []
         for images in self.evaluation.images[:count].split(self.batch_size):
             images = images.to(self.device)
             reduced = self.reduce(images)
             doubled.append(psnr(images, model.upscale(reduced)).cpu())
-            interpolated.append(psnr(images, to_uint8(bicubic(_scale(reduced)))).cpu())
+            interpolated.append(psnr(images, to_uint8(bicubic(to_signed(reduced)))).cpu())
         return {"psnr": torch.cat(doubled).mean().item(), "psnr_bicubic": torch.cat(interpolated).mean().item()}
 
     def preview(self, model: SuperResolution, seed: int) -> Tensor:
         """Evaluation images in threes, the same at every call: by bicubic interpolation, by the model, the target."""
         images = self.evaluation.images[:PREVIEW_IMAGES]
         reduced = self.reduce(images.to(self.device))
-        threes = [to_uint8(bicubic(_scale(reduced))).cpu(), model.upscale(reduced).cpu(), images]
+        threes = [to_uint8(bicubic(to_signed(reduced))).cpu(), model.upscale(reduced).cpu(), images]
         return torch.stack(threes, 1).flatten(0, 1)
 
     def save(self, model: SuperResolution, folder: Path, card: dict[str, Any]) -> None:
@@ -115,11 +104,6 @@ class SuperResolutionTask:
 def halve(images: Tensor) -> Tensor:
     """Images uint8 (B, C, 2 H, 2 W) -> uint8 (B, C, H, W), means of 2x2 pixels."""
     return F.avg_pool2d(images.float(), 2).round().to(torch.uint8)
-
-
-def _scale(images: Tensor) -> Tensor:
-    """uint8 -> float in [-1, 1]."""
-    return images / 127.5 - 1
 
 
 def super_resolution_task(recipe: Recipe) -> tuple[SuperResolutionTask, dict[str, Any]]:
