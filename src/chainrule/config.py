@@ -66,6 +66,8 @@ class TrainingConfig:
     label_dropout:    share of the labels that a prior is given as "no class", so that it can be guided; 0 is none
     text_dropout:     share of the captions that a prior is given as the empty text, for the same; 0 is none
     soft_targets:     temperature at which a prior's codes are drawn and softened, as RQ-VAE can; 0 is none
+    code_noise:       of the codes that a prior reads, not of those it tells, a share is replaced by random ones, drawn
+                      for each image between 0 and this; 0 is none
     seed:             of the weights, the order of the images and all noise
     save_every, sample_every, log_every: steps; `sample_every: 0` draws no samples
     """
@@ -87,6 +89,7 @@ class TrainingConfig:
     label_dropout: float = 0.0
     text_dropout: float = 0.0
     soft_targets: float = 0.0
+    code_noise: float = 0.0
     seed: int = 0
     save_every: int = 1000
     sample_every: int = 0
@@ -101,7 +104,7 @@ class TrainingConfig:
                 raise ValueError(f"{name} must be at least 0, got {getattr(self, name)}")
         if not self.learning_rate > 0:
             raise ValueError(f"learning_rate must be above 0, got {self.learning_rate}")
-        for name in ("label_dropout", "text_dropout", "ema_decay"):
+        for name in ("label_dropout", "text_dropout", "code_noise", "ema_decay"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} must lie in 0..1, 1 excluded, got {getattr(self, name)}")
         if self.warmup_steps > self.steps:

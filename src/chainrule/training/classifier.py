@@ -83,7 +83,7 @@ def classifier_task(recipe: Recipe) -> tuple[ClassifierTask, dict[str, Any]]:
     Raises:
         ValueError: data, sizes or values that do not go together.
     """
-    for name in ("label_dropout", "text_dropout", "soft_targets", "sample_every"):
+    for name in ("label_dropout", "text_dropout", "soft_targets", "code_noise", "sample_every"):
         if getattr(recipe.training, name):
             raise ValueError(f"{recipe.where}: 'training.{name}' would be ignored by a classifier; leave it out")
     training, evaluation = load_examples(recipe)

@@ -52,6 +52,10 @@ class PriorTask(DataTask):
     With soft targets, codes are drawn anew at each visit and the loss is the cross entropy with the distributions they
     are drawn from (Lee et al., arXiv:2203.01941, section 3.2.3); what is logged is -log p of the drawn codes.
 
+    With noise, the model reads codes some of which are not those of the image, and is to tell those that are: it leans
+    less on what is already drawn and more on its label or caption (`pkeep` in the code of Esser et al.,
+    arXiv:2012.09841).  What is logged in training is -log p given what the model read.
+
     Args:
         tokenizer: images <-> codes.
         prior: what is trained.
@@ -66,6 +70,7 @@ class PriorTask(DataTask):
         text_tokenizer: of a prior that reads captions, or models them before the image.
         text_dropout: share of the training captions that become the empty text.
         merge_dropout: share of merges left out of a training caption, at each visit anew.
+        code_noise: largest share of random codes among those that the prior reads in training.
     """
 
     def __init__(
@@ -83,10 +88,11 @@ class PriorTask(DataTask):
         text_tokenizer: TextTokenizer | None = None,
         text_dropout: float = 0.0,
         merge_dropout: float = 0.0,
+        code_noise: float = 0.0,
     ) -> None:
         self.tokenizer = tokenizer.eval().requires_grad_(False)
         super().__init__(prior, data, training, evaluation, limit, batch_size, card)
-        self.label_dropout, self.soft_targets = label_dropout, soft_targets
+        self.label_dropout, self.soft_targets, self.code_noise = label_dropout, soft_targets, code_noise
         self.text_tokenizer, self.text_dropout, self.merge_dropout = text_tokenizer, text_dropout, merge_dropout
         self.training_codes: list[Codes] = []  # of the images and, with flips, of their mirror images, if kept
         self.evaluation_codes: Codes | None = None
@@ -151,7 +157,7 @@ class PriorTask(DataTask):
         codes, context = self._encode(batch)
         nats_per_code = [
             F.cross_entropy(logits.float().flatten(0, -2), grid.flatten())
-            for logits, grid in zip(model(codes, context), codes, strict=True)
+            for logits, grid in zip(model(self._corrupt(codes), context), codes, strict=True)
         ]
         loss = sum(weight * mean for weight, mean in zip(self.model.grid_weights, nats_per_code, strict=True))
         each = [grid.num_codes * mean for grid, mean in zip(self.model.spec.grids, nats_per_code, strict=True)]
@@ -181,10 +187,26 @@ class PriorTask(DataTask):
         images = batch.images.to(self.device)
         with torch.no_grad(), torch.autocast(images.device.type, enabled=False):
             codes, targets = self.tokenizer.encode_soft(images, self.soft_targets)
-        (logits,) = model(codes, self._context(batch))
+        (logits,) = model(self._corrupt(codes), self._context(batch))
         log_prob = logits.float().log_softmax(-1)
         nats = -log_prob.detach().gather(-1, codes[0].unsqueeze(-1)).sum() / len(batch)
         return -(targets * log_prob).sum(-1).mean(), {"nats": nats} | self._rates(nats)
+
+    def _corrupt(self, codes: Codes) -> Codes:
+        """The codes of a batch as the model reads them, some of the image's replaced by random ones.
+
+        The engine has seeded the draws by the step.
+        """
+        if not self.code_noise:
+            return codes
+        text = int(self.model.joint_text)
+        sizes = [grid.vocab_size for grid in self.model.spec.grids[text:]]
+        share = self.code_noise * torch.rand(len(codes[0]), 1, 1, 1, device=self.device)
+        image = [
+            torch.where(torch.rand(grid.shape, device=self.device) < share, torch.randint_like(grid, size), grid)
+            for grid, size in zip(codes[text:], sizes, strict=True)
+        ]
+        return *codes[:text], *image
 
     def evaluate(self, model: Prior, final: bool) -> dict[str, float]:
         """Mean over the evaluation images; sampled binarisation is the same at every call."""
@@ -272,7 +294,7 @@ def recipe_card(plain: dict[str, Any], training: ImageDataset) -> dict[str, Any]
 
 def refuse_options_of_priors(recipe: Recipe) -> None:
     """Raises ValueError where a recipe without prior has options that only a prior's training knows."""
-    for name in ("label_dropout", "text_dropout", "soft_targets"):
+    for name in ("label_dropout", "text_dropout", "soft_targets", "code_noise"):
         if getattr(recipe.training, name):
             raise ValueError(f"{recipe.where}: 'training.{name}' belongs to a prior and would be ignored; leave it out")
 
@@ -349,7 +371,7 @@ def prior_task(
     task = PriorTask(
         tokenizer, prior, recipe.data, training, evaluation, recipe.evaluation.limit, recipe.evaluation.batch_size,
         {"recipe": recipe_card(plain, training)}, dropout, soft_targets, text_tokenizer, recipe.training.text_dropout,
-        0.0 if recipe.text is None else recipe.text.dropout,
+        0.0 if recipe.text is None else recipe.text.dropout, recipe.training.code_noise,
     )  # fmt: skip
     task.keep_codes(device, quiet)
     return task, plain
