@@ -283,3 +283,25 @@ def test_soft_targets(saved, monkeypatch, tmp_path):
     with pytest.raises(ValueError, match="soft_targets need a tokenizer whose codes can be drawn, as rqvae, not vqvae"):
         monkeypatch.setattr("chainrule.training.stage_two.load", lambda c: images(20))
         prior_task(recipe(saved, soft_targets=0.5))
+
+
+def test_noise_on_the_codes_that_a_prior_reads(saved, monkeypatch):
+    clean, _ = prior_task(recipe(saved))
+    task, plain = prior_task(recipe(saved, code_noise=0.9))
+    assert plain["training"]["code_noise"] == 0.9
+    batch = task.batch(torch.arange(8), slice(0, 8), torch.Generator().manual_seed(1))
+    read = []
+    monkeypatch.setattr(task.model, "forward", lambda codes, context: read.append(codes) or clean.model(codes, context))
+    losses = []
+    for _ in range(2):
+        torch.manual_seed(3)
+        losses.append(task.loss(task.model, batch, 0.0)[0])
+    codes, context = task._encode(batch)
+    target = torch.nn.functional.cross_entropy(clean.model(read[0], context)[0].flatten(0, -2), codes[0].flatten())
+    torch.testing.assert_close(losses[0], target)  # what it tells is the image's
+    assert losses[0] == losses[1] and torch.equal(read[0][0], read[1][0])
+    changed = (read[0][0] != codes[0]).flatten(1).float().mean(1)
+    assert 0 < changed.mean() < 0.9 and changed.unique().numel() > 2
+    assert task.evaluate(task.model, True) == clean.evaluate(clean.model, True)
+    with pytest.raises(ValueError, match="code_noise must lie in 0..1, 1 excluded, got 1"):
+        recipe(saved, code_noise=1.0)
