@@ -392,7 +392,7 @@ def test_evaluate_options(here, digits):
     assert value["data"]["split"] == "train" and value["data"]["source"] == "letters"
 
 
-def test_evaluate_draws_and_compares(here, digits, brightness):
+def test_evaluate_draws_and_compares(here, digits, brightness, monkeypatch):
     words = shlex.split("classes --samples 9 --against train --temperature 0.5 --limit 7 --batch-size 4")
     text = run("evaluate", *words, "--record", "r.json")
     assert "Fréchet distance, brightness features" in text and "9 samples against 40 images of digits train" in text
@@ -409,7 +409,17 @@ def test_evaluate_draws_and_compares(here, digits, brightness):
     assert quality["frechet"] == pytest.approx(frechet_distance(*features))
     assert (quality["precision"], quality["recall"]) == pytest.approx(precision_recall(*features))
 
-    run(*shlex.split(record["command"])[1:], "--record", "again.json")  # the command gives the record
+    looked_at = []
+    with monkeypatch.context() as patch:
+        pooled = Brightness.pooled
+        patch.setattr(Brightness, "pooled", lambda self, images: looked_at.append(len(images)) or pooled(self, images))
+        looked_at = []
+    with monkeypatch.context() as patch:
+        pooled = Brightness.pooled
+        patch.setattr(Brightness, "pooled", lambda self, images: looked_at.append(len(images)) or pooled(self, images))
+        run(*shlex.split(record["command"])[1:], "--record", "again.json")  # the command gives the record
+    assert looked_at == [9]  # the real images have been looked at before
+    assert looked_at == [9]  # the real images have been looked at before
     again = json.loads(Path("again.json").read_text())
     assert again["samples"]["quality"] == quality and again["command"] == record["command"]
     assert again["likelihood"] == record["likelihood"]

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import shlex
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -15,9 +17,10 @@ from ..artefact import read_card
 from ..config import build_dataclass
 from ..core import LearnedTokenizer, Tokenizer
 from ..data import Batch, DataConfig, ImageDataset, binarize, load
+from ..data.cache import cached_arrays
 from ..decoding import image_seeds
-from ..metrics import generation_quality, likelihood, load_features, tokenizer_quality
-from ..pipeline import Pipeline, find
+from ..metrics import generation_quality, likelihood, load_features, pooled_features, tokenizer_quality
+from ..pipeline import Pipeline, find, tokenizer_hash
 from ..progress import progress
 from .record import LikelihoodRecord, SampleSettings, SamplesRecord, TokenizerRecord, weights_sha256
 
@@ -102,8 +105,22 @@ def _measure_samples(
     generated = _draw(pipeline, dataset, batch_size, settings)
     seconds = time.monotonic() - since
     real = binarize(dataset.images, config.binarize, torch.Generator().manual_seed(settings.seed))
-    with progress("Comparing", 2 * len(real) + settings.count, "images") as done:
-        quality = generation_quality(real, generated, lambda x: pipeline.reconstruct(x).cpu(), network, done)
+    key = ["features", settings.features, dataset.fingerprint, config.binarize, settings.seed]
+
+    def features(images: Tensor, change: Callable[[Tensor], Tensor] = lambda images: images) -> Tensor:
+        with progress("Comparing", len(images), "images") as done:
+            return pooled_features(images, network, change, done)
+
+    def kept(what: str, change: Callable[[Tensor], Tensor]) -> Tensor:
+        """Features of the real images: the next model of these data, or of this tokenizer, finds them in the cache."""
+
+        def build(folder: Path) -> None:
+            np.save(folder / "0.npy", features(real, change).numpy())
+
+        return cached_arrays([*key, what], build)[0]
+
+    reconstructed = kept(tokenizer_hash(pipeline.tokenizer), lambda images: pipeline.reconstruct(images).cpu())
+    quality = generation_quality(kept("real", lambda images: images), features(generated), reconstructed, network.title)
     return SamplesRecord(
         settings=settings,
         quality=quality,

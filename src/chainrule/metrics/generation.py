@@ -48,55 +48,34 @@ def pooled_features(
         images: uint8 (N, C, H, W).
         network: what gives the features.
         change: is applied to the images before, uint8 (B, C, H, W) -> the same.
-        on_batch: is told the number of images of each batch, when it is done.
+        on_batch: is told the number of images done so far.
     """
     device = next((tensor.device for tensor in network.state_dict().values()), torch.device("cpu"))
-    rows = []
+    rows, done = [], 0
     for part in images.split(BATCH):
         rows.append(network.pooled(change(part).to(device).float() / 255).cpu())
-        on_batch(len(part))
+        on_batch(done := done + len(part))
     return torch.cat(rows)
 
 
-def generation_quality(
-    real: Tensor,
-    generated: Tensor,
-    reconstruct: Callable[[Tensor], Tensor],
-    network: FeatureNetwork,
-    on_batch: Callable[[int], object] | None = None,
-) -> GenerationQuality:
-    """Compares generated images with real ones.
+def generation_quality(real: Tensor, generated: Tensor, reconstructed: Tensor, features: str) -> GenerationQuality:
+    """Compares generated images with real ones by their pooled features.
 
     Args:
-        real, generated: uint8 (N, C, H, W) and (M, C, H, W), of one shape.
-        reconstruct: decode(encode(images)) of the tokenizer, uint8 (B, C, H, W) -> the same.
-        network: its pooled features are compared.
-        on_batch: is told the number of images done, of 2 N + M.
+        real, generated: float (N, C) and (M, C), see `pooled_features`.
+        reconstructed: of decode(encode(real images)) of the tokenizer, (N, C).
+        features: what they are called.
 
     Raises:
-        ValueError: images of two shapes, or fewer than 4 of a kind.
+        ValueError: features of two widths, or fewer than 4 images of a kind.
     """
-    if real.dtype != torch.uint8 or generated.dtype != torch.uint8 or real.shape[1:] != generated.shape[1:]:
-        raise ValueError(
-            f"real and generated images must be uint8 of one shape, got {str(real.dtype)[6:]} {tuple(real.shape)} and "
-            f"{str(generated.dtype)[6:]} {tuple(generated.shape)}"
-        )
-    done = 0
-
-    def tell(count: int) -> None:
-        nonlocal done
-        done += count
-        if on_batch is not None:
-            on_batch(done)
-
-    features, drawn = (pooled_features(images, network, on_batch=tell) for images in (real, generated))
-    precision, recall = precision_recall(features, drawn)
+    precision, recall = precision_recall(real, generated)
     return GenerationQuality(
-        frechet=frechet_distance(features, drawn),
-        floor=frechet_distance(features, pooled_features(real, network, reconstruct, tell)),
+        frechet=frechet_distance(real, generated),
+        floor=frechet_distance(real, reconstructed),
         precision=precision,
         recall=recall,
-        features=network.title,
+        features=features,
         num_generated=len(generated),
         num_real=len(real),
     )
