@@ -175,7 +175,7 @@ def test_captions_that_do_not_fit_are_refused(saved, monkeypatch, change, senten
 
 
 def test_images_without_captions_are_refused(saved):
-    with pytest.raises(ValueError, match="'text' needs captions, but halves has none"):
+    with pytest.raises(ValueError, match="captions are needed, but halves has none"):
         prior_task(replace(recipe(saved), prior=ModelConfig("parti", PARTI), text=TextConfig(6, 300)))
 
 
@@ -305,3 +305,39 @@ def test_noise_on_the_codes_that_a_prior_reads(saved, monkeypatch):
     assert task.evaluate(task.model, True) == clean.evaluate(clean.model, True)
     with pytest.raises(ValueError, match="code_noise must lie in 0..1, 1 excluded, got 1"):
         recipe(saved, code_noise=1.0)
+
+
+def test_a_trained_prior_goes_on_with_other_images(saved, monkeypatch, tmp_path):
+    first = fit_recipe(recipe(saved, label_dropout=0.2), tmp_path / "first")
+    mapping = {
+        "data": {"source": "halves"}, "prior": {"path": str(tmp_path / "first")},
+        "training": {"steps": 4, "batch_size": 8, "learning_rate": 0.01, "label_dropout": 0.2},
+        "evaluation": {"limit": 25, "batch_size": 10},
+    }  # fmt: skip
+    task, plain = prior_task(config.build_recipe(mapping, "mine"))
+    assert list(plain) == ["data", "prior", "training", "evaluation"]
+    before = chainrule.load(tmp_path / "first")
+    assert task.evaluate(task.model, True)["nats"] == pytest.approx(first.metrics["nats"])
+    assert tokenizer_hash(task.tokenizer) == tokenizer_hash(before.tokenizer)
+    second = fit_recipe(config.build_recipe(mapping, "mine"), tmp_path / "second")
+    after = chainrule.load(tmp_path / "second")
+    assert second.steps == 4 and after.prior.config == before.prior.config
+    assert after.card["recipe"]["prior"] == {"path": "first"}
+    assert any(not torch.equal(a, b) for a, b in zip(after.prior.parameters(), before.prior.parameters(), strict=True))
+
+    for section, value in (("tokenizer", {"path": str(saved)}), ("text", {"length": 4})):
+        with pytest.raises(ValueError, match=f"comes with its {section}; leave out '{section}'"):
+            config.build_recipe(mapping | {section: value}, "mine")
+    with pytest.raises(ValueError, match="unknown key 'width' in 'prior'"):
+        config.build_recipe(mapping | {"prior": mapping["prior"] | {"width": 8}}, "mine")
+    with pytest.raises(ValueError, match="the prior has num_classes 3 but halves has 2"):
+        prior_task(config.build_recipe(mapping | {"training": mapping["training"] | {"label_dropout": 0.0}}, "mine"))
+    monkeypatch.setattr("chainrule.training.stage_two.load", lambda c: images(20, 3))
+    with pytest.raises(ValueError, match=r"the tokenizer is for images \(1, 8, 12\)"):
+        prior_task(config.build_recipe(mapping, "mine"))
+
+
+def fit_recipe(recipe: Recipe, folder: Path):
+    path = folder.with_suffix(".yaml")
+    path.write_text(config.write_yaml(prior_task(recipe)[1]))
+    return fit(path, folder, quiet=True)

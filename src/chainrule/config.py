@@ -251,13 +251,22 @@ class SavedTokenizer:
 
 
 @dataclass(frozen=True)
+class SavedPrior:
+    """A trained prior to go on with, on other data: a folder, the folder of a run, or the name of a bundled model.
+
+    Its tokenizer and the vocabulary of its captions come with it."""
+
+    path: str
+
+
+@dataclass(frozen=True)
 class Recipe:
-    """A recipe as read; `where` names it in messages.  Without a prior it trains the tokenizer; with a classifier or a
-    reranker it has neither, and with a super-resolution no prior."""
+    """A recipe as read; `where` names it in messages.  Without a prior it trains the tokenizer, which a saved
+    prior brings; with a classifier or a reranker it has neither, and with a super-resolution no prior."""
 
     data: Any  # chainrule.data.DataConfig
     tokenizer: ModelConfig | SavedTokenizer | None
-    prior: ModelConfig | None
+    prior: ModelConfig | SavedPrior | None
     training: TrainingConfig
     evaluation: EvaluationConfig
     losses: LossesConfig = LossesConfig()
@@ -314,6 +323,10 @@ def build_recipe(mapping: Mapping[str, Any], where: str) -> Recipe:
     alone = {"classifier": set(), "reranker": {"text"}, "super_resolution": {"tokenizer", "losses"}}
     other = next((section for section in alone if section in mapping), None)
     required = {"data", "training", other or "tokenizer"} | ({"text"} if other == "reranker" else set())
+    if not other and "path" in (mapping.get("prior") or {}):
+        required.remove("tokenizer")
+        for section in mapping.keys() & {"tokenizer", "text"}:
+            raise ValueError(f"{where}: the prior of a 'path' comes with its {section}; leave out {section!r}")
     for section in mapping:
         if other and section not in required | alone[other] | {"evaluation"}:
             raise ValueError(f"{where}: a recipe with a {other!r} trains nothing else; leave out {section!r}")
@@ -326,13 +339,13 @@ def build_recipe(mapping: Mapping[str, Any], where: str) -> Recipe:
         raise ValueError(f"{where}: 'losses' are those of a tokenizer's training; a recipe with a 'prior' has none")
     if "text" in mapping and "prior" not in mapping and not other:
         raise ValueError(f"{where}: a 'text' is read by a prior; a tokenizer's recipe has none")
-    tokenizer = _tokenizer(mapping["tokenizer"], where) if "tokenizer" in mapping else None
+    tokenizer = _model(mapping["tokenizer"], SavedTokenizer, where, "tokenizer") if "tokenizer" in mapping else None
     if isinstance(tokenizer, SavedTokenizer) and tokenizer.decoder is not None and ("prior" in mapping or other):
         raise ValueError(f"{where}: a 'tokenizer.decoder' is trained alone; leave it out, or {other or 'prior'!r}")
     return Recipe(
         data=build_dataclass(DataConfig, mapping["data"], where, "data"),
         tokenizer=tokenizer,
-        prior=_model_config(mapping["prior"], where, "prior") if "prior" in mapping else None,
+        prior=_model(mapping["prior"], SavedPrior, where, "prior") if "prior" in mapping else None,
         training=build_dataclass(TrainingConfig, mapping["training"], where, "training"),
         evaluation=build_dataclass(EvaluationConfig, mapping.get("evaluation", {}), where, "evaluation"),
         losses=build_dataclass(LossesConfig, mapping.get("losses", {}), where, "losses"),
@@ -549,10 +562,11 @@ def _model_config(mapping: Mapping[str, Any], where: str, section: str) -> Model
     return ModelConfig(name, options)
 
 
-def _tokenizer(mapping: Mapping[str, Any], where: str) -> ModelConfig | SavedTokenizer:
+def _model(mapping: Mapping[str, Any], saved: type[T], where: str, section: str) -> ModelConfig | T:
+    """A model to build, by its `name`, or one that is there, by its `path`."""
     if "path" in mapping:
-        return build_dataclass(SavedTokenizer, mapping, where, "tokenizer")
-    return _model_config(mapping, where, "tokenizer")
+        return build_dataclass(saved, mapping, where, section)
+    return _model_config(mapping, where, section)
 
 
 def _apply_override(mapping: dict[str, Any], override: str) -> None:

@@ -13,10 +13,11 @@ from torch import Tensor, nn
 
 from ..artefact import load_tokenizer
 from ..conditioning.text import BPETokenizer, TextTokenizer, train_bpe
-from ..config import Recipe, SavedTokenizer, TextConfig, build_model_config, to_plain
+from ..config import Recipe, SavedPrior, SavedTokenizer, TextConfig, build_model_config, to_plain
 from ..core import Codes, CodeSpec, Context, LearnedTokenizer, Prior, StochasticTokenizer, Tokenizer, entry
 from ..data import DataConfig, ImageDataset, augment, binarize, draw_flips, load
 from ..pipeline import Pipeline, check_text_tokenizer, tokenizer_hash
+from ..pipeline import load as load_pipeline
 from .codes import cached_codes, encode
 from .order import derive_seed
 from .task import DataTask
@@ -288,8 +289,10 @@ def drop_merges(
 def recipe_card(plain: dict[str, Any], training: ImageDataset) -> dict[str, Any]:
     """A recipe as plain values, as a saved model may have it: without paths of this machine."""
     card = plain | {"data": plain["data"] | {"source": training.name}}
-    tokenizer = plain.get("tokenizer") or {}
-    return card | ({"tokenizer": tokenizer | {"path": Path(tokenizer["path"]).name}} if "path" in tokenizer else {})
+    for section in ("tokenizer", "prior"):
+        if "path" in (model := plain.get(section) or {}):
+            card |= {section: model | {"path": Path(model["path"]).name}}
+    return card
 
 
 def refuse_options_of_priors(recipe: Recipe) -> None:
@@ -315,11 +318,45 @@ def prior_task(
         ValueError: data, models or values that do not go together.
     """
     training, evaluation = load_examples(recipe)
+    torch.manual_seed(derive_seed(recipe.training.seed, "weights"))
+    if isinstance(recipe.prior, SavedPrior):
+        saved = load_pipeline(recipe.prior.path)
+        tokenizer, prior, text_tokenizer = saved.tokenizer, saved.prior.requires_grad_(True), saved.text_tokenizer
+        models = {"prior": {"path": recipe.prior.path}}
+        if text_tokenizer is not None:
+            check_captions(recipe.where, training, evaluation)
+    else:
+        tokenizer, prior, text_tokenizer, models = _build(recipe, training, evaluation)
+    if tokenizer.image_shape != training.image_shape:
+        raise ValueError(
+            f"the tokenizer is for images {tokenizer.image_shape}, those of {training.name} are {training.image_shape} "
+            "(channels, height, width); set data.size and data.channels"
+        )
+    if recipe.training.text_dropout and text_tokenizer is None:
+        raise ValueError(f"{recipe.where}: text_dropout would be ignored: the prior reads no texts; leave it out")
+    plain = {
+        "data": to_plain(recipe.data),
+        **models,
+        "training": to_plain(recipe.training),
+        "evaluation": to_plain(recipe.evaluation),
+    }
+    task = PriorTask(
+        tokenizer, prior, recipe.data, training, evaluation, recipe.evaluation.limit, recipe.evaluation.batch_size,
+        {"recipe": recipe_card(plain, training)}, recipe.training.label_dropout, recipe.training.soft_targets,
+        text_tokenizer, recipe.training.text_dropout, 0.0 if recipe.text is None else recipe.text.dropout,
+        recipe.training.code_noise,
+    )  # fmt: skip
+    task.keep_codes(device, quiet)
+    return task, plain
+
+
+def _build(
+    recipe: Recipe, training: ImageDataset, evaluation: ImageDataset
+) -> tuple[Tokenizer, Prior, BPETokenizer | None, dict[str, Any]]:
+    """The tokenizer, the new prior and what reads captions, and their sections of the recipe in full."""
     channels, height, width = training.image_shape
     levels = 2 if recipe.data.binarize != "none" else recipe.data.levels
-    dropout, soft_targets = recipe.training.label_dropout, recipe.training.soft_targets
-    words = {"num_classes": training.num_classes and training.num_classes + (dropout > 0)}
-    torch.manual_seed(derive_seed(recipe.training.seed, "weights"))
+    words = {"num_classes": training.num_classes and training.num_classes + (recipe.training.label_dropout > 0)}
     if isinstance(recipe.tokenizer, SavedTokenizer):
         tokenizer, tokenizer_plain = open_tokenizer(recipe.tokenizer, recipe.where)
     else:
@@ -333,25 +370,12 @@ def prior_task(
         tokenizer_config = build_model_config("tokenizers", recipe.tokenizer, recipe.where, defaults, words)
         tokenizer_plain = {"name": recipe.tokenizer.name} | to_plain(tokenizer_config)
         tokenizer = model(tokenizer_config)
-    if tokenizer.image_shape != training.image_shape:
-        raise ValueError(
-            f"the tokenizer is for images {tokenizer.image_shape}, those of {training.name} are {training.image_shape} "
-            "(channels, height, width); set data.size and data.channels"
-        )
     text_tokenizer = None if recipe.text is None else learn_text(recipe.text, training, evaluation, recipe.where)
     words |= {
         "text_length": text_tokenizer and text_tokenizer.length,
         "text_vocab_size": text_tokenizer and text_tokenizer.vocab_size,
     }
     prior_config = build_model_config("priors", recipe.prior, recipe.where, {}, words)
-    plain = {
-        "data": to_plain(recipe.data),
-        "tokenizer": tokenizer_plain,
-        "prior": {"name": recipe.prior.name} | to_plain(prior_config),
-        **({} if recipe.text is None else {"text": to_plain(recipe.text)}),
-        "training": to_plain(recipe.training),
-        "evaluation": to_plain(recipe.evaluation),
-    }
     model, spec = entry("priors", recipe.prior.name).model, tokenizer.spec
     if model.joint_text:
         if text_tokenizer is None:
@@ -365,23 +389,24 @@ def prior_task(
         raise ValueError(
             f"{recipe.where}: {recipe.prior.name} reads no texts; leave out 'text' or set prior.text_length: data"
         )
-    if recipe.training.text_dropout and text_tokenizer is None:
-        raise ValueError(f"{recipe.where}: text_dropout would be ignored: the prior reads no texts; leave it out")
     prior.attach(tokenizer.vectors())
-    task = PriorTask(
-        tokenizer, prior, recipe.data, training, evaluation, recipe.evaluation.limit, recipe.evaluation.batch_size,
-        {"recipe": recipe_card(plain, training)}, dropout, soft_targets, text_tokenizer, recipe.training.text_dropout,
-        0.0 if recipe.text is None else recipe.text.dropout, recipe.training.code_noise,
-    )  # fmt: skip
-    task.keep_codes(device, quiet)
-    return task, plain
+    return tokenizer, prior, text_tokenizer, {
+        "tokenizer": tokenizer_plain,
+        "prior": {"name": recipe.prior.name} | to_plain(prior_config),
+        **({} if recipe.text is None else {"text": to_plain(recipe.text)}),
+    }  # fmt: skip
+
+
+def check_captions(where: str, *datasets: ImageDataset) -> None:
+    """Raises ValueError where a data set has no captions."""
+    for images in datasets:
+        if images.texts is None:
+            raise ValueError(f"{where}: captions are needed, but {images.name} has none; see data.text_column")
 
 
 def learn_text(config: TextConfig, training: ImageDataset, evaluation: ImageDataset, where: str) -> BPETokenizer:
     """The text tokenizer of a recipe; raises ValueError where there are no captions, or a vocabulary does not fit."""
-    for images in (training, evaluation):
-        if images.texts is None:
-            raise ValueError(f"{where}: 'text' needs captions, but {images.name} has none; see data.text_column")
+    check_captions(where, training, evaluation)
     if config.vocabulary is None:
         return train_bpe(training.texts, config.vocab_size, config.length, config.lowercase)
     try:
