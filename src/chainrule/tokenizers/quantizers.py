@@ -434,7 +434,7 @@ def relax_codes(logits: Tensor, temperature: float, hard: bool, generator: torch
         raise ValueError(f"temperature must be above 0, got {temperature}")
     with torch.autocast(logits.device.type, enabled=False):
         logits = logits if logits.dtype == torch.float64 else logits.float()
-        noise = torch.empty_like(logits).exponential_(generator=generator).clamp_min(1e-20).log()
+        noise = torch.empty_like(logits).uniform_(1e-20, 1, generator=generator).log_().neg_().log_()
         weights = ((logits - noise) / temperature).softmax(1)
         if hard:
             one_hot = torch.zeros_like(weights).scatter_(1, weights.argmax(1, keepdim=True), 1.0)
