@@ -67,6 +67,12 @@ def recipe(path, **training) -> Recipe:
     )
 
 
+def fit_recipe(recipe: Recipe, folder: Path):
+    path = folder.with_suffix(".yaml")
+    path.write_text(config.write_yaml(prior_task(recipe)[1]))
+    return fit(path, folder, quiet=True)
+
+
 def test_codes_are_kept_on_the_disk(saved, monkeypatch):
     task, plain = prior_task(recipe(saved))
     assert plain["tokenizer"] == {"path": str(saved), "hash": tokenizer_hash(load_tokenizer(saved))}
@@ -175,7 +181,7 @@ def test_captions_that_do_not_fit_are_refused(saved, monkeypatch, change, senten
 
 
 def test_images_without_captions_are_refused(saved):
-    with pytest.raises(ValueError, match="captions are needed, but halves has none"):
+    with pytest.raises(ValueError, match="'text' needs captions, but halves has none"):
         prior_task(replace(recipe(saved), prior=ModelConfig("parti", PARTI), text=TextConfig(6, 300)))
 
 
@@ -335,9 +341,3 @@ def test_a_trained_prior_goes_on_with_other_images(saved, monkeypatch, tmp_path)
     monkeypatch.setattr("chainrule.training.stage_two.load", lambda c: images(20, 3))
     with pytest.raises(ValueError, match=r"the tokenizer is for images \(1, 8, 12\)"):
         prior_task(config.build_recipe(mapping, "mine"))
-
-
-def fit_recipe(recipe: Recipe, folder: Path):
-    path = folder.with_suffix(".yaml")
-    path.write_text(config.write_yaml(prior_task(recipe)[1]))
-    return fit(path, folder, quiet=True)

@@ -105,22 +105,23 @@ def _measure_samples(
     generated = _draw(pipeline, dataset, batch_size, settings)
     seconds = time.monotonic() - since
     real = binarize(dataset.images, config.binarize, torch.Generator().manual_seed(settings.seed))
-    key = ["features", settings.features, dataset.fingerprint, config.binarize, settings.seed]
+    seed = settings.seed if config.binarize == "sample" else None  # otherwise the images are the same with any
+    key = ["features", settings.features, dataset.fingerprint, config.binarize, seed]
 
-    def features(images: Tensor, change: Callable[[Tensor], Tensor] = lambda images: images) -> Tensor:
+    def features(images: Tensor, **change: Callable[[Tensor], Tensor]) -> Tensor:
         with progress("Comparing", len(images), "images") as done:
-            return pooled_features(images, network, change, done)
+            return pooled_features(images, network, on_batch=done, **change)
 
-    def kept(what: str, change: Callable[[Tensor], Tensor]) -> Tensor:
+    def kept(what: str, **change: Callable[[Tensor], Tensor]) -> Tensor:
         """Features of the real images: the next model of these data, or of this tokenizer, finds them in the cache."""
 
         def build(folder: Path) -> None:
-            np.save(folder / "0.npy", features(real, change).numpy())
+            np.save(folder / "0.npy", features(real, **change).numpy())
 
         return cached_arrays([*key, what], build)[0]
 
-    reconstructed = kept(tokenizer_hash(pipeline.tokenizer), lambda images: pipeline.reconstruct(images).cpu())
-    quality = generation_quality(kept("real", lambda images: images), features(generated), reconstructed, network.title)
+    reconstructed = kept(tokenizer_hash(pipeline.tokenizer), change=lambda images: pipeline.reconstruct(images).cpu())
+    quality = generation_quality(kept("real"), features(generated), reconstructed, network.title)
     return SamplesRecord(
         settings=settings,
         quality=quality,

@@ -13,7 +13,7 @@ from ..config import Recipe, build_dataclass, to_plain
 from ..data import Batch, DataConfig, ImageDataset, augment, binarize
 from ..scorers.classifier import Classifier, ClassifierConfig
 from .order import derive_seed
-from .stage_two import load_examples, recipe_card
+from .stage_two import OPTIONS_OF_PRIORS, load_examples, recipe_card
 from .task import DataTask
 
 
@@ -83,7 +83,7 @@ def classifier_task(recipe: Recipe) -> tuple[ClassifierTask, dict[str, Any]]:
     Raises:
         ValueError: data, sizes or values that do not go together.
     """
-    for name in ("label_dropout", "text_dropout", "soft_targets", "code_noise", "sample_every"):
+    for name in (*OPTIONS_OF_PRIORS, "sample_every"):
         if getattr(recipe.training, name):
             raise ValueError(f"{recipe.where}: 'training.{name}' would be ignored by a classifier; leave it out")
     training, evaluation = load_examples(recipe)

@@ -23,6 +23,8 @@ from .order import derive_seed
 from .task import DataTask
 
 PREVIEW_IMAGES = 16
+OPTIONS_OF_PRIORS = ("label_dropout", "text_dropout", "soft_targets", "code_noise")
+"""Keys of the section `training` that only a prior's training knows."""
 
 
 @dataclass(frozen=True)
@@ -297,7 +299,7 @@ def recipe_card(plain: dict[str, Any], training: ImageDataset) -> dict[str, Any]
 
 def refuse_options_of_priors(recipe: Recipe) -> None:
     """Raises ValueError where a recipe without prior has options that only a prior's training knows."""
-    for name in ("label_dropout", "text_dropout", "soft_targets", "code_noise"):
+    for name in OPTIONS_OF_PRIORS:
         if getattr(recipe.training, name):
             raise ValueError(f"{recipe.where}: 'training.{name}' belongs to a prior and would be ignored; leave it out")
 
@@ -324,7 +326,7 @@ def prior_task(
         tokenizer, prior, text_tokenizer = saved.tokenizer, saved.prior.requires_grad_(True), saved.text_tokenizer
         models = {"prior": {"path": recipe.prior.path}}
         if text_tokenizer is not None:
-            check_captions(recipe.where, training, evaluation)
+            check_captions(recipe.where, "prior", training, evaluation)
     else:
         tokenizer, prior, text_tokenizer, models = _build(recipe, training, evaluation)
     if tokenizer.image_shape != training.image_shape:
@@ -397,16 +399,16 @@ def _build(
     }  # fmt: skip
 
 
-def check_captions(where: str, *datasets: ImageDataset) -> None:
-    """Raises ValueError where a data set has no captions."""
+def check_captions(where: str, section: str, *datasets: ImageDataset) -> None:
+    """Raises ValueError where a data set lacks the captions that a section of the recipe asks for."""
     for images in datasets:
         if images.texts is None:
-            raise ValueError(f"{where}: captions are needed, but {images.name} has none; see data.text_column")
+            raise ValueError(f"{where}: {section!r} needs captions, but {images.name} has none; see data.text_column")
 
 
 def learn_text(config: TextConfig, training: ImageDataset, evaluation: ImageDataset, where: str) -> BPETokenizer:
     """The text tokenizer of a recipe; raises ValueError where there are no captions, or a vocabulary does not fit."""
-    check_captions(where, training, evaluation)
+    check_captions(where, "text", training, evaluation)
     if config.vocabulary is None:
         return train_bpe(training.texts, config.vocab_size, config.length, config.lowercase)
     try:
