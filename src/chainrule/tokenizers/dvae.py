@@ -48,7 +48,8 @@ class DVAEConfig(ImageConfig):
     kl_weight, kl_share: beta rises from 0 to kl_weight over that share of the training
     final_temperature, temperature_share: tau falls from 1 to final_temperature over that share of the training
     min_log_scale:       soft floor of ln b in training; -5 is about half a level of an 8-bit image
-    spread:              weight of `quantizers.spread_loss`; 0 (the paper) is none
+    spread:              weight of `quantizers.spread_loss` of the logits divided by tau, so that in the end it is the
+                         codes that spread and not only q, which can be flat while few codes win; 0 (the paper) is none
     """
 
     num_codes: int = 8192
@@ -219,7 +220,8 @@ class DVAE(GridTokenizer):
         self.check_images(images)
         x = self.scale(images)
         logits = self.features(x)
-        relaxed = relax_codes(logits, self.config.temperature(progress), hard=False)
+        temperature = self.config.temperature(progress)
+        relaxed = relax_codes(logits, temperature, hard=False)
         embedded = self.embedding(relaxed.weights.to(x.dtype)) if self.training else self.embed(relaxed.codes)
         location, log_scale = self.distribution(embedded)
         with torch.autocast(x.device.type, enabled=False):  # likelihoods are not summed in half precision
@@ -229,7 +231,8 @@ class DVAE(GridTokenizer):
         codes_per_value = relaxed.codes.numel() / x.numel()
         loss = nats + self.config.beta(progress) * codes_per_value * relaxed.kl
         if self.config.spread and self.training:
-            loss = loss + self.config.spread * spread_loss(logits.float().permute(0, 2, 3, 1).flatten(0, 2))
+            choices = logits.float().permute(0, 2, 3, 1).flatten(0, 2)
+            loss = loss + self.config.spread * spread_loss(choices / temperature)
         return Reconstruction(
             images=logit_laplace_image(location),
             codes=(relaxed.codes,),
