@@ -1,0 +1,52 @@
+"""What papers on tokenizers claim, on emoji at 64x64: pairs of the same widths, of which the second should win in PSNR.
+
+    python benchmarks/claims.py vqvae2 --out runs/claims     # levels of codes against one grid, at as many bits
+    python benchmarks/claims.py rq --out runs/claims         # residual codes: depth 4 against depth 1 on the same grid
+
+Each pair is trained one after the other, by the squared error alone, and goes on where it was stopped; the PSNR is that
+of all test images.
+"""
+
+import argparse
+import csv
+import json
+import math
+from pathlib import Path
+
+import chainrule
+from chainrule.training.run import fit
+
+CLAIMS = {
+    "vqvae2": (("emoji_vqvae", "tokenizer.num_codes=6"), ("emoji_vqvae2", "tokenizer.num_codes=4")),
+    "rq": (("emoji_rqvae", "losses={}", "tokenizer.depth=1"), ("emoji_rqvae", "losses={}")),
+}
+
+
+def trained(recipe: str, overrides: list[str], folder: Path) -> dict:
+    result = fit(recipe, folder, overrides)
+    if result.interrupted:
+        raise SystemExit(130)
+    with open(folder / "evaluation.csv", newline="") as file:
+        psnr = float(list(csv.DictReader(file))[-1]["psnr"])
+    grids = chainrule.load_tokenizer(str(folder)).spec.grids
+    bits = sum(math.prod(grid.shape) * math.log2(grid.vocab_size) for grid in grids)
+    return {"recipe": recipe, "overrides": overrides, "bits_per_image": round(bits), "psnr": psnr}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("claims", nargs="*", default=list(CLAIMS))
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--steps", type=int, default=2000)
+    arguments = parser.parse_args()
+    for claim in arguments.claims:
+        pair = [
+            trained(recipe, [*overrides, f"training.steps={arguments.steps}"], arguments.out / f"{claim}-{index}")
+            for index, (recipe, *overrides) in enumerate(CLAIMS[claim])
+        ]
+        gain = pair[1]["psnr"] - pair[0]["psnr"]
+        print(json.dumps({"claim": claim, "steps": arguments.steps, "gain_db": gain, "models": pair}), flush=True)
+
+
+if __name__ == "__main__":
+    main()
