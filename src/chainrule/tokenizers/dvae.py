@@ -18,7 +18,9 @@ max-pooling between the groups of the encoder, nearest-neighbour upsampling betw
 
 Deviations: `num_groups` may differ from 4; in training exp(`min_log_scale`) is added to b, because flat regions of
 8-bit images would drive b to 0 and the density to infinity; both schedules are half a cosine (the paper says so of
-tau only).  Shape letters: B batch, C channels, H, W image; h, w grid; K vocabulary.
+tau only); with `balance`, the biases of the logits are moved after each batch until all codes are used alike, each by
+at most that much (as Wang et al. 2024, arXiv:2408.15664, do with experts), because a penalty on the mean of q is met by a
+flat q without more codes winning.  Shape letters: B batch, C channels, H, W image; h, w grid; K vocabulary.
 """
 
 from __future__ import annotations
@@ -34,7 +36,7 @@ from torch import Tensor, nn
 from ..core import Preset, Reconstruction, register
 from ..layers.grid_tokenizer import GridTokenizer, ImageConfig
 from ..layers.logit_laplace import logit_laplace_image, logit_laplace_log_prob, map_pixels
-from .quantizers import relax_codes, spread_loss
+from .quantizers import relax_codes, sum_over_processes
 
 
 @dataclass(frozen=True)
@@ -48,8 +50,7 @@ class DVAEConfig(ImageConfig):
     kl_weight, kl_share: beta rises from 0 to kl_weight over that share of the training
     final_temperature, temperature_share: tau falls from 1 to final_temperature over that share of the training
     min_log_scale:       soft floor of ln b in training; -5 is about half a level of an 8-bit image
-    spread:              weight of `quantizers.spread_loss` of the logits divided by tau, so that in the end it is the
-                         codes that spread and not only q, which can be flat while few codes win; 0 (the paper) is none
+    balance:             what the bias of an unused code gains in a step of training, see below; 0 (the paper) is none
     """
 
     num_codes: int = 8192
@@ -62,7 +63,7 @@ class DVAEConfig(ImageConfig):
     final_temperature: float = 1 / 16
     temperature_share: float = 0.05
     min_log_scale: float = -5.0
-    spread: float = 0.0
+    balance: float = 0.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -220,8 +221,7 @@ class DVAE(GridTokenizer):
         self.check_images(images)
         x = self.scale(images)
         logits = self.features(x)
-        temperature = self.config.temperature(progress)
-        relaxed = relax_codes(logits, temperature, hard=False)
+        relaxed = relax_codes(logits, self.config.temperature(progress), hard=False)
         embedded = self.embedding(relaxed.weights.to(x.dtype)) if self.training else self.embed(relaxed.codes)
         location, log_scale = self.distribution(embedded)
         with torch.autocast(x.device.type, enabled=False):  # likelihoods are not summed in half precision
@@ -230,12 +230,18 @@ class DVAE(GridTokenizer):
             nats = -logit_laplace_log_prob(map_pixels((x + 1) / 2), location, log_scale).mean()
         codes_per_value = relaxed.codes.numel() / x.numel()
         loss = nats + self.config.beta(progress) * codes_per_value * relaxed.kl
-        if self.config.spread and self.training:
-            choices = logits.float().permute(0, 2, 3, 1).flatten(0, 2)
-            loss = loss + self.config.spread * spread_loss(choices / temperature)
+        if self.training and self.config.balance:
+            self._balance_codes(relaxed.codes)
         return Reconstruction(
             images=logit_laplace_image(location),
             codes=(relaxed.codes,),
             loss=loss,
             metrics={"nats": nats.detach(), "kl": relaxed.kl.detach(), **relaxed.metrics},
         )
+
+    @torch.no_grad()
+    def _balance_codes(self, codes: Tensor) -> None:
+        """Moves the bias of every code towards as many uses as the others have."""
+        bias = self.encoder.output.bias
+        counts = sum_over_processes(torch.bincount(codes.flatten(), minlength=len(bias)).to(bias.dtype))
+        bias += self.config.balance * (1 - counts / counts.mean()).clamp(-1, 1)
