@@ -18,9 +18,8 @@ max-pooling between the groups of the encoder, nearest-neighbour upsampling betw
 
 Deviations: `num_groups` may differ from 4; in training exp(`min_log_scale`) is added to b, because flat regions of
 8-bit images would drive b to 0 and the density to infinity; both schedules are half a cosine (the paper says so of
-tau only); with `balance`, the biases of the logits are moved after each batch until all codes are used alike, each by
-at most that much (as Wang et al. 2024, arXiv:2408.15664, do with experts), because a penalty on the mean of q is met by a
-flat q without more codes winning.  Shape letters: B batch, C channels, H, W image; h, w grid; K vocabulary.
+tau only).  Dead codes are restarted as halves of others: where the recent use of a code falls below `restart_below` times
+the mean of all, it becomes a copy, but for a little noise, of one that is used more than that mean, the most used first.  Shape letters: B batch, C channels, H, W image; h, w grid; K vocabulary.
 """
 
 from __future__ import annotations
@@ -36,7 +35,10 @@ from torch import Tensor, nn
 from ..core import Preset, Reconstruction, register
 from ..layers.grid_tokenizer import GridTokenizer, ImageConfig
 from ..layers.logit_laplace import logit_laplace_image, logit_laplace_log_prob, map_pixels
-from .quantizers import relax_codes, sum_over_processes
+from .quantizers import WINDOW, relax_codes, spread_loss, sum_over_processes
+
+RESTART_NOISE = 0.05
+"""By which the weights of a restarted code differ from those of the code it copies, in standard deviations."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,9 @@ class DVAEConfig(ImageConfig):
     kl_weight, kl_share: beta rises from 0 to kl_weight over that share of the training
     final_temperature, temperature_share: tau falls from 1 to final_temperature over that share of the training
     min_log_scale:       soft floor of ln b in training; -5 is about half a level of an 8-bit image
-    balance:             what the bias of an unused code gains in a step of training, see below; 0 (the paper) is none
+    restart_below:       share of the mean use below which a code is restarted, see below; 0 (the paper) is never
+    spread:              weight of `quantizers.spread_loss` of the logits divided by tau, so that in the end it is the
+                         codes that spread and not only q, which can be flat while few codes win; 0 (the paper) is none
     """
 
     num_codes: int = 8192
@@ -63,7 +67,8 @@ class DVAEConfig(ImageConfig):
     final_temperature: float = 1 / 16
     temperature_share: float = 0.05
     min_log_scale: float = -5.0
-    balance: float = 0.0
+    restart_below: float = 0.0
+    spread: float = 0.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -77,6 +82,10 @@ class DVAEConfig(ImageConfig):
                 raise ValueError(f"{name} must lie in 0..1, got {getattr(self, name)}")
         if self.kl_weight < 0:
             raise ValueError(f"kl_weight must be at least 0, got {self.kl_weight}")
+        if not 0 <= self.restart_below < 1:
+            raise ValueError(
+                f"restart_below must lie in 0..1, 1 excluded (0: no restarts), got {self.restart_below}"
+            )
         if not 0 < self.final_temperature <= 1:
             raise ValueError(f"final_temperature must lie in 0..1, 0 excluded, got {self.final_temperature}")
 
@@ -191,6 +200,8 @@ class DVAE(GridTokenizer):
         self.encoder = Encoder(config)
         self.embedding = conv(config.num_codes, config.initial_channels, 1)
         self.decoder = Decoder(config)
+        if config.restart_below:
+            self.register_buffer("recent", torch.zeros(config.num_codes))
 
     def features(self, images: Tensor) -> Tensor:
         """Logits of q(z | x): images float (B, C, H, W) in [-1, 1] -> (B, K, h, w)."""
@@ -220,18 +231,26 @@ class DVAE(GridTokenizer):
         """In training mode of a relaxed sample, else of the codes."""
         self.check_images(images)
         x = self.scale(images)
+        restarts = self.training and self.config.restart_below > 0
+        if restarts:
+            self._restart_codes()
         logits = self.features(x)
-        relaxed = relax_codes(logits, self.config.temperature(progress), hard=False)
+        temperature = self.config.temperature(progress)
+        relaxed = relax_codes(logits, temperature, hard=False)
         embedded = self.embedding(relaxed.weights.to(x.dtype)) if self.training else self.embed(relaxed.codes)
         location, log_scale = self.distribution(embedded)
         with torch.autocast(x.device.type, enabled=False):  # likelihoods are not summed in half precision
             location, log_scale = location.to(x.dtype), log_scale.to(x.dtype)
             log_scale = torch.logaddexp(log_scale, torch.full_like(log_scale, self.config.min_log_scale))
             nats = -logit_laplace_log_prob(map_pixels((x + 1) / 2), location, log_scale).mean()
+        if restarts:
+            counts = torch.bincount(relaxed.codes.flatten(), minlength=self.config.num_codes).to(self.recent)
+            self.recent.lerp_(sum_over_processes(counts), min(counts.mean().item(), 1) / WINDOW)
         codes_per_value = relaxed.codes.numel() / x.numel()
         loss = nats + self.config.beta(progress) * codes_per_value * relaxed.kl
-        if self.training and self.config.balance:
-            self._balance_codes(relaxed.codes)
+        if self.config.spread and self.training:
+            choices = logits.float().permute(0, 2, 3, 1).flatten(0, 2)
+            loss = loss + self.config.spread * spread_loss(choices / temperature)
         return Reconstruction(
             images=logit_laplace_image(location),
             codes=(relaxed.codes,),
@@ -240,8 +259,16 @@ class DVAE(GridTokenizer):
         )
 
     @torch.no_grad()
-    def _balance_codes(self, codes: Tensor) -> None:
-        """Moves the bias of every code towards as many uses as the others have."""
-        bias = self.encoder.output.bias
-        counts = sum_over_processes(torch.bincount(codes.flatten(), minlength=len(bias)).to(bias.dtype))
-        bias += self.config.balance * (1 - counts / counts.mean()).clamp(-1, 1)
+    def _restart_codes(self) -> None:
+        """Has the most used codes share their work with dead ones."""
+        mean, order = self.recent.mean(), self.recent.argsort(descending=True)
+        busy, dead = order[self.recent[order] > mean], order[self.recent[order] < self.config.restart_below * mean]
+        count = min(len(busy), len(dead))
+        busy, dead = busy[:count], dead[:count]
+        rows, bias, embedding = self.encoder.output.weight, self.encoder.output.bias, self.embedding.weight
+        noise = sum_over_processes(torch.randn_like(rows[dead]))  # the same in all processes
+        rows[dead] = rows[busy] + RESTART_NOISE * rows.std() * noise
+        bias[dead] = bias[busy]
+        embedding[:, dead] = embedding[:, busy]
+        self.recent[busy] /= 2
+        self.recent[dead] = self.recent[busy]
