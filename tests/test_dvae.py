@@ -118,6 +118,20 @@ def test_training_draws_relaxed_samples_and_lowers_the_loss():
     assert {"nats", "kl", "perplexity"} <= set(result.metrics)
 
 
+def test_dead_codes_share_the_work_of_busy_ones():
+    torch.manual_seed(0)
+    model = DVAE(replace(TINY, restart_below=0.2)).train()
+    with torch.no_grad():
+        model.encoder.output.bias[0] = 100.0  # collapsed: one code wins everywhere
+    images = random_images(model, 16)
+    assert len(model.reconstruction(images, 1.0).codes[0].unique()) == 1
+    for _ in range(40):
+        model.reconstruction(images, 1.0).loss.backward()  # what restarts change is not what backward needs
+    with torch.no_grad():
+        assert len(model.reconstruction(images, 1.0).codes[0].unique()) >= 0.9 * TINY.num_codes
+        assert len(model.eval().encode(images)[0].unique()) >= 0.9 * TINY.num_codes
+
+
 def test_a_flat_image_gives_a_finite_loss_and_gradient():
     model = DVAE(TINY)
     with torch.no_grad():

@@ -158,10 +158,13 @@ class Encoder(nn.Module):
         self.output = conv(widths[-1], config.num_codes, 1)
 
     def forward(self, x: Tensor) -> Tensor:
+        return self.output(self.before_output(x))
+
+    def before_output(self, x: Tensor) -> Tensor:
         x = self.input(x)
         for index, group in enumerate(self.groups):
             x = group(F.max_pool2d(x, 2) if index else x)
-        return self.output(F.relu(x))
+        return F.relu(x)
 
 
 class Decoder(nn.Module):
@@ -232,9 +235,10 @@ class DVAE(GridTokenizer):
         self.check_images(images)
         x = self.scale(images)
         restarts = self.training and self.config.restart_below > 0
+        hidden = self.encoder.before_output(map_pixels((x + 1) / 2))
         if restarts:
-            self._restart_codes()
-        logits = self.features(x)
+            self._restart_codes(hidden)
+        logits = self.encoder.output(hidden)
         temperature = self.config.temperature(progress)
         relaxed = relax_codes(logits, temperature, hard=False)
         embedded = self.embedding(relaxed.weights.to(x.dtype)) if self.training else self.embed(relaxed.codes)
@@ -259,16 +263,19 @@ class DVAE(GridTokenizer):
         )
 
     @torch.no_grad()
-    def _restart_codes(self) -> None:
-        """Has the most used codes share their work with dead ones."""
+    def _restart_codes(self, hidden: Tensor) -> None:
+        """Has the most used codes share their work with dead ones: where the noise in a copy's logit is above 0, which
+        it is on the mean of hidden (B, C, h, w)."""
         mean, order = self.recent.mean(), self.recent.argsort(descending=True)
         busy, dead = order[self.recent[order] > mean], order[self.recent[order] < self.config.restart_below * mean]
         count = min(len(busy), len(dead))
         busy, dead = busy[:count], dead[:count]
         rows, bias, embedding = self.encoder.output.weight, self.encoder.output.bias, self.embedding.weight
-        noise = sum_over_processes(torch.randn_like(rows[dead]))  # the same in all processes
-        rows[dead] = rows[busy] + RESTART_NOISE * rows.std() * noise
-        bias[dead] = bias[busy]
+        # Both the same in all processes, of which the length does not matter.
+        noise = RESTART_NOISE * rows.std() * sum_over_processes(torch.randn_like(rows[dead]))
+        centre = sum_over_processes(hidden.mean((0, 2, 3)).to(rows.dtype)) / sum_over_processes(torch.ones_like(mean))
+        rows[dead] = rows[busy] + noise
+        bias[dead] = bias[busy] - noise[:, :, 0, 0] @ centre
         embedding[:, dead] = embedding[:, busy]
         self.recent[busy] /= 2
         self.recent[dead] = self.recent[busy]
