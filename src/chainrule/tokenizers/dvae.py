@@ -18,8 +18,9 @@ max-pooling between the groups of the encoder, nearest-neighbour upsampling betw
 
 Deviations: `num_groups` may differ from 4; in training exp(`min_log_scale`) is added to b, because flat regions of
 8-bit images would drive b to 0 and the density to infinity; both schedules are half a cosine (the paper says so of
-tau only).  While tau falls, dead codes are restarted as halves of others: where the recent use of a code falls below `restart_below` times
-the mean of all, it becomes a copy, but for a little noise, of one that is used more than that mean, the most used first.  Shape letters: B batch, C channels, H, W image; h, w grid; K vocabulary.
+tau only).  While tau falls, dead codes are restarted as halves of others: where the recent use of a code falls below
+`restart_below` times the mean of all, it becomes a copy, but for a little noise, of one that is used more than that
+mean, the most used first.  Shape letters: B batch, C channels, H, W image; h, w grid; K vocabulary.
 """
 
 from __future__ import annotations
