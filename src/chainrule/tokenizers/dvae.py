@@ -84,9 +84,7 @@ class DVAEConfig(ImageConfig):
         if self.kl_weight < 0:
             raise ValueError(f"kl_weight must be at least 0, got {self.kl_weight}")
         if not 0 <= self.restart_below < 1:
-            raise ValueError(
-                f"restart_below must lie in 0..1, 1 excluded (0: no restarts), got {self.restart_below}"
-            )
+            raise ValueError(f"restart_below must lie in 0..1, 1 excluded (0: no restarts), got {self.restart_below}")
         if not 0 < self.final_temperature <= 1:
             raise ValueError(f"final_temperature must lie in 0..1, 0 excluded, got {self.final_temperature}")
 
