@@ -227,11 +227,15 @@ def test_interrupt_tells_how_to_resume(tmp_path):
 
 
 def test_second_interrupt_acts_as_usual():
-    with _graceful_stop() as stop:
-        signal.raise_signal(signal.SIGINT)
-        assert stop.requested
-        with pytest.raises(KeyboardInterrupt):
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # shells have background jobs ignore it
+    try:
+        with _graceful_stop() as stop:
             signal.raise_signal(signal.SIGINT)
+            assert stop.requested
+            with pytest.raises(KeyboardInterrupt):
+                signal.raise_signal(signal.SIGINT)
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def test_finished_run_is_left_alone_and_can_be_prolonged(tmp_path):
