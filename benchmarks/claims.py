@@ -8,12 +8,13 @@ of all test images.
 """
 
 import argparse
-import csv
 import json
-import math
 from pathlib import Path
 
+import torch
+
 import chainrule
+from chainrule.metrics import bits_per_image
 from chainrule.training.run import fit
 
 SQUARED_ERROR = ("losses.perceptual=null", "losses.adversarial=null")
@@ -27,11 +28,10 @@ def trained(recipe: str, overrides: list[str], folder: Path) -> dict:
     result = fit(recipe, folder, overrides)
     if result.interrupted:
         raise SystemExit(130)
-    with open(folder / "evaluation.csv", newline="") as file:
-        psnr = float(list(csv.DictReader(file))[-1]["psnr"])
-    grids = chainrule.load_tokenizer(str(folder)).spec.grids
-    bits = sum(math.prod(grid.shape) * math.log2(grid.vocab_size) for grid in grids)
-    return {"recipe": recipe, "overrides": overrides, "bits_per_image": round(bits), "psnr": psnr}
+    tokenizer = chainrule.load_tokenizer(str(folder))
+    codes = tokenizer.encode(torch.zeros(1, *tokenizer.image_shape, dtype=torch.uint8))
+    bits = bits_per_image(tokenizer.spec, codes)
+    return {"recipe": recipe, "overrides": overrides, "bits_per_image": round(bits), "psnr": result.metrics["psnr"]}
 
 
 def main() -> None:

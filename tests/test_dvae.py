@@ -84,7 +84,7 @@ def test_blocks_are_weighed_by_the_square_of_their_number():
 def test_codes_are_without_noise_and_the_loss_is_the_bound():
     model = DVAE(replace(TINY, min_log_scale=-50.0, kl_share=0.0)).eval()
     images = random_images(model)
-    result = model.reconstruction(images, 0.0)
+    result = model.reconstruction(images, 1.0)
     pixels = images / 255
     logits = model.features(pixels * 2 - 1)
     assert torch.equal(model.encode(images)[0][..., 0], logits.argmax(1))

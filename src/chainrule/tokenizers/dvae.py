@@ -36,7 +36,7 @@ from torch import Tensor, nn
 from ..core import Preset, Reconstruction, register
 from ..layers.grid_tokenizer import GridTokenizer, ImageConfig
 from ..layers.logit_laplace import logit_laplace_image, logit_laplace_log_prob, map_pixels
-from .quantizers import WINDOW, relax_codes, spread_loss, sum_over_processes
+from .quantizers import relax_codes, spread_loss, sum_over_processes, track_use
 
 RESTART_NOISE = 0.05
 """By which the weights of a restarted code differ from those of the code it copies, in standard deviations."""
@@ -234,7 +234,8 @@ class DVAE(GridTokenizer):
         self.check_images(images)
         x = self.scale(images)
         restarts = self.training and self.config.restart_below > 0 and progress < self.config.temperature_share
-        hidden = self.encoder.before_output(map_pixels((x + 1) / 2))
+        pixels = map_pixels((x + 1) / 2)
+        hidden = self.encoder.before_output(pixels)
         if restarts:
             self._restart_codes(hidden)
         logits = self.encoder.output(hidden)
@@ -245,10 +246,10 @@ class DVAE(GridTokenizer):
         with torch.autocast(x.device.type, enabled=False):  # likelihoods are not summed in half precision
             location, log_scale = location.to(x.dtype), log_scale.to(x.dtype)
             log_scale = torch.logaddexp(log_scale, torch.full_like(log_scale, self.config.min_log_scale))
-            nats = -logit_laplace_log_prob(map_pixels((x + 1) / 2), location, log_scale).mean()
+            nats = -logit_laplace_log_prob(pixels, location, log_scale).mean()
         if restarts:
             counts = torch.bincount(relaxed.codes.flatten(), minlength=self.config.num_codes).to(self.recent)
-            self.recent.lerp_(sum_over_processes(counts), min(counts.mean().item(), 1) / WINDOW)
+            track_use(self.recent, sum_over_processes(counts))
         codes_per_value = relaxed.codes.numel() / x.numel()
         loss = nats + self.config.beta(progress) * codes_per_value * relaxed.kl
         if self.config.spread and self.training:
@@ -268,6 +269,8 @@ class DVAE(GridTokenizer):
         mean, order = self.recent.mean(), self.recent.argsort(descending=True)
         busy, dead = order[self.recent[order] > mean], order[self.recent[order] < self.config.restart_below * mean]
         count = min(len(busy), len(dead))
+        if not count:
+            return
         busy, dead = busy[:count], dead[:count]
         rows, bias, embedding = self.encoder.output.weight, self.encoder.output.bias, self.embedding.weight
         # Both the same in all processes, of which the length does not matter.

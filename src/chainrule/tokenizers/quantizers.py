@@ -80,6 +80,11 @@ def sum_over_processes(tensor: Tensor) -> Tensor:
     return tensor
 
 
+def track_use(recent: Tensor, counts: Tensor) -> None:
+    """Moves the recent use of codes (K,) towards the counts (K,) of a batch, in place."""
+    recent.lerp_(counts, counts.mean().clamp_max(1.0) / WINDOW)
+
+
 class Codebook(nn.Module):
     """K vectors, their use, and their upkeep.
 
@@ -159,7 +164,7 @@ class Codebook(nn.Module):
             self.weight += step / smoothed.clamp_min(EPSILON**2)[:, None]
             if self.unit:
                 self.weight.copy_(F.normalize(self.weight, dim=1))
-        self.recent.lerp_(counts, counts.mean().clamp_max(1.0) / WINDOW)
+        track_use(self.recent, counts)
         dead = self.recent < self.restart_below * self.recent.mean()
         if self.restart_below and dead.any():
             self.weight[dead] = _random_vectors(vectors, int(dead.sum()))
