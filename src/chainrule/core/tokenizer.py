@@ -97,7 +97,7 @@ class LearnedTokenizer(Tokenizer):
 
     Attributes:
         config: that it was built by.
-        encoder_config: that what encodes was built by, where `with_decoder` made this tokenizer; else None.
+        encoder_config: that what encodes was built by, where `with_decoder` gave this tokenizer another one; else None.
         decoder_parts: names of the modules that have no part in encoding; () if that cannot be told apart.
         decoder_options: fields of the config that only they depend on.
     """
@@ -121,7 +121,8 @@ class LearnedTokenizer(Tokenizer):
         other = type(self)(config)
         if other.spec != self.spec or other.image_shape != self.image_shape:
             raise ValueError(f"this decoder is for codes {other.spec}, the tokenizer gives {self.spec}")
-        other.encoder_config = self.encoder_config or self.config
+        encoder_config = self.encoder_config or self.config
+        other.encoder_config = encoder_config if encoder_config != config else None
         for name, part in self.named_children():
             if name not in self.decoder_parts:
                 setattr(other, name, part)
