@@ -94,6 +94,7 @@ def test_weights_of_the_same_shape_are_kept(name):
     tokenizer = build(name)
     images = noise(tokenizer)
     same = tokenizer.with_decoder(tokenizer.config)
+    assert same.encoder_config is None
     assert torch.equal(same.decode(same.encode(images)), tokenizer.decode(tokenizer.encode(images)))
     config = build_dataclass(type(tokenizer.config), to_plain(tokenizer.config) | CHANGES[name], "r")
     larger = tokenizer.with_decoder(config).eval()
