@@ -42,7 +42,8 @@ class VQVAE2Config(ImageConfig):
     downsampling:   pixels per code of the finest grid along each side, a power of 2
     hidden_channels, residual_channels: of every encoder and decoder, and inside their residual blocks
     num_blocks:     residual blocks of each
-    num_codes, dim: size of each level's codebook
+    num_codes:      codes of every level's codebook, or one number per level, coarse to fine
+    dim:            of their vectors
     beta, decay, restart_below, spread: of each level's VectorQuantizer
     """
 
@@ -51,7 +52,7 @@ class VQVAE2Config(ImageConfig):
     hidden_channels: int = 128
     residual_channels: int = 32
     num_blocks: int = 2
-    num_codes: int = 512
+    num_codes: int | tuple[int, ...] = 512
     dim: int = 64
     beta: float = 0.25
     decay: float = 0.99
@@ -62,6 +63,8 @@ class VQVAE2Config(ImageConfig):
         super().__post_init__()
         if self.num_levels < 2:
             raise ValueError(f"num_levels must be at least 2 (with one it is the VQ-VAE), got {self.num_levels}")
+        if len(self.codebook_sizes) != self.num_levels:
+            raise ValueError(f"num_codes must be one number or {self.num_levels}, got {list(self.codebook_sizes)}")
         if self.downsampling < 2 or self.downsampling & (self.downsampling - 1):
             raise ValueError(f"downsampling must be a power of 2 of at least 2, got {self.downsampling}")
         if self.hidden_channels < 2 or self.residual_channels < 1 or self.num_blocks < 0:
@@ -72,6 +75,11 @@ class VQVAE2Config(ImageConfig):
         largest = self.factors[0]
         if min(self.height, self.width) < 1 or self.height % largest or self.width % largest:
             raise ValueError(f"height and width must be multiples of {largest}, got {self.height}x{self.width}")
+
+    @property
+    def codebook_sizes(self) -> tuple[int, ...]:
+        """Codes of every level's codebook, coarse to fine."""
+        return (self.num_codes,) * self.num_levels if isinstance(self.num_codes, int) else self.num_codes
 
     @property
     def factors(self) -> tuple[int, ...]:
@@ -156,10 +164,10 @@ class VQVAE2(LearnedTokenizer):
         self.project = nn.ModuleList(nn.Conv2d(hidden + dim * (level > 0), dim, 1) for level in range(levels))
         self.quantizers = nn.ModuleList(
             VectorQuantizer(
-                config.num_codes, dim, beta=config.beta, decay=config.decay,
+                num_codes, dim, beta=config.beta, decay=config.decay,
                 restart_below=config.restart_below, spread=config.spread,
             )
-            for _ in range(levels)
+            for num_codes in config.codebook_sizes
         )  # fmt: skip
         self.decoders = nn.ModuleList(Decoder(config, dim * level, dim, 2) for level in range(1, levels))
         self.upsample = nn.ModuleList(
@@ -169,8 +177,8 @@ class VQVAE2(LearnedTokenizer):
 
     def spec_of(self, height: int, width: int) -> CodeSpec:
         """The specification of codes whose coarsest grid has that size."""
-        config = self.config
-        return CodeSpec(tuple(GridSpec(height << n, width << n, 1, config.num_codes) for n in range(config.num_levels)))
+        sizes = self.config.codebook_sizes
+        return CodeSpec(tuple(GridSpec(height << n, width << n, 1, num_codes) for n, num_codes in enumerate(sizes)))
 
     def features(self, pixels: Tensor) -> list[Tensor]:
         """h_l, coarse to fine: pixels (B, C, H, W) in [-1, 1] -> each (B, hidden, h, w)."""
