@@ -1,6 +1,6 @@
 """What papers on tokenizers claim, on emoji at 64x64: pairs of the same widths, of which the second should win in PSNR.
 
-    python benchmarks/claims.py vqvae2 --out runs/claims     # levels of codes against one grid, at as many bits
+    python benchmarks/claims.py vqvae2 --out runs/claims     # 32x32 codes, alone or below two coarser grids, as many bits
     python benchmarks/claims.py rq --out runs/claims         # residual codes: depth 4 against depth 1 on the same grid
 
 Each pair is trained one after the other as the papers say, without `spread`, by the squared error alone, and goes on
@@ -18,9 +18,12 @@ from chainrule.metrics import bits_per_image
 from chainrule.training.run import fit
 
 PLAIN = "tokenizer.spread=0"
-RQ = ("emoji_rqvae", PLAIN, "losses.perceptual=null", "losses.adversarial=null", "training.learning_rate=2e-3")
+RQ = ("emoji_rqvae", "losses.perceptual=null")
 CLAIMS = {
-    "vqvae2": (("emoji_vqvae", PLAIN), ("emoji_vqvae2", PLAIN)),
+    "vqvae2": (
+        ("emoji_vqvae", PLAIN, "tokenizer.downsampling=2", "tokenizer.num_codes=4"),
+        ("emoji_vqvae2", PLAIN, "tokenizer.downsampling=2", "tokenizer.num_levels=3", "tokenizer.num_codes=[4096,2,2]"),
+    ),
     "rq": ((*RQ, "tokenizer.depth=1"), RQ),
 }
 
