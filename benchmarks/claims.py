@@ -1,6 +1,6 @@
 """What papers on tokenizers claim, on emoji at 64x64: pairs of the same widths, of which the second should win in PSNR.
 
-    python benchmarks/claims.py vqvae2 --out runs/claims     # 32x32 codes, alone or below two coarser grids, as many bits
+    python benchmarks/claims.py vqvae2 --out runs/claims     # as many bits in 32x32 codes and in levels
     python benchmarks/claims.py rq --out runs/claims         # residual codes: depth 4 against depth 1 on the same grid
 
 Each pair is trained one after the other as the papers say, without `spread`, by the squared error alone, and goes on
