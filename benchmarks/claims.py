@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 import chainrule
-from chainrule.metrics import bits_per_image
+from chainrule.evaluation import bits_per_image
 from chainrule.training.run import fit
 
 FINE = ("tokenizer.spread=0", "tokenizer.downsampling=2")

@@ -31,9 +31,9 @@ from torch.nn.functional import normalize
 
 import chainrule
 from chainrule.data import DataConfig, ImageDataset, load, shapes
-from chainrule.metrics import FeatureNetwork, frechet_distance, load_features, pooled_features
+from chainrule.evaluation import FeatureNetwork, frechet_distance, load_features, pooled_features
 from chainrule.scorers import load_scorer
-from chainrule.scorers.contrastive import TextScorer
+from chainrule.scorers.reranker import TextScorer
 
 BATCH = 50
 

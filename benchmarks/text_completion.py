@@ -17,7 +17,7 @@ from torch import Tensor
 
 import chainrule
 from chainrule.data import DataConfig, load
-from chainrule.metrics import psnr
+from chainrule.evaluation import psnr
 
 COLUMNS = 12
 

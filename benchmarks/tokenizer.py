@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 
 from chainrule.core import Tokenizer, entry
-from chainrule.metrics import psnr
+from chainrule.evaluation import psnr
 from chainrule.official import import_release
 
 

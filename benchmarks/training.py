@@ -20,10 +20,10 @@ import torch.nn.functional as F
 
 from chainrule.config import build_model_config, read_recipe
 from chainrule.core import CodeSpec, Context, entry
-from chainrule.layers import scan
+from chainrule.kernels import scan
 from chainrule.priors import gated_pixelcnn
-from chainrule.training.hardware import autocast, compiled
-from chainrule.training.muon import Muon
+from chainrule.training.engine.hardware import autocast, compiled
+from chainrule.training.engine.muon import Muon
 
 SPEC = CodeSpec.single(28, 28, 1, 2)
 SYSTEMS = ("gated_pixelcnn", "pixelcnn", "row_lstm", "diagonal_bilstm")

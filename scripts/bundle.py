@@ -17,7 +17,9 @@ import torch
 import yaml
 
 import chainrule
-from chainrule.artefact import (
+from chainrule.core import LearnedTokenizer
+from chainrule.pipeline import PRETRAINED, SUPER_RESOLUTION, find, read_config, tokenizer_hash
+from chainrule.saving.artefact import (
     has_prior,
     load_super_resolution,
     load_tokenizer,
@@ -25,8 +27,6 @@ from chainrule.artefact import (
     save_super_resolution,
     save_tokenizer,
 )
-from chainrule.core import LearnedTokenizer
-from chainrule.pipeline import PRETRAINED, SUPER_RESOLUTION, find, read_config, tokenizer_hash
 from chainrule.scorers import load_scorer
 
 MAX_BYTES = 8_000_000

@@ -9,9 +9,9 @@ from pathlib import Path
 import torch
 
 import chainrule
-from chainrule.artefact import load_tokenizer, read_card
 from chainrule.config import build_dataclass
 from chainrule.data import DataConfig, load
+from chainrule.saving.artefact import load_tokenizer, read_card
 
 PICTURES = Path(__file__).resolve().parents[1] / "docs" / "pictures"
 COUNT, COLUMNS = 24, 12

@@ -9,14 +9,16 @@ import torch
 import yaml
 
 import chainrule
-from chainrule import Pipeline, artefact
+from chainrule import Pipeline
 from chainrule.config import build_recipe
 from chainrule.data import DataConfig, ImageDataset
 from chainrule.priors.pixelcnn import PixelCNN, PixelCNNConfig
+from chainrule.saving import artefact
 from chainrule.scorers import load_scorer
 from chainrule.scorers.classifier import Classifier, ClassifierConfig
 from chainrule.tokenizers.pixels import Pixels, PixelsConfig
-from chainrule.training import ClassifierTask, classifier_task, fit, stage_two
+from chainrule.training import ClassifierTask, classifier_task, fit
+from chainrule.training.tasks import prior
 
 CONFIG = ClassifierConfig((1, 8, 8), 3, ("cat", "dog", "red fish"), 16, 2, 1)
 RECIPE = {
@@ -45,7 +47,7 @@ def stripes(monkeypatch) -> None:
             images[index, :, :, 2 * label : 2 * label + 3] += 100
         return ImageDataset(images, labels, None, CONFIG.class_names, 3, config.source)
 
-    monkeypatch.setattr("chainrule.training.stage_two.load", read)
+    monkeypatch.setattr("chainrule.training.tasks.prior.load", read)
 
 
 def build() -> Classifier:
@@ -133,7 +135,7 @@ def test_of_several_candidates_the_surest_is_kept():
 def test_a_recipe_trains_a_classifier_and_goes_on(tmp_path, stripes):
     Path(tmp_path / "recipe.yaml").write_text(yaml.safe_dump(RECIPE))
     result = fit(tmp_path / "recipe.yaml", tmp_path / "run", quiet=True)
-    data = stage_two.load(DataConfig("stripes", "test"))
+    data = prior.load(DataConfig("stripes", "test"))
     scorer = load_scorer(tmp_path / "run")
     assert scorer.config.class_names == data.class_names and scorer.config.width == 16
     right = (scorer(data.images).argmax(1) == data.labels).double().mean().item()
@@ -177,7 +179,7 @@ def test_mistakes_in_recipes_of_classifiers(tmp_path, stripes, override, sentenc
 
 
 def test_a_classifier_needs_labels(tmp_path, monkeypatch):
-    monkeypatch.setattr("chainrule.training.stage_two.load", lambda config: ImageDataset(noise(4), name="drawings"))
+    monkeypatch.setattr("chainrule.training.tasks.prior.load", lambda config: ImageDataset(noise(4), name="drawings"))
     with pytest.raises(ValueError, match="needs labels, but drawings has none; see data.label_column"):
         classifier_task(build_recipe(RECIPE, "r"))
 

@@ -17,11 +17,11 @@ from typer.testing import CliRunner
 
 import chainrule
 from chainrule import Pipeline
-from chainrule.cli import app, measure
+from chainrule.cli import app
 from chainrule.config import recipe_names
 from chainrule.data import ImageDataset, binarize
+from chainrule.evaluation import frechet_distance, measure, precision_recall
 from chainrule.images import grid, to_pil
-from chainrule.metrics import frechet_distance, precision_recall
 from chainrule.priors.pixelcnn import PixelCNN, PixelCNNConfig
 from chainrule.tokenizers.pixels import Pixels, PixelsConfig
 from chainrule.tokenizers.vqvae import VQVAE, VQVAEConfig
@@ -333,7 +333,7 @@ def test_heat_runs_from_dark_to_light():
 @pytest.fixture
 def brightness(monkeypatch) -> None:
     """Features that need no file."""
-    monkeypatch.setattr("chainrule.cli.measure.load_features", lambda name: Brightness(0))
+    monkeypatch.setattr("chainrule.evaluation.measure.load_features", lambda name: Brightness(0))
 
 
 @pytest.fixture
@@ -347,7 +347,7 @@ def digits(monkeypatch) -> list:
         images = torch.randint(0, 256, (40, 1, SIDE, SIDE), dtype=torch.uint8, generator=generator)
         return ImageDataset(images, torch.arange(40) % 3, None, None, 3, config.source)
 
-    monkeypatch.setattr("chainrule.cli.measure.load", load)
+    monkeypatch.setattr("chainrule.evaluation.measure.load", load)
     return asked
 
 

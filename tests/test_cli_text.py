@@ -14,14 +14,14 @@ from PIL import Image
 import chainrule
 from chainrule import Pipeline
 from chainrule.cli.pictures import captioned
-from chainrule.conditioning.text import train_bpe
 from chainrule.core import Codes, CodeSpec, Context
 from chainrule.data import ImageDataset, binarize
 from chainrule.decoding import Guided, GuidedContext, Known, Rerun, image_seeds, sample
+from chainrule.evaluation import frechet_distance
 from chainrule.images import grid, to_pil
-from chainrule.metrics import frechet_distance
 from chainrule.priors.dalle import DALLE, DALLEConfig
 from chainrule.priors.parti import Parti, PartiConfig
+from chainrule.text.bpe import train_bpe
 from chainrule.tokenizers.pixels import Pixels, PixelsConfig
 from test_cli import CliRunner, app, refused, run
 from test_reconstruction import Brightness
@@ -212,18 +212,20 @@ def test_complete_and_score_under_a_text(here, name):
 def test_evaluate_reads_captions(here, monkeypatch, name):
     images = torch.randint(0, 256, (4, 1, 4, 4), dtype=torch.uint8)
     drawings = ImageDataset(images, texts=CAPTIONS, name="drawings")
-    monkeypatch.setattr("chainrule.cli.measure.load", lambda config: drawings)
+    monkeypatch.setattr("chainrule.evaluation.measure.load", lambda config: drawings)
     nats = -chainrule.load(name).log_prob(images, text=CAPTIONS).mean().item()
     assert f"{nats:.3f}" in run("evaluate", name, "--binarize", "none")
-    monkeypatch.setattr("chainrule.cli.measure.load", lambda config: ImageDataset(images, name="drawings"))
+    monkeypatch.setattr("chainrule.evaluation.measure.load", lambda config: ImageDataset(images, name="drawings"))
     assert "this model needs captions, but drawings has none" in refused("evaluate", name, "--record", "r.json")
 
 
 @pytest.mark.parametrize("name", MODELS)
 def test_evaluate_draws_from_captions(here, monkeypatch, name):
     images = torch.randint(0, 256, (4, 1, 4, 4), dtype=torch.uint8)
-    monkeypatch.setattr("chainrule.cli.measure.load", lambda config: ImageDataset(images, texts=CAPTIONS, name="four"))
-    monkeypatch.setattr("chainrule.cli.measure.load_features", lambda name: Brightness(0))
+    monkeypatch.setattr(
+        "chainrule.evaluation.measure.load", lambda config: ImageDataset(images, texts=CAPTIONS, name="four")
+    )
+    monkeypatch.setattr("chainrule.evaluation.measure.load_features", lambda name: Brightness(0))
     words = shlex.split("--binarize threshold --samples 6 --guidance 2 --precision bfloat16 --top-k 2 --json")
     value = json.loads(run("evaluate", name, *words, "--record", "r.json"))
     drawn = chainrule.load(name).sample(6, text=[*CAPTIONS, *CAPTIONS[:2]], guidance=2.0, top_k=2, precision="bfloat16")

@@ -13,13 +13,13 @@ from PIL import Image
 from safetensors.torch import load_file
 
 import chainrule
-from chainrule.artefact import load_tokenizer, save_tokenizer
-from chainrule.code_file import _pack, _unpack
 from chainrule.core import entry
 from chainrule.data import ImageDataset
+from chainrule.evaluation import psnr, ssim
 from chainrule.images import to_pil
-from chainrule.metrics import psnr, ssim
 from chainrule.official import Imported
+from chainrule.saving.artefact import load_tokenizer, save_tokenizer
+from chainrule.saving.code_file import _pack, _unpack
 from test_cli import refused, run
 from test_reconstruction import Brightness, noise
 
@@ -47,8 +47,8 @@ def here(tmp_path, monkeypatch, models) -> Path:
         (tmp_path / model.name).symlink_to(model)
     for name, height, width in (("a", 16, 16), ("b", 16, 16), ("wide", 16, 24), ("odd", 17, 16)):
         to_pil(noise(1, 3, height, width, seed=ord(name[0])))[0].save(f"{name}.png")
-    monkeypatch.setattr("chainrule.metrics.load_features", lambda name: Brightness(0))
-    monkeypatch.setattr("chainrule.cli.measure.load_features", lambda name: Brightness(0))
+    monkeypatch.setattr("chainrule.evaluation.load_features", lambda name: Brightness(0))
+    monkeypatch.setattr("chainrule.evaluation.measure.load_features", lambda name: Brightness(0))
     return tmp_path
 
 
@@ -74,7 +74,7 @@ def test_without_weights_the_perceptual_distance_is_left_out(here, monkeypatch):
     def missing(name):
         raise ValueError("the package is not installed")
 
-    monkeypatch.setattr("chainrule.metrics.load_features", missing)
+    monkeypatch.setattr("chainrule.evaluation.load_features", missing)
     value = json.loads(run("reconstruct", "levels", "a.png", "--json"))
     assert value["features"] is None and set(value["images"][0]) == {"image", "psnr", "ssim"}
     words = ["reconstruct", "levels", "a.png", "--out", "b2.png", "--features", "vgg16_lpips"]
@@ -189,7 +189,7 @@ def pictures(monkeypatch) -> list:
         images = noise(9, 3, *(config.height_width or (16, 16)), seed=len(config.source))
         return ImageDataset(images, name=config.source)
 
-    monkeypatch.setattr("chainrule.cli.measure.load", load)
+    monkeypatch.setattr("chainrule.evaluation.measure.load", load)
     return asked
 
 

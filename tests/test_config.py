@@ -34,7 +34,9 @@ class Outer:
 
 
 def test_values_arrive():
-    text = "{steps: 3, learning_rate: 1e-3, betas: [0, 0.9], widths: [1, 2], compile: true, inner: {size: 4}, path: a/b}"  # noqa: E501
+    text = (
+        "{steps: 3, learning_rate: 1e-3, betas: [0, 0.9], widths: [1, 2], compile: true, inner: {size: 4}, path: a/b}"
+    )
     built = build_dataclass(Outer, parse_yaml(text, "r.yaml"), "r.yaml")
     assert built == Outer(3, 0.001, (0.0, 0.9), (1, 2), "fast", True, Inner(4), Path("a/b"))
     assert build_dataclass(Outer, parse_yaml(write_yaml(built), "r.yaml"), "r.yaml") == built

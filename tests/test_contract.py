@@ -7,7 +7,7 @@ import torch
 
 from chainrule.core import CodeSpec, Context, Prior, entries, select
 from chainrule.decoding import Filter, Guided, GuidedContext, Known, Rerun, complete, image_seeds, sample
-from chainrule.layers.raster import RasterPrior
+from chainrule.priors._raster import RasterPrior
 
 PRIORS = [
     pytest.param(entry, preset, id=f"{entry.name}-{name}")

@@ -10,12 +10,12 @@ import yaml
 from safetensors.torch import load_file
 
 import chainrule
-from chainrule.artefact import load_tokenizer, read_card, save_tokenizer
-from chainrule.cli.record import weights_sha256
 from chainrule.core import entry
+from chainrule.evaluation.records import weights_sha256
 from chainrule.official import convert, importers
 from chainrule.official.reader import sha256
 from chainrule.pipeline import tokenizer_hash
+from chainrule.saving.artefact import load_tokenizer, read_card, save_tokenizer
 
 FIXTURES = Path(
     os.environ.get("CHAINRULE_FIXTURES", Path(__file__).resolve().parents[1].parent / "shared" / "fixtures")

@@ -7,12 +7,12 @@ import pytest
 import torch
 
 import chainrule
-from chainrule.conditioning.text import train_bpe
 from chainrule.core import CodeSpec, Context, GridSpec, Prior, entry
 from chainrule.decoding import Filter, Known, image_seeds, sample
-from chainrule.layers.sparse_attention import visible
 from chainrule.pipeline import Pipeline
+from chainrule.priors._sparse_attention import visible
 from chainrule.priors.dalle import DALLE, DALLEConfig, stream
+from chainrule.text.bpe import train_bpe
 from chainrule.tokenizers.pixels import Pixels, PixelsConfig
 
 CAPTIONS = [f"a {colour} {shape}" for colour in ("red", "green") for shape in ("circle", "square")]

@@ -8,12 +8,12 @@ import pytest
 import torch
 
 import chainrule
-from chainrule.artefact import read_card, save_tokenizer
 from chainrule.config import build_dataclass, build_recipe, to_plain, write_yaml
 from chainrule.core import Tokenizer, entries, entry
 from chainrule.data import ImageDataset
 from chainrule.pipeline import Pipeline, tokenizer_hash
 from chainrule.priors.pixelcnn import PixelCNN, PixelCNNConfig
+from chainrule.saving.artefact import read_card, save_tokenizer
 from chainrule.training import fit, tokenizer_task
 from test_cli import refused, run
 
@@ -67,7 +67,7 @@ def here(tmp_path, monkeypatch):
     def load(config):
         return ImageDataset(noise(chainrule.load_tokenizer("old")), name=config.source)
 
-    monkeypatch.setattr("chainrule.training.stage_two.load", load)
+    monkeypatch.setattr("chainrule.training.tasks.prior.load", load)
 
 
 # ---------------------------------------------------------------- tokenizers

@@ -59,9 +59,9 @@ def test_readme_commands(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("record", sorted((ROOT / "docs" / "records").glob("*-test.json")), ids=lambda path: path.stem)
 def test_records_are_of_the_bundled_weights(record):
-    from chainrule.artefact import read_card
-    from chainrule.cli.record import LikelihoodRecord, read_record, weights_sha256
+    from chainrule.evaluation.records import LikelihoodRecord, read_record, weights_sha256
     from chainrule.pipeline import find
+    from chainrule.saving.artefact import read_card
 
     value = read_record(record)
     if value.model not in chainrule.models():
@@ -77,7 +77,7 @@ def test_records_are_of_the_bundled_weights(record):
 
 
 def test_bundled_models_are_small_and_have_cards():
-    from chainrule.artefact import read_card
+    from chainrule.saving.artefact import read_card
 
     sizes = []
     for name in chainrule.models():
@@ -101,7 +101,7 @@ def test_recipes_train(name, tmp_path):
 
     A perceptual loss takes part where the weights of its network are installed.
     """
-    from chainrule.artefact import read_card
+    from chainrule.saving.artefact import read_card
     from chainrule.training import fit
 
     header = find_recipe(name).read_text(encoding="utf-8")

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from chainrule.data import ImageDataset
-from chainrule.metrics import likelihood
-from chainrule.metrics.likelihood import CHUNK
+from chainrule.evaluation import likelihood
+from chainrule.evaluation.likelihood import CHUNK
 
 
 def grey(count: int) -> ImageDataset:

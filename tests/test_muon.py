@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from chainrule.training.muon import Muon, matrix_shape, orthogonalize
+from chainrule.training.engine.muon import Muon, matrix_shape, orthogonalize
 
 
 @pytest.mark.parametrize("shape", [(12, 40), (40, 12), (16, 16)])

@@ -10,10 +10,10 @@ import torch
 from safetensors.torch import load_file
 
 import chainrule
-from chainrule.conditioning.dalle_mini import DalleMiniTokenizer, name_emoji
 from chainrule.core import Context, entry
-from chainrule.official import convert, import_release, min_dalle
+from chainrule.official import convert, import_release, kuprel_min_dalle
 from chainrule.priors.dalle_bart import DalleBart
+from chainrule.text.dalle_mini import DalleMiniTokenizer, name_emoji
 from chainrule.tokenizers.vqgan import VQGAN
 
 FIXTURES = Path(
@@ -25,7 +25,7 @@ needs_fixture = pytest.mark.skipif(not SOURCE.is_dir(), reason="no fixture min_d
 
 @pytest.fixture(scope="module")
 def imported():
-    return min_dalle.load(SOURCE)
+    return kuprel_min_dalle.load(SOURCE)
 
 
 @needs_fixture
@@ -103,14 +103,16 @@ def test_the_files_as_published_in_one_folder(tmp_path, imported):
     assert set(again.files) == {
         "encoder_mini.pt", "decoder_mini.pt", "vocab_mini.json", "merges_mini.txt", "detoker.pt"
     }  # fmt: skip
-    assert min_dalle.matches(tmp_path / "decoder_mini.pt") and not min_dalle.matches(tmp_path / "other.pt")
+    assert kuprel_min_dalle.matches(tmp_path / "decoder_mini.pt") and not kuprel_min_dalle.matches(
+        tmp_path / "other.pt"
+    )
     for path in (SOURCE / "dalle_bart_mini").iterdir():
         shutil.copy(path, tmp_path)
     with pytest.raises(ValueError, match=r"several models: .* encoder.pt or encoder_mini.pt"):
-        min_dalle.load(tmp_path)
+        kuprel_min_dalle.load(tmp_path)
     (tmp_path / "detoker.pt").unlink()
     with pytest.raises(ValueError, match=r"detoker.pt is missing"):
-        min_dalle.load(tmp_path / "encoder.pt")
+        kuprel_min_dalle.load(tmp_path / "encoder.pt")
 
 
 @needs_fixture
@@ -122,7 +124,7 @@ def test_gains_that_the_files_lack_are_one_and_other_tensors_are_refused(tmp_pat
     del tensors["layers.1.glu.ln0.weight"]
     (folder / "encoder.pt").chmod(0o644)
     torch.save({key: value.float() for key, value in tensors.items()}, folder / "encoder.pt")
-    assert (min_dalle.load(tmp_path).prior.encoder[1].mlp.norm.weight == 1).all()
+    assert (kuprel_min_dalle.load(tmp_path).prior.encoder[1].mlp.norm.weight == 1).all()
     for change, message in [
         ({"layers.0.self_attn.q_proj.bias": torch.zeros(128)}, "another architecture: it has layers.0.self_attn"),
         ({"layers.2.glu.fc2.weight": torch.zeros(128, 64)}, "nothing in it is encoder.2"),
@@ -131,7 +133,7 @@ def test_gains_that_the_files_lack_are_one_and_other_tensors_are_refused(tmp_pat
     ]:
         torch.save(tensors | change, folder / "encoder.pt")
         with pytest.raises(ValueError, match=message):
-            min_dalle.load(tmp_path)
+            kuprel_min_dalle.load(tmp_path)
 
 
 @pytest.mark.parametrize(("preset", "count"), [("mini", 437_962_720), ("mega", 2_587_967_488)])

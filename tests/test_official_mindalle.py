@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 import chainrule
 from chainrule.core import Context
 from chainrule.decoding import Filter, Known, image_seeds, sample
-from chainrule.official import convert, import_release, mindalle, taming
+from chainrule.official import compvis_vqgan, convert, import_release, kakao_mindalle
 
 FIXTURES = Path(
     os.environ.get("CHAINRULE_FIXTURES", Path(__file__).resolve().parents[1].parent / "shared" / "fixtures")
@@ -31,7 +31,7 @@ def prompts() -> list[str]:
 
 @torch.no_grad()
 def test_it_gives_the_outputs_of_the_original():
-    assert mindalle.matches(SOURCE) and not taming.matches(SOURCE)
+    assert kakao_mindalle.matches(SOURCE) and not compvis_vqgan.matches(SOURCE)
     imported = import_release(SOURCE)
     tokenizer, prior, io = imported.tokenizer, imported.prior, load_file(SOURCE / "io.safetensors")
     with pytest.warns(UserWarning, match="1 of 6 texts are longer than 16 tokens"):
@@ -97,15 +97,15 @@ def test_what_does_not_fit_is_refused(tmp_path):
     ]:
         assert old in text
         (tmp_path / "config.yaml").write_text(text.replace(old, new, 1), encoding="utf-8")
-        assert mindalle.matches(tmp_path)
+        assert kakao_mindalle.matches(tmp_path)
         with pytest.raises(ValueError, match=message):
-            mindalle.load(tmp_path)
+            kakao_mindalle.load(tmp_path)
     (tmp_path / "config.yaml").write_text(text, encoding="utf-8")
     vocabulary = tmp_path / "tokenizer" / "bpe-16k-vocab.json"
     words = json.loads(vocabulary.read_text(encoding="utf-8"))
     vocabulary.write_text(json.dumps({"[PAD]": 1, "[UNK]": 0} | {k: v for k, v in words.items() if v > 1}))
     with pytest.raises(ValueError, match=r"\[PAD\] must be token 0 of bpe-16k-vocab.json, is 1"):
-        mindalle.load(tmp_path)
+        kakao_mindalle.load(tmp_path)
     vocabulary.write_text("{")
     with pytest.raises(ValueError, match=r"bpe-16k-vocab.json or bpe-16k-merges.txt is missing or damaged"):
-        mindalle.load(tmp_path)
+        kakao_mindalle.load(tmp_path)

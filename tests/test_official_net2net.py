@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 import chainrule
 from chainrule.core import CodeSpec, Context
 from chainrule.decoding import Filter, image_seeds, sample
-from chainrule.official import convert, taming, taming_net2net
+from chainrule.official import compvis_net2net, compvis_vqgan, convert
 from chainrule.priors.gpt import GPT, GPTConfig
 from test_official_taming import original_names
 
@@ -29,8 +29,8 @@ def close(ours, theirs):
 @needs_fixture
 @torch.no_grad()
 def test_it_gives_the_outputs_of_the_original():
-    assert taming_net2net.matches(SOURCE) and not taming.matches(SOURCE)
-    imported = taming_net2net.load(SOURCE)
+    assert compvis_net2net.matches(SOURCE) and not compvis_vqgan.matches(SOURCE)
+    imported = compvis_net2net.load(SOURCE)
     tokenizer, prior, io = imported.tokenizer, imported.prior, load_file(SOURCE / "io.safetensors")
     context, images = Context(label=io["in.class"]), ((io["in.image"] + 1) * 127.5).round().to(torch.uint8)
     assert not prior.training and not tokenizer.training and tokenizer.spec == prior.spec
@@ -72,20 +72,20 @@ def test_what_does_not_fit_is_refused(tmp_path):
     ]:
         assert old in text
         (tmp_path / "project.yaml").write_text(text.replace(old, new), encoding="utf-8")
-        assert taming_net2net.matches(tmp_path)
+        assert compvis_net2net.matches(tmp_path)
         with pytest.raises(ValueError, match=message):
-            taming_net2net.load(tmp_path)
+            compvis_net2net.load(tmp_path)
 
 
 @pytest.mark.parametrize("block_size", [16, 17, 30])
 @torch.no_grad()
 def test_a_model_without_condition_over_a_gumbel_vqgan_comes_back_as_it_went(tmp_path, block_size):
     """Start token 2, a vocabulary larger than the VQGAN's, no fixture needed."""
-    config = taming.VQGANGumbelConfig(
+    config = compvis_vqgan.VQGANGumbelConfig(
         8, 8, base_channels=32, multipliers=(1, 1), num_blocks=1, attention_levels=(), latent_channels=6, num_codes=9,
         dim=6,
     )  # fmt: skip
-    tokenizer = taming.VQGANGumbel(config).eval()
+    tokenizer = compvis_vqgan.VQGANGumbel(config).eval()
     prior = GPT(CodeSpec.single(4, 4, 1, 9), GPTConfig(2, 12, 3, dropout=0.1)).eval()
     for parameter in prior.parameters():
         parameter.normal_(std=0.3)
@@ -108,7 +108,7 @@ def test_a_model_without_condition_over_a_gumbel_vqgan_comes_back_as_it_went(tmp
         "out_ch: 3, ch: 32, ch_mult: [1, 1], num_res_blocks: 1, attn_resolutions: [], dropout: 0.0}}}}}",
         encoding="utf-8",
     )
-    imported = taming_net2net.load(tmp_path)
+    imported = compvis_net2net.load(tmp_path)
     assert imported.prior.config == prior.config and imported.prior.spec == prior.spec == imported.tokenizer.spec
     codes = (torch.randint(0, 9, (2, 4, 4, 1)),)
     assert torch.equal(imported.prior(codes, Context())[0], prior(codes, Context())[0])
@@ -133,6 +133,6 @@ def original_transformer(prior, vocab_size, block_size) -> dict[str, torch.Tenso
             projections = getattr(block.query_key_value, kind).chunk(3)
             for name, value in zip(("query", "key", "value"), projections, strict=True):
                 found[f"blocks.{index}.attn.{name}.{kind}"] = value
-            for theirs, ours in taming_net2net.NAMES.items():
+            for theirs, ours in compvis_net2net.NAMES.items():
                 found[f"blocks.{index}.{theirs}.{kind}"] = getattr(getattr(block, ours), kind)
     return {key: value.detach().clone() for key, value in found.items()}

@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 
 import chainrule
 from chainrule.core import CodeSpec, Context
-from chainrule.official import convert, import_release, pclucas
+from chainrule.official import convert, import_release, pclucas_pixelcnnpp
 from chainrule.priors.pixelcnnpp import PixelCNNPP
 
 FIXTURES = Path(os.environ.get("CHAINRULE_FIXTURES", Path(__file__).resolve().parents[2] / "shared" / "fixtures"))
@@ -22,7 +22,7 @@ FILE = "pcnn_lr0.00040_nr-resnet5_nr-filters160_889.pth"
 def imported():
     if not FOLDER.is_dir():
         pytest.skip("no fixtures of foreign checkpoints; name their folder in CHAINRULE_FIXTURES")
-    return pclucas.load(FOLDER), load_file(FOLDER / "io.safetensors")
+    return pclucas_pixelcnnpp.load(FOLDER), load_file(FOLDER / "io.safetensors")
 
 
 def small(result, expected) -> tuple[PixelCNNPP, tuple[torch.Tensor]]:
@@ -35,7 +35,11 @@ def small(result, expected) -> tuple[PixelCNNPP, tuple[torch.Tensor]]:
 
 def test_the_file_is_recognised_and_its_origin_named(imported):
     result, _ = imported
-    assert pclucas.matches(FOLDER) and pclucas.matches(FOLDER / FILE) and not pclucas.matches(FOLDER / "README.md")
+    assert (
+        pclucas_pixelcnnpp.matches(FOLDER)
+        and pclucas_pixelcnnpp.matches(FOLDER / FILE)
+        and not pclucas_pixelcnnpp.matches(FOLDER / "README.md")
+    )
     assert "pclucas14" in result.origin and result.licence == "MIT" and not result.non_commercial
     assert result.files == {FILE: hashlib.sha256((FOLDER / FILE).read_bytes()).hexdigest()}
     assert result.tokenizer.image_shape == (3, 32, 32) and result.prior.spec == result.tokenizer.spec
@@ -129,16 +133,16 @@ def test_other_architectures_are_refused_in_one_sentence(tmp_path):
     path = tmp_path / "one.pth"
     tensors = write(path, 2, 4, 1, 2)
     with pytest.raises(ValueError, match=r"one.pth holds no PixelCNN\+\+ of grey or colour images"):
-        pclucas.load(path)
+        pclucas_pixelcnnpp.load(path)
     tensors = write(path, 3, 4, 1, 2)
     torch.save(tensors | {"extra.weight_v": torch.zeros(1)}, path)
     with pytest.raises(ValueError, match=r"one.pth does not fit.*extra"):
-        pclucas.load(path)
+        pclucas_pixelcnnpp.load(path)
     del tensors["up_layers.2.ul_stream.0.conv_out.conv.bias"]
     torch.save(tensors, path)
     with pytest.raises(ValueError, match=r"nothing in it is level.inner.inner.down_v.0.second.bias") as error:
-        pclucas.load(path)
+        pclucas_pixelcnnpp.load(path)
     assert "\n" not in str(error.value)
     write(tmp_path / "two.pth", 3, 4, 1, 2)
     with pytest.raises(ValueError, match=r"there are: one.pth, two.pth; name the file"):
-        pclucas.load(tmp_path)
+        pclucas_pixelcnnpp.load(tmp_path)

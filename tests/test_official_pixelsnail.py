@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 
 import chainrule
 from chainrule.core import Context
-from chainrule.official import convert, import_release, rosinality
+from chainrule.official import convert, import_release, rosinality_vqvae2
 from chainrule.official.rosinality_pixelsnail import load_prior
 from chainrule.priors.pixelsnail import BottomSizes, PixelSNAILSizes
 
@@ -23,7 +23,7 @@ TOP, BOTTOM = "pixelsnail_top_420.pt", "pixelsnail_bottom_420.pt"
 def imported():
     if not FOLDER.is_dir():
         pytest.skip("no fixtures of foreign checkpoints; name their folder in CHAINRULE_FIXTURES")
-    return rosinality.load(FOLDER), load_file(FOLDER / "io.safetensors")
+    return rosinality_vqvae2.load(FOLDER), load_file(FOLDER / "io.safetensors")
 
 
 @torch.no_grad()

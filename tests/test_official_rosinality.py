@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from chainrule.official import import_release, rosinality
+from chainrule.official import import_release, rosinality_vqvae2
 
 FIXTURES = Path(os.environ.get("CHAINRULE_FIXTURES", Path(__file__).resolve().parents[2] / "shared" / "fixtures"))
 FOLDER = FIXTURES / "rosinality_vqvae2"
@@ -18,13 +18,15 @@ FOLDER = FIXTURES / "rosinality_vqvae2"
 def imported():
     if not FOLDER.is_dir():
         pytest.skip("no fixtures of foreign checkpoints; name their folder in CHAINRULE_FIXTURES")
-    return rosinality.load(FOLDER / "vqvae_560.pt"), load_file(FOLDER / "io.safetensors")
+    return rosinality_vqvae2.load(FOLDER / "vqvae_560.pt"), load_file(FOLDER / "io.safetensors")
 
 
 def test_the_file_is_recognised_and_its_origin_named(imported):
     result, _ = imported
-    assert rosinality.matches(FOLDER) and rosinality.matches(FOLDER / "vqvae_560.pt")
-    assert not rosinality.matches(FOLDER / "pixelsnail_top_420.pt") and not rosinality.matches(FOLDER / "README.md")
+    assert rosinality_vqvae2.matches(FOLDER) and rosinality_vqvae2.matches(FOLDER / "vqvae_560.pt")
+    assert not rosinality_vqvae2.matches(FOLDER / "pixelsnail_top_420.pt") and not rosinality_vqvae2.matches(
+        FOLDER / "README.md"
+    )
     assert "rosinality" in result.origin and "MIT" in result.licence and not result.non_commercial
     assert result.files == {"vqvae_560.pt": hashlib.sha256((FOLDER / "vqvae_560.pt").read_bytes()).hexdigest()}
 
@@ -108,9 +110,9 @@ def test_other_architectures_are_refused_in_one_sentence(tmp_path):
     del tensors["dec.blocks.0.weight"]
     torch.save(tensors, tmp_path / "one.pt")
     with pytest.raises(ValueError, match=r"one.pt does not hold a two-level VQ-VAE-2.*decoders.1.mix.weight") as error:
-        rosinality.load(tmp_path / "one.pt")
+        rosinality_vqvae2.load(tmp_path / "one.pt")
     assert "\n" not in str(error.value)
     tensors["extra.weight"] = torch.zeros(1)
     write(tmp_path / "two.pt", 3, 6, 1, 5, 7, 9)
     with pytest.raises(ValueError, match=r"there are: one.pt, two.pt; name the file"):
-        rosinality.load(tmp_path)
+        rosinality_vqvae2.load(tmp_path)

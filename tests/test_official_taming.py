@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from chainrule.official import taming
+from chainrule.official import compvis_vqgan
 
 FIXTURES = Path(
     os.environ.get("CHAINRULE_FIXTURES", Path(__file__).resolve().parents[1].parent / "shared" / "fixtures")
@@ -27,8 +27,8 @@ def close(ours, theirs):
 @torch.no_grad()
 def test_vqgan_gives_the_outputs_of_the_original():
     source = FIXTURES / "taming_vqgan"
-    assert taming.matches(source)
-    imported = taming.load(source)
+    assert compvis_vqgan.matches(source)
+    imported = compvis_vqgan.load(source)
     model, io = imported.tokenizer, load_file(source / "io.safetensors")
     features = model.features(io["in.image"])
     close(features, io["out.prequant"])
@@ -45,7 +45,7 @@ def test_vqgan_gives_the_outputs_of_the_original():
 @torch.no_grad()
 def test_gumbel_vqgan_gives_the_outputs_of_the_original():
     source = FIXTURES / "taming_gumbel_vqgan"
-    model, io = taming.load(source).tokenizer, load_file(source / "io.safetensors")
+    model, io = compvis_vqgan.load(source).tokenizer, load_file(source / "io.safetensors")
     features = model.features(io["in.image"])
     close(features, io["out.prequant"])
     close(model.logits(features), io["out.logits"])
@@ -61,20 +61,20 @@ def test_a_checkpoint_with_its_config_beside_it_and_one_that_does_not_fit(tmp_pa
     source = FIXTURES / "taming_vqgan"
     checkpoint, config = source / "checkpoints" / "last.ckpt", source / "configs" / "model.yaml"
     shutil.copy(checkpoint, tmp_path / "vqgan.ckpt")
-    assert not taming.matches(tmp_path / "vqgan.ckpt")
+    assert not compvis_vqgan.matches(tmp_path / "vqgan.ckpt")
     text = config.read_text(encoding="utf-8")
     (tmp_path / "vqgan.yaml").write_text(text, encoding="utf-8")
-    assert taming.matches(tmp_path / "vqgan.ckpt") and taming.matches(tmp_path)
-    assert taming.load(tmp_path / "vqgan.ckpt").tokenizer.spec.only.vocab_size == 64
+    assert compvis_vqgan.matches(tmp_path / "vqgan.ckpt") and compvis_vqgan.matches(tmp_path)
+    assert compvis_vqgan.load(tmp_path / "vqgan.ckpt").tokenizer.spec.only.vocab_size == 64
     (tmp_path / "vqgan.yaml").write_text(text.replace("n_embed: 64", "n_embed: 65"), encoding="utf-8")
     with pytest.raises(ValueError, match="does not fit its config"):
-        taming.load(tmp_path)
+        compvis_vqgan.load(tmp_path)
     (tmp_path / "vqgan.yaml").write_text(text.replace("      - 8\n", "      - 4\n"), encoding="utf-8")
     with pytest.raises(ValueError, match=r"does not fit its config: it has .*attention"):
-        taming.load(tmp_path)
+        compvis_vqgan.load(tmp_path)
     (tmp_path / "vqgan.yaml").write_text(text.replace("double_z: false", "double_z: true"), encoding="utf-8")
     with pytest.raises(ValueError, match="double_z"):
-        taming.load(tmp_path)
+        compvis_vqgan.load(tmp_path)
 
 
 def original_names(model) -> dict[str, torch.Tensor]:
@@ -102,11 +102,11 @@ def original_names(model) -> dict[str, torch.Tensor]:
 @torch.no_grad()
 def test_other_configurations_come_back_as_they_went(tmp_path):
     """Greyscale, three levels, attention on two, no convolution at changes of resolution, no fixture needed."""
-    config = taming.VQGANConfig(
+    config = compvis_vqgan.VQGANConfig(
         24, 24, 1, base_channels=32, multipliers=(1, 2, 1), num_blocks=2, attention_levels=(1, 2), latent_channels=6,
         resample_convolution=False, num_codes=9, dim=5, beta=0.25, legacy_beta=True,
     )  # fmt: skip
-    model = taming.VQGAN(config).eval()
+    model = compvis_vqgan.VQGAN(config).eval()
     tensors = original_names(model) | {"quantize.embedding.weight": model.quantizer.codebook.weight.detach()}
     torch.save({"state_dict": tensors, "epoch": 3}, tmp_path / "last.ckpt")
     (tmp_path / "model.yaml").write_text(
@@ -115,7 +115,7 @@ def test_other_configurations_come_back_as_they_went(tmp_path):
         "attn_resolutions: [12, 6], dropout: 0.0, resamp_with_conv: false}}}",
         encoding="utf-8",
     )
-    again = taming.load(tmp_path).tokenizer
+    again = compvis_vqgan.load(tmp_path).tokenizer
     assert again.config == config
     images = torch.randint(0, 256, (2, 1, 24, 24), dtype=torch.uint8)
     assert torch.equal(again.encode(images)[0], model.encode(images)[0])

@@ -9,7 +9,7 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from chainrule.official import enhancing_vitvqgan, import_release
+from chainrule.official import import_release, thuanz123_vit_vqgan
 from chainrule.official.reader import read_checkpoint
 from chainrule.tokenizers.vit_vqgan import ENHANCING, TransformerSize, ViTVQGAN, ViTVQGANConfig
 
@@ -76,7 +76,7 @@ def write_release(folder: Path, model: ViTVQGAN, beta: float = 0.25) -> None:
     }  # fmt: skip
     folder.mkdir(exist_ok=True)
     torch.save({"state_dict": tensors, "epoch": 3}, folder / "weights.ckpt")
-    config_text = yaml.safe_dump({"model": {"target": enhancing_vitvqgan.TARGET, "params": params}})
+    config_text = yaml.safe_dump({"model": {"target": thuanz123_vit_vqgan.TARGET, "params": params}})
     (folder / "weights.yaml").write_text(config_text)
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from chainrule.core import CodeSpec, Context, entry
-from chainrule.layers.logistic_mixture import LogisticMixture
+from chainrule.priors._logistic_mixture import LogisticMixture
 from chainrule.priors.pixelcnnpp import PixelCNNPP, PixelCNNPPConfig
 
 

@@ -8,7 +8,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as multiprocessing
 
-from chainrule.tokenizers.quantizers import (
+from chainrule.tokenizers._quantizers import (
     Codebook,
     GumbelQuantizer,
     ResidualQuantizer,

@@ -10,7 +10,7 @@ import torch
 
 from chainrule.core import CodeSpec, GridSpec
 from chainrule.data import ImageDataset
-from chainrule.metrics import (
+from chainrule.evaluation import (
     CodeCounts,
     bits_per_image,
     frechet_distance,
@@ -19,7 +19,7 @@ from chainrule.metrics import (
     ssim,
     tokenizer_quality,
 )
-from chainrule.metrics.features import FeatureNetwork
+from chainrule.evaluation.features import FeatureNetwork
 from chainrule.tokenizers.pixels import Pixels, PixelsConfig
 
 

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from chainrule.layers import scan
-from chainrule.layers.scan import NUM_TAPS, lstm_cell, lstm_scan, reference_scan
+from chainrule.kernels import scan
+from chainrule.kernels.scan import NUM_TAPS, lstm_cell, lstm_scan, reference_scan
 
 ORDERS = [("row", False), ("diagonal", False), ("diagonal", True)]
 

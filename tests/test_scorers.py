@@ -13,15 +13,15 @@ import torch.nn.functional as F
 from PIL import Image
 
 import chainrule
-from chainrule.conditioning.text import train_bpe
 from chainrule.config import build_recipe
+from chainrule.evaluation import load_features
 from chainrule.images import to_pil
-from chainrule.metrics import load_features
 from chainrule.scorers import load_scorer
 from chainrule.scorers.classifier import Classifier, ClassifierConfig
-from chainrule.scorers.contrastive import Contrastive, ContrastiveConfig, ContrastiveScorer, contrastive_loss
+from chainrule.scorers.reranker import Contrastive, ContrastiveConfig, ContrastiveScorer, contrastive_loss
+from chainrule.text.bpe import train_bpe
 from chainrule.training import fit
-from chainrule.training.contrastive import draw_others, share_nearest
+from chainrule.training.tasks.reranker import draw_others, share_nearest
 from test_cli import refused, run
 from test_cli_text import build
 

@@ -11,16 +11,16 @@ import torch.nn.functional as F
 from PIL import Image
 
 import chainrule
-from chainrule.artefact import read_card, save_super_resolution, save_tokenizer
 from chainrule.config import build_recipe, parse_yaml, read_recipe
 from chainrule.data import DataConfig, ImageDataset, load
+from chainrule.evaluation import psnr
 from chainrule.images import to_pil
-from chainrule.metrics import psnr
 from chainrule.pipeline import tokenizer_hash
+from chainrule.saving.artefact import read_card, save_super_resolution, save_tokenizer
 from chainrule.scorers import load_scorer
-from chainrule.tokenizers.super_resolution import PRESETS, SuperResolution, SuperResolutionConfig
 from chainrule.tokenizers.vqvae import VQVAE, VQVAEConfig
 from chainrule.training import Hardware, fit, super_resolution_task, train
+from chainrule.upscaling.super_resolution import PRESETS, SuperResolution, SuperResolutionConfig
 from test_cli import refused, run, tiny
 
 
@@ -142,7 +142,7 @@ def test_mistakes_in_recipes(here, monkeypatch, override, sentence):
     def grey(config):
         return ImageDataset(torch.full((4, 3, config.size, config.size), 128, dtype=torch.uint8), name="shapes")
 
-    monkeypatch.setattr("chainrule.training.stage_two.load", grey)
+    monkeypatch.setattr("chainrule.training.tasks.prior.load", grey)
     mapping = parse_yaml(RECIPE.replace("PATH", "tokenizer"), "r")
     section, _, value = override.partition("=")
     outer, _, inner = section.partition(".")

@@ -6,8 +6,8 @@ import warnings
 import pytest
 import torch
 
-from chainrule.conditioning.text import BPETokenizer, merge, read_text_tokenizer, text_tokenizers, train_bpe
 from chainrule.core import GridSpec
+from chainrule.text.bpe import BPETokenizer, merge, read_text_tokenizer, text_tokenizers, train_bpe
 
 CAPTIONS = [
     f"A {colour} {shape} at the {place}, drawn"

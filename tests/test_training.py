@@ -15,11 +15,11 @@ from chainrule.data import DataConfig, ImageDataset
 from chainrule.images import image_grid
 from chainrule.priors.pixelcnn import PixelCNNConfig
 from chainrule.training import fit, prior_task
-from chainrule.training.average import Average
-from chainrule.training.log import Table
-from chainrule.training.order import batch_indices, derive_seed, epoch_order
+from chainrule.training.engine.average import Average
+from chainrule.training.engine.log import Table
+from chainrule.training.engine.order import batch_indices, derive_seed, epoch_order
+from chainrule.training.engine.schedule import learning_rate
 from chainrule.training.run import check_folder
-from chainrule.training.schedule import learning_rate
 
 TRAINING = TrainingConfig(steps=100, batch_size=10, learning_rate=2.0)
 
@@ -102,7 +102,7 @@ def images(count: int, labels: bool = True) -> ImageDataset:
 def halves(monkeypatch):
     """The data set `halves` in place of all sources."""
     sizes = {"train": 64, "test": 30}
-    monkeypatch.setattr("chainrule.training.stage_two.load", lambda c: images(sizes[c.split], c.source == "labelled"))
+    monkeypatch.setattr("chainrule.training.tasks.prior.load", lambda c: images(sizes[c.split], c.source == "labelled"))
 
 
 RECIPE = Recipe(

@@ -22,8 +22,8 @@ from torch import nn
 
 from chainrule.config import TrainingConfig
 from chainrule.training import Adversary, Hardware, train
-from chainrule.training.checkpoint import list_checkpoints, save_checkpoint, write_folder
-from chainrule.training.engine import _graceful_stop
+from chainrule.training.engine.checkpoint import list_checkpoints, save_checkpoint, write_folder
+from chainrule.training.engine.engine import _graceful_stop
 
 CONFIG = TrainingConfig(
     steps=40, batch_size=8, learning_rate=0.02, optimizer="adamw", weight_decay=0.1, schedule="cosine", warmup_steps=5,

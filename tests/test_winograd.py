@@ -6,9 +6,9 @@ import torch.nn.functional as F
 from torch import nn
 
 from chainrule.core import entry
-from chainrule.layers import winograd
-from chainrule.layers.winograd import Convolution3x3, Map, normalization
-from chainrule.metrics import psnr
+from chainrule.evaluation import psnr
+from chainrule.kernels import winograd
+from chainrule.kernels.winograd import Convolution3x3, Map, normalization
 
 needs_native = pytest.mark.skipif(winograd.native_library() is None, reason="winograd.cpp is not for this machine")
 SIZES = [(3, 20, 7, 9, False), (70, 3, 20, 34, False), (40, 70, 9, 5, True), (16, 128, 1, 1, False)]

@@ -22,13 +22,13 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from .conditioning.text import TextTokenizer, read_text_tokenizer
 from .config import build_dataclass, to_plain
 from .core import CodeSpec, Context, LearnedTokenizer, Prior, Tokenizer, entry
 from .decoding import Filter, Guided, GuidedContext, Known, Scorer, complete, image_seeds, keep_best, sample
 from .decoding.sampling import OnCode
 from .images import extend
 from .layers.transformer import quantize_rows
+from .text.bpe import TextTokenizer, read_text_tokenizer
 
 FORMAT = 1
 SUPER_RESOLUTION = "super_resolution"

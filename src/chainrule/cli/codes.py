@@ -48,8 +48,8 @@ def encode(
 
     import torch
 
-    from ..code_file import pack_codes
-    from ..metrics import bits_per_image
+    from ..evaluation import bits_per_image
+    from ..saving.code_file import pack_codes
     from .pictures import write_bytes
 
     tokenizer = open_tokenizer(model, device)
@@ -113,8 +113,8 @@ def decode(
 
     import torch
 
-    from ..code_file import read_codes
     from ..images import grid, to_pil
+    from ..saving.code_file import read_codes
     from .pictures import automatic_scale, enlarge, unique_stems, write_png
 
     tokenizer = open_tokenizer(model, device)

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from ..core import Tokenizer
-    from ..metrics import FeatureNetwork
+    from ..evaluation import FeatureNetwork
     from ..pipeline import Pipeline
 
 Model = Annotated[str, typer.Argument(metavar="MODEL", help="A bundled model, a folder, or a hub id.")]
@@ -80,7 +80,7 @@ def open_model(name: str, device: str = "cpu") -> Pipeline:
 
 def open_tokenizer(name: str, device: str = "cpu") -> Tokenizer:
     """The tokenizer of the model `name`, which needs no prior; raises ValueError as `open_model`."""
-    from ..artefact import load_tokenizer
+    from ..saving.artefact import load_tokenizer
 
     check_device(device)
     return load_tokenizer(name, device)
@@ -92,7 +92,7 @@ def open_upscale(names: Sequence[str] | None, channels: int, device: str = "cpu"
     Raises:
         ValueError: no such super-resolution, or one of other channels.
     """
-    from ..artefact import load_super_resolution
+    from ..saving.artefact import load_super_resolution
 
     models = [load_super_resolution(name, device) for name in names or ()]
     for name, model in zip(names or (), models, strict=True):
@@ -112,7 +112,7 @@ def open_upscale(names: Sequence[str] | None, channels: int, device: str = "cpu"
 
 def open_features(name: str | None, device: str = "cpu") -> FeatureNetwork | None:
     """The option --features; where nothing was chosen and the usual weights are not installed, a warning and None."""
-    from ..metrics import load_features
+    from ..evaluation import load_features
 
     if name == "none":
         return None

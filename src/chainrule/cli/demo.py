@@ -43,10 +43,10 @@ def demo(
 
     import torch
 
-    from ..artefact import has_prior
     from ..images import grid
     from ..pipeline import load
     from ..pipeline import models as names
+    from ..saving.artefact import has_prior
     from .pictures import automatic_scale, captioned, enlarge, heat, hide, write_gif, write_png
 
     since = time.monotonic()

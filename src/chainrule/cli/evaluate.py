@@ -26,7 +26,7 @@ from .common import (
 )  # fmt: skip
 
 if TYPE_CHECKING:
-    from .record import LikelihoodRecord, Record, SampleSettings, TokenizerRecord
+    from ..evaluation.records import LikelihoodRecord, Record, SampleSettings, TokenizerRecord
 
 
 def evaluate(
@@ -114,8 +114,8 @@ def evaluate(
         raise ValueError("a MODEL is missing; see chainrule evaluate --help")
     if record is not None:
         check_file(record, ".json", force, "--record")
-    from ..artefact import has_prior
-    from .measure import data_config, measure_likelihood, measure_tokenizer
+    from ..evaluation.measure import data_config, measure_likelihood, measure_tokenizer
+    from ..saving.artefact import has_prior
 
     result: Record
     if has_prior(model):
@@ -154,7 +154,7 @@ def _sample_settings(
     samples: int, seed: int | None, features: str | None, drawing: dict[str, Any]
 ) -> SampleSettings | None:
     """How to draw images, if that was asked for; `drawing` are options by name, None where they were not given."""
-    from .record import SampleSettings
+    from ..evaluation.records import SampleSettings
 
     given = {name.removeprefix("--").replace("-", "_"): value for name, value in drawing.items() if value is not None}
     if samples:
@@ -177,9 +177,9 @@ def _free_record(model: str, split: str, force: bool) -> Path:
 def _repeat(
     source: Path, model: str | None, data: str | None, record: Path | None, force: bool, json: bool, device: str
 ) -> None:
-    from ..artefact import has_prior
-    from .measure import measure_likelihood, measure_tokenizer
-    from .record import LikelihoodRecord, read_record
+    from ..evaluation.measure import measure_likelihood, measure_tokenizer
+    from ..evaluation.records import LikelihoodRecord, read_record
+    from ..saving.artefact import has_prior
 
     old = read_record(source)
     if record is not None:
@@ -215,7 +215,7 @@ def _write(path: Path, record: Record) -> None:
 
 
 def _print(record: Record) -> None:
-    from .record import LikelihoodRecord
+    from ..evaluation.records import LikelihoodRecord
 
     _print_likelihood(record) if isinstance(record, LikelihoodRecord) else _print_tokenizer(record)
 

@@ -46,10 +46,10 @@ def info(model: Model, json: Json = False) -> None:
       chainrule info mnist_diagonal_bilstm
       chainrule info runs/mine --json
     """
-    from ..artefact import read_card
     from ..config import write_yaml
+    from ..evaluation.records import weights_sha256
     from ..pipeline import find, read_config
-    from .record import weights_sha256
+    from ..saving.artefact import read_card
 
     folder = find(model)
     config = read_config(folder)
@@ -68,9 +68,9 @@ def info(model: Model, json: Json = False) -> None:
 
 def _parts(model: str) -> dict[str, Any]:
     """The tokenizer, the codes and the prior, if any, of a model."""
-    from ..artefact import has_prior
     from ..config import to_plain
     from ..pipeline import tokenizer_hash
+    from ..saving.artefact import has_prior
 
     pipeline = open_model(model) if has_prior(model) else None
     tokenizer = open_tokenizer(model) if pipeline is None else pipeline.tokenizer

@@ -57,8 +57,8 @@ def reconstruct(
 
     import torch
 
+    from ..evaluation import perceptual, psnr, ssim
     from ..images import grid
-    from ..metrics import perceptual, psnr, ssim
     from .pictures import automatic_scale, heat, write_png
 
     tokenizer = open_tokenizer(model, device).packed(precision)

@@ -113,9 +113,7 @@ class Prior(nn.Module, ABC):
         if tuple(label.shape) != (batch_size,):
             raise ValueError(f"label must be int64 ({batch_size},), got {tuple(label.shape)}")
         if label.numel() and not (int(label.min()) >= 0 and int(label.max()) < self.num_classes):
-            raise ValueError(
-                f"label must lie in 0..{self.num_classes - 1}, got {int(label.min())}..{int(label.max())}"
-            )
+            raise ValueError(f"label must lie in 0..{self.num_classes - 1}, got {int(label.min())}..{int(label.max())}")
 
     def attach(self, vectors: tuple[Tensor, ...] | None) -> None:
         """Takes the tokenizer's vectors of the codes (`Tokenizer.vectors`) before training.

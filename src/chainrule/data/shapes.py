@@ -286,6 +286,4 @@ def matches(image: np.ndarray, caption: str) -> bool:
 
 
 def _agrees(stated: Object, seen: Object) -> bool:
-    return all(
-        getattr(stated, name) in (None, getattr(seen, name)) for name in ("colour", "shape", "size", "position")
-    )
+    return all(getattr(stated, name) in (None, getattr(seen, name)) for name in ("colour", "shape", "size", "position"))

@@ -28,9 +28,7 @@ def image_seeds(seed: int, count: int) -> list[int]:
 
 def uniforms(seeds: Sequence[int], num_codes: int) -> Tensor:
     """The uniform numbers of each image, float64 (B, T) in [0, 1)."""
-    rows = [
-        torch.rand(num_codes, dtype=torch.float64, generator=torch.Generator().manual_seed(seed)) for seed in seeds
-    ]
+    rows = [torch.rand(num_codes, dtype=torch.float64, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
     return torch.stack(rows)
 
 

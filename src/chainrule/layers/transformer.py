@@ -31,7 +31,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..core import Codes, Context, Prior
-from .native import compiled
+from ..kernels.native import compiled
 
 Precision = Literal["float32", "bfloat16", "int8"]
 STD = 0.02
@@ -244,7 +244,7 @@ def _linears(block: Block) -> tuple[nn.Linear, nn.Linear, nn.Linear, nn.Linear]:
 @functools.cache
 def native_library() -> ctypes.CDLL | None:
     """The compiled `transformer.cpp`, or None where it cannot be compiled; it works in torch's own threads."""
-    library = compiled(Path(__file__).with_name("transformer.cpp"))
+    library = compiled(Path(__file__).parents[1] / "kernels" / "transformer.cpp")
     runtimes = sorted(Path(torch.__file__).parent.glob("lib/libgomp*.so*"))
     if library is not None and runtimes:
         openmp = ctypes.CDLL(str(runtimes[0]))

@@ -16,10 +16,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 
-from ..artefact import save_tokenizer
-from ..conditioning.text import TextTokenizer
 from ..core import Prior, Tokenizer
 from ..pipeline import Pipeline
+from ..saving.artefact import save_tokenizer
+from ..text.bpe import TextTokenizer
 from .reader import read_checkpoint
 
 

@@ -21,10 +21,10 @@ from ..core import CodeSpec
 from ..priors.rq_transformer import RQTransformer, RQTransformerConfig
 from ..tokenizers.rqvae import RQVAE
 from . import Imported, kakao_rqvae
+from .compvis_vqgan import load_exactly
 from .kakao_rqvae import LICENCE, equal, model_tensors
 from .reader import read_checkpoint, sha256
 from .sources import find_config, find_weights, read_config
-from .taming import load_exactly
 
 ORIGIN = "RQ-Transformer of kakaobrain/rq-vae-transformer, https://github.com/kakaobrain/rq-vae-transformer"
 REQUIRED = ("input_emb_vqvae", "head_emb_vqvae", "cumsum_depth_ctx", "shared_cls_emb")

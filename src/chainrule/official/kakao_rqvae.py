@@ -15,9 +15,9 @@ from torch import Tensor
 
 from ..tokenizers.rqvae import RQVAE, RQVAEConfig
 from . import Imported
+from .compvis_vqgan import autoencoder_options, even_use, load_exactly, translate_autoencoder
 from .reader import read_checkpoint, sha256
 from .sources import find_config, find_weights, read_config, state_dict
-from .taming import autoencoder_options, even_use, load_exactly, translate_autoencoder
 
 ORIGIN = "RQ-VAE of kakaobrain/rq-vae-transformer, https://github.com/kakaobrain/rq-vae-transformer"
 LICENCE = "CC-BY-NC-SA-4.0 for the weights (non-commercial), Apache-2.0 for the code"

@@ -15,9 +15,9 @@ from torch import Tensor
 
 from ..core import CodeSpec, GridSpec
 from ..priors.pixelsnail import BottomSizes, HierarchicalPixelSNAIL, HierarchicalPixelSNAILConfig, PixelSNAILSizes
+from .compvis_vqgan import load_exactly
 from .reader import Stub, read_checkpoint
 from .sources import state_dict
-from .taming import load_exactly
 
 SizesT = TypeVar("SizesT", bound=PixelSNAILSizes)
 MARK = b"horizontal.conv.conv.weight_v"  # a name that only these files have

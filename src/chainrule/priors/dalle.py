@@ -35,7 +35,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..core import Codes, CodeSpec, Context, GridSpec, Preset, register
-from ..layers.sparse_attention import Pattern, visible
 from ..layers.transformer import (
     STD,
     Block,
@@ -47,6 +46,7 @@ from ..layers.transformer import (
     pack_linear,
     quick_gelu,
 )
+from ._sparse_attention import Pattern, visible
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from ..core import CodeSpec, Context, Preset, register
 from ..layers.masked import AboveConv2d, LeftConv2d
-from ..layers.raster import FREE_CHANNELS, RasterPrior, taps_left, window_above
+from ._raster import FREE_CHANNELS, RasterPrior, taps_left, window_above
 
 
 @dataclass(frozen=True)
@@ -139,8 +139,7 @@ class GatedPixelCNN(RasterPrior):
         self.config = config
         depth, p = self.grid.depth, config.channels
         self.layers = nn.ModuleList(
-            GatedLayer(config, depth, self.in_channels if index == 0 else None)
-            for index in range(config.num_layers)
+            GatedLayer(config, depth, self.in_channels if index == 0 else None) for index in range(config.num_layers)
         )
         self.head = nn.ModuleList(
             [

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from ..core import CodeSpec, Context, Preset, register
 from ..layers.masked import AboveConv2d, LeftConv2d
-from ..layers.raster import InputConv2d, RasterPrior, taps_left, window_above
+from ._raster import InputConv2d, RasterPrior, taps_left, window_above
 
 
 @dataclass(frozen=True)
@@ -79,9 +79,7 @@ class Matrices:
 
     def __init__(self, model: PixelCNN) -> None:
         self.input = model.input.left.matrix()
-        self.blocks = [
-            (block.reduce.matrix(), block.left.matrix(), block.expand.matrix()) for block in model.blocks
-        ]
+        self.blocks = [(block.reduce.matrix(), block.left.matrix(), block.expand.matrix()) for block in model.blocks]
         self.head = [layer.matrix() for layer in model.head]
 
 
@@ -104,9 +102,7 @@ class PixelCNN(RasterPrior):
         self.config = config
         groups, width = self.grid.depth, 2 * config.hidden
         self.input = InputConv2d(self.in_channels, width, 7, groups)
-        self.blocks = nn.ModuleList(
-            Block(config.hidden, groups, config.num_classes) for _ in range(config.num_layers)
-        )
+        self.blocks = nn.ModuleList(Block(config.hidden, groups, config.num_classes) for _ in range(config.num_layers))
         self.head = nn.ModuleList(
             [
                 LeftConv2d(width, config.head_features, 0, "B", groups),
@@ -151,9 +147,7 @@ class PixelCNN(RasterPrior):
     def pixel(self, inputs: Tensor, row: int, column: int, depth: int, network: NetworkState) -> Tensor:
         matrices = network.matrices
         x = network.above[:, column] + taps_left(inputs, row, column, self.input.left.left) @ matrices.input
-        for block, state, (reduce, left, expand) in zip(
-            self.blocks, network.blocks, matrices.blocks, strict=True
-        ):
+        for block, state, (reduce, left, expand) in zip(self.blocks, network.blocks, matrices.blocks, strict=True):
             y = F.relu(torch.addmm(block.reduce.bias, F.relu(x), reduce))
             state.current[:, :, 0, column] = y
             before = state.current[:, :, 0, column - 1] if column else torch.zeros_like(y)

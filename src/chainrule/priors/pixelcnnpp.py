@@ -1,7 +1,7 @@
 """PixelCNN++: Salimans, Karpathy, Chen, Kingma, arXiv:1701.05517.
 
 A pixel has a mixture of M discretised logistics, whose means of later channels follow the earlier ones; R, G and B have
-its exact conditionals, one by one (`layers/logistic_mixture.py`).
+its exact conditionals, one by one (`priors/_logistic_mixture.py`).
 
 The network has two streams, u of all rows above (kernels 2x3) and v of the row to the left too (2x2), at three scales:
 strided convolutions lead down, transposed ones up, and each layer on the way up takes in its mirror on the way down.
@@ -30,9 +30,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..core import Codes, CodeSpec, Context, Preset, Prior, register
-from ..layers.logistic_mixture import LogisticMixture
-from ..layers.raster import window_above
 from ..layers.weight_norm import WeightNormConv2d, WeightNormKernel
+from ._logistic_mixture import LogisticMixture
+from ._raster import window_above
 
 NUM_LEVELS = 3
 

@@ -44,10 +44,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..core import Codes, CodeSpec, Context, GridSpec, Preset, register
-from ..layers.cascade import Cascade, CascadeState
+from ..kernels.scan import NUM_TAPS, lstm_cell, lstm_scan, neighbours_above
 from ..layers.masked import LeftConv2d
-from ..layers.raster import InputConv2d, RasterPrior, taps_left, window_above
-from ..layers.scan import NUM_TAPS, lstm_cell, lstm_scan, neighbours_above
+from ._cascade import Cascade, CascadeState
+from ._raster import InputConv2d, RasterPrior, taps_left, window_above
 
 
 @dataclass(frozen=True)
@@ -231,9 +231,7 @@ class PixelRNN(RasterPrior):
         self.config = config
         groups, width = self.grid.depth, 2 * config.hidden
         self.input = InputConv2d(self.in_channels, width, 7, groups)
-        self.layers = nn.ModuleList(
-            self.layer(config, groups, spatial_channels) for _ in range(config.num_layers)
-        )
+        self.layers = nn.ModuleList(self.layer(config, groups, spatial_channels) for _ in range(config.num_layers))
         self.head = nn.ModuleList(
             [
                 LeftConv2d(width, config.head_features, 0, "B", groups),

@@ -38,10 +38,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..core import Codes, CodeSpec, Context, GridSpec, Preset, register
-from ..layers.cascade import Cascade
-from ..layers.raster import RasterPrior, window_above
 from ..layers.transformer import attend
 from ..layers.weight_norm import WeightNormConv2d
+from ._cascade import Cascade
+from ._raster import RasterPrior, window_above
 
 
 @dataclass(frozen=True)

@@ -23,8 +23,8 @@ def load_scorer(name: str | os.PathLike, device: str = "cpu") -> Any:
     """
     from ..pipeline import find, models, read_config
     from .classifier import Classifier
-    from .contrastive import ContrastiveScorer
     from .public_clip import PublicCLIP
+    from .reranker import ContrastiveScorer
 
     path = Path(name)
     ours = os.fspath(name) in models() or any((part / "config.yaml").is_file() for part in (path, path / "model"))

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..images import to_pil
-from .contrastive import TextScorer
+from .reranker import TextScorer
 
 
 class PublicCLIP(TextScorer):

@@ -34,9 +34,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..core import Preset, Reconstruction, register
-from ..layers.grid_tokenizer import GridTokenizer, ImageConfig
 from ..layers.logit_laplace import logit_laplace_image, logit_laplace_log_prob, map_pixels
-from .quantizers import relax_codes, spread_loss, sum_over_processes, track_use
+from ._grid import GridTokenizer, ImageConfig
+from ._quantizers import relax_codes, spread_loss, sum_over_processes, track_use
 
 RESTART_NOISE = 0.05
 """By which the weights of a restarted code differ from those of the code it copies, in standard deviations."""

@@ -80,9 +80,7 @@ class MultiScalePixels(Tokenizer):
         super().__init__()
         self.config = config
         self.image_shape = (config.channels, config.height, config.width)
-        small = GridSpec(
-            config.height // config.factor, config.width // config.factor, config.channels, config.levels
-        )
+        small = GridSpec(config.height // config.factor, config.width // config.factor, config.channels, config.levels)
         self.spec = CodeSpec((small, GridSpec(config.height, config.width, config.channels, config.levels)))
 
     def encode(self, images: Tensor) -> Codes:

@@ -21,10 +21,10 @@ import torch
 from torch import Tensor, nn
 
 from ..core import Codes, Preset, Reconstruction, register
-from ..layers.conv_autoencoder import ConvAutoencoderConfig, Decoder, Encoder
-from ..layers.grid_tokenizer import to_uint8, to_unit
-from ..layers.packed_autoencoder import PackableTokenizer
-from .quantizers import ResidualQuantizer
+from ._autoencoder import ConvAutoencoderConfig, Decoder, Encoder
+from ._grid import to_uint8, to_unit
+from ._packed_autoencoder import PackableTokenizer
+from ._quantizers import ResidualQuantizer
 
 
 @dataclass(frozen=True)

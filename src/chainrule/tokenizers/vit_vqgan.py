@@ -37,7 +37,7 @@ from torch import Tensor, nn
 from ..core import Codes, CodeSpec, LearnedTokenizer, Preset, Reconstruction, register
 from ..layers.logit_laplace import logit_laplace_image, logit_laplace_log_prob, map_pixels
 from ..layers.transformer import attend
-from .quantizers import VectorQuantizer
+from ._quantizers import VectorQuantizer
 
 
 @dataclass(frozen=True)

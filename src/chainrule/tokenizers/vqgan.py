@@ -26,10 +26,10 @@ from typing import Literal
 from torch import Tensor, nn
 
 from ..core import Preset, Reconstruction, register
-from ..layers.conv_autoencoder import ConvAutoencoderConfig, Decoder, Encoder
-from ..layers.grid_tokenizer import to_unit
-from ..layers.packed_autoencoder import PackableTokenizer
-from .quantizers import GumbelQuantizer, VectorQuantizer
+from ._autoencoder import ConvAutoencoderConfig, Decoder, Encoder
+from ._grid import to_unit
+from ._packed_autoencoder import PackableTokenizer
+from ._quantizers import GumbelQuantizer, VectorQuantizer
 
 
 @dataclass(frozen=True)

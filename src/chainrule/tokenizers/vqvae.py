@@ -21,8 +21,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..core import Preset, Reconstruction, register
-from ..layers.grid_tokenizer import GridTokenizer, ImageConfig, to_unit
-from .quantizers import VectorQuantizer
+from ._grid import GridTokenizer, ImageConfig, to_unit
+from ._quantizers import VectorQuantizer
 
 
 @dataclass(frozen=True)

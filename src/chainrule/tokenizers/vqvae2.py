@@ -30,8 +30,8 @@ from torch import Tensor, nn
 
 from ..core import Codes, CodeSpec, GridSpec, LearnedTokenizer, Preset, Reconstruction, register
 from ..layers.cells import check_cells, known_cells
-from ..layers.grid_tokenizer import ImageConfig, to_signed, to_uint8, to_unit
-from .quantizers import VectorQuantizer
+from ._grid import ImageConfig, to_signed, to_uint8, to_unit
+from ._quantizers import VectorQuantizer
 
 
 @dataclass(frozen=True)

@@ -1,14 +1,14 @@
 """Training: one engine for every model, and the tasks it is given."""
 
-from .classifier import ClassifierTask, classifier_task
-from .contrastive import ContrastiveTask, contrastive_task
-from .engine import TrainResult, train
-from .hardware import Hardware
+from .engine.engine import TrainResult, train
+from .engine.hardware import Hardware
+from .engine.task import Adversary, Task
 from .run import fit
-from .stage_one import TokenizerTask, tokenizer_task
-from .stage_two import PriorTask, prior_task
-from .super_resolution import SuperResolutionTask, super_resolution_task
-from .task import Adversary, Task
+from .tasks.classifier import ClassifierTask, classifier_task
+from .tasks.prior import PriorTask, prior_task
+from .tasks.reranker import ContrastiveTask, contrastive_task
+from .tasks.tokenizer import TokenizerTask, tokenizer_task
+from .tasks.upscaler import SuperResolutionTask, super_resolution_task
 
 __all__ = [
     "Adversary",

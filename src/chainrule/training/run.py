@@ -10,14 +10,14 @@ from typing import Any
 
 from ..config import TrainingConfig, read_recipe, read_yaml, to_plain, write_yaml
 from ..core import entry
-from .checkpoint import write_file
-from .classifier import classifier_task
-from .contrastive import contrastive_task
-from .engine import TrainResult, train
-from .hardware import Hardware
-from .stage_one import tokenizer_task
-from .stage_two import prior_task
-from .super_resolution import super_resolution_task
+from .engine.checkpoint import write_file
+from .engine.engine import TrainResult, train
+from .engine.hardware import Hardware
+from .tasks.classifier import classifier_task
+from .tasks.prior import prior_task
+from .tasks.reranker import contrastive_task
+from .tasks.tokenizer import tokenizer_task
+from .tasks.upscaler import super_resolution_task
 
 MAY_DIFFER = {"steps", "save_every", "log_every", "sample_every"}
 """Keys of the section `training` that may be changed when a run is resumed."""

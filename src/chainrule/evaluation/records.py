@@ -1,0 +1,219 @@
+"""The record of an evaluation: a figure, and all that is needed to repeat it."""
+
+from __future__ import annotations
+
+import datetime
+import hashlib
+import json
+import platform
+from abc import ABC, abstractmethod
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from ..config import build_dataclass
+from ..data import DataConfig
+from . import GenerationQuality, Likelihood, TokenizerQuality
+
+TOLERANCE = 1e-3
+"""Largest relative difference of two figures that agree."""
+ROUNDING = 1e-6
+"""Largest difference of two figures that agree, however small they are: a distance of equal images is not quite 0."""
+
+
+def versions() -> dict[str, str]:
+    """Of python, torch, numpy and chainrule."""
+    import numpy
+    import torch
+
+    from .. import __version__
+
+    found = {"python": platform.python_version(), "torch": str(torch.__version__), "numpy": numpy.__version__}
+    try:
+        return found | {"chainrule": version("chainrule")}
+    except PackageNotFoundError:  # run from its source
+        return found | {"chainrule": __version__}
+
+
+def today() -> str:
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Record(ABC):
+    """What `chainrule evaluate` writes of any model.
+
+    command:        what computes it
+    model, model_sha256: the model as it was named, and the sha256 of its weights
+    data, data_name, fingerprint: which images, and the fingerprint of their pixels and labels
+    limit:          of those, only this many (the first); None is all
+    dtype:          in which the model computed
+    """
+
+    command: str
+    model: str
+    model_sha256: str
+    data: DataConfig
+    data_name: str
+    fingerprint: str
+    limit: int | None
+    batch_size: int
+    dtype: str
+    versions: dict[str, str] = field(default_factory=versions)
+    date: str = field(default_factory=today)
+
+    @abstractmethod
+    def figures(self) -> dict[str, tuple[float, str]]:
+        """What a repetition must give again: figures by name, with their units."""
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def differences(self, again: Record) -> list[str]:
+        """How a repetition differs, in words; empty if it agrees."""
+        found = []
+        if again.model_sha256 != self.model_sha256:
+            new, old = again.model_sha256[:12], self.model_sha256[:12]
+            found.append(f"the weights are others (sha256 {new}…, recorded {old}…)")
+        if again.fingerprint != self.fingerprint:
+            found.append(f"the images are others (fingerprint {again.fingerprint}, recorded {self.fingerprint})")
+        repeated = again.figures()
+        for name, (old, unit) in self.figures().items():
+            if name not in repeated:
+                found.append(f"the {name} was not measured again")
+                continue
+            new = repeated[name][0]
+            if not abs(new - old) <= max(TOLERANCE * abs(old), ROUNDING):
+                found.append(f"the {name} differs by {new - old:+.4f}{unit} ({new:.4f}, recorded {old:.4f})")
+        return found
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampleSettings:
+    """How images are drawn to be compared with those of a data set.
+
+    count:     of images
+    against:   the split compared with, as a whole; None: the images of the likelihood
+    temperature, top_k, top_p, guidance, precision: see `Pipeline.sample`
+    seed:      image i depends on it and on i only
+    features:  a name for `load_features`
+    """
+
+    count: int
+    against: str | None = None
+    temperature: float = 1.0
+    top_k: int | None = None
+    top_p: float | None = None
+    guidance: float = 1.0
+    precision: str = "float32"
+    seed: int = 0
+    features: str = "efficientnet_lite0"
+
+    def options(self) -> list[str]:
+        """Of the command line."""
+        words = ["--samples", str(self.count), "--seed", str(self.seed), "--features", self.features]
+        for name in ("against", "temperature", "top_k", "top_p", "guidance", "precision"):
+            value = getattr(self, name)
+            if value != getattr(type(self), name):
+                words += ["--" + name.replace("_", "-"), str(value)]
+        return words
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplesRecord:
+    """Of images that a model has drawn.
+
+    settings:          how
+    quality:           the figures
+    fingerprint:       of the images compared with
+    seconds_per_image: to draw one, in batches; not compared
+    """
+
+    settings: SampleSettings
+    quality: GenerationQuality
+    fingerprint: str
+    seconds_per_image: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class LikelihoodRecord(Record):
+    """Of a model with a prior.
+
+    likelihood:     the figure, in nats per image
+    bits_per_dim:   the same per channel of a pixel, with its standard error
+    seeds:          of the binarisation; empty where nothing was drawn
+    nats_per_code, bits_per_image: of the codes of a learned tokenizer; None for pixels
+    samples:        figures of images drawn, if any were
+    """
+
+    likelihood: Likelihood
+    bits_per_dim: float
+    bits_per_dim_standard_error: float | None
+    seeds: tuple[int, ...]
+    nats_per_code: float | None = None
+    bits_per_image: float | None = None
+    samples: SamplesRecord | None = None
+
+    def figures(self) -> dict[str, tuple[float, str]]:
+        found = {"figure": (self.likelihood.nats, " nats")}
+        if self.samples is not None:
+            quality = self.samples.quality
+            found["Fréchet distance"] = quality.frechet, ""
+            found["Fréchet distance of reconstructions"] = quality.floor, ""
+            found |= {"precision": (quality.precision, ""), "recall": (quality.recall, "")}
+        return found
+
+    def differences(self, again: Record) -> list[str]:
+        found = super().differences(again)
+        assert isinstance(again, LikelihoodRecord)
+        if self.samples is not None and again.samples is not None:
+            new, old = again.samples.fingerprint, self.samples.fingerprint
+            if new != old:
+                found.append(f"the images compared with are others (fingerprint {new}, recorded {old})")
+        return found
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenizerRecord(Record):
+    """Of a tokenizer alone.
+
+    tokenizer: the figures; the seconds among them are not compared
+    features:  the name of the network of the perceptual and of the Fréchet distance; "none": not measured
+    """
+
+    tokenizer: TokenizerQuality
+    features: str
+
+    def figures(self) -> dict[str, tuple[float, str]]:
+        quality = self.tokenizer
+        found = {"PSNR": (quality.psnr.value, " dB"), "SSIM": (quality.ssim.value, "")}
+        if quality.perceptual is not None:
+            found["perceptual distance"] = quality.perceptual.value, ""
+        if quality.frechet is not None:
+            found["Fréchet distance"] = quality.frechet, ""
+        for use in quality.codebooks:
+            where = f" of grid {use.grid}" + ("" if use.depth is None else f", depth {use.depth}")
+            found["share of codes used" + where] = use.share_used, ""
+            found["perplexity" + where] = use.perplexity, ""
+        return found | {"number of bits": (quality.bits_per_image, "")}
+
+
+def read_record(path: Path) -> LikelihoodRecord | TokenizerRecord:
+    """Reads a record; raises ValueError if there is none."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is no record of an evaluation: not valid JSON ({error})") from error
+    if not isinstance(value, dict) or not {"likelihood", "tokenizer"} & set(value):
+        raise ValueError(f"{path} is no record of an evaluation: it has no likelihood and no figures of a tokenizer")
+    return build_dataclass(LikelihoodRecord if "likelihood" in value else TokenizerRecord, value, str(path))
+
+
+def weights_sha256(folder: Path) -> str:
+    """sha256 over the names and bytes of the safetensors files of a model."""
+    digest = hashlib.sha256()
+    for path in sorted(folder.glob("*.safetensors")):
+        digest.update(path.name.encode())
+        digest.update(path.read_bytes())
+    return digest.hexdigest()

@@ -1,0 +1,214 @@
+"""DALL-E Mini and Mega as kuprel/min-dalle keeps them: `encoder.pt`, `decoder.pt`, `vocab.json`, `merges.txt` and the
+detokenizer `detoker.pt`, bare state dicts in float16 or float32.
+
+The source is a folder `dalle_bart_mini` or `dalle_bart_mega` with `vqgan/detoker.pt` beside it, the folder that holds
+both, or one with all files as they are published, where those of Mini end in `_mini`; given `encoder_mini.pt` or
+another file of the release, the model is the one it belongs to.  There is no config: all sizes follow from the shapes,
+and a head has 64 features.
+
+The norms whose gain the original training left out lack it in the file: it is 1.  The detokenizer writes pixels in
+[0, 1]: its last convolution is scaled to write [-1, 1].  It has no encoder.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ..core import CodeSpec
+from ..priors.dalle_bart import DalleBart, DalleBartConfig
+from ..text.dalle_mini import DalleMiniTokenizer
+from ..tokenizers.vqgan import VQGAN, VQGANConfig
+from . import Imported
+from .compvis_vqgan import even_use, translate_autoencoder
+from .reader import read_checkpoint, sha256
+from .sources import load_weights, state_dict
+
+ORIGIN = "DALL-E Mini by Boris Dayma and others in the files of kuprel/min-dalle, https://github.com/kuprel/min-dalle"
+LICENCE = "Apache-2.0 for the code of DALL-E Mini, MIT for that of min-dalle; for the weights see their model cards"
+HEAD_FEATURES = 64
+NORM_GROUPS, NORM_EPS = 32, 1e-5
+NAMES = (  # theirs -> ours, as patterns of whole beginnings; queries, keys, values and both gates are joined
+    (r"embed_tokens\.weight$", "{tokens}.weight"),
+    (r"embed_positions\.weight$", "{positions}"),
+    (r"layernorm_embedding\.", "{tokens}_norm."),
+    (r"final_ln\.", "{final}."),
+    (r"lm_head\.weight$", "head.linear.weight"),
+    (r"layers\.(\d+)\.pre_self_attn_layer_norm\.", r"{part}.\1.attention.norm."),
+    (r"layers\.(\d+)\.self_attn_layer_norm\.", r"{part}.\1.attention.out_norm."),
+    (r"layers\.(\d+)\.self_attn\.([qkv])_proj\.weight$", r"{part}.\1.attention.query_key_value.weight:\2"),
+    (r"layers\.(\d+)\.self_attn\.out_proj\.", r"{part}.\1.attention.projection."),
+    (r"layers\.(\d+)\.pre_encoder_attn_layer_norm\.", r"{part}.\1.cross.norm."),
+    (r"layers\.(\d+)\.encoder_attn_layer_norm\.", r"{part}.\1.cross.out_norm."),
+    (r"layers\.(\d+)\.encoder_attn\.q_proj\.", r"{part}.\1.cross.query."),
+    (r"layers\.(\d+)\.encoder_attn\.([kv])_proj\.weight$", r"{part}.\1.cross.key_value.weight:\2"),
+    (r"layers\.(\d+)\.encoder_attn\.out_proj\.", r"{part}.\1.cross.projection."),
+    (r"layers\.(\d+)\.glu\.ln0\.", r"{part}.\1.mlp.norm."),
+    (r"layers\.(\d+)\.glu\.ln1\.", r"{part}.\1.mlp.hidden_norm."),
+    (r"layers\.(\d+)\.glu\.fc([01])\.weight$", r"{part}.\1.mlp.expand.weight:\2"),
+    (r"layers\.(\d+)\.glu\.fc2\.", r"{part}.\1.mlp.contract."),
+)
+PARTS = {
+    "encoder": {"part": "encoder", "tokens": "words", "positions": "word_positions", "final": "encoder_norm"},
+    "decoder": {"part": "decoder", "tokens": "codes", "positions": "positions", "final": "head.norm"},
+}
+JOINED = "qkv01"  # in this order along the outputs
+
+
+@dataclass(frozen=True)
+class Files:
+    """The files of one model."""
+
+    encoder: Path
+    decoder: Path
+    vocabulary: Path
+    merges: Path
+    detokenizer: Path
+
+    def all(self) -> tuple[Path, ...]:
+        return self.encoder, self.decoder, self.vocabulary, self.merges, self.detokenizer
+
+
+def matches(source: Path) -> bool:
+    """Whether `source` is, or holds, the files of a model."""
+    return bool(_find(source))
+
+
+def _find(source: Path) -> list[Files]:
+    """The models in a source; all but encoder and merges may be missing."""
+    folders, endings = [source, *sorted(source.glob("dalle_bart_*"))], ("", "_mini")
+    if source.is_file():
+        folders, endings = [source.parent], ("_mini",) if source.stem.endswith("_mini") else ("",)
+    found = []
+    for folder in folders:
+        for ending in endings:
+            files = Files(
+                folder / f"encoder{ending}.pt", folder / f"decoder{ending}.pt", folder / f"vocab{ending}.json",
+                folder / f"merges{ending}.txt", _detokenizer(folder),
+            )  # fmt: skip
+            named = source.is_dir() or source in files.all()
+            if named and files.encoder.is_file() and files.merges.is_file():
+                found.append(files)
+    return found
+
+
+def _detokenizer(folder: Path) -> Path:
+    above = folder.absolute().parent
+    places = [folder / "detoker.pt", folder / "vqgan" / "detoker.pt", above / "vqgan" / "detoker.pt"]
+    return next((place for place in places if place.is_file()), places[-1])
+
+
+def load(source: Path) -> Imported:
+    """Imports the release; raises ValueError where a part of it is missing or of another architecture."""
+    found = _find(source)
+    if len(found) > 1:
+        names = " or ".join(str(files.encoder.relative_to(source)) for files in found)
+        raise ValueError(f"{source} holds several models: give one, by its folder or its file {names}")
+    (files,) = found
+    for path in files.all():
+        if not path.is_file():
+            raise ValueError(f"{path} is missing; {files.encoder} needs it")
+    encoder, decoder, detokenizer = (
+        state_dict(read_checkpoint(path), path) for path in (files.encoder, files.decoder, files.detokenizer)
+    )
+    try:
+        tokenizer = _tokenizer(detokenizer, math.isqrt(len(decoder["embed_positions.weight"])), files.detokenizer)
+        prior = _prior(encoder, decoder, tokenizer.spec, files)
+    except (KeyError, IndexError, AttributeError) as error:
+        raise ValueError(f"{files.encoder.parent} is not DALL-E Mini: {error} is missing or wrong") from None
+    text_tokenizer = DalleMiniTokenizer(
+        _text(files.vocabulary), _text(files.merges), prior.text_length, prior.config.text_vocab_size
+    )
+    hashes = {path.name: sha256(path) for path in files.all()}
+    return Imported(tokenizer, ORIGIN, LICENCE, False, hashes, prior, text_tokenizer)
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        raise ValueError(f"{path} is damaged: it is not UTF-8") from None
+
+
+def _prior(
+    encoder: Mapping[str, Tensor], decoder: Mapping[str, Tensor], spec: CodeSpec, files: Files
+) -> DalleBart:  # fmt: skip
+    num_words, width = encoder["embed_tokens.weight"].shape
+    if width % HEAD_FEATURES:
+        raise ValueError(f"{files.encoder.name} has {width} features, no multiple of {HEAD_FEATURES}, those of a head")
+    ours = _translate(encoder, "encoder", files.encoder) | _translate(decoder, "decoder", files.decoder)
+    prior = DalleBart(
+        spec,
+        DalleBartConfig(
+            1 + max(int(key.split(".")[1]) for key in encoder if key.startswith("layers.")), width,
+            width // HEAD_FEATURES, encoder["layers.0.glu.fc0.weight"].shape[0],
+            len(decoder["embed_tokens.weight"]), len(encoder["embed_positions.weight"]), num_words,
+        ),
+    )  # fmt: skip
+    expected = prior.state_dict()
+    for key, value in expected.items():
+        if key.endswith("norm.weight"):
+            ours.setdefault(key, torch.ones_like(value))
+    _refuse_more(ours, expected, files.encoder.parent)
+    load_weights(prior, ours, files.encoder.parent)
+    return prior.eval()
+
+
+def _translate(tensors: Mapping[str, Tensor], part: str, where: Path) -> dict[str, Tensor]:
+    """One half under our names; raises ValueError where matrices that are one here do not fit one another."""
+    ours: dict[str, Tensor] = {}
+    joined: dict[str, dict[str, Tensor]] = {}
+    for key, value in tensors.items():
+        for pattern, replacement in NAMES:
+            name, found = re.subn("^" + pattern, replacement.format(**PARTS[part]), key)
+            if found:
+                break
+        name, _, letter = name.partition(":")
+        if letter:
+            joined.setdefault(name, {})[letter] = value
+        else:
+            ours[name] = value
+    for name, pieces in joined.items():
+        if len({value.shape[1:] for value in pieces.values()}) != 1:
+            raise ValueError(f"{where.name} does not fit together: the parts of {name} differ in shape")
+        ours[name] = torch.cat([pieces[letter] for letter in JOINED if letter in pieces])
+    return ours
+
+
+def _refuse_more(ours: Mapping[str, Tensor], expected: Mapping[str, Tensor], where: Path) -> None:
+    left = sorted(ours.keys() - expected.keys())
+    if left:
+        raise ValueError(f"{where.name} holds another architecture: it has {left[0]}, which the model has not")
+
+
+def _tokenizer(tensors: Mapping[str, Tensor], side: int, where: Path) -> VQGAN:
+    """The detokenizer as half a VQGAN of side x side codes, in evaluation mode."""
+    blocks = [re.match(r"decoder\.up\.(\d+)\.block\.(\d+)\.", key) for key in tensors]
+    levels, numbers = zip(*((int(found[1]), int(found[2])) for found in blocks if found), strict=True)
+    channels = [len(tensors[f"decoder.up.{level}.block.0.conv1.bias"]) for level in range(max(levels) + 1)]
+    base, factor = math.gcd(*channels), 2 ** max(levels)
+    num_codes, dim = tensors["embedding.weight"].shape
+    tokenizer = VQGAN(
+        VQGANConfig(
+            side * factor, side * factor, base_channels=base, multipliers=tuple(count // base for count in channels),
+            num_blocks=max(numbers), attention_levels=tuple(
+                level for level in range(len(channels)) if f"decoder.up.{level}.attn.0.q.weight" in tensors
+            ),
+            latent_channels=len(tensors["post_quant_conv.bias"]), norm_groups=NORM_GROUPS, norm_eps=NORM_EPS,
+            num_codes=num_codes, dim=dim, has_encoder=False,
+        )
+    )  # fmt: skip
+    ours = translate_autoencoder(tensors, where)
+    ours["decoder.conv_out.weight"] = 2 * ours["decoder.conv_out.weight"].float()
+    ours["decoder.conv_out.bias"] = 2 * ours["decoder.conv_out.bias"].float() - 1
+    codebook = tensors["embedding.weight"]
+    ours |= {"quantizer.codebook.weight": codebook, **even_use("quantizer.codebook.", codebook)}
+    _refuse_more(ours, tokenizer.state_dict(), where)
+    load_weights(tokenizer, ours, where)
+    return tokenizer.eval()

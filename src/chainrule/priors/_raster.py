@@ -1,0 +1,148 @@
+"""The frame of every network that sees the rows above and the pixels to the left (PixelCNN, PixelRNN).
+
+Such a network is causal in raster order, which gives it an incremental form: what a row takes from the
+rows above is evaluated once, for all its pixels together, and each pixel then adds what it takes from its
+left.  Features at a pixel do not depend on its last code, so those of a finished pixel are final.
+
+Shape letters: B batch, D codes per pixel, E input channels of a code, H height, W width, K vocabulary, F features.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..core import Codes, CodeSpec, Context, Prior
+from ..layers.masked import AboveConv2d, LeftConv2d
+
+FREE_CHANNELS = 3
+"""Input channels that hold nothing of the image: ones, row and column, so that borders are known."""
+
+
+@dataclass
+class RasterState:
+    """What `RasterPrior.step` remembers."""
+
+    t: int
+    inputs: Tensor  # (B, D * E + FREE_CHANNELS, H, W), values of the codes known so far
+    network: Any  # the model's own state
+
+
+class RasterPrior(Prior):
+    """A causal network over one grid of codes.
+
+    A model gives `features` for whole images and the incremental `init_network`, `start_row`, `pixel`;
+    this class turns codes into inputs and features into logits, in both forms.
+
+    Args:
+        spec: of one grid.
+        num_classes, spatial_channels: what the model is conditioned on, 0 for none.
+        embedding: channels of a learned vector per code, for vocabularies without an order (the codes of a VQ-VAE);
+            0 where codes are levels, which enter as one number.
+    """
+
+    def __init__(self, spec: CodeSpec, num_classes: int, spatial_channels: int = 0, embedding: int = 0) -> None:
+        super().__init__()
+        self.spec = spec
+        self.grid = spec.only
+        self.num_classes = num_classes
+        self.spatial_channels = spatial_channels
+        self.embedding = nn.Embedding(self.grid.vocab_size, embedding) if embedding else None
+        self.code_channels = embedding or 1
+        self.in_channels = self.grid.depth * self.code_channels + FREE_CHANNELS
+
+    @abstractmethod
+    def features(self, inputs: Tensor, context: Context) -> Tensor:
+        """(B, D * E + FREE_CHANNELS, H, W) -> (B, F, H, W)."""
+
+    @abstractmethod
+    def logits(self, features: Tensor) -> Tensor:
+        """(B, F, H, W) -> (B, D * K, H, W)."""
+
+    @abstractmethod
+    def init_network(self, inputs: Tensor, context: Context) -> Any:
+        """The network's state before the first row."""
+
+    @abstractmethod
+    def start_row(self, inputs: Tensor, row: int, network: Any) -> None:
+        """Evaluates what the pixels of `row` take from the finished rows; changes `network`."""
+
+    @abstractmethod
+    def pixel(self, inputs: Tensor, row: int, column: int, depth: int, network: Any) -> Tensor:
+        """Logits (B, D * K) at a pixel of which the codes before `depth` are known; changes `network`."""
+
+    def embed(self, codes: Codes) -> Tensor:
+        """Codes -> inputs (B, D * E + FREE_CHANNELS, H, W): values of the codes, then the free channels."""
+        weight = next(self.parameters())
+        values = self.values(codes[0]).to(weight.dtype).flatten(3).permute(0, 3, 1, 2)
+        return torch.cat([values, self._free(weight).expand(values.shape[0], -1, -1, -1)], dim=1)
+
+    def values(self, codes: Tensor) -> Tensor:
+        """Codes (...) as the network reads them, (..., E): their vectors, or levels in [-1, 1]."""
+        if self.embedding is not None:
+            return self.embedding(codes)
+        return (codes * (2 / (self.grid.vocab_size - 1)) - 1).unsqueeze(-1)
+
+    def _free(self, like: Tensor) -> Tensor:
+        rows = torch.linspace(-1, 1, self.grid.height, dtype=like.dtype, device=like.device)
+        columns = torch.linspace(-1, 1, self.grid.width, dtype=like.dtype, device=like.device)
+        rows, columns = torch.meshgrid(rows, columns, indexing="ij")
+        return torch.stack([torch.ones_like(rows), rows, columns])[None]
+
+    def forward(self, codes: Codes, context: Context) -> tuple[Tensor, ...]:
+        logits = self.logits(self.features(self.embed(codes), context))
+        return (logits.unflatten(1, (self.grid.depth, self.grid.vocab_size)).permute(0, 3, 4, 1, 2),)
+
+    def init_state(self, batch_size: int, context: Context) -> RasterState:
+        self.check_context(context, batch_size)
+        weight = next(self.parameters())
+        free = self._free(weight).expand(batch_size, -1, -1, -1)
+        size = (self.grid.height, self.grid.width)
+        values = weight.new_zeros(batch_size, self.in_channels - FREE_CHANNELS, *size)
+        inputs = torch.cat([values, free], dim=1)
+        return RasterState(0, inputs, self.init_network(inputs, context))
+
+    def step(self, previous: Tensor, state: RasterState) -> tuple[Tensor, RasterState]:
+        inputs, network = state.inputs, state.network
+        if state.t > 0:
+            last = self.spec.position(state.t - 1)
+            start = last.depth * self.code_channels
+            known = inputs[:, start : start + self.code_channels, last.row, last.column]
+            known.copy_(self.values(previous))
+        here = self.spec.position(state.t)
+        if here.column == 0 and here.depth == 0:
+            self.start_row(inputs, here.row, network)
+        logits = self.pixel(inputs, here.row, here.column, here.depth, network)
+        state.t += 1
+        vocab_size = self.grid.vocab_size
+        return logits[:, here.depth * vocab_size : (here.depth + 1) * vocab_size], state
+
+
+class InputConv2d(nn.Module):
+    """The first layer: a masked k x k convolution of type A on the inputs."""
+
+    def __init__(self, in_channels: int, out_channels: int, kernel_size: int, groups: int) -> None:
+        super().__init__()
+        half = kernel_size // 2
+        self.above = AboveConv2d(in_channels, out_channels, half, half)
+        self.left = LeftConv2d(in_channels, out_channels, half, "A", groups, free=FREE_CHANNELS, bias=False)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """(B, in, H, W) -> (B, out, H, W)."""
+        return self.above(inputs) + self.left(inputs)
+
+
+def window_above(inputs: Tensor, row: int, rows: int) -> Tensor:
+    """The `rows` rows above `row` of (B, C, H, W), zeros beyond the border: (B, C, rows, W)."""
+    return F.pad(inputs[:, :, max(0, row - rows) : row], (0, 0, max(0, rows - row), 0))
+
+
+def taps_left(inputs: Tensor, row: int, column: int, left: int) -> Tensor:
+    """Pixels column - left .. column of a row of (B, C, H, W), for `LeftConv2d.matrix`: (B, (left + 1) * C)."""
+    taps = inputs[:, :, row, max(0, column - left) : column + 1]
+    return F.pad(taps, (max(0, left - column), 0)).transpose(1, 2).flatten(1)

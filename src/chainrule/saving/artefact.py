@@ -1,0 +1,111 @@
+"""A tokenizer alone, and a super-resolution, as artefacts: saved models' folders whose config.yaml has no prior.
+
+config.yaml              format, tokenizer (name and config), card; or
+                         format, kind: super_resolution, config, card
+tokenizer.safetensors or super_resolution.safetensors
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..config import build_dataclass, to_plain
+from ..core import Tokenizer
+from ..pipeline import (
+    FORMAT,
+    SUPER_RESOLUTION,
+    describe,
+    find,
+    read_config,
+    read_tokenizer,
+    read_weights,
+    refuse_kind,
+    write_model,
+)
+from ..upscaling.super_resolution import SuperResolution, SuperResolutionConfig
+
+
+def save_tokenizer(
+    tokenizer: Tokenizer, folder: str | os.PathLike, card: Mapping[str, Any] | None = None,
+    dtype: torch.dtype | None = None,
+) -> None:  # fmt: skip
+    """Writes a tokenizer; a folder that holds a model is replaced as a whole.
+
+    Args:
+        tokenizer: any registered one.
+        folder: new, empty, or a saved model.
+        card: what is known of it (data, licence, origin, figures), any plain values.
+        dtype: of the weights in the file, such as torch.bfloat16 for half the bytes; None: as they are.
+
+    Raises:
+        ValueError: the folder exists and is not a saved model.
+    """
+    config = {"format": FORMAT, "tokenizer": describe("tokenizers", tokenizer), "card": dict(card or {})}
+    write_model(Path(folder), config, {"tokenizer": tokenizer}, dtypes={"tokenizer": dtype})
+
+
+def load_tokenizer(name: str | os.PathLike, device: str = "cpu") -> Tokenizer:
+    """The tokenizer of a saved model, with or without a prior, in evaluation mode.
+
+    Args:
+        name: a bundled model, a folder, or a hub id, as for `chainrule.load`.
+        device: where it computes.
+
+    Raises:
+        ValueError: nothing of that name, or damaged files.
+    """
+    folder = find(name)
+    config = read_config(folder)
+    refuse_kind(folder, config)
+    description = config.get("tokenizer")
+    if not isinstance(description, Mapping) or not {"name", "config"} <= set(description):
+        raise ValueError(f"{folder / 'config.yaml'} is incomplete or damaged; copy it again")
+    return read_tokenizer(folder, description).eval().to(device)
+
+
+def save_super_resolution(
+    model: SuperResolution, folder: str | os.PathLike, card: Mapping[str, Any] | None = None,
+    dtype: torch.dtype | None = None,
+) -> None:  # fmt: skip
+    """Writes a super-resolution; arguments and errors as for `save_tokenizer`."""
+    config = {"format": FORMAT, "kind": SUPER_RESOLUTION, "config": to_plain(model.config), "card": dict(card or {})}
+    write_model(Path(folder), config, {SUPER_RESOLUTION: model}, dtypes={SUPER_RESOLUTION: dtype})
+
+
+def load_super_resolution(name: str | os.PathLike, device: str = "cpu") -> SuperResolution:
+    """What takes images to twice their size, in evaluation mode.
+
+        model.upscale(chainrule.load("shapes_parti").sample(4, text="a red circle"))  # uint8 (4, 3, 64, 64)
+
+    Args:
+        name: a bundled model, a folder, or a hub id, as for `chainrule.load`.
+        device: where it computes.
+
+    Raises:
+        ValueError: nothing of that name, a model of another kind, or damaged files.
+    """
+    folder = find(name)
+    config, path = read_config(folder), folder / "config.yaml"
+    if config.get("kind") != SUPER_RESOLUTION:
+        raise ValueError(f"{folder} holds no super-resolution; train one by a recipe with that section")
+    if not isinstance(config.get("config"), Mapping):
+        raise ValueError(f"{path} is incomplete or damaged; copy it again")
+    model = SuperResolution(build_dataclass(SuperResolutionConfig, config["config"], str(path)))
+    read_weights(model, folder / f"{SUPER_RESOLUTION}.safetensors")
+    return model.eval().to(device)
+
+
+def has_prior(name: str | os.PathLike) -> bool:
+    """Whether a saved model is more than a tokenizer; raises ValueError as `load_tokenizer` does."""
+    return "prior" in read_config(find(name))
+
+
+def read_card(name: str | os.PathLike) -> dict[str, Any]:
+    """The card of a saved model, {} if it has none; raises ValueError as `load_tokenizer` does."""
+    card = read_config(find(name)).get("card") or {}
+    return dict(card)

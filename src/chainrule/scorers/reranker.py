@@ -1,0 +1,378 @@
+"""CLIP: Radford et al., "Learning Transferable Visual Models From Natural Language Supervision", arXiv:2103.00020.
+
+One network reads an image, another a text; each ends in a vector of length 1, x_i and y_i for the i-th of B pairs.  The
+loss is InfoNCE both ways (figure 3 there), with a learned scale s, exp of a parameter and at most 100:
+
+    loss = (mean_i -log softmax_j(s x_i.y_j)_i + mean_i -log softmax_j(s x_j.y_i)_i) / 2
+
+DALL-E (arXiv:2102.12092) keeps, of many images drawn for a text, those with the greatest x.y; so do `score` and
+`for_texts` here.
+
+Deviations, all for few images and one core.  The image's network is a residual one of 3x3 convolutions without
+normalisation, the last of each branch starting at zero; its last map is small and read as a whole, for captions tell
+where things are, in place of attention pooling.  Or it is a trained network of `chainrule.evaluation`, which stays as
+it is, and a linear map of its features: what that knows of pictures need not be learned from few.  The text is read both
+ways and its tokens are averaged, in place of a causal transformer whose last token counts.  Pairs whose captions are
+the same are not held against one another.
+
+Shape letters: B images or texts, T tokens, E width.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..config import build_dataclass, to_plain
+from ..evaluation import load_features
+from ..layers.encoder_decoder import MLP, EncoderBlock
+from ..layers.transformer import STD, initialize
+from ..pipeline import FORMAT, read_config, read_weights, write_model
+from ..text.bpe import TextTokenizer, read_text_tokenizer
+
+SMALLEST = 4
+"""The side, in positions, to which images are halved."""
+FIRST_SCALE, MAX_SCALE = 1 / 0.07, 100.0
+PADDING = 0
+BATCH = 100
+
+
+@dataclass(frozen=True)
+class ContrastiveConfig:
+    """Sizes.
+
+    image_height, image_width, image_channels: of the images, at least 8 pixels a side
+    text_length:     T
+    text_vocab_size: number of tokens; token 0 is the padding
+    width:           E, of the text's network and of the vectors; maps have half of it after the first halving, then
+                     once, then twice as many channels
+    num_blocks:      residual blocks after each further halving
+    features:        in place of all that, such as efficientnet_lite0: see `FeatureTower`
+    features_side:   images whose shorter side is below it are enlarged to it for that
+    text_layers, num_heads: of the text's transformer
+    dropout:         in the transformer, and of the map that the image's vector is made of
+    """
+
+    image_height: int
+    image_width: int
+    image_channels: int
+    text_length: int
+    text_vocab_size: int
+    width: int = 128
+    num_blocks: int = 1
+    features: str | None = None
+    features_side: int = 96
+    text_layers: int = 2
+    num_heads: int = 4
+    dropout: float = 0.1
+
+    def __post_init__(self) -> None:
+        for name in ("image_channels", "text_length", "num_blocks", "features_side", "text_layers", "num_heads"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if min(self.image_height, self.image_width) < 2 * SMALLEST:
+            raise ValueError(
+                f"images must have at least {2 * SMALLEST} pixels a side, got {self.image_height}x{self.image_width}"
+            )
+        if self.text_vocab_size < 2:
+            raise ValueError(f"text_vocab_size must be at least 2 (padding and a token), got {self.text_vocab_size}")
+        if self.width < 2 or self.width % 2 or self.width % self.num_heads:
+            raise ValueError(f"width must be even and a multiple of num_heads ({self.num_heads}), got {self.width}")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout must lie in 0..1, 1 excluded, got {self.dropout}")
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(C, H, W)."""
+        return self.image_channels, self.image_height, self.image_width
+
+
+# ---------------------------------------------------------------- the two networks
+
+
+class ResidualBlock(nn.Module):
+    """x + conv relu conv relu x, both 3x3; the last begins at zero."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.first, self.second = _convolution(channels, channels), _convolution(channels, channels)
+        nn.init.zeros_(self.second.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.second(F.relu(self.first(F.relu(x))))
+
+
+def _convolution(in_channels: int, out_channels: int, stride: int = 1) -> nn.Conv2d:
+    layer = nn.Conv2d(in_channels, out_channels, 3, stride, padding=1)
+    nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+    nn.init.zeros_(layer.bias)
+    return layer
+
+
+class ImageTower(nn.Module):
+    """uint8 (B, C, H, W) -> (B, E), of any length."""
+
+    def __init__(self, config: ContrastiveConfig) -> None:
+        super().__init__()
+        channels = config.width // 2
+        layers: list[nn.Module] = [_convolution(config.image_channels, channels, stride=2)]
+        sides = [_half(config.image_height), _half(config.image_width)]
+        while min(sides) > SMALLEST:
+            wider = min(2 * channels, 2 * config.width)
+            layers += [nn.ReLU(), _convolution(channels, wider, stride=2)]
+            layers += [ResidualBlock(wider) for _ in range(config.num_blocks)]
+            channels, sides = wider, [_half(side) for side in sides]
+        self.layers = nn.Sequential(*layers, nn.ReLU())
+        size = channels * math.prod(sides)
+        self.norm, self.dropout = nn.LayerNorm(size), nn.Dropout(config.dropout)
+        self.projection = nn.Linear(size, config.width, bias=False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = self.layers(images.float() / 127.5 - 1)
+        return self.projection(self.dropout(self.norm(x.flatten(1))))
+
+
+class FeatureTower(nn.Module):
+    """As `ImageTower`: a linear map of a frozen network's pooled features, and of its last map but one, averaged in
+    PARTS x PARTS parts, which says where things are.  The network is no part of the weights."""
+
+    PARTS = 3
+
+    def __init__(self, config: ContrastiveConfig) -> None:
+        super().__init__()
+        self.network = (load_features(config.features, config.features_side),)  # a tuple hides it from the weights
+        _, height, width = config.image_shape
+        size = self.features(torch.zeros(1, config.image_channels, height, width, dtype=torch.uint8)).shape[1]
+        self.norm, self.dropout = nn.LayerNorm(size, elementwise_affine=False), nn.Dropout(config.dropout)
+        self.projection = nn.Linear(size, config.width, bias=False)
+
+    @torch.compiler.disable
+    @torch.no_grad()
+    def features(self, images: Tensor) -> Tensor:
+        """uint8 (B, C, H, W) -> float32 (B, F)."""
+        network = self.network[0].to(images.device)
+        with torch.autocast(images.device.type, enabled=False):
+            maps = network(images.float() / 255)
+            parts = F.adaptive_avg_pool2d(maps[-2], self.PARTS).flatten(1)
+            return torch.cat([network.head(maps[-1]).mean((2, 3)), parts], 1)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.projection(self.dropout(self.norm(self.features(images))))
+
+
+def _half(side: int) -> int:
+    """Positions after a convolution of stride 2."""
+    return -(-side // 2)
+
+
+class TextTower(nn.Module):
+    """int64 (B, T) -> (B, E), of any length."""
+
+    def __init__(self, config: ContrastiveConfig) -> None:
+        super().__init__()
+        width, norm = config.width, partial(nn.LayerNorm, elementwise_affine=False)
+        self.words = nn.Embedding(config.text_vocab_size, width)
+        self.positions = nn.Parameter(torch.empty(config.text_length, width))
+        self.blocks = nn.ModuleList(
+            EncoderBlock(width, config.num_heads, MLP(width, norm), norm, nn.Identity, config.dropout)
+            for _ in range(config.text_layers)
+        )
+        self.norm = nn.LayerNorm(width)
+        self.projection = nn.Linear(width, width, bias=False)
+        self.apply(initialize)
+        nn.init.normal_(self.positions, std=STD)
+
+    def forward(self, text: Tensor) -> Tensor:
+        seen = text != PADDING
+        seen = torch.cat([seen[:, :1] | ~seen.any(1, keepdim=True), seen[:, 1:]], dim=1)  # of no text, one padding
+        x = self.words(text) + self.positions
+        for block in self.blocks:
+            x = block(x, seen[:, None, None])
+        counted = seen.unsqueeze(-1).to(x.dtype)
+        return self.projection(self.norm((x * counted).sum(1) / counted.sum(1)))
+
+
+class Contrastive(nn.Module):
+    """Both networks and the scale of the products of their vectors."""
+
+    def __init__(self, config: ContrastiveConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.image = FeatureTower(config) if config.features else ImageTower(config)
+        self.text = TextTower(config)
+        self.log_scale = nn.Parameter(torch.tensor(math.log(FIRST_SCALE)))
+
+    def encode_images(self, images: Tensor) -> Tensor:
+        """uint8 (B, C, H, W) -> float (B, E), of length 1."""
+        return F.normalize(self.image(images).float(), dim=-1)
+
+    def encode_texts(self, text: Tensor) -> Tensor:
+        """int64 (B, T) -> float (B, E), of length 1."""
+        return F.normalize(self.text(text).float(), dim=-1)
+
+    def forward(self, images: Tensor, text: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The vectors of images and of texts, and the scale."""
+        scale = self.log_scale.clamp(max=math.log(MAX_SCALE)).exp()
+        return self.encode_images(images), self.encode_texts(text), scale
+
+
+def contrastive_loss(images: Tensor, texts: Tensor, scale: Tensor, same: Tensor) -> tuple[Tensor, Tensor]:
+    """InfoNCE both ways.
+
+    Args:
+        images, texts: float (B, E), of length 1; the i-th belong together.
+        scale: scalar.
+        same: bool (B, B), which texts are the same: of these only the image's own counts.
+
+    Returns:
+        The loss in nats, and the share of the images and the texts whose own counterpart is the nearest.
+    """
+    own = torch.arange(len(images), device=images.device)
+    others = same & ~torch.eye(len(images), dtype=torch.bool, device=images.device)
+    logits = (scale * images @ texts.mT).masked_fill(others, -math.inf)
+    loss = (F.cross_entropy(logits, own) + F.cross_entropy(logits.mT, own)) / 2
+    right = (logits.argmax(1) == own).float().mean() + (logits.argmax(0) == own).float().mean()
+    return loss, right.detach() / 2
+
+
+# ---------------------------------------------------------------- scorers
+
+
+class TextScorer(ABC):
+    """Judges how well images show what texts say: the cosine of their vectors, -1..1, more is better."""
+
+    @abstractmethod
+    def encode_images(self, images: Tensor) -> Tensor:
+        """uint8 (B, C, H, W) -> float (B, E), of length 1."""
+
+    @abstractmethod
+    def encode_texts(self, texts: Sequence[str]) -> Tensor:
+        """B texts -> float (B, E), of length 1."""
+
+    @abstractmethod
+    def to(self, device: str | torch.device) -> TextScorer:
+        """Moves the scorer; returns it."""
+
+    def score(self, images: Tensor, texts: Sequence[str]) -> Tensor:
+        """Cosines of images and texts, one by one.
+
+        Args:
+            images: uint8 (B, C, H, W).
+            texts: B texts, or one text for all images.
+
+        Returns:
+            float (B,), where the scorer computes.
+
+        Raises:
+            ValueError: another number of texts than of images, or images that the scorer cannot read.
+        """
+        return self.for_texts(texts)(images)
+
+    def for_texts(self, texts: str | Sequence[str]) -> Callable[[Tensor], Tensor]:
+        """What `Pipeline.sample(best_of=..., scorer=...)` takes: images uint8 (B, C, H, W) -> scores (B,).
+
+        Args:
+            texts: one per image, or one for all.
+        """
+        vectors = self.encode_texts([texts] if isinstance(texts, str) else texts)
+
+        def judge(images: Tensor) -> Tensor:
+            if len(vectors) != len(images) and not isinstance(texts, str):
+                raise ValueError(f"{len(vectors)} texts were given for {len(images)} images")
+            return (self.encode_images(images) * vectors).sum(-1)
+
+        return judge
+
+
+class ContrastiveScorer(TextScorer):
+    """A trained `Contrastive` with its text tokenizer, as one artefact: a folder of config.yaml, with `kind:
+    contrastive`, contrastive.safetensors and the files of the text tokenizer.
+
+    Args:
+        model: both networks.
+        text_tokenizer: texts to what the model reads of them.
+        card: what is known of it (data, licence, recipe, figures), any plain values.
+
+    Raises:
+        ValueError: a model and a text tokenizer that do not belong together.
+    """
+
+    kind = "contrastive"
+
+    def __init__(
+        self, model: Contrastive, text_tokenizer: TextTokenizer, card: Mapping[str, Any] | None = None
+    ) -> None:
+        config, given = model.config, text_tokenizer
+        if config.text_length != given.length or config.text_vocab_size < given.vocab_size or given.pad != PADDING:
+            raise ValueError(
+                f"the scorer reads texts of {config.text_length} tokens in 0..{config.text_vocab_size - 1}, padded "
+                f"with {PADDING}; the text tokenizer gives {given.length} in 0..{given.vocab_size - 1}, padded with "
+                f"{given.pad}"
+            )
+        self.model, self.text_tokenizer, self.card = model.eval(), text_tokenizer, dict(card or {})
+
+    def to(self, device: str | torch.device) -> ContrastiveScorer:
+        self.model.to(device)
+        return self
+
+    @torch.no_grad()
+    def encode_images(self, images: Tensor) -> Tensor:
+        """As above; images of another size are resized, grey ones are grey in all channels."""
+        channels, height, width = self.model.config.image_shape
+        if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] not in (1, channels):
+            raise ValueError(
+                f"the scorer reads images uint8 (B, {channels}, H, W), got {str(images.dtype)[6:]} "
+                f"{tuple(images.shape)}"
+            )
+        images = images.to(self.model.log_scale.device).expand(-1, channels, -1, -1)
+        if tuple(images.shape[2:]) != (height, width):
+            resized = F.interpolate(images.float(), (height, width), mode="bilinear", antialias=True)
+            images = resized.round().clamp(0, 255).to(torch.uint8)
+        return torch.cat([self.model.encode_images(part) for part in images.split(BATCH)])
+
+    @torch.no_grad()
+    def encode_texts(self, texts: Sequence[str]) -> Tensor:
+        ids = self.text_tokenizer.encode(texts).to(self.model.log_scale.device)
+        return torch.cat([self.model.encode_texts(part) for part in ids.split(BATCH)])
+
+    def save(self, folder: str | os.PathLike, dtype: torch.dtype | None = None) -> None:
+        """Writes the artefact; a folder that holds a model is replaced as a whole.
+
+        Args:
+            dtype: of the weights in their file, as `Pipeline.save` has it.
+
+        Raises:
+            ValueError: the folder exists and is not a saved model.
+        """
+        text = self.text_tokenizer
+        config = {
+            "format": FORMAT, "kind": self.kind, "config": to_plain(self.model.config),
+            "text_tokenizer": {"name": text.name, "config": text.config}, "text_hash": text.hash(), "card": self.card,
+        }  # fmt: skip
+        write_model(Path(folder), config, {self.kind: self.model}, text.files(), {self.kind: dtype})
+
+    @classmethod
+    def read(cls, folder: Path) -> ContrastiveScorer:
+        """From the folder of an artefact; raises ValueError where files are missing, damaged or of two scorers."""
+        saved, path = read_config(folder), folder / "config.yaml"
+        text = saved.get("text_tokenizer")
+        if not (
+            isinstance(saved.get("config"), Mapping) and isinstance(text, Mapping) and {"name", "config"} <= set(text)
+        ):
+            raise ValueError(f"{path} is incomplete or damaged; copy it again")
+        model = Contrastive(build_dataclass(ContrastiveConfig, saved["config"], str(path)))
+        read_weights(model, folder / f"{cls.kind}.safetensors")
+        text_tokenizer = read_text_tokenizer(folder, text["name"], text["config"])
+        if saved.get("text_hash") != text_tokenizer.hash():
+            raise ValueError(f"the scorer in {folder} was trained on another text tokenizer than the one beside it")
+        return cls(model, text_tokenizer, saved.get("card"))

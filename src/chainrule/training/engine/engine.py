@@ -1,0 +1,409 @@
+"""The engine: trains a task, and survives kills, signals and bad luck.
+
+A step is a function of the weights, the optimizer's state and the number of the step: the order of examples
+and all noise come from (seed, step), see `order`.  Hence a run that is killed and resumed ends, on the CPU,
+bit for bit like one that was not.
+
+Layout of a run::
+
+    recipe.yaml             what is trained, complete
+    checkpoints/step-N.pt   weights, average, optimizer, adversary; the last two
+    model/                  what users load, made of the averaged weights
+    log.csv, evaluation.csv tables of training and evaluation metrics
+    samples/step-N.png      previews
+    tensorboard/            the same, for TensorBoard
+
+Several processes (torchrun, SLURM) train one model on parts of each batch; the first of them writes.  All
+must see the folder of the run.
+"""
+
+from __future__ import annotations
+
+import math
+import shutil
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from ...config import TrainingConfig
+from ...images import image_grid
+from .adversary import AdversaryTraining
+from .average import Average
+from .checkpoint import load_checkpoint, recover_folder, save_checkpoint, write_file, write_folder
+from .hardware import autocast, compiled, wants_compile
+from .log import Progress, Table, TensorBoard, format_metrics
+from .muon import Muon
+from .order import batch_generator, batch_indices, derive_seed
+from .schedule import learning_rate
+from .task import Task
+
+STOP_EVERY = 10  # steps after which several processes agree whether to stop
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """Outcome of a run.
+
+    steps:       number of steps taken since its very beginning
+    metrics:     the last evaluation, by name
+    folder:      the run; `folder / "model"` is what users load
+    seconds:     training time since its very beginning
+    interrupted: whether a signal stopped it before its last step; the same call resumes it
+    """
+
+    steps: int
+    metrics: dict[str, float]
+    folder: Path
+    seconds: float
+    interrupted: bool = False
+
+
+def train(
+    task: Task,
+    config: TrainingConfig,
+    folder: Path,
+    evaluate_every: int,
+    fabric: Any,
+    quiet: bool = False,
+) -> TrainResult:
+    """Trains a task in a folder, from its newest checkpoint if it has one.
+
+    Args:
+        task: what to train.
+        config: how to train.
+        folder: of the run.
+        evaluate_every: steps between evaluations.
+        fabric: a launched `lightning_fabric.Fabric`.
+        quiet: whether to print nothing.
+
+    Raises:
+        ValueError: a batch that the processes cannot share evenly, or a loss that is not finite.
+    """
+    if config.batch_size % fabric.world_size:
+        raise ValueError(
+            f"batch_size ({config.batch_size}) must be a multiple of the number of processes ({fabric.world_size})"
+        )
+    with _graceful_stop() as stop:
+        return _Run(task, config, folder, evaluate_every, fabric, quiet).go(stop)
+
+
+class _Run:
+    """One process's part in a run: its state, and what happens to it."""
+
+    def __init__(self, task, config, folder, evaluate_every, fabric, quiet) -> None:
+        self.task: Task = task
+        self.config: TrainingConfig = config
+        self.folder: Path = folder
+        self.evaluate_every: int = evaluate_every
+        self.fabric = fabric
+        self.writes: bool = fabric.is_global_zero
+        self.quiet: bool = quiet or not self.writes
+
+        task.setup(fabric.device)
+        module = task.model.to(fabric.device)
+        if config.channels_last:
+            module = module.to(memory_format=torch.channels_last)
+        self.module: nn.Module = module
+        self.average = Average(module, config.ema_decay)
+        self.optimizer = _optimizer(module, config)
+        self.autocast = autocast(config.precision, fabric.device)
+        self.compiled = wants_compile(module, config)
+        self.model = fabric.setup_module(compiled(module, fabric.device) if self.compiled else module)
+        self.adversary = AdversaryTraining(task.adversary, config, fabric) if task.adversary else None
+
+        share = config.batch_size // fabric.world_size
+        self.part = slice(fabric.global_rank * share, (fabric.global_rank + 1) * share)
+        self.tables = {"log": Table(folder / "log.csv"), "evaluation": Table(folder / "evaluation.csv")}
+        self.step, self.finished = 0, False
+        self.since = time.monotonic()  # the beginning, less the time of earlier processes
+        self.metrics: dict[str, float] = {}
+        self.pending: list[dict[str, float]] = []  # rows of steps that are checked, not yet logged
+        self.recent: list[dict[str, torch.Tensor]] = []  # rows of the steps since, still on the device
+
+    @property
+    def seconds(self) -> float:
+        return time.monotonic() - self.since
+
+    # ------------------------------------------------------------ the loop
+
+    def go(self, stop: _Stop) -> TrainResult:
+        config = self.config
+        resumed = self._resume()
+        self.progress = Progress(config.steps, self.step, config.batch_size, not self.quiet)
+        self.board = TensorBoard(self.folder / "tensorboard", self.step) if self.writes else None
+        if resumed:
+            self.progress.say(f"going on with {self.folder} after step {self.step} of {config.steps}")
+        try:
+            self._train(stop)
+            interrupted = self.step < config.steps
+            if interrupted:
+                self._save()
+                where = f"stopped after step {self.step} of {config.steps}"
+                self.progress.say(f"{where}; the same command goes on from here")
+            elif not self.finished:
+                self._save()  # a long evaluation follows
+                self._evaluate(final=True)
+                self.finished = True
+                self._save()
+        finally:
+            self.progress.close()
+            if self.board is not None:
+                self.board.close()
+        return TrainResult(self.step, self.metrics, self.folder, self.seconds, interrupted)
+
+    def _train(self, stop: _Stop) -> None:
+        config = self.config
+        with ThreadPoolExecutor(1) as loader:  # reads the next batch during a step
+            following = loader.submit(self._batch, self.step)
+            while self.step < config.steps and not self._agree(stop):
+                batch = following.result()
+                following = loader.submit(self._batch, self.step + 1)
+                self._take_step(batch)
+                self.progress.advance(self.step)
+                last = self.step == config.steps
+                if last or self.step % config.log_every == 0:
+                    self._log()
+                if not last and self.step % self.evaluate_every == 0:
+                    self._evaluate(final=False)
+                if config.sample_every and self.step % config.sample_every == 0:
+                    self._preview()
+                if not last and self.step % config.save_every == 0:
+                    self._save()
+
+    def _batch(self, step: int) -> Any:
+        config, size = self.config, self.task.num_examples
+        indices = batch_indices(config.seed, step, config.batch_size, size)
+        return self.task.batch(indices, self.part, batch_generator(config.seed, step))
+
+    def _take_step(self, batch: Any) -> None:
+        """One step of the optimizer, number `self.step` from 0."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate(self.config, self.step)
+        row = self._compute_gradient(batch)
+        if self.config.gradient_clip:
+            row["gradient_norm"] = nn.utils.clip_grad_norm_(self.module.parameters(), self.config.gradient_clip)
+        self.optimizer.step()
+        self.average.update()
+        if self.adversary:
+            row["adversary"] = self.adversary.take_step(self.step, lambda m: self.task.adversary_loss(m, batch))
+        self.recent.append(row)
+        self.step += 1
+
+    def _compute_gradient(self, batch: Any) -> dict[str, torch.Tensor]:
+        """Fills the gradients; returns what is to be logged."""
+        torch.manual_seed(derive_seed(self.config.seed, "step", self.step, self.fabric.global_rank))  # dropout
+        self.model.train()
+        self.optimizer.zero_grad()
+        try:
+            with self.autocast():
+                loss, metrics = self.task.loss(self.model, batch, self.step / self.config.steps)
+            self.fabric.backward(loss)
+        except Exception as error:
+            if not self._may_do_without_compiling(error):
+                raise
+            reason = str(error).strip().splitlines()[0]
+            self.progress.say(f"the model cannot be compiled here ({reason}); going on without")
+            self.compiled, self.model = False, self.fabric.setup_module(self.module)
+            return self._compute_gradient(batch)
+        return {"loss": loss.detach()} | {name: value.detach() for name, value in metrics.items()}
+
+    def _may_do_without_compiling(self, error: Exception) -> bool:
+        if not self.compiled or self.config.compile is True:
+            return False
+        return isinstance(error, torch._dynamo.exc.TorchDynamoException)
+
+    def _agree(self, stop: _Stop) -> bool:
+        """Whether to stop: all processes answer alike."""
+        if self.fabric.world_size == 1:
+            return stop.requested
+        if self.step % STOP_EVERY:
+            return False
+        votes = torch.tensor(float(stop.requested), device=self.fabric.device)
+        return bool(self.fabric.all_reduce(votes, reduce_op="sum").item())
+
+    # ------------------------------------------------------------ news of a run
+
+    def _check(self) -> None:
+        """Brings the rows of the last steps to the CPU, as means over processes; stops at one not finite."""
+        if not self.recent:
+            return
+        names = list(self.recent[0])
+        values = torch.stack([torch.stack([row[name].float() for name in names]) for row in self.recent])
+        if self.fabric.world_size > 1:
+            values = self.fabric.all_reduce(values, reduce_op="mean")
+        first = self.step - len(self.recent)
+        self.recent = []
+        for offset, numbers in enumerate(values.tolist()):
+            row = dict(zip(names, numbers, strict=True))
+            if not math.isfinite(row["loss"]):
+                step = first + offset
+                raise ValueError(
+                    f"the loss is {row['loss']} at step {step + 1}, with learning rate "
+                    f"{learning_rate(self.config, step):.3g}; start a new run with a lower learning rate or with "
+                    "gradient_clip (the checkpoint before that step is kept)"
+                )
+            self.pending.append(row)
+
+    def _log(self) -> None:
+        """Logs the mean over the steps since the last time."""
+        self._check()
+        means = {name: sum(row[name] for row in self.pending) / len(self.pending) for name in self.pending[0]}
+        self.pending = []
+        if self.writes:
+            rate = self.progress.images_per_second()
+            row = {"learning_rate": learning_rate(self.config, self.step - 1)} | means
+            self.tables["log"].add({"step": self.step} | row)
+            self.board.add("training", row | {"images_per_second": rate}, self.step)
+            shown = {name: value for name, value in means.items() if name not in ("loss", "gradient_norm")}
+            self.progress.news(shown or means, rate)
+
+    def _evaluate(self, final: bool) -> None:
+        """Evaluates the average, in float32, on the first process."""
+        self._check()
+        if self.writes:
+            self.metrics = self._judge(lambda model: self.task.evaluate(model, final))
+            if self.metrics:
+                self.tables["evaluation"].add({"step": self.step} | self.metrics)
+                self.board.add("evaluation", self.metrics, self.step)
+                self.progress.say(f"evaluation after step {self.step}: {format_metrics(self.metrics)}")
+        self.fabric.barrier()
+        self.metrics = self.fabric.broadcast(self.metrics)
+
+    def _preview(self) -> None:
+        if self.writes:
+            images = self._judge(lambda model: self.task.preview(model, self.config.seed))
+            if images is not None and len(images):
+                from PIL import Image
+
+                picture = image_grid(images)
+                path = self.folder / "samples" / f"step-{self.step:08d}.png"
+                write_file(path, lambda target: Image.fromarray(picture).save(target, format="PNG"))
+                self.board.add_image(picture, self.step)
+        self.fabric.barrier()
+
+    def _judge(self, function: Callable[[nn.Module], Any]) -> Any:
+        """`function` of the averaged model in evaluation mode, without gradients; the clock of images/s stands."""
+        module = self.average.module
+        training = module.training
+        module.eval()
+        try:
+            with torch.no_grad(), self.progress.pause():
+                return function(module)
+        finally:
+            module.train(training)
+
+    # ------------------------------------------------------------ files of a run
+
+    def _save(self) -> None:
+        """Writes a checkpoint and the model that users load."""
+        self._check()
+        if self.writes:
+            state = {
+                "step": self.step,
+                "seconds": self.seconds,
+                "finished": self.finished,
+                "metrics": self.metrics,
+                "pending": self.pending,
+                "tables": {name: table.size() for name, table in self.tables.items()},
+                "model": self.module.state_dict(),
+                "average": self.average.state_dict(),
+                "optimizer": self.optimizer.state_dict(),
+            }
+            if self.adversary:
+                state["adversary"] = self.adversary.state_dict()
+            save_checkpoint(self.folder / "checkpoints", self.step, state)
+            card = {"steps": self.step, "minutes": round(self.seconds / 60, 2), "metrics": self.metrics}
+            self._judge(
+                lambda model: write_folder(self.folder / "model", lambda target: self.task.save(model, target, card))
+            )
+        self.fabric.barrier()
+
+    def _resume(self) -> bool:
+        """Takes up the newest checkpoint, and cuts the tables back to it; whether there was one."""
+        report = print if not self.quiet else lambda sentence: None
+        state = load_checkpoint(self.folder / "checkpoints", report)
+        self.fabric.barrier()
+        if self.writes:
+            recover_folder(self.folder / "model")
+            shutil.rmtree(self.folder / "model.tmp", ignore_errors=True)
+            for name, table in self.tables.items():
+                table.cut(state["tables"][name] if state else 0)
+        if state is None:
+            return False
+        if state["step"] > self.config.steps:
+            raise ValueError(f"{self.folder} has taken {state['step']} steps already, more than {self.config.steps}")
+        self.module.load_state_dict(state["model"])
+        self.average.load_state_dict(state["average"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        if self.adversary:
+            self.adversary.load_state_dict(state["adversary"])
+        self.step, self.metrics, self.pending = state["step"], state["metrics"], state["pending"]
+        self.since -= state["seconds"]
+        self.finished = state["finished"] and self.step == self.config.steps
+        return True
+
+
+# ---------------------------------------------------------------- parts
+
+
+def _optimizer(module: nn.Module, config: TrainingConfig) -> torch.optim.Optimizer:
+    """The optimizer of the config; weight decay for matrices and filters only."""
+    if config.optimizer == "muon":
+        betas = {} if config.betas is None else {"betas": config.betas}
+        return Muon(module, config.learning_rate, config.weight_decay, **betas)
+    parameters = [p for p in module.parameters() if p.requires_grad]
+    groups = [
+        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": config.weight_decay},
+        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    groups = [group for group in groups if group["params"]]
+    options: dict[str, Any] = {"lr": config.learning_rate}
+    if config.betas is not None:
+        options["betas"] = config.betas
+    if config.optimizer in ("adam", "adamw"):
+        options["fused"] = True
+    classes = {
+        "adam": torch.optim.Adam,
+        "adamw": torch.optim.AdamW,
+        "adamax": torch.optim.Adamax,
+        "rmsprop": torch.optim.RMSprop,
+    }
+    return classes[config.optimizer](groups, **options)
+
+
+class _Stop:
+    requested = False
+
+
+@contextmanager
+def _graceful_stop() -> Iterator[_Stop]:
+    """Turns SIGINT and SIGTERM into a request; each acts as usual the second time.
+
+    One of each does not count as twice: torchrun answers Ctrl-C by sending SIGTERM as well.
+    """
+    stop = _Stop()
+    if threading.current_thread() is not threading.main_thread():
+        yield stop
+        return
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def request(number: int, _) -> None:
+        stop.requested = True
+        signal.signal(number, before[number] or signal.SIG_DFL)
+
+    for number in before:
+        signal.signal(number, request)
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler or signal.SIG_DFL)

@@ -1,0 +1,89 @@
+"""Where to train: devices, processes, precision and compilation."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from ...config import TrainingConfig
+
+COMPILE_FROM = 500  # steps that repay compilation
+
+
+@dataclass(frozen=True)
+class Hardware:
+    """Where to train.
+
+    accelerator: "auto", "cpu", "cuda" or "mps"
+    devices:     per node; "auto" is what torchrun or SLURM started, and one device without them
+    num_nodes:   "auto" likewise
+    strategy:    "auto" (one process, or DDP) or "ddp"
+    """
+
+    accelerator: str = "auto"
+    devices: int | str = "auto"
+    num_nodes: int | str = "auto"
+    strategy: str = "auto"
+
+    def __post_init__(self) -> None:
+        if self.accelerator not in ("auto", "cpu", "cuda", "mps"):
+            raise ValueError(f"accelerator must be auto, cpu, cuda or mps, got {self.accelerator!r}")
+        if self.strategy not in ("auto", "ddp"):
+            raise ValueError(f"strategy must be auto or ddp, got {self.strategy!r}")
+
+    def fabric(self) -> Any:
+        """The `lightning_fabric.Fabric` of this hardware."""
+        from lightning_fabric import Fabric
+
+        devices, num_nodes = _launched_processes()
+        devices = devices if self.devices == "auto" else self.devices
+        num_nodes = num_nodes if self.num_nodes == "auto" else self.num_nodes
+        return Fabric(accelerator=self.accelerator, devices=devices, num_nodes=num_nodes, strategy=self.strategy)
+
+
+def autocast(precision: str, device: torch.device) -> Callable[[], AbstractContextManager]:
+    """A function that opens the context of a precision."""
+    if precision == "auto":
+        precision = "bfloat16" if _has_bfloat16(device) else "float32"
+    enabled = precision == "bfloat16"
+    return lambda: torch.autocast(device.type, dtype=torch.bfloat16, enabled=enabled)
+
+
+def _has_bfloat16(device: torch.device) -> bool:
+    """Whether the device computes in bfloat16 faster than in float32."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    names = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")  # private: absent in other releases of torch
+    return device.type == "cpu" and any(getattr(torch.cpu, name, lambda: False)() for name in names)
+
+
+def wants_compile(module: nn.Module, config: TrainingConfig) -> bool:
+    """Whether to compile the model; its class may opt out with `compile_training = False`."""
+    if config.compile != "auto":
+        return config.compile
+    compilers = [name for name in ("g++", "clang++", "c++") if shutil.which(name)]
+    return bool(compilers) and config.steps > COMPILE_FROM and getattr(module, "compile_training", True)
+
+
+def compiled(module: nn.Module, device: torch.device) -> nn.Module:
+    """`torch.compile` of a module; on a CPU torch's own random numbers are several times as fast as compiled ones."""
+    return torch.compile(module, dynamic=False, options={"fallback_random": True} if device.type == "cpu" else None)
+
+
+def _launched_processes() -> tuple[int, int]:
+    """Processes per node and nodes, as torchrun or SLURM started them; (1, 1) without them."""
+    environment = os.environ
+    if "LOCAL_WORLD_SIZE" in environment and "WORLD_SIZE" in environment:
+        per_node = int(environment["LOCAL_WORLD_SIZE"])
+        return per_node, int(environment["WORLD_SIZE"]) // per_node
+    if "SLURM_STEP_ID" in environment and "SLURM_NTASKS" in environment:
+        nodes = int(environment.get("SLURM_NNODES", 1))
+        return int(environment["SLURM_NTASKS"]) // nodes, nodes
+    return 1, 1

@@ -1,0 +1,1 @@
+"""What the engine trains: one kind of task per file, and the examples and losses that they share."""

@@ -1,0 +1,66 @@
+"""The codes of a whole data set, computed once and kept on the disk."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ...core import Codes, GridSpec, Tokenizer
+from ...data import ImageDataset, binarize
+from ...data.cache import cached_arrays
+from ...pipeline import tokenizer_hash
+from ...progress import progress
+
+IMAGES_AT_ONCE = 32
+
+
+@torch.no_grad()
+def encode(tokenizer: Tokenizer, images: Tensor) -> Codes:
+    """Codes of images, in the precision of the tokenizer's weights also under autocast."""
+    with torch.autocast(images.device.type, enabled=False):
+        return tokenizer.encode(images)
+
+
+def cached_codes(
+    tokenizer: Tokenizer, dataset: ImageDataset, mode: str, flipped: bool, device: torch.device, quiet: bool
+) -> Codes:
+    """The codes of all images, narrow whole numbers in memory-mapped files; made by the first call, with a bar.
+
+    Args:
+        tokenizer: in evaluation mode; moved to the device.
+        dataset: the images.
+        mode: how they are binarised, "none" or "threshold".
+        flipped: whether these are the codes of the mirror images.
+        device: where to compute.
+        quiet: whether to show no bar.
+    """
+    assert mode != "sample", "codes of images that differ at each visit cannot be kept"
+
+    def build(folder: Path) -> None:
+        grids = tokenizer.to(device).spec.grids
+        files = [
+            np.lib.format.open_memmap(folder / f"{index}.npy", "w+", _narrowest(grid), (len(dataset), *grid.shape))
+            for index, grid in enumerate(grids)
+        ]
+        what = "Encoding mirror images" if flipped else "Encoding images"
+        with progress(what, len(dataset), "images", quiet) as done:
+            for start in range(0, len(dataset), IMAGES_AT_ONCE):
+                stop = min(start + IMAGES_AT_ONCE, len(dataset))
+                images = binarize(dataset.images[start:stop], mode)
+                codes = encode(tokenizer, (images.flip(-1) if flipped else images).to(device))
+                for file, grid in zip(files, codes, strict=True):
+                    file[start:stop] = grid.cpu().numpy()
+                done(stop)
+        for file in files:
+            file.flush()
+
+    return cached_arrays(["codes", tokenizer_hash(tokenizer), dataset.fingerprint, mode, flipped], build)
+
+
+def _narrowest(grid: GridSpec) -> type[np.integer]:
+    if grid.vocab_size <= 1 << 8:
+        return np.uint8
+    return np.int16 if grid.vocab_size <= 1 << 15 else np.int32

@@ -1,0 +1,343 @@
+"""Priors over the codes of a trained tokenizer; labels dropped; soft targets."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+import chainrule
+from chainrule import config
+from chainrule.config import EvaluationConfig, ModelConfig, Recipe, SavedTokenizer, TextConfig, TrainingConfig
+from chainrule.core import entry
+from chainrule.data import DataConfig, ImageDataset, augment
+from chainrule.pipeline import tokenizer_hash
+from chainrule.priors.gated_pixelcnn import GatedPixelCNN
+from chainrule.saving.artefact import load_tokenizer, save_tokenizer
+from chainrule.tokenizers.vqvae import VQVAE, VQVAEConfig
+from chainrule.training import fit, prior_task
+from chainrule.training.run import check_folder
+from chainrule.training.tasks.codes import encode
+
+TINY = VQVAEConfig(8, 12, 1, hidden_channels=8, residual_channels=4, num_codes=12, dim=3)
+
+
+def images(count: int, channels: int = 1, height: int = 8, width: int = 12) -> ImageDataset:
+    """Noise, darker on the left or on the right, class 0 or 1."""
+    generator = torch.Generator().manual_seed(count)
+    label = torch.randint(0, 2, (count,), generator=generator)
+    data = torch.randint(0, 256, (count, channels, height, width), generator=generator, dtype=torch.uint8)
+    data[label == 0, ..., : width // 2] //= 4
+    data[label == 1, ..., width // 2 :] //= 4
+    return ImageDataset(data, label, None, ("left", "right"), 2, "halves")
+
+
+def tokenizer(name: str = "vqvae", preset: str = "tiny", seed: int = 0):
+    """A tokenizer whose codebook holds features of images, so that many codes are in use."""
+    torch.manual_seed(seed)
+    found = entry("tokenizers", name)
+    model = found.model(found.presets[preset].config).train()
+    with torch.no_grad():
+        model.reconstruction(images(32, *model.image_shape).images, 0.0)
+    return model.eval()
+
+
+@pytest.fixture
+def saved(monkeypatch, tmp_path):
+    """The folder of a trained tokenizer; `halves` stands for all data."""
+    sizes = {"train": 40, "test": 30}
+    monkeypatch.setattr("chainrule.training.tasks.prior.load", lambda c: images(sizes[c.split]))
+    monkeypatch.setenv("CHAINRULE_CACHE", str(tmp_path / "cache"))
+    save_tokenizer(tokenizer(), tmp_path / "vqvae")
+    return tmp_path / "vqvae"
+
+
+def recipe(path, **training) -> Recipe:
+    options = {"num_layers": 2, "channels": 8, "head_features": 8, "num_classes": "data"}
+    return Recipe(
+        data=DataConfig("halves", flip=True),
+        tokenizer=SavedTokenizer(str(path)),
+        prior=ModelConfig("gated_pixelcnn", options),
+        training=TrainingConfig(
+            **{"steps": 20, "batch_size": 8, "learning_rate": 0.01, "precision": "float32", "compile": False} | training
+        ),
+        evaluation=EvaluationConfig(every=20, limit=25, batch_size=10),
+    )
+
+
+def fit_recipe(recipe: Recipe, folder: Path):
+    path = folder.with_suffix(".yaml")
+    path.write_text(config.write_yaml(prior_task(recipe)[1]))
+    return fit(path, folder, quiet=True)
+
+
+def test_codes_are_kept_on_the_disk(saved, monkeypatch):
+    task, plain = prior_task(recipe(saved))
+    assert plain["tokenizer"] == {"path": str(saved), "hash": tokenizer_hash(load_tokenizer(saved))}
+    assert task.card["recipe"]["tokenizer"]["path"] == "vqvae"
+    assert [grid.dtype for codes in task.training_codes for grid in codes] == [torch.uint8] * 2
+    assert task.training_codes[0][0].unique().numel() > 3
+    monkeypatch.setattr(VQVAE, "encode", None)  # from here on the cache must do
+    again, _ = prior_task(config.build_recipe(plain, "again"))
+    for one, two in zip(task.training_codes, again.training_codes, strict=True):
+        assert torch.equal(one[0], two[0])
+    assert len(again.evaluation_codes[0]) == 30
+
+
+def test_kept_codes_are_those_of_the_images_a_step_sees(saved):
+    task, _ = prior_task(recipe(saved, label_dropout=0.5))
+    indices, part = torch.tensor([3, 1, 39, 20, 7]), slice(1, 4)
+    batch = task.batch(indices, part, torch.Generator().manual_seed(5))
+    generator = torch.Generator().manual_seed(5)
+    seen = augment(task.training.batch(indices), task.data, generator)
+    assert torch.equal(batch.codes[0], encode(task.tokenizer, seen.images)[0][part])
+    dropped = torch.rand(5, generator=generator) < 0.5
+    assert torch.equal(batch.labels, torch.where(dropped, 2, seen.labels)[part])
+    task.training_codes = []
+    encoded = task.batch(indices, part, torch.Generator().manual_seed(5))
+    assert torch.equal(encoded.labels, batch.labels) and torch.equal(task._encode(encoded)[0][0], batch.codes[0])
+
+
+def test_a_run_over_codes_resumes_bit_for_bit_and_can_be_guided(saved, tmp_path):
+    path = tmp_path / "recipe.yaml"
+    path.write_text(config.write_yaml(prior_task(recipe(saved, label_dropout=0.2, ema_decay=0.9))[1]))
+    whole = fit(path, tmp_path / "whole", quiet=True)
+    fit(path, tmp_path / "parts", ["training.steps=9"], quiet=True)
+    parts = fit(path, tmp_path / "parts", quiet=True)
+    assert whole.metrics == parts.metrics and set(whole.metrics) == {"nats", "nats_per_code", "bits_per_image"}
+    assert whole.metrics["nats_per_code"] == pytest.approx(whole.metrics["nats"] / 6)
+    assert whole.metrics["bits_per_image"] == pytest.approx(whole.metrics["nats"] * 1.442695)
+    one, two = (chainrule.load(tmp_path / name) for name in ("whole", "parts"))
+    for name, value in one.prior.state_dict().items():
+        assert torch.equal(value, two.prior.state_dict()[name])
+    assert tokenizer_hash(one.tokenizer) == tokenizer_hash(load_tokenizer(saved))
+    assert one.num_classes == 2 and one.prior.num_classes == 3 and one.prior.null_label
+    assert one.sample(3, "left", guidance=2.0).shape == (3, 1, 8, 12)
+    assert one.log_prob(images(4).images).shape == (4,)  # of no class
+
+
+PARTI = {"encoder_layers": 1, "decoder_layers": 1, "width": 8, "num_heads": 2, "dropout": 0.0}
+PARTI |= {"text_length": "data", "text_vocab_size": "data"}
+DALLE = {"num_layers": 1, "width": 8, "num_heads": 2, "attention": "full"}
+
+
+def captioned(saved, monkeypatch, name: str, options: dict, **training) -> Recipe:
+    """A recipe over images with captions."""
+
+    def load(data):
+        found = images({"train": 40, "test": 30}[data.split])
+        return replace(found, texts=[f"dark on the {found.class_names[label]}" for label in found.labels])
+
+    monkeypatch.setattr("chainrule.training.tasks.prior.load", load)
+    return replace(recipe(saved, **training), prior=ModelConfig(name, options), text=TextConfig(6, 300, dropout=0.3))
+
+
+@pytest.mark.parametrize(("name", "options"), [("parti", PARTI), ("dalle", DALLE)])
+def test_a_run_over_captions_resumes_bit_for_bit_and_draws_what_it_is_told(saved, monkeypatch, tmp_path, name, options):
+    path = tmp_path / "recipe.yaml"
+    path.write_text(config.write_yaml(prior_task(captioned(saved, monkeypatch, name, options, text_dropout=0.2))[1]))
+    whole = fit(path, tmp_path / "whole", ["training.sample_every=20"], quiet=True)
+    fit(path, tmp_path / "parts", ["training.steps=9"], quiet=True)
+    parts = fit(path, tmp_path / "parts", quiet=True)
+    more = {"text_nats"} if name == "dalle" else set()
+    assert whole.metrics == parts.metrics and set(whole.metrics) == {"nats", "nats_per_code", "bits_per_image"} | more
+    assert whole.metrics["nats_per_code"] == pytest.approx(whole.metrics["nats"] / 6)
+    model = chainrule.load(tmp_path / "parts")
+    assert model.sample(2, text="dark on the left").shape == (2, 1, 8, 12)
+    nats = -model.log_prob(images(30).images, text=[f"dark on the {('left', 'right')[i]}" for i in images(30).labels])
+    assert nats.mean().item() == pytest.approx(whole.metrics["nats"], rel=1e-5)
+
+
+def test_captions_are_dropped_and_their_merges_too(saved, monkeypatch):
+    task, _ = prior_task(captioned(saved, monkeypatch, "parti", PARTI, text_dropout=0.5))
+    one, two = (task.batch(torch.arange(40), slice(0, 40), torch.Generator().manual_seed(n)) for n in (1, 2))
+    for batch in (one, two):
+        assert 8 < (batch.text == 0).all(1).sum() < 32
+    assert not torch.equal(one.text, two.text)
+    kept = (one.text != 0).any(1)
+    assert not torch.equal(one.text[kept], task.training_text[kept])
+    assert task.text_tokenizer.decode(one.text[kept])[0].startswith("dark")
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"text": None}, "'prior.text_length' is to be that of the data, which has none"),
+        (
+            {"text": None, "prior": ModelConfig("parti", PARTI | {"text_length": 6, "text_vocab_size": 9})},
+            "the prior reads texts .*; add the section 'text'",
+        ),
+        ({"prior": ModelConfig("dalle", DALLE), "text": None}, "dalle draws a text and its image; add the section"),
+        ({"prior": ModelConfig("gated_pixelcnn", {"num_layers": 1, "channels": 4})}, "gated_pixelcnn reads no texts"),
+        ({"text": TextConfig(6, 100)}, "vocab_size must be at least 257"),
+        ({"text": TextConfig(6, vocabulary=Path("nothing.json"))}, "text.vocabulary nothing.json: .*No such file"),
+    ],
+)
+def test_captions_that_do_not_fit_are_refused(saved, monkeypatch, change, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        prior_task(replace(captioned(saved, monkeypatch, "parti", PARTI), **change))
+
+
+def test_images_without_captions_are_refused(saved):
+    with pytest.raises(ValueError, match="'text' needs captions, but halves has none"):
+        prior_task(replace(recipe(saved), prior=ModelConfig("parti", PARTI), text=TextConfig(6, 300)))
+
+
+def test_another_tokenizer_at_the_same_path_is_noticed(saved, tmp_path):
+    path = tmp_path / "recipe.yaml"
+    path.write_text(config.write_yaml(prior_task(recipe(saved))[1]))
+    fit(path, tmp_path / "run", ["training.steps=1"], quiet=True)
+    save_tokenizer(tokenizer(seed=1), saved)
+    with pytest.raises(ValueError, match=r"recipe.yaml.*: the tokenizer in .* is another than that of the recipe"):
+        fit(path, tmp_path / "run", quiet=True)
+    path.write_text(path.read_text().replace("hash", "# hash"))
+    with pytest.raises(ValueError, match="run of another recipe: tokenizer.hash was"):
+        fit(path, tmp_path / "run", quiet=True)
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"tokenizer": ModelConfig("vqvae")}, r"vqvae must be trained before a prior over its codes; write tokenizer"),
+        ({"data": DataConfig("halves", split="small")}, r"for images \(1, 8, 12\), those of halves are \(1, 4, 12\)"),
+        ({"prior": ModelConfig("gated_pixelcnn", {})}, "label_dropout would be ignored: the prior has no classes"),
+        ({"prior": ModelConfig("gated_pixelcnn", {"num_classes": 2})}, "halves has 2 and label_dropout adds one"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_trained_is_refused(saved, monkeypatch, change, sentence):
+    if "data" in change:
+        monkeypatch.setattr("chainrule.training.tasks.prior.load", lambda c: images(20, height=4))
+    with pytest.raises(ValueError, match=sentence):
+        prior_task(replace(recipe(saved, label_dropout=0.1), **change))
+
+
+def test_mistakes_in_the_recipe(saved):
+    plain = prior_task(recipe(saved))[1]
+    for change, sentence in [
+        ({"tokenizer": {"path": "x", "name": "vqvae"}}, "unknown key 'name' in 'tokenizer'; there are: path, hash"),
+        ({"training": plain["training"] | {"label_dropout": 1.0}}, "label_dropout must lie in 0..1, 1 excluded"),
+        ({"training": plain["training"] | {"soft_targets": -1.0}}, "soft_targets must be at least 0"),
+    ]:
+        with pytest.raises(ValueError) as error:
+            config.build_recipe(plain | change, "r.yaml")
+        assert sentence in str(error.value)
+
+
+def test_a_run_of_an_older_version_goes_on(saved, tmp_path):
+    plain = prior_task(recipe(saved))[1]
+    old = {key: value for key, value in plain["training"].items() if key not in ("label_dropout", "soft_targets")}
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "recipe.yaml").write_text(config.write_yaml(plain | {"training": old}))
+    check_folder(tmp_path / "run", plain, True)
+    with pytest.raises(ValueError, match=r"training.label_dropout was 0.0 and is 0.1"):
+        check_folder(tmp_path / "run", plain | {"training": old | {"label_dropout": 0.1}}, True)
+
+
+# ---------------------------------------------------------------- vectors and soft targets
+
+
+@pytest.mark.parametrize(
+    ("name", "preset"),
+    [("vqvae", "tiny"), ("vqvae", "tiny-loss"), ("vqgan", "tiny"), ("dvae", "tiny"), ("rqvae", "tiny"),
+     ("rqvae", "tiny-separate")],
+)  # fmt: skip
+@torch.no_grad()
+def test_the_quantized_features_are_sums_of_vectors(name, preset):
+    found = entry("tokenizers", name)
+    model = found.model(found.presets[preset].config).eval()
+    (vectors,) = model.vectors()
+    grid = model.spec.only
+    assert vectors.shape[:2] == (grid.depth, grid.vocab_size)
+    codes = torch.randint(0, grid.vocab_size, (2, *grid.shape))
+    total = sum(vectors[depth][codes[..., depth]] for depth in range(grid.depth))
+    torch.testing.assert_close(total.permute(0, 3, 1, 2), model.embed(codes))
+
+
+def test_a_prior_is_given_the_vectors(saved, monkeypatch):
+    given = []
+    monkeypatch.setattr(GatedPixelCNN, "attach", lambda self, vectors: given.append(vectors))
+    prior_task(recipe(saved))
+    assert torch.equal(given[0][0], load_tokenizer(saved).vectors()[0])
+    prior_task(replace(recipe(saved), tokenizer=ModelConfig("pixels", {"levels": 2}), data=DataConfig("halves")))
+    assert given[1] is None
+
+
+def test_soft_targets(saved, monkeypatch, tmp_path):
+    model = tokenizer("rqvae")
+    save_tokenizer(model, tmp_path / "rqvae")
+    monkeypatch.setattr("chainrule.training.tasks.prior.load", lambda c: images(20, *model.image_shape))
+    hard, _ = prior_task(recipe(tmp_path / "rqvae"))
+    cold, _ = prior_task(recipe(tmp_path / "rqvae", soft_targets=1e-6))
+    warm, plain = prior_task(recipe(tmp_path / "rqvae", soft_targets=0.5))
+    assert hard.training_codes and not warm.training_codes and warm.evaluation_codes is not None
+    assert plain["training"]["soft_targets"] == 0.5
+    batches = [task.batch(torch.arange(4), slice(0, 4), torch.Generator().manual_seed(1)) for task in (hard, cold)]
+    losses = [task.loss(task.model, batch, 0.0) for task, batch in zip((hard, cold), batches, strict=True)]
+    torch.testing.assert_close(losses[0][0], losses[1][0])  # without warmth, the codes of `encode`
+    torch.testing.assert_close(losses[0][1]["nats"], losses[1][1]["nats"])
+
+    torch.manual_seed(3)
+    loss, metrics = warm.loss(warm.model, batches[1], 0.0)
+    torch.manual_seed(3)
+    codes, targets = model.encode_soft(batches[1].images, 0.5)
+    context = warm._context(batches[1])
+    log_prob = warm.model(codes, context)[0].log_softmax(-1)
+    torch.testing.assert_close(loss, -(targets * log_prob).sum() / (4 * model.spec.num_codes))
+    torch.testing.assert_close(metrics["nats"], -warm.model.log_prob(codes, context).mean())
+    with pytest.raises(ValueError, match="soft_targets need a tokenizer whose codes can be drawn, as rqvae, not vqvae"):
+        monkeypatch.setattr("chainrule.training.tasks.prior.load", lambda c: images(20))
+        prior_task(recipe(saved, soft_targets=0.5))
+
+
+def test_noise_on_the_codes_that_a_prior_reads(saved, monkeypatch):
+    clean, _ = prior_task(recipe(saved))
+    task, plain = prior_task(recipe(saved, code_noise=0.9))
+    assert plain["training"]["code_noise"] == 0.9
+    batch = task.batch(torch.arange(8), slice(0, 8), torch.Generator().manual_seed(1))
+    read = []
+    monkeypatch.setattr(task.model, "forward", lambda codes, context: read.append(codes) or clean.model(codes, context))
+    losses = []
+    for _ in range(2):
+        torch.manual_seed(3)
+        losses.append(task.loss(task.model, batch, 0.0)[0])
+    codes, context = task._encode(batch)
+    target = torch.nn.functional.cross_entropy(clean.model(read[0], context)[0].flatten(0, -2), codes[0].flatten())
+    torch.testing.assert_close(losses[0], target)  # what it tells is the image's
+    assert losses[0] == losses[1] and torch.equal(read[0][0], read[1][0])
+    changed = (read[0][0] != codes[0]).flatten(1).float().mean(1)
+    assert 0 < changed.mean() < 0.9 and changed.unique().numel() > 2
+    assert task.evaluate(task.model, True) == clean.evaluate(clean.model, True)
+    with pytest.raises(ValueError, match="code_noise must lie in 0..1, 1 excluded, got 1"):
+        recipe(saved, code_noise=1.0)
+
+
+def test_a_trained_prior_goes_on_with_other_images(saved, monkeypatch, tmp_path):
+    first = fit_recipe(recipe(saved, label_dropout=0.2), tmp_path / "first")
+    mapping = {
+        "data": {"source": "halves"}, "prior": {"path": str(tmp_path / "first")},
+        "training": {"steps": 4, "batch_size": 8, "learning_rate": 0.01, "label_dropout": 0.2},
+        "evaluation": {"limit": 25, "batch_size": 10},
+    }  # fmt: skip
+    task, plain = prior_task(config.build_recipe(mapping, "mine"))
+    assert list(plain) == ["data", "prior", "training", "evaluation"]
+    before = chainrule.load(tmp_path / "first")
+    assert task.evaluate(task.model, True)["nats"] == pytest.approx(first.metrics["nats"])
+    assert tokenizer_hash(task.tokenizer) == tokenizer_hash(before.tokenizer)
+    second = fit_recipe(config.build_recipe(mapping, "mine"), tmp_path / "second")
+    after = chainrule.load(tmp_path / "second")
+    assert second.steps == 4 and after.prior.config == before.prior.config
+    assert after.card["recipe"]["prior"] == {"path": "first"}
+    assert any(not torch.equal(a, b) for a, b in zip(after.prior.parameters(), before.prior.parameters(), strict=True))
+
+    for section, value in (("tokenizer", {"path": str(saved)}), ("text", {"length": 4})):
+        with pytest.raises(ValueError, match=f"comes with its {section}; leave out '{section}'"):
+            config.build_recipe(mapping | {section: value}, "mine")
+    with pytest.raises(ValueError, match="unknown key 'width' in 'prior'"):
+        config.build_recipe(mapping | {"prior": mapping["prior"] | {"width": 8}}, "mine")
+    with pytest.raises(ValueError, match="the prior has num_classes 3 but halves has 2"):
+        prior_task(config.build_recipe(mapping | {"training": mapping["training"] | {"label_dropout": 0.0}}, "mine"))
+    monkeypatch.setattr("chainrule.training.tasks.prior.load", lambda c: images(20, 3))
+    with pytest.raises(ValueError, match=r"the tokenizer is for images \(1, 8, 12\)"):
+        prior_task(config.build_recipe(mapping, "mine"))
