@@ -21,8 +21,8 @@ FINE = ("tokenizer.spread=0", "tokenizer.downsampling=2")
 RQ = ("emoji_rqvae", "losses.perceptual=null")
 CLAIMS = {
     "vqvae2": (
-        ("emoji_vqvae", *FINE, "tokenizer.num_codes=4"),
-        ("emoji_vqvae2", *FINE, "tokenizer.num_levels=3", "tokenizer.num_codes=[4096,2,2]"),
+        ("emoji_vqvae", *FINE, "tokenizer.codebook_size=4"),
+        ("emoji_vqvae2", *FINE, "tokenizer.num_levels=3", "tokenizer.codebook_size=[4096,2,2]"),
     ),
     "rq": ((*RQ, "tokenizer.depth=1"), RQ),
 }

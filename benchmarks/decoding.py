@@ -59,7 +59,7 @@ def without_compiler():
 def codes_per_second(prior, condition: Context, batch_size: int) -> float:
     start = time.perf_counter()
     sample(prior, condition, image_seeds(0, batch_size))
-    return batch_size * prior.spec.num_codes / (time.perf_counter() - start)
+    return batch_size * prior.spec.length / (time.perf_counter() - start)
 
 
 def speeds(name: str, batch_size: int, rounds: int, rerun_codes: int) -> dict:
@@ -73,12 +73,12 @@ def speeds(name: str, batch_size: int, rounds: int, rerun_codes: int) -> dict:
     rates = {"rerun": []} | {name: [] for name in ways}
     for _ in range(rounds):
         seconds = seconds_rerun(prior, batch_size, rerun_codes, condition)
-        rates["rerun"].append(batch_size * prior.spec.num_codes / seconds)
+        rates["rerun"].append(batch_size * prior.spec.length / seconds)
         for name, way in ways.items():
             rates[name].append(codes_per_second(way, condition, batch_size))
     found = {name: median(values) for name, values in rates.items()}
     ratios = {name: found[name] / found["plain float32"] for name in found}
-    images = {name: rate / prior.spec.num_codes for name, rate in found.items()}
+    images = {name: rate / prior.spec.length for name, rate in found.items()}
     return {
         "prior": prior.name,
         "parameters": sum(parameter.numel() for parameter in prior.parameters()),
@@ -115,7 +115,7 @@ def cost(images: int, sharpness: float) -> dict:
 def every_log_prob(prior, codes: torch.Tensor) -> torch.Tensor:
     """log p of all values of each code by steps: (B, T, K), in float64."""
     state, previous, found = prior.init_state(len(codes), Context()), codes[:, 0], []
-    for t in range(prior.spec.num_codes):
+    for t in range(prior.spec.length):
         logits, state = prior.step(previous, state)
         found.append(logits.double().log_softmax(-1))
         previous = codes[:, t]

@@ -60,7 +60,7 @@ def main() -> None:
         per_call = median(one[name] for one in rounds)
         result[name] = {
             "seconds_per_image": per_call / arguments.batch_size,
-            "codes_per_second": arguments.batch_size * prior.spec.num_codes / per_call,
+            "codes_per_second": arguments.batch_size * prior.spec.length / per_call,
         }
     result["speedup"] = median(one["gpt"] / one["rq_transformer"] for one in rounds)
     print(json.dumps(result, indent=2))

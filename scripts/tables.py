@@ -38,7 +38,7 @@ def tokenizers() -> list[list[str]]:
             f"{quality['perceptual']['value']:.4f}",
             f"{quality['frechet']:.2f}",
             " / ".join(f"{use['share_used']:.1%}" for use in uses),
-            " / ".join(f"{use['perplexity']:.0%}" for use in uses),
+            " / ".join(f"{use['perplexity_ratio']:.0%}" for use in uses),
             f"{quality['bits_per_image']:,.0f}",
             f"{quality['encode_seconds']:.2f} + {quality['decode_seconds']:.2f}",
         ])  # fmt: skip

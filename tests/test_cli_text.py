@@ -39,7 +39,7 @@ def build(joint: bool) -> Pipeline:
         spec = CodeSpec((text.grid, *tokenizer.spec.grids))
         prior = DALLE(spec, DALLEConfig(2, 16, 2, kernel_size=3))
     else:
-        prior = Parti(tokenizer.spec, PartiConfig(1, 2, 16, 2, text.length, text.vocab_size))
+        prior = Parti(tokenizer.spec, PartiConfig(1, 2, 16, 2, text.length, text.text_vocab_size))
     with torch.no_grad():
         for parameter in prior.parameters():
             parameter.normal_(std=0.8)

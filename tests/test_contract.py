@@ -39,7 +39,7 @@ def build(entry, preset) -> Prior:
 
 
 def random_codes(spec: CodeSpec, count: int):
-    return tuple(torch.randint(0, grid.vocab_size, (count, *grid.shape)) for grid in spec.grids)
+    return tuple(torch.randint(0, grid.codebook_size, (count, *grid.shape)) for grid in spec.grids)
 
 
 def context(model: Prior, count: int) -> Context:
@@ -60,7 +60,7 @@ def flat_logits(model: Prior, codes, condition):
 def test_logits_have_the_shape_of_the_codes(entry, preset):
     model = build(entry, preset)
     logits = model(random_codes(preset.spec, 2), context(model, 2))
-    expected = [(2, *grid.shape, grid.vocab_size) for grid in preset.spec.grids]
+    expected = [(2, *grid.shape, grid.codebook_size) for grid in preset.spec.grids]
     assert [tuple(tensor.shape) for tensor in logits] == expected
 
 
@@ -70,7 +70,7 @@ def test_a_code_changes_no_logits_before_its_successor(entry, preset):
     model, spec = build(entry, preset), preset.spec
     codes = spec.flatten(random_codes(spec, 1))
     reference = flat_logits(model, spec.unflatten(codes), context(model, 1))
-    sizes = [grid.vocab_size for grid in spec.grids for _ in range(grid.num_codes)]
+    sizes = [grid.codebook_size for grid in spec.grids for _ in range(grid.num_positions)]
     changed = 0
     for t, size in enumerate(sizes):
         other = codes.clone()
@@ -97,9 +97,9 @@ def test_gradient_reaches_earlier_codes_only(entry, preset):
             spatial = torch.randn(1, raster.spatial_channels, grid.height, grid.width).double()
             condition = Context(condition.label, spatial=spatial)
         inputs = raster.embed(random_codes(raster.spec, 1)).requires_grad_()
-        logits = raster.logits(raster.features(inputs, condition)).unflatten(1, (grid.depth, grid.vocab_size))
+        logits = raster.logits(raster.features(inputs, condition)).unflatten(1, (grid.depth, grid.codebook_size))
         neighbours = []
-        for t in range(grid.num_codes):
+        for t in range(grid.num_positions):
             here = raster.spec.position(t)
             out = logits[0, here.depth, :, here.row, here.column].square().sum()
             (gradient,) = torch.autograd.grad(out, inputs, retain_graph=True, allow_unused=True)
@@ -120,10 +120,10 @@ def test_step_equals_forward(entry, preset):
     expected = [column for grid in expected for column in grid.unbind(1)]
     state = model.init_state(count, context(model, count))
     previous = torch.zeros(count, dtype=torch.int64)
-    for t in range(spec.num_codes):
+    for t in range(spec.length):
         logits, state = model.step(previous, state)
         torch.testing.assert_close(logits, expected[t], rtol=1e-9, atol=1e-9)
-        if t == spec.num_codes // 2:  # a state can be reordered, as decoding with several candidates does
+        if t == spec.length // 2:  # a state can be reordered, as decoding with several candidates does
             index = torch.tensor([2, 0, 0])
             state, flat = select(state, index), flat[index]
             reordered = context(model, count).select(index)
@@ -136,7 +136,7 @@ def test_step_equals_forward(entry, preset):
 @torch.no_grad()
 def test_probabilities_of_all_codes_sum_to_one(entry, preset):
     model, spec = build(entry, preset), preset.spec
-    sizes = [range(grid.vocab_size) for grid in spec.grids for _ in range(grid.num_codes)]
+    sizes = [range(grid.codebook_size) for grid in spec.grids for _ in range(grid.num_positions)]
     everything = torch.tensor(list(itertools.product(*sizes)))
     condition = context(model, 1).select(torch.zeros(len(everything), dtype=torch.int64))
     log_prob = model.log_prob(spec.unflatten(everything), condition)
@@ -186,7 +186,7 @@ def test_guidance_by_its_equation_and_in_any_batch(entry, preset):
     for c, u, both in zip(*parts, strict=True):
         torch.testing.assert_close(both, u + 2.5 * (c - u))
     again = sample(Rerun(guided), condition, seeds)
-    mask = torch.arange(spec.num_codes) % 2 == 0
+    mask = torch.arange(spec.length) % 2 == 0
     given = Known(spec.flatten(together), mask)
     completed = complete(guided, condition, seeds, given, particles=2)
     one = torch.tensor([2])
@@ -204,7 +204,7 @@ def test_completion_keeps_known_codes(entry, preset, particles):
     model, spec = build(entry, preset), preset.spec
     drawn = sample(model, context(model, 2), image_seeds(1, 2))  # possible codes, also where some are certain
     codes = spec.flatten(drawn)
-    mask = torch.arange(spec.num_codes) % 2 == 0
+    mask = torch.arange(spec.length) % 2 == 0
     seeds = image_seeds(2, 2)
     completed = spec.flatten(complete(model, context(model, 2), seeds, Known(codes, mask), particles))
     assert torch.equal(completed[:, mask], codes[:, mask])
@@ -230,5 +230,5 @@ def test_tokenizer_codes_fit_its_spec(entry, preset):
     assert decoded.dtype == torch.uint8 and decoded.shape == images.shape
     height, width = images.shape[2:]
     everything = tokenizer.known_codes(torch.ones(height, width, dtype=torch.bool))
-    assert everything.shape == (tokenizer.spec.num_codes,) and everything.all()
+    assert everything.shape == (tokenizer.spec.length,) and everything.all()
     assert not tokenizer.known_codes(torch.zeros(height, width, dtype=torch.bool)).any()

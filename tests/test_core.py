@@ -40,9 +40,9 @@ class RunningSum(Prior):
     def __init__(self, spec: CodeSpec, config: RunningSumConfig) -> None:
         super().__init__()
         self.spec, self.config = spec, config
-        self.places = [grid for grid in spec.grids for _ in range(grid.num_codes)]
-        self.embeddings = nn.ModuleList(nn.Embedding(g.vocab_size, config.features) for g in self.places)
-        self.heads = nn.ModuleList(nn.Linear(config.features, g.vocab_size) for g in self.places)
+        self.places = [grid for grid in spec.grids for _ in range(grid.num_positions)]
+        self.embeddings = nn.ModuleList(nn.Embedding(g.codebook_size, config.features) for g in self.places)
+        self.heads = nn.ModuleList(nn.Linear(config.features, g.codebook_size) for g in self.places)
 
     def forward(self, codes: Codes, context: Context) -> tuple[torch.Tensor, ...]:
         flat = self.spec.flatten(codes)
@@ -53,9 +53,9 @@ class RunningSum(Prior):
             total = total + embedding(flat[:, t])
         grids, start = [], 0
         for grid in self.spec.grids:
-            part = torch.stack(logits[start : start + grid.num_codes], 1)
-            grids.append(part.reshape(len(flat), *grid.shape, grid.vocab_size))
-            start += grid.num_codes
+            part = torch.stack(logits[start : start + grid.num_positions], 1)
+            grids.append(part.reshape(len(flat), *grid.shape, grid.codebook_size))
+            start += grid.num_positions
         return tuple(grids)
 
     def init_state(self, batch_size: int, context: Context) -> RunningSumState:
@@ -103,9 +103,9 @@ def toy(spec: CodeSpec) -> Prior:
 
 @pytest.mark.parametrize("spec", SPECS)
 def test_codes_are_flattened_coarse_to_fine_raster_depth_innermost(spec):
-    codes = tuple(torch.randint(0, g.vocab_size, (2, *g.shape)) for g in spec.grids)
+    codes = tuple(torch.randint(0, g.codebook_size, (2, *g.shape)) for g in spec.grids)
     flat = spec.flatten(codes)
-    for t in range(spec.num_codes):
+    for t in range(spec.length):
         here = spec.position(t)
         assert torch.equal(flat[:, t], codes[here.grid][:, here.row, here.column, here.depth])
     assert all(torch.equal(a, b) for a, b in zip(spec.unflatten(flat), codes, strict=True))
@@ -127,7 +127,7 @@ def test_every_kind_of_codes_can_be_sampled_scored_and_completed(spec):
     per_grid = model.log_prob_grids(drawn)
     total = sum(grid.flatten(1).sum(1) for grid in per_grid)
     torch.testing.assert_close(total, model.log_prob(drawn))
-    mask = torch.arange(spec.num_codes) % 2 == 1
+    mask = torch.arange(spec.length) % 2 == 1
     kept = spec.flatten(complete(model, Context(), seeds, Known(spec.flatten(drawn), mask), particles=4))
     assert torch.equal(kept[:, mask], spec.flatten(drawn)[:, mask])
 

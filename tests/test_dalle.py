@@ -67,10 +67,10 @@ def random_model(config: DALLEConfig, spec: CodeSpec, deviation: float = 0.1) ->
 def test_step_equals_forward_at_a_size_that_compiled_code_may_take(attention, quick_gelu):
     spec = stream(3, 7, 3, 4, 11)
     model = random_model(DALLEConfig(3, 128, 8, attention, 3, quick_gelu=quick_gelu), spec)
-    codes = tuple(torch.randint(0, grid.vocab_size, (2, *grid.shape)) for grid in spec.grids)
+    codes = tuple(torch.randint(0, grid.codebook_size, (2, *grid.shape)) for grid in spec.grids)
     expected = [one for grid in model(codes, Context()) for one in grid.flatten(1, 3).unbind(1)]
     flat, state = spec.flatten(codes), model.init_state(2, Context())
-    for t in range(spec.num_codes):
+    for t in range(spec.length):
         logits, state = model.step(flat[:, t - 1], state)
         torch.testing.assert_close(logits, expected[t], rtol=1e-4, atol=1e-4)
 

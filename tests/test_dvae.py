@@ -26,7 +26,7 @@ def test_size_of_the_dalle_preset():
     encoder = sum(p.numel() for p in model.encoder.parameters())
     total = sum(p.numel() for p in model.parameters())
     assert (encoder, total - encoder, total) == (53_786_240, 43_829_766, 97_616_006)
-    assert model.spec.only.shape == (32, 32, 1) and model.spec.only.vocab_size == 8192
+    assert model.spec.only.shape == (32, 32, 1) and model.spec.only.codebook_size == 8192
 
 
 @pytest.mark.parametrize(("location", "scale"), [(0.0, 0.5), (1.2, 0.2), (-0.7, 1.5)])
@@ -61,8 +61,8 @@ def test_schedules():
 @torch.no_grad()
 def test_a_one_hot_sample_decodes_as_its_code():
     model = DVAE(TINY)
-    codes = torch.randint(0, TINY.num_codes, (2, 4, 2))
-    one_hot = F.one_hot(codes, TINY.num_codes).permute(0, 3, 1, 2).float()
+    codes = torch.randint(0, TINY.codebook_size, (2, 4, 2))
+    one_hot = F.one_hot(codes, TINY.codebook_size).permute(0, 3, 1, 2).float()
     torch.testing.assert_close(model.embed(codes.unsqueeze(-1)), model.embedding(one_hot))
 
 
@@ -92,7 +92,7 @@ def test_codes_are_without_noise_and_the_loss_is_the_bound():
     location, log_scale = model.distribution(model.embed(result.codes[0]))
     nats = -logit_laplace_log_prob(map_pixels(pixels), location, log_scale).flatten(1).sum(1)
     q = logits.softmax(1)
-    divergence = (q * (q * TINY.num_codes).log()).flatten(1).sum(1)
+    divergence = (q * (q * TINY.codebook_size).log()).flatten(1).sum(1)
     expected = ((nats + TINY.kl_weight * divergence) / pixels[0].numel()).mean()
     torch.testing.assert_close(result.loss, expected)
     decoded = model.decode(result.codes)
@@ -128,8 +128,8 @@ def test_dead_codes_share_the_work_of_busy_ones():
     for _ in range(40):
         model.reconstruction(images, 0.0).loss.backward()  # what restarts change is not what backward needs
     with torch.no_grad():
-        assert len(model.reconstruction(images, 0.0).codes[0].unique()) >= 0.9 * TINY.num_codes
-        assert len(model.eval().encode(images)[0].unique()) >= 0.9 * TINY.num_codes
+        assert len(model.reconstruction(images, 0.0).codes[0].unique()) >= 0.9 * TINY.codebook_size
+        assert len(model.eval().encode(images)[0].unique()) >= 0.9 * TINY.codebook_size
 
 
 def test_a_flat_image_gives_a_finite_loss_and_gradient():

@@ -30,7 +30,9 @@ def test_parameter_counts_of_the_paper(preset, count):
 
 
 def prefix_model() -> GPT:
-    model = GPT(CodeSpec.single(2, 3, 1, 5), GPTConfig(2, 16, 2, prefix_length=4, prefix_vocab_size=7)).double().eval()
+    model = (
+        GPT(CodeSpec.single(2, 3, 1, 5), GPTConfig(2, 16, 2, prefix_length=4, prefix_codebook_size=7)).double().eval()
+    )
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.normal_(std=0.5)
@@ -81,7 +83,7 @@ def test_a_context_that_does_not_fit_is_refused():
         ({"width": 10, "num_heads": 4}, "multiple of num_heads"),
         ({"num_layers": 0}, "there must be a layer"),
         ({"prefix_length": 4}, "go together"),
-        ({"prefix_length": 4, "prefix_vocab_size": 4, "num_classes": 2}, "not both"),
+        ({"prefix_length": 4, "prefix_codebook_size": 4, "num_classes": 2}, "not both"),
         ({"attention_dropout": 1.0}, r"attention_dropout must lie in \[0, 1\)"),
     ],
 )
@@ -145,7 +147,7 @@ def test_larger_grids_by_a_sliding_window(height, width, depth):
     large, count = SlidingWindow(model, height, width), 3
     context, codes = Context(label=torch.tensor([0, 1, 1])), torch.randint(0, 5, (count, height * width * depth))
     (expected,) = large(large.spec.unflatten(codes), context)
-    places = [large.spec.position(t) for t in range(0, large.spec.num_codes, depth)]
+    places = [large.spec.position(t) for t in range(0, large.spec.length, depth)]
     seen = {(place.row, place.column): set() for place in places}
     for t, place in enumerate(places):  # what changes the logits of a code is what its window holds
         changed = codes.clone()
@@ -157,10 +159,10 @@ def test_larger_grids_by_a_sliding_window(height, width, depth):
     assert all(found == seen_by_window(model, height, width, *place) for place, found in seen.items())
     state, previous, flat = large.init_state(count, context), codes[:, 0], expected.flatten(1, 3)
     order = torch.tensor([2, 0, 0])
-    for t in range(large.spec.num_codes):
+    for t in range(large.spec.length):
         logits, state = large.step(previous, state)
         torch.testing.assert_close(logits, flat[:, t], rtol=1e-9, atol=1e-9)
-        if t == large.spec.num_codes // 2:
+        if t == large.spec.length // 2:
             state, codes, flat = select(state, order), codes[order], flat[order]
         previous = codes[:, t]
     assert large.decoding("float32").spec == large.spec

@@ -42,18 +42,18 @@ def test_texts_get_the_ids_of_the_original(imported):
 def test_encoder_and_decoder_give_the_outputs_of_the_original(imported):
     prior, io = imported.prior, load_file(SOURCE / "io.safetensors")
     context, previous = Context(text=io["out.text_tokens"]), io["in.prev_tokens"].expand(2, -1)
-    num_codes, steps = prior.spec.only.vocab_size, previous.shape[1]
-    assert not prior.training and previous[0, 0] == num_codes - 1
+    codebook_size, steps = prior.spec.only.codebook_size, previous.shape[1]
+    assert not prior.training and previous[0, 0] == codebook_size - 1
     seen = io["out.text_tokens"] != 1
     close(prior.encode(io["out.text_tokens"])[0][seen], io["out.encoder_state"][seen])
-    codes = torch.zeros(2, prior.spec.num_codes, dtype=torch.int64)
+    codes = torch.zeros(2, prior.spec.length, dtype=torch.int64)
     codes[:, : steps - 1] = previous[:, 1:]
     close(prior.rows(codes, context)[:, :steps], io["out.logits"])
     state, greedy = prior.init_state(2, context), torch.zeros(2, dtype=torch.int64)
     for t in range(steps):
         logits, state = prior.step(greedy, state)
         if t == 0:
-            close(logits, io["out.logits"][:, 0, :num_codes])
+            close(logits, io["out.logits"][:, 0, :codebook_size])
         greedy = (logits[1] * 4 - logits[0] * 3).argmax().expand(2)
         assert greedy[0] == io["out.greedy_cfg4"][0, t]
 

@@ -93,7 +93,7 @@ def test_sizes_follow_from_the_tensors(tmp_path, blocks, channels, prefix):
     result = import_release(tmp_path)
     model, config = result.tokenizer, result.tokenizer.config
     assert (config.channels, config.num_blocks, config.hidden_channels) == (channels, blocks, 6)
-    assert (config.dim, config.num_codes) == (7, 9)
+    assert (config.dim, config.codebook_size) == (7, 9)
     ours = sum(value.numel() for value in model.parameters())
     assert ours == sum(
         value.numel() for name, value in tensors.items() if not name.startswith(("quantize_t", "quantize_b"))

@@ -65,7 +65,7 @@ def test_a_checkpoint_with_its_config_beside_it_and_one_that_does_not_fit(tmp_pa
     text = config.read_text(encoding="utf-8")
     (tmp_path / "vqgan.yaml").write_text(text, encoding="utf-8")
     assert compvis_vqgan.matches(tmp_path / "vqgan.ckpt") and compvis_vqgan.matches(tmp_path)
-    assert compvis_vqgan.load(tmp_path / "vqgan.ckpt").tokenizer.spec.only.vocab_size == 64
+    assert compvis_vqgan.load(tmp_path / "vqgan.ckpt").tokenizer.spec.only.codebook_size == 64
     (tmp_path / "vqgan.yaml").write_text(text.replace("n_embed: 64", "n_embed: 65"), encoding="utf-8")
     with pytest.raises(ValueError, match="does not fit its config"):
         compvis_vqgan.load(tmp_path)
@@ -104,7 +104,7 @@ def test_other_configurations_come_back_as_they_went(tmp_path):
     """Greyscale, three levels, attention on two, no convolution at changes of resolution, no fixture needed."""
     config = compvis_vqgan.VQGANConfig(
         24, 24, 1, base_channels=32, multipliers=(1, 2, 1), num_blocks=2, attention_levels=(1, 2), latent_channels=6,
-        resample_convolution=False, num_codes=9, dim=5, beta=0.25, legacy_beta=True,
+        resample_convolution=False, codebook_size=9, dim=5, beta=0.25, legacy_beta=True,
     )  # fmt: skip
     model = compvis_vqgan.VQGAN(config).eval()
     tensors = original_names(model) | {"quantize.embedding.weight": model.quantizer.codebook.weight.detach()}

@@ -71,7 +71,7 @@ def write_release(folder: Path, model: ViTVQGAN, beta: float = 0.25) -> None:
     }
     params = {
         "image_key": "image", "image_size": config.height, "patch_size": config.patch_size, **sizes,
-        "quantizer": {"embed_dim": config.lookup_dim, "n_embed": config.vocab_size, "beta": beta},
+        "quantizer": {"embed_dim": config.lookup_dim, "n_embed": config.codebook_size, "beta": beta},
         "loss": {"target": "enhancing.losses.vqperceptual.VQLPIPSWithDiscriminator"},
     }  # fmt: skip
     folder.mkdir(exist_ok=True)
@@ -82,11 +82,11 @@ def write_release(folder: Path, model: ViTVQGAN, beta: float = 0.25) -> None:
 
 CONFIGS = {
     "grey, patches of 4, one head of the full width": ViTVQGANConfig(
-        16, 16, 1, 4, TransformerSize(64, 1, 1, 32), TransformerSize(32, 3, 2, 48), vocab_size=24, lookup_dim=4,
+        16, 16, 1, 4, TransformerSize(64, 1, 1, 32), TransformerSize(32, 3, 2, 48), codebook_size=24, lookup_dim=4,
         **ENHANCING,
     ),
     "two images of one patch": ViTVQGANConfig(
-        8, 8, 3, 8, TransformerSize(16, 2, 3, 8), TransformerSize(64, 1, 1, 8), vocab_size=5, lookup_dim=32, beta=0.5,
+        8, 8, 3, 8, TransformerSize(16, 2, 3, 8), TransformerSize(64, 1, 1, 8), codebook_size=5, lookup_dim=32, beta=0.5,
         **ENHANCING,
     ),
 }  # fmt: skip

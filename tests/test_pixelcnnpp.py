@@ -16,33 +16,33 @@ def test_the_default_size_is_that_of_the_original():
     assert sum(parameter.numel() for parameter in prior.parameters()) == 53_659_080
 
 
-def reference(numbers, levels, num_mixtures, vocab_size):
+def reference(numbers, levels, num_mixtures, codebook_size):
     """p(r, g, b) of one pixel, written out from the paper's formulas."""
     means, scales, coefficients = numbers[num_mixtures:].view(3, 3, num_mixtures).unbind(1)
-    values = levels * 2 / (vocab_size - 1) - 1
+    values = levels * 2 / (codebook_size - 1) - 1
     r, g, _ = values
     a, b, c = coefficients.tanh()
     centres = torch.stack([means[0], means[1] + a * r, means[2] + b * r + c * g])
     total = torch.log_softmax(numbers[:num_mixtures], 0).exp()
     for level, value, centre, scale in zip(levels, values, centres, scales.clamp(min=-7).exp(), strict=True):
-        upper = torch.sigmoid((value + 1 / (vocab_size - 1) - centre) / scale)
-        lower = torch.sigmoid((value - 1 / (vocab_size - 1) - centre) / scale)
-        upper = torch.ones_like(upper) if level == vocab_size - 1 else upper
+        upper = torch.sigmoid((value + 1 / (codebook_size - 1) - centre) / scale)
+        lower = torch.sigmoid((value - 1 / (codebook_size - 1) - centre) / scale)
+        upper = torch.ones_like(upper) if level == codebook_size - 1 else upper
         total = total * (upper - (torch.zeros_like(lower) if level == 0 else lower))
     return total.sum()
 
 
-@pytest.mark.parametrize("vocab_size", [256, 5, 2])
-def test_conditionals_multiply_to_the_joint_likelihood_and_each_sums_to_one(vocab_size):
+@pytest.mark.parametrize("codebook_size", [256, 5, 2])
+def test_conditionals_multiply_to_the_joint_likelihood_and_each_sums_to_one(codebook_size):
     numbers = torch.randn(6, 30, dtype=torch.float64)
     mixture = LogisticMixture.of(numbers, 3, 3)
-    codes = torch.randint(vocab_size, (6, 3))
-    codes[0], codes[1] = 0, vocab_size - 1
-    expected = torch.stack([reference(n, c, 3, vocab_size) for n, c in zip(numbers, codes, strict=True)])
-    torch.testing.assert_close(mixture.joint(codes, 3, vocab_size).logsumexp(-1).exp(), expected)
+    codes = torch.randint(codebook_size, (6, 3))
+    codes[0], codes[1] = 0, codebook_size - 1
+    expected = torch.stack([reference(n, c, 3, codebook_size) for n, c in zip(numbers, codes, strict=True)])
+    torch.testing.assert_close(mixture.joint(codes, 3, codebook_size).logsumexp(-1).exp(), expected)
     nats = 0
     for depth in range(3):
-        logits = mixture.logits(codes, depth, vocab_size)
+        logits = mixture.logits(codes, depth, codebook_size)
         torch.testing.assert_close(logits.exp().sum(-1), torch.ones(6, dtype=torch.float64))
         nats = nats + logits.gather(-1, codes[:, depth, None])[:, 0]
     torch.testing.assert_close(nats.exp(), expected)

@@ -24,7 +24,7 @@ def build(model, spec, *args, **kwargs):
 
 def random_codes(spec, batch=2):
     generator = torch.Generator().manual_seed(1)
-    return tuple(torch.randint(g.vocab_size, (batch, *g.shape), generator=generator) for g in spec.grids)
+    return tuple(torch.randint(g.codebook_size, (batch, *g.shape), generator=generator) for g in spec.grids)
 
 
 def influence(model, context=Context()):

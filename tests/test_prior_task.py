@@ -21,7 +21,7 @@ from chainrule.training import fit, prior_task
 from chainrule.training.run import check_folder
 from chainrule.training.tasks.codes import encode
 
-TINY = VQVAEConfig(8, 12, 1, hidden_channels=8, residual_channels=4, num_codes=12, dim=3)
+TINY = VQVAEConfig(8, 12, 1, hidden_channels=8, residual_channels=4, codebook_size=12, dim=3)
 
 
 def images(count: int, channels: int = 1, height: int = 8, width: int = 12) -> ImageDataset:
@@ -131,13 +131,15 @@ def captioned(saved, monkeypatch, name: str, options: dict, **training) -> Recip
         return replace(found, texts=[f"dark on the {found.class_names[label]}" for label in found.labels])
 
     monkeypatch.setattr("chainrule.training.tasks.prior.load", load)
-    return replace(recipe(saved, **training), prior=ModelConfig(name, options), text=TextConfig(6, 300, dropout=0.3))
+    return replace(
+        recipe(saved, **training), prior=ModelConfig(name, options), text=TextConfig(6, 300, bpe_dropout=0.3)
+    )
 
 
 @pytest.mark.parametrize(("name", "options"), [("parti", PARTI), ("dalle", DALLE)])
 def test_a_run_over_captions_resumes_bit_for_bit_and_draws_what_it_is_told(saved, monkeypatch, tmp_path, name, options):
     path = tmp_path / "recipe.yaml"
-    path.write_text(config.write_yaml(prior_task(captioned(saved, monkeypatch, name, options, text_dropout=0.2))[1]))
+    path.write_text(config.write_yaml(prior_task(captioned(saved, monkeypatch, name, options, caption_dropout=0.2))[1]))
     whole = fit(path, tmp_path / "whole", ["training.sample_every=20"], quiet=True)
     fit(path, tmp_path / "parts", ["training.steps=9"], quiet=True)
     parts = fit(path, tmp_path / "parts", quiet=True)
@@ -151,7 +153,7 @@ def test_a_run_over_captions_resumes_bit_for_bit_and_draws_what_it_is_told(saved
 
 
 def test_captions_are_dropped_and_their_merges_too(saved, monkeypatch):
-    task, _ = prior_task(captioned(saved, monkeypatch, "parti", PARTI, text_dropout=0.5))
+    task, _ = prior_task(captioned(saved, monkeypatch, "parti", PARTI, caption_dropout=0.5))
     one, two = (task.batch(torch.arange(40), slice(0, 40), torch.Generator().manual_seed(n)) for n in (1, 2))
     for batch in (one, two):
         assert 8 < (batch.text == 0).all(1).sum() < 32
@@ -171,7 +173,7 @@ def test_captions_are_dropped_and_their_merges_too(saved, monkeypatch):
         ),
         ({"prior": ModelConfig("dalle", DALLE), "text": None}, "dalle draws a text and its image; add the section"),
         ({"prior": ModelConfig("gated_pixelcnn", {"num_layers": 1, "channels": 4})}, "gated_pixelcnn reads no texts"),
-        ({"text": TextConfig(6, 100)}, "vocab_size must be at least 257"),
+        ({"text": TextConfig(6, 100)}, "text_vocab_size must be at least 257"),
         ({"text": TextConfig(6, vocabulary=Path("nothing.json"))}, "text.vocabulary nothing.json: .*No such file"),
     ],
 )
@@ -249,8 +251,8 @@ def test_the_quantized_features_are_sums_of_vectors(name, preset):
     model = found.model(found.presets[preset].config).eval()
     (vectors,) = model.vectors()
     grid = model.spec.only
-    assert vectors.shape[:2] == (grid.depth, grid.vocab_size)
-    codes = torch.randint(0, grid.vocab_size, (2, *grid.shape))
+    assert vectors.shape[:2] == (grid.depth, grid.codebook_size)
+    codes = torch.randint(0, grid.codebook_size, (2, *grid.shape))
     total = sum(vectors[depth][codes[..., depth]] for depth in range(grid.depth))
     torch.testing.assert_close(total.permute(0, 3, 1, 2), model.embed(codes))
 
@@ -284,7 +286,7 @@ def test_soft_targets(saved, monkeypatch, tmp_path):
     codes, targets = model.encode_soft(batches[1].images, 0.5)
     context = warm._context(batches[1])
     log_prob = warm.model(codes, context)[0].log_softmax(-1)
-    torch.testing.assert_close(loss, -(targets * log_prob).sum() / (4 * model.spec.num_codes))
+    torch.testing.assert_close(loss, -(targets * log_prob).sum() / (4 * model.spec.length))
     torch.testing.assert_close(metrics["nats"], -warm.model.log_prob(codes, context).mean())
     with pytest.raises(ValueError, match="soft_targets need a tokenizer whose codes can be drawn, as rqvae, not vqvae"):
         monkeypatch.setattr("chainrule.training.tasks.prior.load", lambda c: images(20))

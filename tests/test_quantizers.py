@@ -28,8 +28,8 @@ def clustered(count: int = 512) -> torch.Tensor:
     return vectors.reshape(4, count // 4, 1, 16).permute(0, 3, 1, 2)
 
 
-def used(quantizer, vocab_size: int) -> float:
-    return quantizer.encode(clustered(8192)).unique().numel() / vocab_size
+def used(quantizer, codebook_size: int) -> float:
+    return quantizer.encode(clustered(8192)).unique().numel() / codebook_size
 
 
 @torch.no_grad()

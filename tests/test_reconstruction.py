@@ -71,9 +71,9 @@ def test_use_of_codebooks():
     fine = torch.stack([torch.arange(4), torch.full((4,), 7)], -1).view(1, 2, 2, 2)
     counts.add((coarse, fine))
     counts.add((coarse + 1, fine))
-    found = [(use.grid, use.depth, use.values, use.share_used) for use in counts.use()]
+    found = [(use.grid, use.depth, use.codebook_size, use.share_used) for use in counts.use()]
     assert found == [(0, None, 4, 0.5), (1, None, 8, 5 / 8), (1, 0, 8, 0.5), (1, 1, 8, 1 / 8)]
-    perplexities = [use.perplexity for use in counts.use()]
+    perplexities = [use.perplexity_ratio for use in counts.use()]
     entropy = 4 / 8 * math.log(8) + 0.5 * math.log(2)
     assert perplexities == pytest.approx([2 / 4, math.exp(entropy) / 8, 4 / 8, 1 / 8])
     assert bits_per_image(spec, (coarse, fine)) == 2 * 2 + 8 * 3

@@ -30,7 +30,7 @@ def tiny(name: str) -> RQTransformer:
 
 
 def codes_of(model: RQTransformer, count: int) -> tuple[torch.Tensor]:
-    return (torch.randint(0, model.grid.vocab_size, (count, *model.grid.shape)),)
+    return (torch.randint(0, model.grid.codebook_size, (count, *model.grid.shape)),)
 
 
 @pytest.mark.parametrize("name", COUNTS)
@@ -39,7 +39,7 @@ def test_parameter_counts_of_the_paper(name):
     with torch.device("meta"):
         model = RQTransformer(preset.spec, preset.config)
     assert sum(parameter.numel() for parameter in model.parameters()) == COUNTS[name]
-    assert model.codebook.shape == (preset.spec.only.vocab_size, 256)
+    assert model.codebook.shape == (preset.spec.only.codebook_size, 256)
 
 
 def test_the_page_says_what_the_presets_are():
@@ -57,7 +57,7 @@ def test_the_page_says_what_the_presets_are():
                 config.num_layers,
                 config.depth_layers,
                 config.num_heads,
-                preset.spec.only.vocab_size,
+                preset.spec.only.codebook_size,
             ]
             assert numbers == [*sizes, *(size for size in condition if size), COUNTS[name]]
             found.add(name)
@@ -163,6 +163,6 @@ def test_narrow_weights_give_nearly_the_same_logits(precision):
     expected = model(codes, context)[0].flatten(1, 3)
     packed = model.decoding(precision)
     state, flat = packed.init_state(2, context), model.spec.flatten(codes)
-    for t in range(model.spec.num_codes):
+    for t in range(model.spec.length):
         logits, state = packed.step(flat[:, t - 1], state)
         assert (logits - expected[:, t]).abs().max() < 0.05 * expected.std()

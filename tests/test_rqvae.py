@@ -16,7 +16,7 @@ def build(preset: str, device: str = "cpu"):
 def test_published_parameter_counts(preset, size):
     model = build(preset, "meta")
     assert sum(parameter.numel() for parameter in model.parameters()) == size
-    assert model.spec.to_dict() == [[8, 8, 4, model.config.num_codes]]
+    assert model.spec.to_dict() == [[8, 8, 4, model.config.codebook_size]]
 
 
 def test_partial_decoding():

@@ -28,7 +28,7 @@ from test_cli_text import build
 CAPTIONS = [f"a {colour} {shape}" for colour in ("red", "green", "blue") for shape in ("circle", "square")]
 RECIPE = """
 data: {source: shapes, size: 16, channels: 3, split: "train[:64]"}
-text: {length: 40, vocab_size: 300, dropout: 0.1}
+text: {length: 40, text_vocab_size: 300, bpe_dropout: 0.1}
 reranker: {width: 8, text_layers: 1, num_heads: 2, dropout: 0.0}
 training: {steps: 20, batch_size: 16, learning_rate: 1e-2, optimizer: adam, ema_decay: 0.8, precision: float32,
            log_every: 5, save_every: 10}
@@ -39,7 +39,7 @@ evaluation: {split: "test[:30]", every: 10}
 def scorer(channels: int = 3, size: int = 16) -> ContrastiveScorer:
     torch.manual_seed(0)
     text = train_bpe(CAPTIONS * 3, 300, 6)
-    config = ContrastiveConfig(size, size, channels, text.length, text.vocab_size, width=8, num_heads=2)
+    config = ContrastiveConfig(size, size, channels, text.length, text.text_vocab_size, width=8, num_heads=2)
     return ContrastiveScorer(Contrastive(config), text, {"note": "random"})
 
 
@@ -116,7 +116,15 @@ def test_features_of_a_trained_network(tmp_path):
     torch.manual_seed(0)
     text = train_bpe(CAPTIONS * 3, 300, 6)
     config = ContrastiveConfig(
-        16, 16, 3, text.length, text.vocab_size, width=8, num_heads=2, features="efficientnet_lite0", features_side=32
+        16,
+        16,
+        3,
+        text.length,
+        text.text_vocab_size,
+        width=8,
+        num_heads=2,
+        features="efficientnet_lite0",
+        features_side=32,
     )
     judge, images = ContrastiveScorer(Contrastive(config), text), pictures(3)
     network = load_features("efficientnet_lite0", 32)
@@ -243,7 +251,7 @@ def test_sections_that_do_not_go_together(change, sentence):
 @pytest.mark.parametrize(
     ("override", "sentence"),
     [
-        ("training.text_dropout=0.1", "'training.text_dropout' belongs to a prior"),
+        ("training.caption_dropout=0.1", "'training.caption_dropout' belongs to a prior"),
         ("data.binarize=threshold", "set data.binarize to none"),
         ("reranker.text_length=9", "'reranker.text_length' is that of the data"),
         ("reranker.with=9", "unknown key 'with' in 'reranker'; did you mean 'width'"),

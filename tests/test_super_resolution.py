@@ -77,7 +77,7 @@ def here(tmp_path, monkeypatch) -> Path:
     """A current folder with a tokenizer of 16x16 and a recipe."""
     monkeypatch.chdir(tmp_path)
     torch.manual_seed(0)
-    save_tokenizer(VQVAE(VQVAEConfig(16, 16, 3, 8, 8, 1, num_codes=12, dim=4)), "tokenizer")
+    save_tokenizer(VQVAE(VQVAEConfig(16, 16, 3, 8, 8, 1, codebook_size=12, dim=4)), "tokenizer")
     Path("recipe.yaml").write_text(RECIPE.replace("PATH", "tokenizer"), encoding="utf-8")
     return tmp_path
 
@@ -172,7 +172,7 @@ def test_saved_and_loaded(tmp_path):
             other(tmp_path / "double")
     with pytest.raises(ValueError, match="holds no scorer"):
         load_scorer(tmp_path / "double")
-    save_tokenizer(VQVAE(VQVAEConfig(16, 16, 3, 8, 8, 1, num_codes=12, dim=4)), tmp_path / "tokenizer")
+    save_tokenizer(VQVAE(VQVAEConfig(16, 16, 3, 8, 8, 1, codebook_size=12, dim=4)), tmp_path / "tokenizer")
     with pytest.raises(ValueError, match="holds no super-resolution"):
         chainrule.load_super_resolution(tmp_path / "tokenizer")
     (tmp_path / "double" / "super_resolution.safetensors").unlink()

@@ -25,9 +25,9 @@ def tokenizer() -> BPETokenizer:
 
 def test_captions_come_back(tokenizer):
     ids = tokenizer.encode(["A RED  circle\n", "a blue square at the bottom, drawn"])
-    assert ids.dtype == torch.int64 and ids.shape == (2, 12) and ids.max() < tokenizer.vocab_size <= 320
+    assert ids.dtype == torch.int64 and ids.shape == (2, 12) and ids.max() < tokenizer.text_vocab_size <= 320
     assert tokenizer.decode(ids) == ["a red circle", "a blue square at the bottom, drawn"]
-    assert tokenizer.grid == GridSpec(1, 12, 1, tokenizer.vocab_size)
+    assert tokenizer.grid == GridSpec(1, 12, 1, tokenizer.text_vocab_size)
     assert (ids[0] == tokenizer.pad).sum() > (ids[1] == tokenizer.pad).sum() > 0
 
 
@@ -42,7 +42,7 @@ def test_every_text_has_ids():
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         ids = tokenizer.encode([*ODD, "Capitals"])
-    assert ((ids >= 0) & (ids < tokenizer.vocab_size)).all()
+    assert ((ids >= 0) & (ids < tokenizer.text_vocab_size)).all()
     known = tokenizer.decode(ids)
     assert known[:4] == ODD[:4] and known[4:6] == ["half ?", "<no text>"] and known[7:] == ["é", "Capitals"]
     assert tokenizer.decode(tokenizer.encode(ODD[:4], 0.5, torch.Generator().manual_seed(0))) == ODD[:4]

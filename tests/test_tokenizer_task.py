@@ -32,7 +32,7 @@ from chainrule.tokenizers.vqvae import VQVAE, VQVAEConfig
 from chainrule.training import Hardware, TokenizerTask, fit, tokenizer_task, train
 from chainrule.training.tasks.losses import ImageLosses, adaptive_weight, known_loss
 
-TINY = {"hidden_channels": 16, "residual_channels": 8, "num_blocks": 1, "num_codes": 32, "dim": 8}
+TINY = {"hidden_channels": 16, "residual_channels": 8, "num_blocks": 1, "codebook_size": 32, "dim": 8}
 TRAINING = TrainingConfig(
     steps=40, batch_size=8, learning_rate=2e-3, precision="float32", ema_decay=0.9, log_every=10, save_every=12,
     sample_every=40,
@@ -196,7 +196,7 @@ def test_training_lowers_the_loss_and_leaves_a_tokenizer(tmp_path):
 
 
 def test_a_collapsed_codebook_recovers(tmp_path):
-    task = build(size=32, num_codes=64)
+    task = build(size=32, codebook_size=64)
     codebook = task.model.tokenizer.quantizer.codebook
     with torch.no_grad():
         codebook.weight.fill_(0.1)

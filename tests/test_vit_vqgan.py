@@ -48,7 +48,7 @@ def test_the_large_decoder_can_follow_the_small_encoder():
         small, large = (ViTVQGAN(PRESETS[name].config) for name in ("small", "large"))
     assert trainable(small_large.encoder) == trainable(small.encoder)
     assert trainable(small_large.decoder) == trainable(large.decoder)
-    assert small_large.spec.only.shape == (32, 32, 1) and small_large.spec.only.vocab_size == 8192
+    assert small_large.spec.only.shape == (32, 32, 1) and small_large.spec.only.codebook_size == 8192
 
 
 def test_positions_tell_rows_from_columns():

@@ -87,7 +87,9 @@ def test_training_lowers_the_loss(name):
 
 
 def test_temperature_falls():
-    model = VQGANGumbel(VQGANGumbelConfig(8, 8, base_channels=32, multipliers=(1,), attention_levels=(), num_codes=8))
+    model = VQGANGumbel(
+        VQGANGumbelConfig(8, 8, base_channels=32, multipliers=(1,), attention_levels=(), codebook_size=8)
+    )
     assert model.temperature(0.0) == 1.0 and model.temperature(1.0) == pytest.approx(0.0625)
     assert model.temperature(0.5) == pytest.approx(0.53125)
 
@@ -96,7 +98,7 @@ def test_temperature_falls():
 def test_the_fast_setting_keeps_nearly_all():
     """channels_last and bfloat16 under autocast: every convolution sees that format and type."""
     config = VQGANConfig(32, 32, base_channels=32, multipliers=(1, 2), num_blocks=1, attention_levels=(1,),
-                         latent_channels=16, num_codes=16, dim=8)  # fmt: skip
+                         latent_channels=16, codebook_size=16, dim=8)  # fmt: skip
     model = VQGAN(config).eval()
     images = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)
     codes = model.encode(images)

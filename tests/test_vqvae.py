@@ -17,7 +17,9 @@ def test_the_papers_grids(preset, side):
 
 @pytest.mark.parametrize("downsampling", [2, 4, 8])
 def test_downsampling(downsampling):
-    model = VQVAE(VQVAEConfig(16, 8, hidden_channels=4, residual_channels=4, downsampling=downsampling, num_codes=8))
+    model = VQVAE(
+        VQVAEConfig(16, 8, hidden_channels=4, residual_channels=4, downsampling=downsampling, codebook_size=8)
+    )
     images = torch.randint(0, 256, (2, 3, 24, 16), dtype=torch.uint8)
     codes = model.encode(images)
     assert codes[0].shape == (2, 24 // downsampling, 16 // downsampling, 1)
@@ -29,7 +31,7 @@ def test_downsampling(downsampling):
 @pytest.mark.parametrize("learning", ["ema", "loss"])
 def test_training_lowers_the_loss_and_leaves_no_code_dead(learning):
     model = VQVAE(
-        VQVAEConfig(8, 8, hidden_channels=16, residual_channels=8, num_codes=16, dim=4, learning=learning)
+        VQVAEConfig(8, 8, hidden_channels=16, residual_channels=8, codebook_size=16, dim=4, learning=learning)
     ).train()
     images = torch.randint(0, 256, (32, 3, 2, 2), dtype=torch.uint8).repeat_interleave(4, 2).repeat_interleave(4, 3)
     optimizer = torch.optim.Adam(model.parameters(), 3e-3)

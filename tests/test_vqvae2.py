@@ -10,7 +10,7 @@ from chainrule.core import entry
 from chainrule.tokenizers.vqvae2 import VQVAE2, VQVAE2Config
 
 PRESETS = entry("tokenizers", "vqvae2").presets
-TINY = [PRESETS["tiny"].config, replace(PRESETS["tiny-three"].config, num_codes=(16, 8, 4))]
+TINY = [PRESETS["tiny"].config, replace(PRESETS["tiny-three"].config, codebook_size=(16, 8, 4))]
 
 
 def random_images(model, count=3, size=None):
@@ -40,7 +40,7 @@ def test_grids_run_from_coarse_to_fine(config):
     shapes = [(config.height // f, config.width // f, 1) for f in config.factors]
     assert [grid.shape for grid in model.spec.grids] == shapes
     sizes = [quantizer.codebook.weight.shape[0] for quantizer in model.quantizers]
-    assert [grid.vocab_size for grid in model.spec.grids] == sizes == list(config.codebook_sizes)
+    assert [grid.codebook_size for grid in model.spec.grids] == sizes == list(config.codebook_sizes)
     assert all(2 * a[0] == b[0] and 2 * a[1] == b[1] for a, b in pairwise(shapes))
 
 
@@ -136,7 +136,7 @@ def test_a_code_is_known_where_its_cell_is():
     ("change", "sentence"),
     [
         ({"num_levels": 1}, "num_levels must be at least 2"),
-        ({"num_codes": (8, 4, 2)}, r"num_codes must be one number or 2, got \[8, 4, 2\]"),
+        ({"codebook_size": (8, 4, 2)}, r"codebook_size must be one number or 2, got \[8, 4, 2\]"),
         ({"downsampling": 3}, "power of 2"),
         ({"height": 20}, "multiples of 8"),
         ({"num_blocks": -1}, "at least 0"),

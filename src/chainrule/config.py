@@ -64,7 +64,7 @@ class TrainingConfig:
     compile:          torch.compile of the model; auto where there is a C++ compiler and more than 500 steps repay it
     channels_last:    memory format of the filters
     label_dropout:    share of the labels that a prior is given as "no class", so that it can be guided; 0 is none
-    text_dropout:     share of the captions that a prior is given as the empty text, for the same; 0 is none
+    caption_dropout:     share of the captions that a prior is given as the empty text, for the same; 0 is none
     soft_targets:     temperature at which a prior's codes are drawn and softened, as RQ-VAE can; 0 is none
     code_noise:       of the codes that a prior reads, not of those it tells, a share is replaced by random ones, drawn
                       for each image between 0 and this; 0 is none
@@ -87,7 +87,7 @@ class TrainingConfig:
     compile: Literal["auto"] | bool = "auto"
     channels_last: bool = False
     label_dropout: float = 0.0
-    text_dropout: float = 0.0
+    caption_dropout: float = 0.0
     soft_targets: float = 0.0
     code_noise: float = 0.0
     seed: int = 0
@@ -104,7 +104,7 @@ class TrainingConfig:
                 raise ValueError(f"{name} must be at least 0, got {getattr(self, name)}")
         if not self.learning_rate > 0:
             raise ValueError(f"learning_rate must be above 0, got {self.learning_rate}")
-        for name in ("label_dropout", "text_dropout", "code_noise", "ema_decay"):
+        for name in ("label_dropout", "caption_dropout", "code_noise", "ema_decay"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} must lie in 0..1, 1 excluded, got {getattr(self, name)}")
         if self.warmup_steps > self.steps:
@@ -208,24 +208,24 @@ class TextConfig:
     """How a prior or a reranker reads captions: byte-pair encoding, learned from those of the training images.
 
     length:     tokens of a caption; of longer ones the rest is cut off
-    vocab_size: at most so many tokens, at least 257: padding and all bytes
+    text_vocab_size: at most so many tokens, at least 257: padding and all bytes
     lowercase:  whether capitals count as small letters
     vocabulary: instead of learning one, a file of the `tokenizers` package with a byte-pair encoding whose token 0 is
                 the padding
-    dropout:    share of merges left out at each visit of a training caption (BPE dropout); 0 is none
+    bpe_dropout:    share of merges left out at each visit of a training caption (BPE dropout); 0 is none
     """
 
     length: int
-    vocab_size: int = 4096
+    text_vocab_size: int = 4096
     lowercase: bool = True
     vocabulary: Path | None = None
-    dropout: float = 0.0
+    bpe_dropout: float = 0.0
 
     def __post_init__(self) -> None:
         if self.length < 1:
             raise ValueError(f"length must be at least 1, got {self.length}")
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"dropout must lie in 0..1, 1 excluded, got {self.dropout}")
+        if not 0 <= self.bpe_dropout < 1:
+            raise ValueError(f"bpe_dropout must lie in 0..1, 1 excluded, got {self.bpe_dropout}")
 
 
 @dataclass(frozen=True)

@@ -350,7 +350,7 @@ class Pipeline:
         for caption in self._caption(text, count):
             caption = caption.flatten(1)
             if known is None:
-                length = self.prior.spec.num_codes - caption.shape[1]
+                length = self.prior.spec.length - caption.shape[1]
                 known = Known(caption.new_zeros(count, length), torch.zeros(length, dtype=torch.bool))
             before = torch.ones(caption.shape[1], dtype=torch.bool, device=known.mask.device)
             known = Known(torch.cat([caption, known.codes], 1), torch.cat([before, known.mask]))
@@ -436,15 +436,15 @@ def check_text_tokenizer(text_tokenizer: TextTokenizer, prior: Prior) -> None:
     """Raises ValueError unless a prior reads texts as this tokenizer gives them."""
     if prior.joint_text:
         grid, given = prior.spec.grids[0], text_tokenizer
-        if given.length != grid.num_codes or given.vocab_size > grid.vocab_size or given.pad != 0:
+        if given.length != grid.num_positions or given.text_vocab_size > grid.codebook_size or given.pad != 0:
             raise ValueError(
-                f"the prior models texts of {grid.num_codes} tokens in 0..{grid.vocab_size - 1}, padded with 0; the "
-                f"text tokenizer gives {given.length} in 0..{given.vocab_size - 1}, padded with {given.pad}"
+                f"the prior models texts of {grid.num_positions} tokens in 0..{grid.codebook_size - 1}, padded with 0; the "
+                f"text tokenizer gives {given.length} in 0..{given.text_vocab_size - 1}, padded with {given.pad}"
             )
-    elif prior.text_length != text_tokenizer.length or prior.text_vocab_size < text_tokenizer.vocab_size:
+    elif prior.text_length != text_tokenizer.length or prior.text_vocab_size < text_tokenizer.text_vocab_size:
         raise ValueError(
             f"the prior reads texts of {prior.text_length} tokens in 0..{prior.text_vocab_size - 1}, the text "
-            f"tokenizer gives {text_tokenizer.length} in 0..{text_tokenizer.vocab_size - 1}"
+            f"tokenizer gives {text_tokenizer.length} in 0..{text_tokenizer.text_vocab_size - 1}"
         )
 
 

@@ -43,7 +43,7 @@ TopP = Annotated[float | None, typer.Option(help="Draw each code among the fewes
 Guidance = Annotated[
     float,
     typer.Option(
-        help="Above 1 draws towards the label or text, for a model trained with label_dropout or text_dropout; 3 is a "
+        help="Above 1 draws towards the label or text, for a model trained with label_dropout or caption_dropout; 3 is a "
         "start."
     ),
 ]

@@ -99,7 +99,7 @@ def complete(
     channels, height, width = pipeline.tokenizer.image_shape
     enlarged = open_upscale(upscale, channels, device)
     known = load_mask(mask, height, width) if mask is not None else kept(keep, height, width)
-    total = n * pipeline.prior.spec.num_codes
+    total = n * pipeline.prior.spec.length
     with progress("Completing", total, "codes") as done:
         completions = pipeline.complete(
             known_image, known, n, labels, text=text, particles=particles, temperature=temperature, top_k=top_k,

@@ -97,7 +97,7 @@ def demo(
 
 
 def _sample(name: str, pipeline: Pipeline, captions: list[str] | None, seed: int, frames: list[Tensor]) -> Tensor:
-    total, classes = pipeline.prior.spec.num_codes, pipeline.num_classes
+    total, classes = pipeline.prior.spec.length, pipeline.num_classes
     with progress(f"Sampling {name}", NUM_SAMPLES * total, "codes") as done:
 
         def watching(num_known, images):

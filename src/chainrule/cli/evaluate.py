@@ -247,8 +247,8 @@ def _print_tokenizer(record: TokenizerRecord) -> None:
         print(f"{_with_error(quality.perceptual.value, error, 4)} perceptual distance, {quality.features} features")
         print(f"{quality.frechet:.3f} Fréchet distance, {quality.features} features")
     rows = [
-        [str(use.grid), "all" if use.depth is None else str(use.depth), f"{use.values:,}",
-         f"{100 * use.share_used:.1f}", f"{100 * use.perplexity:.1f}"]
+        [str(use.grid), "all" if use.depth is None else str(use.depth), f"{use.codebook_size:,}",
+         f"{100 * use.share_used:.1f}", f"{100 * use.perplexity_ratio:.1f}"]
         for use in quality.codebooks
     ]  # fmt: skip
     print_table(["grid", "depth", "codes", "% used", "perplexity, % of codes"], rows)

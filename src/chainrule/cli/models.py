@@ -82,10 +82,10 @@ def _parts(model: str) -> dict[str, Any]:
         value[kind] |= to_plain(part.config)
     value |= {
         "codes": [
-            {"height": grid.height, "width": grid.width, "depth": grid.depth, "values": grid.vocab_size}
+            {"height": grid.height, "width": grid.width, "depth": grid.depth, "codebook_size": grid.codebook_size}
             for grid in tokenizer.spec.grids
         ],
-        "codes_per_image": tokenizer.spec.num_codes,
+        "codes_per_image": tokenizer.spec.length,
     }
     if pipeline is not None:
         value |= {

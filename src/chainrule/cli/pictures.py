@@ -131,7 +131,7 @@ def hide(images: Tensor, shown: Tensor) -> Tensor:
 def drawn(spec: CodeSpec, num_known: int, height: int, width: int) -> Tensor:
     """Where an image is complete after its first codes: bool (height, width), by the finest grid."""
     finest = spec.grids[-1]
-    done = (num_known - (spec.num_codes - finest.num_codes)) // finest.depth
+    done = (num_known - (spec.length - finest.num_positions)) // finest.depth
     grid = torch.arange(finest.height * finest.width).view(finest.height, finest.width) < done
     return stretch(grid, height, width)
 

@@ -142,7 +142,7 @@ def sample(
     channels, height, width = pipeline.tokenizer.image_shape
     enlarged = open_upscale(upscale, channels, device)
     spec = pipeline.prior.spec
-    every = -(-spec.num_codes // WATCH_FRAMES)
+    every = -(-spec.length // WATCH_FRAMES)
     groups = images_per_wish(captions or labels, best) if best is not None else []
     frames, num_drawn, judge = [], 0, None
     if scorer is not None:
@@ -159,7 +159,7 @@ def sample(
             return pipeline.classify(images).cpu()[torch.arange(n), torch.tensor(labels)]
 
     since = time.monotonic()
-    with progress("Sampling", n * best_of * spec.num_codes, "codes") as done:
+    with progress("Sampling", n * best_of * spec.length, "codes") as done:
 
         def watching(num_known, images):
             nonlocal num_drawn
@@ -189,7 +189,7 @@ def sample(
         write_png(out, captioned(pictures.cpu(), captions, zoom))
     else:
         write_png(out, grid(pictures, scale=zoom))
-    rate = n * best_of * spec.num_codes / seconds
+    rate = n * best_of * spec.length / seconds
     what = "1 image" if len(images) == 1 else f"{len(images)} images"
     print(f"{out}: {what}{f' of {n}' if best is not None else ''} in {seconds:.1f} s ({rate:,.0f} codes/s)")
     if watch is not None:

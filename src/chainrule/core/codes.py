@@ -32,10 +32,10 @@ class GridSpec:
     height: int
     width: int
     depth: int
-    vocab_size: int
+    codebook_size: int
 
     def __post_init__(self) -> None:
-        if min(self.height, self.width, self.depth) < 1 or self.vocab_size < 2:
+        if min(self.height, self.width, self.depth) < 1 or self.codebook_size < 2:
             raise ValueError(
                 f"a grid needs height, width and depth of at least 1 and a vocabulary of at least 2; got {self}"
             )
@@ -45,7 +45,7 @@ class GridSpec:
         return self.height, self.width, self.depth
 
     @property
-    def num_codes(self) -> int:
+    def num_positions(self) -> int:
         return self.height * self.width * self.depth
 
 
@@ -70,14 +70,14 @@ class CodeSpec:
             raise ValueError("a CodeSpec needs at least one grid")
 
     @classmethod
-    def single(cls, height: int, width: int, depth: int, vocab_size: int) -> CodeSpec:
+    def single(cls, height: int, width: int, depth: int, codebook_size: int) -> CodeSpec:
         """The specification of one grid."""
-        return cls((GridSpec(height, width, depth, vocab_size),))
+        return cls((GridSpec(height, width, depth, codebook_size),))
 
     @property
-    def num_codes(self) -> int:
-        """T, the number of codes of one image."""
-        return sum(grid.num_codes for grid in self.grids)
+    def length(self) -> int:
+        """T, the number of codes of one image, over all grids."""
+        return sum(grid.num_positions for grid in self.grids)
 
     @property
     def only(self) -> GridSpec:
@@ -92,13 +92,13 @@ class CodeSpec:
 
     def position(self, t: int) -> Position:
         """The position of the t-th code, 0 <= t < T."""
-        assert 0 <= t < self.num_codes, t
+        assert 0 <= t < self.length, t
         for index, grid in enumerate(self.grids):
-            if t < grid.num_codes:
+            if t < grid.num_positions:
                 pixel, depth = divmod(t, grid.depth)
                 row, column = divmod(pixel, grid.width)
                 return Position(index, row, column, depth)
-            t -= grid.num_codes
+            t -= grid.num_positions
         raise AssertionError
 
     def flatten(self, codes: Codes) -> Tensor:
@@ -107,7 +107,7 @@ class CodeSpec:
 
     def unflatten(self, flat: Tensor) -> Codes:
         """(B, T) -> Codes, the inverse of `flatten`."""
-        parts = flat.split([grid.num_codes for grid in self.grids], dim=1)
+        parts = flat.split([grid.num_positions for grid in self.grids], dim=1)
         return tuple(part.reshape(-1, *grid.shape) for part, grid in zip(parts, self.grids, strict=True))
 
     def check(self, codes: Sequence[Tensor]) -> None:
@@ -120,15 +120,15 @@ class CodeSpec:
                     f"grid {index} of the codes must be int64 (B, {grid.height}, {grid.width}, {grid.depth}), "
                     f"got {tensor.dtype} {tuple(tensor.shape)}"
                 )
-            if tensor.numel() and not (int(tensor.min()) >= 0 and int(tensor.max()) < grid.vocab_size):
+            if tensor.numel() and not (int(tensor.min()) >= 0 and int(tensor.max()) < grid.codebook_size):
                 raise ValueError(
-                    f"grid {index} of the codes must lie in 0..{grid.vocab_size - 1}, "
+                    f"grid {index} of the codes must lie in 0..{grid.codebook_size - 1}, "
                     f"got {int(tensor.min())}..{int(tensor.max())}"
                 )
 
     def to_dict(self) -> list[list[int]]:
-        """A plain value for YAML: one [height, width, depth, vocab_size] per grid."""
-        return [[*grid.shape, grid.vocab_size] for grid in self.grids]
+        """A plain value for YAML: one [height, width, depth, codebook_size] per grid."""
+        return [[*grid.shape, grid.codebook_size] for grid in self.grids]
 
     @classmethod
     def from_dict(cls, value: Sequence[Sequence[int]]) -> CodeSpec:

@@ -44,7 +44,7 @@ class Prior(nn.Module, ABC):
 
         By default a grid weighs as many codes as it has, which makes the loss the mean over all codes.
         """
-        return tuple(grid.num_codes / self.spec.num_codes for grid in self.spec.grids)
+        return tuple(grid.num_positions / self.spec.length for grid in self.spec.grids)
 
     @abstractmethod
     def forward(self, codes: Codes, context: Context) -> tuple[Tensor, ...]:

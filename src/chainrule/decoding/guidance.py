@@ -120,10 +120,10 @@ class Guided(Prior):
         if not self.prior.joint_text:
             raise ValueError("a negative_text is of models whose codes begin with a text; this one's is in the context")
         grid = self.spec.grids[0]
-        if text.dtype != torch.int64 or tuple(text.shape) != (batch_size, grid.num_codes):
+        if text.dtype != torch.int64 or tuple(text.shape) != (batch_size, grid.num_positions):
             raise ValueError(
-                f"negative_text must be int64 ({batch_size}, {grid.num_codes}), got {str(text.dtype)[6:]} "
+                f"negative_text must be int64 ({batch_size}, {grid.num_positions}), got {str(text.dtype)[6:]} "
                 f"{tuple(text.shape)}"
             )
-        if text.numel() and not (int(text.min()) >= 0 and int(text.max()) < grid.vocab_size):
-            raise ValueError(f"negative_text must lie in 0..{grid.vocab_size - 1}")
+        if text.numel() and not (int(text.min()) >= 0 and int(text.max()) < grid.codebook_size):
+            raise ValueError(f"negative_text must lie in 0..{grid.codebook_size - 1}")

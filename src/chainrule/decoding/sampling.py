@@ -26,9 +26,9 @@ def image_seeds(seed: int, count: int) -> list[int]:
     return torch.randint(2**62, (count,), generator=generator).tolist()
 
 
-def uniforms(seeds: Sequence[int], num_codes: int) -> Tensor:
+def uniforms(seeds: Sequence[int], length: int) -> Tensor:
     """The uniform numbers of each image, float64 (B, T) in [0, 1)."""
-    rows = [torch.rand(num_codes, dtype=torch.float64, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
+    rows = [torch.rand(length, dtype=torch.float64, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
     return torch.stack(rows)
 
 
@@ -74,9 +74,9 @@ def sample(
     """
     spec, batch_size = prior.spec, len(seeds)
     device = next(prior.parameters()).device
-    noise = uniforms(seeds, spec.num_codes).to(device)
-    codes = torch.zeros(batch_size, spec.num_codes, dtype=torch.int64, device=device)
-    fixed = known.mask.tolist() if known is not None else [False] * spec.num_codes
+    noise = uniforms(seeds, spec.length).to(device)
+    codes = torch.zeros(batch_size, spec.length, dtype=torch.int64, device=device)
+    fixed = known.mask.tolist() if known is not None else [False] * spec.length
     last = max((t for t, given in enumerate(fixed) if not given), default=-1)
     if known is not None:
         codes[:, known.mask] = known.codes[:, known.mask].to(device)
@@ -114,7 +114,7 @@ class Rerun(Prior):
 
     def init_state(self, batch_size: int, context: Context) -> RerunState:
         device = next(self.parameters()).device
-        codes = torch.zeros(batch_size, self.spec.num_codes, dtype=torch.int64, device=device)
+        codes = torch.zeros(batch_size, self.spec.length, dtype=torch.int64, device=device)
         return RerunState(0, codes, context)
 
     def step(self, previous: Tensor, state: RerunState) -> tuple[Tensor, RerunState]:
@@ -158,8 +158,8 @@ def complete(
     spec, batch_size = prior.spec, len(seeds)
     device = next(prior.parameters()).device
     candidate_seeds = [one for seed in seeds for one in image_seeds(seed, particles)]
-    noise = uniforms(candidate_seeds, spec.num_codes).to(device)
-    resampling_noise = uniforms([seed + 1 for seed in seeds], spec.num_codes + 1).to(device)
+    noise = uniforms(candidate_seeds, spec.length).to(device)
+    resampling_noise = uniforms([seed + 1 for seed in seeds], spec.length + 1).to(device)
     repeat = torch.arange(batch_size, device=device).repeat_interleave(particles)
     given = known.codes.to(device)[repeat]
     codes = torch.where(known.mask.to(device), given, 0)
@@ -170,8 +170,8 @@ def complete(
     everyone = torch.arange(particles, device=device)
     previous = codes[:, 0]
     # Until the first unknown code all candidates are equal, and no weight is needed.
-    first = fixed.index(False) if False in fixed else spec.num_codes
-    for t in range(spec.num_codes):
+    first = fixed.index(False) if False in fixed else spec.length
+    for t in range(spec.length):
         logits, state = prior.step(previous, state)
         if not fixed[t]:
             codes[:, t] = draw(filter(logits), noise[:, t])

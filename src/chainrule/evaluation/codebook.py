@@ -15,25 +15,27 @@ from ..core import Codes, CodeSpec
 class CodebookUse:
     """Use of a codebook over a data set.
 
-    grid:       index of the grid, coarse to fine
-    depth:      of several codes per position, which one; None: all together
-    values:     K, the size of the codebook
-    share_used: share of the K values that occur
-    perplexity: exp of the entropy of the values' frequencies, over K; 1 if all are equally frequent
+    grid:             index of the grid, coarse to fine
+    depth:            of several codes per position, which one; None: all together
+    codebook_size:    K
+    share_used:       share of the K entries that occur
+    perplexity:       exp of the entropy of the entries' frequencies, 1..K
+    perplexity_ratio: perplexity / K; 1 if all entries are equally frequent
     """
 
     grid: int
     depth: int | None
-    values: int
+    codebook_size: int
     share_used: float
     perplexity: float
+    perplexity_ratio: float
 
 
 class CodeCounts:
     """Counts of codes, filled batch by batch."""
 
     def __init__(self, spec: CodeSpec) -> None:
-        self.counts = [torch.zeros(grid.depth, grid.vocab_size, dtype=torch.int64) for grid in spec.grids]
+        self.counts = [torch.zeros(grid.depth, grid.codebook_size, dtype=torch.int64) for grid in spec.grids]
 
     def add(self, codes: Codes) -> None:
         """Counts codes int64 (B, h, w, D) per grid, of any height and width."""
@@ -55,8 +57,8 @@ def _use(grid: int, depth: int | None, counts: Tensor) -> CodebookUse:
     assert counts.sum() > 0
     shares = counts.double() / counts.sum()
     perplexity = torch.special.entr(shares).sum().exp().item()
-    size = len(counts)
-    return CodebookUse(grid, depth, size, (counts > 0).double().mean().item(), perplexity / size)
+    size, share_used = len(counts), (counts > 0).double().mean().item()
+    return CodebookUse(grid, depth, size, share_used, perplexity, perplexity / size)
 
 
 def bits_per_image(spec: CodeSpec, codes: Codes) -> float:
@@ -67,4 +69,4 @@ def bits_per_image(spec: CodeSpec, codes: Codes) -> float:
         codes: of images of any size that the tokenizer takes.
     """
     grids = zip(codes, spec.grids, strict=True)
-    return sum(values[0].numel() * math.log2(grid.vocab_size) for values, grid in grids)
+    return sum(values[0].numel() * math.log2(grid.codebook_size) for values, grid in grids)

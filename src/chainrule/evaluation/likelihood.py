@@ -37,9 +37,9 @@ class Likelihood:
         """`nats` in bits: what an arithmetic coder would spend on the codes of an image."""
         return self.nats / math.log(2)
 
-    def nats_per_code(self, num_codes: int) -> float:
-        """`nats` per code, of which an image has `num_codes`."""
-        return self.nats / num_codes
+    def nats_per_code(self, length: int) -> float:
+        """`nats` per code, of which an image has `length`."""
+        return self.nats / length
 
 
 def likelihood(

@@ -53,7 +53,7 @@ def measure_likelihood(
         bits_per_dim=bits(result.nats),
         bits_per_dim_standard_error=None if error is None else bits(error),
         seeds=seeds,
-        nats_per_code=result.nats_per_code(pipeline.tokenizer.spec.num_codes) if learned else None,
+        nats_per_code=result.nats_per_code(pipeline.tokenizer.spec.length) if learned else None,
         bits_per_image=result.bits_per_image if learned else None,
         samples=samples,
         **_common(pipeline.prior, model, config, dataset, limit, batch_size, options),
@@ -133,17 +133,17 @@ def _measure_samples(
 def _draw(pipeline: Pipeline, dataset: ImageDataset, batch_size: int, settings: SampleSettings) -> Tensor:
     """Images with the labels or captions of a data set: of images at equal distances, since many data sets are sorted
     by class, or of all in turn where there are fewer than samples."""
-    count, num_codes, found = settings.count, pipeline.prior.spec.num_codes, []
+    count, length, found = settings.count, pipeline.prior.spec.length, []
     sources = torch.arange(count) * max(len(dataset), count) // count % len(dataset)
     seeds = image_seeds(settings.seed, count)
-    with progress("Sampling", count * num_codes, "codes") as done:
+    with progress("Sampling", count * length, "codes") as done:
         for start in range(0, count, batch_size):
             batch = dataset.batch(sources[start : start + batch_size])
             images = pipeline.sample(
                 len(batch), **_conditions(pipeline, batch), temperature=settings.temperature, top_k=settings.top_k,
                 top_p=settings.top_p, precision=settings.precision, guidance=settings.guidance,
                 seed=seeds[start : start + batch_size],
-                on_image=lambda known, _, before=start, now=len(batch): done(before * num_codes + now * known),
+                on_image=lambda known, _, before=start, now=len(batch): done(before * length + now * known),
             )  # fmt: skip
             found.append(images.cpu())
     return torch.cat(found)

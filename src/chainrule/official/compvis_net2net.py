@@ -139,5 +139,5 @@ def _translate(tensors: Mapping[str, Tensor], prior: GPT, start: int) -> dict[st
         positions = torch.cat([positions, torch.zeros_like(positions[:1])])
     ours["positions"] = positions
     ours |= {f"head.norm.{kind}": tensors[f"ln_f.{kind}"] for kind in ("weight", "bias")}
-    ours["head.linear.weight"] = tensors["head.weight"][: prior.spec.only.vocab_size]
+    ours["head.linear.weight"] = tensors["head.weight"][: prior.spec.only.codebook_size]
     return ours

@@ -81,7 +81,7 @@ def load(source: Path) -> Imported:
     if left:
         raise ValueError(f"{where.name} does not fit its config: it has {left[0]}, which the model has not")
     load_weights(prior, ours, where)
-    length = prior.spec.grids[0].num_codes
+    length = prior.spec.grids[0].num_positions
     if (config.get("dataset") or {}).get("context_length", CONTEXT_LENGTH) != length:
         raise ValueError(f"{config_path.name}: dataset.context_length must be ctx_len_txt, which is {length}")
     text_tokenizer = read_char_bpe(*(folder / name for name in VOCABULARY), length)
@@ -123,10 +123,10 @@ def _tokenizer(stage: Mapping[str, Any], tensors: Mapping[str, Tensor], where: P
 def _prior(stage: Mapping[str, Any], tokenizer: VQGAN) -> DALLE:
     stage, size = STAGE_TWO | dict(stage), TRANSFORMER | dict(stage.get("hparams") or {})
     grid = tokenizer.spec.only
-    if (size["ctx_len_img"], stage["vocab_size_img"]) != (grid.num_codes, grid.vocab_size):
+    if (size["ctx_len_img"], stage["vocab_size_img"]) != (grid.num_positions, grid.codebook_size):
         raise ValueError(
             f"the transformer models {size['ctx_len_img']} codes of {stage['vocab_size_img']}, the VQGAN gives "
-            f"{grid.num_codes} of {grid.vocab_size}"
+            f"{grid.num_positions} of {grid.codebook_size}"
         )
     text = GridSpec(1, size["ctx_len_txt"], 1, stage["vocab_size_txt"])
     config = DALLEConfig(

@@ -107,8 +107,8 @@ def _prior(config: Mapping[str, Any], tokenizer: RQVAE) -> RQTransformer:
         for option, value in usual.items():
             if block.get(option, value) != value:
                 raise ValueError(f"an RQ-Transformer with {option} {block[option]} in its {part} is not supported")
-    num_codes = architecture.get("vocab_size") or config["dataset"]["vocab_size"]
-    spec = CodeSpec.single(*architecture["block_size"], equal(num_codes, "vocab_size"))
+    codebook_size = architecture.get("vocab_size") or config["dataset"]["vocab_size"]
+    spec = CodeSpec.single(*architecture["block_size"], equal(codebook_size, "vocab_size"))
     if (spec, architecture["input_embed_dim"]) != (tokenizer.spec, tokenizer.config.dim):
         raise ValueError(
             f"stage2 models {spec.only} of {architecture['input_embed_dim']} features, stage1 gives "

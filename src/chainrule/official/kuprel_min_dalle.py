@@ -193,7 +193,7 @@ def _tokenizer(tensors: Mapping[str, Tensor], side: int, where: Path) -> VQGAN:
     levels, numbers = zip(*((int(found[1]), int(found[2])) for found in blocks if found), strict=True)
     channels = [len(tensors[f"decoder.up.{level}.block.0.conv1.bias"]) for level in range(max(levels) + 1)]
     base, factor = math.gcd(*channels), 2 ** max(levels)
-    num_codes, dim = tensors["embedding.weight"].shape
+    codebook_size, dim = tensors["embedding.weight"].shape
     tokenizer = VQGAN(
         VQGANConfig(
             side * factor, side * factor, base_channels=base, multipliers=tuple(count // base for count in channels),
@@ -201,7 +201,7 @@ def _tokenizer(tensors: Mapping[str, Tensor], side: int, where: Path) -> VQGAN:
                 level for level in range(len(channels)) if f"decoder.up.{level}.attn.0.q.weight" in tensors
             ),
             latent_channels=len(tensors["post_quant_conv.bias"]), norm_groups=NORM_GROUPS, norm_eps=NORM_EPS,
-            num_codes=num_codes, dim=dim, has_encoder=False,
+            codebook_size=codebook_size, dim=dim, has_encoder=False,
         )
     )  # fmt: skip
     ours = translate_autoencoder(tensors, where)

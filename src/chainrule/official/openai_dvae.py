@@ -81,11 +81,11 @@ def _module(path: Path, part: str) -> Stub:
 def _config(tensors: dict[str, Tensor]) -> DVAEConfig:
     """The sizes, from the shapes."""
     hidden, channels = tensors["encoder.blocks.input.w"].shape[:2]
-    initial, num_codes = tensors["decoder.blocks.input.w"].shape[:2]
+    initial, codebook_size = tensors["decoder.blocks.input.w"].shape[:2]
     places = [re.match(r"encoder\.blocks\.group_(\d+)\.block_(\d+)\.", name) for name in tensors]
     groups, blocks = zip(*(map(int, place.groups()) for place in places if place), strict=True)
     return DVAEConfig(
-        IMAGE_SIZE, IMAGE_SIZE, channels, num_codes=num_codes, hidden_channels=hidden, blocks_per_group=max(blocks),
+        IMAGE_SIZE, IMAGE_SIZE, channels, codebook_size=codebook_size, hidden_channels=hidden, blocks_per_group=max(blocks),
         num_groups=max(groups), initial_channels=initial,
     )  # fmt: skip
 

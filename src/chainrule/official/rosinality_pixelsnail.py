@@ -81,7 +81,7 @@ def _read(path: Path, kind: type[SizesT]) -> tuple[dict[str, Tensor], SizesT, Gr
     """Tensors but the coordinates, the sizes and the grid of a file."""
     tensors, options = _tensors(path)
     try:
-        channels, vocab_size = tensors["horizontal.conv.conv.weight_v"].shape[:2]
+        channels, codebook_size = tensors["horizontal.conv.conv.weight_v"].shape[:2]
         kernel = tensors["blocks.0.resblocks.0.conv1.conv.conv.weight_v"]
         height, width = tensors.pop("background").shape[-2:]
         dropout = options.get("dropout", DROPOUT)
@@ -95,7 +95,7 @@ def _read(path: Path, kind: type[SizesT]) -> tuple[dict[str, Tensor], SizesT, Gr
             num_output_residual=_count(tensors, "out.{}.conv1.conv.weight_v"),
             dropout=float(dropout) if isinstance(dropout, (int, float)) else DROPOUT,
         )
-        return tensors, sizes, GridSpec(height, width, 1, vocab_size)
+        return tensors, sizes, GridSpec(height, width, 1, codebook_size)
     except (KeyError, IndexError, ValueError) as error:
         raise ValueError(f"{path.name} does not hold a PixelSNAIL of rosinality's code: {error}") from None
 

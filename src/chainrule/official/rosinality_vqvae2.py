@@ -97,12 +97,12 @@ def _priors(source: Path) -> tuple[Path, ...]:
 def _config(tensors: dict[str, Tensor]) -> VQVAE2Config:
     """The sizes, from the shapes."""
     hidden = tensors["enc_b.blocks.4.weight"].shape[0]
-    dim, num_codes = tensors["quantize_t.embed"].shape
+    dim, codebook_size = tensors["quantize_t.embed"].shape
     blocks = [value for name, value in tensors.items() if name.startswith("enc_b.") and name.endswith("conv.1.weight")]
     sizes = {"residual_channels": blocks[0].shape[0]} if blocks else {}
     return VQVAE2Config(
         IMAGE_SIZE, IMAGE_SIZE, tensors["enc_b.blocks.0.weight"].shape[1], num_levels=2, downsampling=4,
-        hidden_channels=hidden, num_blocks=len(blocks), num_codes=num_codes, dim=dim, **sizes,
+        hidden_channels=hidden, num_blocks=len(blocks), codebook_size=codebook_size, dim=dim, **sizes,
     )  # fmt: skip
 
 

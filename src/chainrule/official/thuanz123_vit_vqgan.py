@@ -59,7 +59,7 @@ def _config(params: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> ViTVQGA
     side = params["image_size"]
     if not isinstance(side, int):
         raise ValueError(f"image_size must be a number (images are square), got {side!r}")
-    vocab_size, lookup_dim = tensors["quantizer.embedding.weight"].shape
+    codebook_size, lookup_dim = tensors["quantizer.embedding.weight"].shape
     width, channels = tensors["encoder.to_patch_embedding.0.weight"].shape[:2]
     heads = {
         part: tensors[f"{part}.transformer.layers.0.0.fn.to_qkv.weight"].shape[0] for part in ("encoder", "decoder")
@@ -70,7 +70,7 @@ def _config(params: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> ViTVQGA
         raise ValueError("the checkpoint's attention or width differs from what its config says")
     return ViTVQGANConfig(
         height=side, width=side, channels=channels, patch_size=params["patch_size"],
-        **sizes, vocab_size=vocab_size, lookup_dim=lookup_dim, head_dim=head_dims.pop(),
+        **sizes, codebook_size=codebook_size, lookup_dim=lookup_dim, head_dim=head_dims.pop(),
         unit_codes=quantizer.get("use_norm", True), beta=float(quantizer.get("beta", 0.25)), **ENHANCING,
     )  # fmt: skip
 

@@ -40,7 +40,7 @@ class LogisticMixture:
         scales = parts[1].clamp(min=MIN_LOG_SCALE)
         return cls(weights.log_softmax(-1), parts[0], scales, parts[2].tanh() if depth > 1 else None)
 
-    def log_mass(self, codes: Tensor, depth: int, levels: Tensor, vocab_size: int) -> Tensor:
+    def log_mass(self, codes: Tensor, depth: int, levels: Tensor, codebook_size: int) -> Tensor:
         """log P_k of the levels of one channel.
 
         Args:
@@ -50,12 +50,12 @@ class LogisticMixture:
         Returns:
             (..., N, M).
         """
-        known = codes.to(self.means.dtype) * (2 / (vocab_size - 1)) - 1
+        known = codes.to(self.means.dtype) * (2 / (codebook_size - 1)) - 1
         means = self.means[..., depth, :]
         for earlier in range(depth):
             coefficient = self.coefficients[..., depth * (depth - 1) // 2 + earlier, :]
             means = means + coefficient * known[..., earlier, None]
-        half = 1 / (vocab_size - 1)
+        half = 1 / (codebook_size - 1)
         inverse = torch.exp(-self.log_scales[..., depth, :]).unsqueeze(-2)
         levels = levels.to(means.dtype).unsqueeze(-1)
         centred = levels * (2 * half) - 1 - means.unsqueeze(-2)
@@ -63,17 +63,17 @@ class LogisticMixture:
         # sigma(a) - sigma(b) = sigma(a) sigma(-b) (1 - exp(b - a)), of which the first and last bins lack factors
         below, above = F.logsigmoid(upper), F.logsigmoid(-lower)
         inside = below + above + torch.log(-torch.expm1(-2 * half * inverse))
-        return torch.where(levels == 0, below, torch.where(levels == vocab_size - 1, above, inside))
+        return torch.where(levels == 0, below, torch.where(levels == codebook_size - 1, above, inside))
 
-    def joint(self, codes: Tensor, depth: int, vocab_size: int) -> Tensor:
+    def joint(self, codes: Tensor, depth: int, codebook_size: int) -> Tensor:
         """log pi_k + log P_k of the channels before `depth` of codes (..., D): (..., M)."""
         total = self.log_weights
         for earlier in range(depth):
-            total = total + self.log_mass(codes, earlier, codes[..., earlier, None], vocab_size)[..., 0, :]
+            total = total + self.log_mass(codes, earlier, codes[..., earlier, None], codebook_size)[..., 0, :]
         return total
 
-    def logits(self, codes: Tensor, depth: int, vocab_size: int) -> Tensor:
+    def logits(self, codes: Tensor, depth: int, codebook_size: int) -> Tensor:
         """log p of all levels of channel `depth` given the earlier ones in codes (..., D): (..., K)."""
-        levels = torch.arange(vocab_size, device=codes.device).expand(*codes.shape[:-1], -1)
-        weights = self.joint(codes, depth, vocab_size).log_softmax(-1)
-        return torch.logsumexp(weights.unsqueeze(-2) + self.log_mass(codes, depth, levels, vocab_size), -1)
+        levels = torch.arange(codebook_size, device=codes.device).expand(*codes.shape[:-1], -1)
+        weights = self.joint(codes, depth, codebook_size).log_softmax(-1)
+        return torch.logsumexp(weights.unsqueeze(-2) + self.log_mass(codes, depth, levels, codebook_size), -1)

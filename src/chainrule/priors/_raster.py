@@ -52,7 +52,7 @@ class RasterPrior(Prior):
         self.grid = spec.only
         self.num_classes = num_classes
         self.spatial_channels = spatial_channels
-        self.embedding = nn.Embedding(self.grid.vocab_size, embedding) if embedding else None
+        self.embedding = nn.Embedding(self.grid.codebook_size, embedding) if embedding else None
         self.code_channels = embedding or 1
         self.in_channels = self.grid.depth * self.code_channels + FREE_CHANNELS
 
@@ -86,7 +86,7 @@ class RasterPrior(Prior):
         """Codes (...) as the network reads them, (..., E): their vectors, or levels in [-1, 1]."""
         if self.embedding is not None:
             return self.embedding(codes)
-        return (codes * (2 / (self.grid.vocab_size - 1)) - 1).unsqueeze(-1)
+        return (codes * (2 / (self.grid.codebook_size - 1)) - 1).unsqueeze(-1)
 
     def _free(self, like: Tensor) -> Tensor:
         rows = torch.linspace(-1, 1, self.grid.height, dtype=like.dtype, device=like.device)
@@ -96,7 +96,7 @@ class RasterPrior(Prior):
 
     def forward(self, codes: Codes, context: Context) -> tuple[Tensor, ...]:
         logits = self.logits(self.features(self.embed(codes), context))
-        return (logits.unflatten(1, (self.grid.depth, self.grid.vocab_size)).permute(0, 3, 4, 1, 2),)
+        return (logits.unflatten(1, (self.grid.depth, self.grid.codebook_size)).permute(0, 3, 4, 1, 2),)
 
     def init_state(self, batch_size: int, context: Context) -> RasterState:
         self.check_context(context, batch_size)
@@ -119,8 +119,8 @@ class RasterPrior(Prior):
             self.start_row(inputs, here.row, network)
         logits = self.pixel(inputs, here.row, here.column, here.depth, network)
         state.t += 1
-        vocab_size = self.grid.vocab_size
-        return logits[:, here.depth * vocab_size : (here.depth + 1) * vocab_size], state
+        codebook_size = self.grid.codebook_size
+        return logits[:, here.depth * codebook_size : (here.depth + 1) * codebook_size], state
 
 
 class InputConv2d(nn.Module):

@@ -33,16 +33,16 @@ def visible(pattern: Pattern, num_before: int, height: int, width: int, kernel_s
     Returns:
         bool (T, T) for T = num_before + height * width: whether a token (row) attends to another (column).
     """
-    num_codes, reach = height * width, kernel_size // 2
+    num_positions, reach = height * width, kernel_size // 2
     offsets = {
-        "full": range(num_codes),
+        "full": range(num_positions),
         "row": range(width + 1),
-        "column": range(0, num_codes, width),
+        "column": range(0, num_positions, width),
         "convolutional": [r * width + c for r in range(reach + 1) for c in range(-reach, reach + 1)],
     }[pattern]
-    seen = torch.zeros(num_codes, dtype=torch.bool)
-    seen[[offset for offset in offsets if 0 <= offset < num_codes]] = True
-    position = torch.arange(num_codes)
-    mask = torch.ones(num_before + num_codes, num_before + num_codes, dtype=torch.bool).tril()
+    seen = torch.zeros(num_positions, dtype=torch.bool)
+    seen[[offset for offset in offsets if 0 <= offset < num_positions]] = True
+    position = torch.arange(num_positions)
+    mask = torch.ones(num_before + num_positions, num_before + num_positions, dtype=torch.bool).tril()
     mask[num_before:, num_before:] &= seen[(position[:, None] - position).clamp(min=0)]
     return mask

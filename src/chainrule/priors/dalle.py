@@ -117,9 +117,9 @@ class Weights:
         self.outputs: list[Callable[[Tensor], Tensor]] = [pack_linear(head, precision) for head in model.heads]
 
 
-def stream(length: int, text_vocab_size: int, height: int, width: int, vocab_size: int) -> CodeSpec:
+def stream(length: int, text_vocab_size: int, height: int, width: int, codebook_size: int) -> CodeSpec:
     """The codes of a text of `length` tokens and of its image."""
-    return CodeSpec((GridSpec(1, length, 1, text_vocab_size), GridSpec(height, width, 1, vocab_size)))
+    return CodeSpec((GridSpec(1, length, 1, text_vocab_size), GridSpec(height, width, 1, codebook_size)))
 
 
 @register(
@@ -158,14 +158,14 @@ class DALLE(TransformerPrior):
             shapes = ", ".join(str(grid.shape) for grid in spec.grids)
             raise ValueError(f"codes must be a text (1, L, 1) and an image (h, w, 1), got {shapes}")
         text, image = spec.grids
-        self.tokens = nn.ModuleList(nn.Embedding(grid.vocab_size, config.width) for grid in spec.grids)
-        self.padding = nn.Parameter(torch.randn(text.num_codes, config.width) * STD)
+        self.tokens = nn.ModuleList(nn.Embedding(grid.codebook_size, config.width) for grid in spec.grids)
+        self.padding = nn.Parameter(torch.randn(text.num_positions, config.width) * STD)
         self.beginning = nn.Parameter(torch.randn(config.width) * STD) if config.start_token else None
-        self.text_positions = nn.Parameter(torch.zeros(text.num_codes, config.width))
-        sides = (image.height, image.width) if config.axial_positions else (image.num_codes,)
+        self.text_positions = nn.Parameter(torch.zeros(text.num_positions, config.width))
+        sides = (image.height, image.width) if config.axial_positions else (image.num_positions,)
         self.image_positions = nn.ParameterList(torch.zeros(side, config.width) for side in sides)
         self.dropout = nn.Dropout(config.embedding_dropout)
-        num_before = text.num_codes + config.start_token
+        num_before = text.num_positions + config.start_token
         patterns = [config.pattern(layer) for layer in range(1, config.num_layers + 1)]
         masks = {
             pattern: None if pattern == "full" else visible(
@@ -181,7 +181,7 @@ class DALLE(TransformerPrior):
             for pattern in patterns
         )  # fmt: skip
         self.norm = nn.LayerNorm(config.width)
-        self.heads = nn.ModuleList(nn.Linear(config.width, grid.vocab_size, bias=False) for grid in spec.grids)
+        self.heads = nn.ModuleList(nn.Linear(config.width, grid.codebook_size, bias=False) for grid in spec.grids)
         self.apply(initialize)
 
     @property
@@ -216,8 +216,8 @@ class DALLE(TransformerPrior):
         x = self.dropout(x)
         for block in self.blocks:
             x = block(x)
-        num_codes = self.spec.grids[1].num_codes
-        text, image = self.norm(x).split([x.shape[1] - num_codes, num_codes], dim=1)
+        num_positions = self.spec.grids[1].num_positions
+        text, image = self.norm(x).split([x.shape[1] - num_positions, num_positions], dim=1)
         text_logits = self.heads[0](text)
         if self.beginning is None:
             text_logits = F.pad(text_logits, (0, 0, 1, 0))
@@ -229,7 +229,7 @@ class DALLE(TransformerPrior):
 
     def start(self, packed: Weights, batch_size: int, context: Context) -> DALLEState:
         self.check_context(context, batch_size)
-        num_tokens = self.spec.num_codes - 1 + self.config.start_token
+        num_tokens = self.spec.length - 1 + self.config.start_token
         return DALLEState(0, packed.decoder.init_cache(batch_size, num_tokens), packed)
 
     @torch.no_grad()
@@ -241,6 +241,6 @@ class DALLE(TransformerPrior):
         elif self.beginning is not None:
             x = self.beginning.expand(len(previous), -1)
         else:
-            return self.padding.new_zeros(len(previous), self.spec.grids[0].vocab_size), state
+            return self.padding.new_zeros(len(previous), self.spec.grids[0].codebook_size), state
         x = self.norm(weights.decoder.step(x, state.cache))
         return weights.outputs[self.spec.position(t).grid](x), state

@@ -88,8 +88,8 @@ class DalleBart(TransformerPrior):
         self.spec, self.config = spec, config
         self.text_length, self.text_vocab_size = config.text_length, config.text_vocab_size
         grid, width = spec.only, config.width
-        if config.num_rows < grid.vocab_size:
-            raise ValueError(f"num_rows ({config.num_rows}) must be at least the number of codes, {grid.vocab_size}")
+        if config.num_rows < grid.codebook_size:
+            raise ValueError(f"num_rows ({config.num_rows}) must be at least the number of codes, {grid.codebook_size}")
         norms = {"norm": nn.LayerNorm, "out_norm": nn.LayerNorm, "dropout": 0.0}
         self.words = nn.Embedding(config.text_vocab_size, width)
         self.word_positions = nn.Parameter(torch.empty(config.text_length, width))
@@ -100,7 +100,7 @@ class DalleBart(TransformerPrior):
         )
         self.encoder_norm = nn.LayerNorm(width)
         self.codes = nn.Embedding(config.num_rows, width)
-        self.positions = nn.Parameter(torch.empty(grid.num_codes, width))
+        self.positions = nn.Parameter(torch.empty(grid.num_positions, width))
         self.codes_norm = nn.LayerNorm(width)
         self.decoder = nn.ModuleList(
             DecoderBlock(width, config.num_heads, GatedMLP(width, config.hidden, nn.LayerNorm), **norms)
@@ -127,7 +127,7 @@ class DalleBart(TransformerPrior):
     def rows(self, flat: Tensor, context: Context) -> Tensor:
         """Codes in order, int64 (B, T) -> logits of all rows of the classifier, (B, T, num_rows)."""
         memory, seen = self.encode(context.text)
-        start = torch.full_like(flat[:, :1], self.spec.only.vocab_size - 1)
+        start = torch.full_like(flat[:, :1], self.spec.only.codebook_size - 1)
         x = self.codes(torch.cat([start, flat[:, :-1]], dim=1)) + self.positions
         x, length = self.codes_norm(x), flat.shape[1]
         mask = torch.ones(length, length, dtype=torch.bool, device=flat.device).tril()
@@ -137,20 +137,20 @@ class DalleBart(TransformerPrior):
 
     def forward(self, codes: Codes, context: Context) -> tuple[Tensor, ...]:
         grid = self.spec.only
-        logits = self.rows(self.spec.flatten(codes), context)[..., : grid.vocab_size]
+        logits = self.rows(self.spec.flatten(codes), context)[..., : grid.codebook_size]
         return (logits.unflatten(1, grid.shape),)
 
     def pack(self, precision: Precision) -> CrossDecoder:
-        distances = torch.arange(self.spec.num_codes, device=self.positions.device)
+        distances = torch.arange(self.spec.length, device=self.positions.device)
         return CrossDecoder(self.decoder, precision, self.head, distances)
 
     @torch.no_grad()
     def start(self, packed: CrossDecoder, batch_size: int, context: Context) -> CrossState:
         self.check_context(context, batch_size)
-        return packed.start(*self.encode(context.text), self.spec.num_codes)
+        return packed.start(*self.encode(context.text), self.spec.length)
 
     def step(self, previous: Tensor, state: CrossState) -> tuple[Tensor, CrossState]:
-        t, num_codes = state.cache.length, self.spec.only.vocab_size
-        token = torch.full_like(previous, num_codes - 1) if t == 0 else previous
+        t, codebook_size = state.cache.length, self.spec.only.codebook_size
+        token = torch.full_like(previous, codebook_size - 1) if t == 0 else previous
         x = self.codes_norm(self.codes(token) + self.positions[t])
-        return state.decoder.step(x, state)[:, :num_codes], state
+        return state.decoder.step(x, state)[:, :codebook_size], state

@@ -144,7 +144,7 @@ class GatedPixelCNN(RasterPrior):
         self.head = nn.ModuleList(
             [
                 LeftConv2d(p, config.head_features, 0, "B", depth),
-                LeftConv2d(config.head_features, depth * self.grid.vocab_size, 0, "B", depth),
+                LeftConv2d(config.head_features, depth * self.grid.codebook_size, 0, "B", depth),
             ]
         )
 

@@ -35,7 +35,7 @@ class GPTConfig:
     """num_layers blocks of `width` features and num_heads heads.
 
     num_classes:        a class as prefix
-    prefix_length:      or this many codes of another image, of prefix_vocab_size values
+    prefix_length:      or this many codes of another image, of prefix_codebook_size values
     dropout:            of what every block adds
     embedding_dropout:  of the embedded tokens
     attention_dropout:  of attention weights
@@ -46,7 +46,7 @@ class GPTConfig:
     num_heads: int = 16
     num_classes: int = 0
     prefix_length: int = 0
-    prefix_vocab_size: int = 0
+    prefix_codebook_size: int = 0
     dropout: float = 0.0
     embedding_dropout: float = 0.0
     attention_dropout: float = 0.0
@@ -57,8 +57,8 @@ class GPTConfig:
                 f"width must be a multiple of num_heads, and there must be a layer; got width {self.width}, num_heads "
                 f"{self.num_heads}, num_layers {self.num_layers}"
             )
-        if (self.prefix_length > 0) != (self.prefix_vocab_size > 0):
-            raise ValueError("prefix_length and prefix_vocab_size go together: give both or neither")
+        if (self.prefix_length > 0) != (self.prefix_codebook_size > 0):
+            raise ValueError("prefix_length and prefix_codebook_size go together: give both or neither")
         if self.num_classes and self.prefix_length:
             raise ValueError("the prefix is a class or the codes of another image, not both; leave one at 0")
         for name in ("dropout", "embedding_dropout", "attention_dropout"):
@@ -88,15 +88,15 @@ class GPTState:
         "imagenet": Preset(GPTConfig(24, 1024, 16, num_classes=1000), CodeSpec.single(16, 16, 1, 1024)),
         "imagenet-big": Preset(GPTConfig(48, 1536, 16, num_classes=1000), CodeSpec.single(16, 16, 1, 16384)),
         "depth": Preset(
-            GPTConfig(24, 1024, 16, prefix_length=256, prefix_vocab_size=1024), CodeSpec.single(16, 16, 1, 1024)
+            GPTConfig(24, 1024, 16, prefix_length=256, prefix_codebook_size=1024), CodeSpec.single(16, 16, 1, 1024)
         ),
         "faces": Preset(GPTConfig(28, 1024, 16), CodeSpec.single(16, 16, 1, 1024)),
         "faces-big": Preset(GPTConfig(24, 1664, 16), CodeSpec.single(16, 16, 1, 1024)),
         "coco": Preset(
-            GPTConfig(32, 1280, 16, prefix_length=256, prefix_vocab_size=1024), CodeSpec.single(16, 16, 1, 8192)
+            GPTConfig(32, 1280, 16, prefix_length=256, prefix_codebook_size=1024), CodeSpec.single(16, 16, 1, 8192)
         ),
         "ade20k": Preset(
-            GPTConfig(28, 1024, 16, prefix_length=256, prefix_vocab_size=1024, dropout=0.1, embedding_dropout=0.1,
+            GPTConfig(28, 1024, 16, prefix_length=256, prefix_codebook_size=1024, dropout=0.1, embedding_dropout=0.1,
                       attention_dropout=0.1),
             CodeSpec.single(16, 16, 1, 4096),
         ),
@@ -111,22 +111,22 @@ class GPT(TransformerPrior):
         self.num_classes = config.num_classes
         grid = spec.only
         self.prefix_length = config.prefix_length or 1
-        rows = max(grid.vocab_size, config.num_classes, config.prefix_vocab_size)
+        rows = max(grid.codebook_size, config.num_classes, config.prefix_codebook_size)
         self.tokens = nn.Embedding(rows, config.width)
-        self.positions = nn.Parameter(torch.zeros(self.prefix_length + grid.num_codes, config.width))
+        self.positions = nn.Parameter(torch.zeros(self.prefix_length + grid.num_positions, config.width))
         self.dropout = nn.Dropout(config.embedding_dropout)
         self.blocks = nn.ModuleList(
             Block(config.width, config.num_heads, config.dropout, config.attention_dropout)
             for _ in range(config.num_layers)
         )
-        self.head = Head(config.width, grid.vocab_size, bias=False)
+        self.head = Head(config.width, grid.codebook_size, bias=False)
         self.apply(initialize)
         conditional = config.num_classes or config.prefix_length
         self.beginning = None if conditional else nn.Parameter(torch.randn(config.width) * STD)
 
     def check_context(self, context: Context, batch_size: int) -> None:
         super().check_context(context, batch_size)
-        length, size, prefix = self.config.prefix_length, self.config.prefix_vocab_size, context.prefix
+        length, size, prefix = self.config.prefix_length, self.config.prefix_codebook_size, context.prefix
         if not length:
             if prefix is not None:
                 raise ValueError("this model has no prefix of codes: it would be ignored; leave it out")
@@ -163,7 +163,7 @@ class GPT(TransformerPrior):
         """The state after the first n codes, int64 (B, n), which are read at once."""
         tokens = torch.cat([self.prefix(len(known), context), self.tokens(known)], dim=1)
         tokens = tokens + self.positions[: tokens.shape[1]]
-        cache = packed.init_cache(len(known), self.prefix_length + self.spec.num_codes - 1)
+        cache = packed.init_cache(len(known), self.prefix_length + self.spec.length - 1)
         packed.prefill(tokens[:, :-1], cache)
         return GPTState(tokens[:, -1], cache.length, cache, packed)
 
@@ -204,7 +204,7 @@ class SlidingWindow(TransformerPrior):
         if prior.config.prefix_length:
             raise ValueError("a model whose prefix is the codes of another image has no sliding window")
         self.prior, self.num_classes = prior, prior.num_classes
-        self.spec = CodeSpec.single(height, width, grid.depth, grid.vocab_size)
+        self.spec = CodeSpec.single(height, width, grid.depth, grid.codebook_size)
 
     def window(self, row: int, column: int) -> tuple[int, int]:
         """The first row and column of the window in which a code is drawn."""
@@ -235,7 +235,7 @@ class SlidingWindow(TransformerPrior):
 
     def start(self, packed: Decoder, batch_size: int, context: Context) -> SlidingState:
         inner = self.prior.start(packed, batch_size, context)
-        codes = torch.zeros(batch_size, self.spec.num_codes, dtype=torch.int64, device=self.prior.positions.device)
+        codes = torch.zeros(batch_size, self.spec.length, dtype=torch.int64, device=self.prior.positions.device)
         return SlidingState(0, codes, context, inner)
 
     def step(self, previous: Tensor, state: SlidingState) -> tuple[Tensor, SlidingState]:

@@ -114,14 +114,14 @@ class Parti(TransformerPrior):
         )
         self.encoder_norm = nn.LayerNorm(width)
         self.beginning = nn.Parameter(torch.empty(width))
-        self.codes = nn.Embedding(grid.vocab_size, width)
-        self.positions = nn.Parameter(torch.empty(grid.num_codes, width))
+        self.codes = nn.Embedding(grid.codebook_size, width)
+        self.positions = nn.Parameter(torch.empty(grid.num_positions, width))
         self.decoder = nn.ModuleList(
             DecoderBlock(width, config.num_heads, MLP(width, plain_norm), **block) for _ in range(config.decoder_layers)
         )
-        self.head = Head(width, grid.vocab_size, bias=False)
+        self.head = Head(width, grid.codebook_size, bias=False)
         self.dropout = nn.Dropout(config.dropout)
-        distances = attention_distances(grid.num_codes, grid.width * grid.depth, config.attention_radius)
+        distances = attention_distances(grid.num_positions, grid.width * grid.depth, config.attention_radius)
         self.register_buffer("distances", torch.tensor(distances), persistent=False)
         self.apply(initialize)
         for parameter in (self.word_positions, self.beginning, self.positions):
@@ -153,7 +153,7 @@ class Parti(TransformerPrior):
     @torch.no_grad()
     def start(self, packed: CrossDecoder, batch_size: int, context: Context) -> CrossState:
         self.check_context(context, batch_size)
-        return packed.start(*self.encode(context.text), self.spec.num_codes)
+        return packed.start(*self.encode(context.text), self.spec.length)
 
     def step(self, previous: Tensor, state: CrossState) -> tuple[Tensor, CrossState]:
         t = state.cache.length
@@ -161,15 +161,15 @@ class Parti(TransformerPrior):
         return state.decoder.step(x + self.positions[t], state), state
 
 
-def attention_distances(num_codes: int, row: int, radius: int) -> list[int]:
-    """How far back the tokens stand that a token sees: ascending, in 0..num_codes-1.
+def attention_distances(num_positions: int, row: int, radius: int) -> list[int]:
+    """How far back the tokens stand that a token sees: ascending, in 0..num_positions-1.
 
     Args:
-        num_codes: tokens in all.
+        num_positions: tokens in all.
         row: tokens in a row of the grid.
         radius: r above; 0 for all tokens.
     """
     if radius == 0:
-        return list(range(num_codes))
+        return list(range(num_positions))
     window = {a * row + b for a in range(radius + 1) for b in range(-radius, radius + 1)}
-    return sorted(distance for distance in window if 0 <= distance < num_codes)
+    return sorted(distance for distance in window if 0 <= distance < num_positions)

@@ -106,7 +106,7 @@ class PixelCNN(RasterPrior):
         self.head = nn.ModuleList(
             [
                 LeftConv2d(width, config.head_features, 0, "B", groups),
-                LeftConv2d(config.head_features, groups * self.grid.vocab_size, 0, "B", groups),
+                LeftConv2d(config.head_features, groups * self.grid.codebook_size, 0, "B", groups),
             ]
         )
 

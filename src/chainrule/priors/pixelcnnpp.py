@@ -376,7 +376,7 @@ class PixelCNNPP(Prior):
     def numbers(self, codes: Codes, context: Context) -> Tensor:
         """What the network says of every pixel: codes -> (B, H, W, P)."""
         weight = self.out.direction
-        values = (codes[0] * (2 / (self.grid.vocab_size - 1)) - 1).to(weight.dtype).permute(0, 3, 1, 2)
+        values = (codes[0] * (2 / (self.grid.codebook_size - 1)) - 1).to(weight.dtype).permute(0, 3, 1, 2)
         inputs = F.pad(values, (0, 0, 0, 0, 0, 1), value=1.0)
         u = F.pad(self.input_u(inputs), (0, 0, 1, -1))
         v = F.pad(self.input_above(inputs), (0, 0, 1, -1)) + F.pad(self.input_left(inputs), (1, -1))
@@ -389,15 +389,15 @@ class PixelCNNPP(Prior):
 
     def forward(self, codes: Codes, context: Context) -> tuple[Tensor, ...]:
         mixture = self.mixture(self.numbers(codes, context))
-        depth, vocab_size = self.grid.depth, self.grid.vocab_size
-        return (torch.stack([mixture.logits(codes[0], d, vocab_size) for d in range(depth)], 3),)
+        depth, codebook_size = self.grid.depth, self.grid.codebook_size
+        return (torch.stack([mixture.logits(codes[0], d, codebook_size) for d in range(depth)], 3),)
 
     def log_prob_grids(self, codes: Codes, context: Context = Context()) -> tuple[Tensor, ...]:
         """As in `Prior`, from the masses of these codes alone: no (B, H, W, D, K) is laid out."""
         self.spec.check(codes)
         self.check_context(context, codes[0].shape[0])
         mixture, grid = self.mixture(self.numbers(codes, context)), self.grid
-        sums = [mixture.joint(codes[0], d, grid.vocab_size).logsumexp(-1) for d in range(grid.depth + 1)]
+        sums = [mixture.joint(codes[0], d, grid.codebook_size).logsumexp(-1) for d in range(grid.depth + 1)]
         return (torch.stack(sums, -1).diff(dim=-1),)
 
     def init_state(self, batch_size: int, context: Context) -> PixelCNNPPState:
@@ -413,10 +413,10 @@ class PixelCNNPP(Prior):
         )  # fmt: skip
 
     def step(self, previous: Tensor, state: PixelCNNPPState) -> tuple[Tensor, PixelCNNPPState]:
-        vocab_size = self.grid.vocab_size
+        codebook_size = self.grid.codebook_size
         if state.t > 0:
             last = self.spec.position(state.t - 1)
-            state.inputs[:, last.depth, last.row, last.column] = (previous * (2 / (vocab_size - 1)) - 1).to(
+            state.inputs[:, last.depth, last.row, last.column] = (previous * (2 / (codebook_size - 1)) - 1).to(
                 state.inputs
             )
             state.pixel[:, last.depth] = previous
@@ -431,7 +431,7 @@ class PixelCNNPP(Prior):
             v = state.sampler.level.pixel(v, here.row, here.column, state.level)
             state.numbers = torch.addmm(self.out.bias, F.elu(v), state.sampler.out)
         state.t += 1
-        return self.mixture(state.numbers).logits(state.pixel, here.depth, vocab_size), state
+        return self.mixture(state.numbers).logits(state.pixel, here.depth, codebook_size), state
 
     def start_row(self, row: int, state: PixelCNNPPState) -> None:
         """Evaluates what the pixels of `row` take from the finished rows."""

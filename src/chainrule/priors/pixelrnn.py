@@ -235,7 +235,7 @@ class PixelRNN(RasterPrior):
         self.head = nn.ModuleList(
             [
                 LeftConv2d(width, config.head_features, 0, "B", groups),
-                LeftConv2d(config.head_features, groups * self.grid.vocab_size, 0, "B", groups),
+                LeftConv2d(config.head_features, groups * self.grid.codebook_size, 0, "B", groups),
             ]
         )
 
@@ -328,7 +328,7 @@ class Upsampler(nn.Module):
 
     def forward(self, codes: Codes) -> Tensor:
         """Codes of the small grid, (B, h, w, D) -> (B, channels, h * factor, w * factor)."""
-        levels = codes[0].to(self.deconvolution.weight.dtype) * (2 / (self.small.vocab_size - 1)) - 1
+        levels = codes[0].to(self.deconvolution.weight.dtype) * (2 / (self.small.codebook_size - 1)) - 1
         height, width = self.small.height * self.factor, self.small.width * self.factor
         return F.relu(self.deconvolution(levels.permute(0, 3, 1, 2))[:, :, :height, :width])
 
@@ -363,8 +363,8 @@ class MultiScalePixelRNN(Cascade):
     def __init__(self, spec: CodeSpec, config: MultiScalePixelRNNConfig) -> None:
         small, large = spec.grids if len(spec.grids) == 2 else (spec.grids[0], spec.grids[0])
         self.factor = large.height // small.height
-        enlarged = (small.height * self.factor, small.width * self.factor, small.depth, small.vocab_size)
-        if self.factor < 2 or enlarged != (*large.shape, large.vocab_size):
+        enlarged = (small.height * self.factor, small.width * self.factor, small.depth, small.codebook_size)
+        if self.factor < 2 or enlarged != (*large.shape, large.codebook_size):
             raise ValueError("multi-scale models need two grids, the second an enlargement of the first by 2 or more")
         model = {"row_lstm": RowLSTM, "diagonal_bilstm": DiagonalBiLSTM}[config.variant]
         super().__init__(

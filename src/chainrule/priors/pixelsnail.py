@@ -268,17 +268,17 @@ class PixelSNAIL(RasterPrior):
         if self.grid.depth != 1:
             raise ValueError(f"PixelSNAIL models one code per position; this tokenizer gives {self.grid.depth}")
         self.config = config
-        self.code_channels = self.grid.vocab_size  # codes enter one-hot
-        self.in_channels += self.grid.vocab_size - 1
-        half, vocab_size = config.kernel_size // 2, self.grid.vocab_size
-        self.above = WeightNormConv2d(vocab_size, config.channels, (half, 2 * half + 1), (half, half, half - 1, 0))
-        self.left = WeightNormConv2d(vocab_size, config.channels, (half + 1, half), (half - 1, 0, half, 0))
+        self.code_channels = self.grid.codebook_size  # codes enter one-hot
+        self.in_channels += self.grid.codebook_size - 1
+        half, codebook_size = config.kernel_size // 2, self.grid.codebook_size
+        self.above = WeightNormConv2d(codebook_size, config.channels, (half, 2 * half + 1), (half, half, half - 1, 0))
+        self.left = WeightNormConv2d(codebook_size, config.channels, (half + 1, half), (half - 1, 0, half, 0))
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.num_blocks))
         self.output_residual = nn.ModuleList(
             GatedResidual(config.channels, config.residual_channels, config.dropout)
             for _ in range(config.num_output_residual)
         )
-        self.out = WeightNormConv2d(config.channels, vocab_size)
+        self.out = WeightNormConv2d(config.channels, codebook_size)
         self.register_buffer("coordinates", coordinates(self.grid), persistent=False)
 
     def residuals(self) -> list[GatedResidual]:
@@ -286,7 +286,7 @@ class PixelSNAIL(RasterPrior):
         return [residual for block in self.blocks for residual in block.residual]
 
     def values(self, codes: Tensor) -> Tensor:
-        return F.one_hot(codes, self.grid.vocab_size)
+        return F.one_hot(codes, self.grid.codebook_size)
 
     def features(self, inputs: Tensor, context: Context) -> Tensor:
         codes = inputs[:, : self.code_channels]
@@ -310,7 +310,7 @@ class PixelSNAIL(RasterPrior):
             return inputs.new_zeros(batch_size, *shape)
 
         heads = config.num_heads
-        cache = (heads, self.grid.num_codes, config.channels // (2 * heads)) if heads else (0,)
+        cache = (heads, self.grid.num_positions, config.channels // (2 * heads)) if heads else (0,)
         label = [residual.label(context.label) for residual in residuals if residual.label is not None]
         return NetworkState(
             [zeros(count, rows, width + 2 * margin, n) for n in (config.channels, config.residual_channels)],
@@ -438,8 +438,8 @@ class Conditioner(nn.Module):
         super().__init__()
         self.grids, self.target = tuple(grids), target
         channels = config.condition_channels
-        vocab_size = sum(grid.vocab_size for grid in grids)
-        self.input = WeightNormConv2d(vocab_size, channels, (3, 3), (1, 1, 1, 1))
+        codebook_size = sum(grid.codebook_size for grid in grids)
+        self.input = WeightNormConv2d(codebook_size, channels, (3, 3), (1, 1, 1, 1))
         self.residual = nn.ModuleList(
             GatedResidual(channels, channels, config.bottom.dropout, 3) for _ in range(config.num_condition_residual)
         )
@@ -448,7 +448,7 @@ class Conditioner(nn.Module):
         """Codes (B, h, w, 1) of the coarser grids -> (B, S, H, W)."""
         finest, weight = self.grids[-1], self.input.direction
         maps = [
-            enlarge(F.one_hot(code[..., 0], grid.vocab_size).to(weight.dtype).permute(0, 3, 1, 2), finest)
+            enlarge(F.one_hot(code[..., 0], grid.codebook_size).to(weight.dtype).permute(0, 3, 1, 2), finest)
             for code, grid in zip(codes, self.grids, strict=True)
         ]
         x = self.input(torch.cat(maps, 1))

@@ -96,7 +96,7 @@ class RQTransformerState:
     depth: KVCache
 
 
-TABLE = {  # width, layers, depth layers, heads, num_codes, classes, text length, text vocabulary
+TABLE = {  # width, layers, depth layers, heads, codebook_size, classes, text length, text vocabulary
     "ffhq": (1024, 24, 4, 16, 2048, 0, 0, 0),
     "lsun-church": (1024, 24, 4, 16, 16384, 0, 0, 0),
     "lsun-cat": (1280, 26, 4, 20, 16384, 0, 0, 0),
@@ -112,7 +112,7 @@ TINY = {"width": 8, "num_layers": 2, "num_heads": 2, "depth_layers": 2, "depth_h
 
 
 def paper_preset(
-    width: int, num_layers: int, depth_layers: int, num_heads: int, num_codes: int, num_classes: int, text_length: int,
+    width: int, num_layers: int, depth_layers: int, num_heads: int, codebook_size: int, num_classes: int, text_length: int,
     text_vocab_size: int,
 ) -> Preset:  # fmt: skip
     """A row of the table: 8x8 positions of 4 codes."""
@@ -120,7 +120,7 @@ def paper_preset(
         width, num_layers, num_heads, depth_layers, num_heads, num_classes=num_classes, text_length=text_length,
         text_vocab_size=text_vocab_size,
     )  # fmt: skip
-    return Preset(config, CodeSpec.single(8, 8, 4, num_codes))
+    return Preset(config, CodeSpec.single(8, 8, 4, codebook_size))
 
 
 @register(
@@ -153,11 +153,11 @@ class RQTransformer(TransformerPrior):
         self.grid = spec.only
         self.num_classes = config.num_classes
         self.text_length, self.text_vocab_size = config.text_length, config.text_vocab_size
-        depth, width, num_codes = self.grid.depth, config.width, self.grid.vocab_size
+        depth, width, codebook_size = self.grid.depth, config.width, self.grid.codebook_size
         self.prefix_length = max(config.text_length, 1)
         self.num_positions = self.grid.height * self.grid.width
         rows = () if config.shared_codebook else (depth,)
-        self.register_buffer("codebook", torch.randn(*rows, num_codes, config.codebook_dim))
+        self.register_buffer("codebook", torch.randn(*rows, codebook_size, config.codebook_dim))
         self.prefix = nn.Embedding(config.num_classes or config.text_vocab_size or 1, width)
         self.prefix_positions = nn.Parameter(torch.empty(self.prefix_length, width))
         self.positions = nn.Parameter(torch.empty(self.num_positions, width))  # the last is never read, but counted
@@ -166,7 +166,7 @@ class RQTransformer(TransformerPrior):
         self.to_depth = nn.Linear(config.codebook_dim, width)
         self.spatial = nn.ModuleList(Block(width, config.num_heads, config.dropout) for _ in range(config.num_layers))
         self.depth = nn.ModuleList(Block(width, config.depth_heads, config.dropout) for _ in range(config.depth_layers))
-        self.classifier = Head(width, num_codes, bias=True)
+        self.classifier = Head(width, codebook_size, bias=True)
         self.text_classifier = Head(width, config.text_vocab_size, bias=True) if config.text_length else None
         self.apply(initialize)
         for parameter in (self.prefix_positions, self.positions, self.depths):
@@ -184,7 +184,7 @@ class RQTransformer(TransformerPrior):
         Raises:
             ValueError: another shape, or vectors that differ between depths in a model with one codebook for all.
         """
-        each = (self.grid.depth, self.grid.vocab_size, self.config.codebook_dim)
+        each = (self.grid.depth, self.grid.codebook_size, self.config.codebook_dim)
         if weight.shape not in (each, each[1:]):
             raise ValueError(
                 f"the vectors of the codes must be {each}, or {each[1:]} for all depths, got {tuple(weight.shape)}; "
@@ -233,7 +233,7 @@ class RQTransformer(TransformerPrior):
     def _vectors(self, codes: Tensor) -> Tensor:
         """The vectors of codes (..., D): (..., D, C)."""
         if not self.config.shared_codebook:
-            codes = codes + self.grid.vocab_size * torch.arange(self.grid.depth, device=codes.device)
+            codes = codes + self.grid.codebook_size * torch.arange(self.grid.depth, device=codes.device)
         return F.embedding(codes, self.codebook.flatten(0, -2))
 
     def _prefix(self, context: Context, batch_size: int) -> Tensor:

@@ -34,7 +34,7 @@ def pack_codes(codes: Codes, names: Sequence[str], tokenizer: Tokenizer) -> byte
         tokenizer: whose codes they are.
     """
     assert len(names) == len(codes[0])
-    values = [grid.vocab_size for grid in tokenizer.spec.grids]
+    values = [grid.codebook_size for grid in tokenizer.spec.grids]
     metadata = {
         "format": CODES_FORMAT,
         "tokenizer_hash": tokenizer_hash(tokenizer),

@@ -313,10 +313,10 @@ class ContrastiveScorer(TextScorer):
         self, model: Contrastive, text_tokenizer: TextTokenizer, card: Mapping[str, Any] | None = None
     ) -> None:
         config, given = model.config, text_tokenizer
-        if config.text_length != given.length or config.text_vocab_size < given.vocab_size or given.pad != PADDING:
+        if config.text_length != given.length or config.text_vocab_size < given.text_vocab_size or given.pad != PADDING:
             raise ValueError(
                 f"the scorer reads texts of {config.text_length} tokens in 0..{config.text_vocab_size - 1}, padded "
-                f"with {PADDING}; the text tokenizer gives {given.length} in 0..{given.vocab_size - 1}, padded with "
+                f"with {PADDING}; the text tokenizer gives {given.length} in 0..{given.text_vocab_size - 1}, padded with "
                 f"{given.pad}"
             )
         self.model, self.text_tokenizer, self.card = model.eval(), text_tokenizer, dict(card or {})

@@ -35,13 +35,13 @@ PADDING = "<no text>"  # has a space, which no token made of bytes can have
 
 
 class TextTokenizer(ABC):
-    """texts <-> int64 (B, length) of ids in 0..vocab_size-1; `pad` is the id behind a text that is shorter.
+    """texts <-> int64 (B, length) of ids in 0..text_vocab_size-1; `pad` is the id behind a text that is shorter.
 
     A kind of text tokenizer is a class in a module of this package; `name` is what a saved model calls it.
     """
 
     name: str
-    vocab_size: int
+    text_vocab_size: int
     length: int
     pad: int
 
@@ -110,7 +110,7 @@ class TextTokenizer(ABC):
     @property
     def grid(self) -> GridSpec:
         """A text as a grid of codes, (1, length, 1), as models of one stream of text and image have it first."""
-        return GridSpec(1, self.length, 1, self.vocab_size)
+        return GridSpec(1, self.length, 1, self.text_vocab_size)
 
     def hash(self) -> str:
         """sha256 of config and files: what a prior was trained on."""
@@ -140,10 +140,10 @@ class BPETokenizer(TextTokenizer):
             raise ValueError(f"the tokenizer is a {type(self._tokenizer.model).__name__}, no byte-pair encoding")
         self._definition = self._tokenizer.to_str()
         vocabulary = self._tokenizer.get_vocab()
-        self.vocab_size, self.length, self.pad = max(vocabulary.values()) + 1, length, pad
-        if length < 1 or not 0 <= pad < self.vocab_size:
+        self.text_vocab_size, self.length, self.pad = max(vocabulary.values()) + 1, length, pad
+        if length < 1 or not 0 <= pad < self.text_vocab_size:
             raise ValueError(
-                f"length must be at least 1 and pad in 0..{self.vocab_size - 1}, got length {length} and pad {pad}"
+                f"length must be at least 1 and pad in 0..{self.text_vocab_size - 1}, got length {length} and pad {pad}"
             )
         model = json.loads(self._definition)["model"]
         self._ranks = {tuple(pair): rank for rank, pair in enumerate(model["merges"])}
@@ -198,12 +198,12 @@ def merge(symbols: list[str], ranks: Mapping[tuple[str, str], int], dropout: flo
         symbols = [*symbols[:index], symbols[index] + symbols[index + 1], *symbols[index + 2 :]]
 
 
-def train_bpe(texts: Iterable[str], vocab_size: int, length: int, lowercase: bool = True) -> BPETokenizer:
+def train_bpe(texts: Iterable[str], text_vocab_size: int, length: int, lowercase: bool = True) -> BPETokenizer:
     """Learns byte-pair encoding of bytes; id 0 is the padding.
 
     Args:
         texts: captions; normalised to NFC, with single spaces between words.
-        vocab_size: at most so many tokens, at least 257: the padding and all bytes; few texts make fewer.
+        text_vocab_size: at most so many tokens, at least 257: the padding and all bytes; few texts make fewer.
         length: tokens of a text.
         lowercase: whether capitals are told apart (False) or not (True, as DALL-E).
 
@@ -211,9 +211,9 @@ def train_bpe(texts: Iterable[str], vocab_size: int, length: int, lowercase: boo
         ValueError: a vocabulary that is too small.
     """
     alphabet = pre_tokenizers.ByteLevel.alphabet()
-    if vocab_size < len(alphabet) + 1:
+    if text_vocab_size < len(alphabet) + 1:
         raise ValueError(
-            f"vocab_size must be at least {len(alphabet) + 1}: all bytes and the padding; got {vocab_size}"
+            f"text_vocab_size must be at least {len(alphabet) + 1}: all bytes and the padding; got {text_vocab_size}"
         )
     tokenizer = Tokenizer(models.BPE())
     steps = [normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Strip()]
@@ -221,7 +221,7 @@ def train_bpe(texts: Iterable[str], vocab_size: int, length: int, lowercase: boo
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size, min_frequency=2, show_progress=False, special_tokens=[PADDING],
+        vocab_size=text_vocab_size, min_frequency=2, show_progress=False, special_tokens=[PADDING],
         initial_alphabet=sorted(alphabet),
     )  # fmt: skip
     tokenizer.train_from_iterator(texts, trainer)

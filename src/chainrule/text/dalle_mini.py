@@ -33,7 +33,7 @@ class DalleMiniTokenizer(TextTokenizer):
         vocabulary: JSON, token -> id.
         merges: a line of version, then a merge per line, two symbols with a space between; the earlier wins.
         length: tokens of a text, <s> and </s> among them.
-        vocab_size: ids that the model knows; at least those of the vocabulary.
+        text_vocab_size: ids that the model knows; at least those of the vocabulary.
 
     Raises:
         ValueError: a vocabulary that cannot be read or lacks the special tokens, or sizes that do not fit it.
@@ -41,18 +41,18 @@ class DalleMiniTokenizer(TextTokenizer):
 
     name = "dalle_mini"
 
-    def __init__(self, vocabulary: str, merges: str, length: int, vocab_size: int) -> None:
+    def __init__(self, vocabulary: str, merges: str, length: int, text_vocab_size: int) -> None:
         try:
             ids = json.loads(vocabulary)
             self._begin, self._end, self.pad, self._unknown = (ids[name] for name in (BEGIN, END, PADDING, UNKNOWN))
-            fits = all(type(number) is int and 0 <= number < vocab_size for number in ids.values())
+            fits = all(type(number) is int and 0 <= number < text_vocab_size for number in ids.values())
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"this is no vocabulary of DALL-E Mini ({type(error).__name__}: {error})") from None
         if length < 2 or not fits:
             raise ValueError(
-                f"length must be at least 2 and all ids in 0..{vocab_size - 1}, got length {length} and ids {ids!r:.80}"
+                f"length must be at least 2 and all ids in 0..{text_vocab_size - 1}, got length {length} and ids {ids!r:.80}"
             )
-        self.vocab_size, self.length = vocab_size, length
+        self.text_vocab_size, self.length = text_vocab_size, length
         self._ids, self._texts = ids, {number: token for token, number in ids.items()}
         self._files = {"vocab.json": vocabulary, "merges.txt": merges}
         lines = merges.split("\n")[1:-1]
@@ -75,7 +75,7 @@ class DalleMiniTokenizer(TextTokenizer):
 
     @property
     def config(self) -> dict[str, Any]:
-        return {"length": self.length, "vocab_size": self.vocab_size}
+        return {"length": self.length, "text_vocab_size": self.text_vocab_size}
 
     def files(self) -> dict[str, str]:
         return dict(self._files)
@@ -84,7 +84,7 @@ class DalleMiniTokenizer(TextTokenizer):
     def read(cls, folder: Path, config: Mapping[str, Any]) -> DalleMiniTokenizer:
         try:
             vocabulary, merges = ((folder / name).read_text(encoding="utf-8") for name in ("vocab.json", "merges.txt"))
-            return cls(vocabulary, merges, config["length"], config["vocab_size"])
+            return cls(vocabulary, merges, config["length"], config["text_vocab_size"])
         except (OSError, UnicodeDecodeError, KeyError, TypeError, ValueError) as error:
             raise ValueError(f"the text tokenizer in {folder} is missing or damaged ({error}); copy it again") from None
 

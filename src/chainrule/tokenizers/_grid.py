@@ -42,10 +42,10 @@ class GridTokenizer(LearnedTokenizer):
         config: as `config` of the tokenizer.
         factor: f.
         depth: D.
-        num_codes: K.
+        codebook_size: K.
     """
 
-    def __init__(self, config: ImageConfig, factor: int, depth: int, num_codes: int) -> None:
+    def __init__(self, config: ImageConfig, factor: int, depth: int, codebook_size: int) -> None:
         super().__init__()
         self.config, self.factor = config, factor
         self.image_shape = (config.channels, config.height, config.width)
@@ -55,7 +55,7 @@ class GridTokenizer(LearnedTokenizer):
                 f"height and width must be multiples of {factor}, got {config.height} and {config.width}; "
                 f"the next that are: {sizes}"
             )
-        self.spec = CodeSpec.single(config.height // factor, config.width // factor, depth, num_codes)
+        self.spec = CodeSpec.single(config.height // factor, config.width // factor, depth, codebook_size)
 
     @abstractmethod
     def features(self, images: Tensor) -> Tensor:
@@ -78,7 +78,7 @@ class GridTokenizer(LearnedTokenizer):
         """What each code adds to the quantized features: one (D, K, C)."""
         grid = self.spec.only
         assert grid.depth == 1, "a tokenizer of several codes per position gives the vectors of each depth itself"
-        codes = torch.arange(grid.vocab_size, device=next(self.parameters()).device)
+        codes = torch.arange(grid.codebook_size, device=next(self.parameters()).device)
         return (self.embed(codes.view(1, 1, -1, 1))[:, :, 0].transpose(1, 2),)
 
     def scale(self, images: Tensor) -> Tensor:
@@ -110,7 +110,7 @@ class GridTokenizer(LearnedTokenizer):
         """Raises ValueError unless `codes` is one int64 grid (B, h, w, D) in range, of any size."""
         grid = self.spec.only
         if len(codes) == 1 and codes[0].ndim == 4 and min(codes[0].shape[1:3]) > 0:
-            CodeSpec.single(*codes[0].shape[1:3], grid.depth, grid.vocab_size).check(codes)
+            CodeSpec.single(*codes[0].shape[1:3], grid.depth, grid.codebook_size).check(codes)
         else:
             self.spec.check(codes)
 

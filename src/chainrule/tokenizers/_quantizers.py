@@ -96,12 +96,12 @@ class Codebook(nn.Module):
     """
 
     def __init__(
-        self, num_codes: int, dim: int, *, learning: Literal["ema", "loss"] = "ema", decay: float = 0.99,
+        self, codebook_size: int, dim: int, *, learning: Literal["ema", "loss"] = "ema", decay: float = 0.99,
         restart_below: float = 0.1, unit: bool = False, as_parameter: bool = False,
     ) -> None:  # fmt: skip
         super().__init__()
-        if num_codes < 2 or dim < 1:
-            raise ValueError(f"a codebook needs at least 2 codes of at least 1 dimension, got {num_codes} of {dim}")
+        if codebook_size < 2 or dim < 1:
+            raise ValueError(f"a codebook needs at least 2 codes of at least 1 dimension, got {codebook_size} of {dim}")
         if learning not in ("ema", "loss"):
             raise ValueError(f"learning must be ema or loss, got {learning!r}")
         if not 0 <= decay < 1:
@@ -109,15 +109,15 @@ class Codebook(nn.Module):
         if not 0 <= restart_below < 1:
             raise ValueError(f"restart_below must lie in 0..1, 1 excluded (0: no restarts), got {restart_below}")
         self.learning, self.decay, self.restart_below, self.unit = learning, decay, restart_below, unit
-        weight = torch.empty(num_codes, dim).uniform_(-1 / num_codes, 1 / num_codes)
+        weight = torch.empty(codebook_size, dim).uniform_(-1 / codebook_size, 1 / codebook_size)
         if unit:
-            weight = F.normalize(torch.randn(num_codes, dim), dim=1)
+            weight = F.normalize(torch.randn(codebook_size, dim), dim=1)
         if learning == "loss" or as_parameter:
             self.weight = nn.Parameter(weight, requires_grad=learning == "loss")
         else:
             self.register_buffer("weight", weight)
-        self.register_buffer("usage", torch.zeros(num_codes))
-        self.register_buffer("recent", torch.zeros(num_codes))
+        self.register_buffer("usage", torch.zeros(codebook_size))
+        self.register_buffer("recent", torch.zeros(codebook_size))
 
     def vectors(self) -> Tensor:
         """The codes (K, C), of length 1 if `unit`; without gradient."""
@@ -230,7 +230,7 @@ class VectorQuantizer(nn.Module):
     """One code per position: the nearest.
 
     Args:
-        num_codes: K.
+        codebook_size: K.
         dim: C, channels of the map.
         metric: "euclidean", or "cosine": vectors and codes are first scaled to length 1, and so is the result.
         learning: "ema" or "loss", see above.
@@ -242,7 +242,7 @@ class VectorQuantizer(nn.Module):
     """
 
     def __init__(
-        self, num_codes: int, dim: int, *, metric: Literal["euclidean", "cosine"] = "euclidean",
+        self, codebook_size: int, dim: int, *, metric: Literal["euclidean", "cosine"] = "euclidean",
         learning: Literal["ema", "loss"] = "ema", beta: float = 0.25, legacy_beta: bool = False, decay: float = 0.99,
         restart_below: float = 0.1, spread: float = 0.0,
     ) -> None:  # fmt: skip
@@ -255,7 +255,7 @@ class VectorQuantizer(nn.Module):
             raise ValueError("legacy_beta would be ignored: a codebook learned by ema has no codebook loss")
         self.metric, self.beta, self.legacy_beta, self.spread = metric, beta, legacy_beta, spread
         self.codebook = Codebook(
-            num_codes, dim, learning=learning, decay=decay, restart_below=restart_below, unit=metric == "cosine"
+            codebook_size, dim, learning=learning, decay=decay, restart_below=restart_below, unit=metric == "cosine"
         )
 
     def forward(self, z: Tensor) -> Quantized:
@@ -310,7 +310,7 @@ class ResidualQuantizer(nn.Module):
     Learned by ema.  The loss is beta times the mean over depths of mean (z - sg[q^d])^2.
 
     Args:
-        num_codes: K.
+        codebook_size: K.
         dim: C, channels of the map.
         depth: D.
         shared: one codebook for all depths (as in the paper) or one each.
@@ -318,7 +318,7 @@ class ResidualQuantizer(nn.Module):
     """
 
     def __init__(
-        self, num_codes: int, dim: int, depth: int, *, shared: bool = True, beta: float = 0.25, decay: float = 0.99,
+        self, codebook_size: int, dim: int, depth: int, *, shared: bool = True, beta: float = 0.25, decay: float = 0.99,
         restart_below: float = 0.1, spread: float = 0.0,
     ) -> None:  # fmt: skip
         super().__init__()
@@ -328,7 +328,7 @@ class ResidualQuantizer(nn.Module):
             raise ValueError(f"beta must be at least 0, got {beta}")
         self.depth, self.shared, self.beta, self.spread = depth, shared, beta, spread
         self.codebooks = nn.ModuleList(
-            Codebook(num_codes, dim, decay=decay, restart_below=restart_below, as_parameter=True)
+            Codebook(codebook_size, dim, decay=decay, restart_below=restart_below, as_parameter=True)
             for _ in range(1 if shared else depth)
         )
 
@@ -445,10 +445,10 @@ def relax_codes(logits: Tensor, temperature: float, hard: bool, generator: torch
             one_hot = torch.zeros_like(weights).scatter_(1, weights.argmax(1, keepdim=True), 1.0)
             weights = straight_through(weights, one_hot)
         logs = logits.log_softmax(1)
-        num_codes = logits.shape[1]
-        kl = ((logs.exp() * logs).sum(1) + torch.tensor(float(num_codes)).log().item()).mean()
+        codebook_size = logits.shape[1]
+        kl = ((logs.exp() * logs).sum(1) + torch.tensor(float(codebook_size)).log().item()).mean()
         codes = logits.argmax(1)
-        metrics = {"perplexity": perplexity(torch.bincount(codes.flatten(), minlength=num_codes))}
+        metrics = {"perplexity": perplexity(torch.bincount(codes.flatten(), minlength=codebook_size))}
     return Relaxed(weights, codes.unsqueeze(-1), kl, metrics)
 
 
@@ -456,18 +456,18 @@ class GumbelQuantizer(nn.Module):
     """Codes of logits: in training a relaxed sample of the codebook's vectors, else the most probable one.
 
     Args:
-        num_codes: K, channels of the logits.
+        codebook_size: K, channels of the logits.
         dim: C, channels of the result.
         kl_weight: of KL(softmax(logits) || uniform) per position, the loss.
         hard: one-hot samples in training, see `relax_codes`.
     """
 
-    def __init__(self, num_codes: int, dim: int, *, kl_weight: float = 1e-8, hard: bool = True) -> None:
+    def __init__(self, codebook_size: int, dim: int, *, kl_weight: float = 1e-8, hard: bool = True) -> None:
         super().__init__()
-        if num_codes < 2 or dim < 1:
-            raise ValueError(f"a codebook needs at least 2 codes of at least 1 dimension, got {num_codes} of {dim}")
+        if codebook_size < 2 or dim < 1:
+            raise ValueError(f"a codebook needs at least 2 codes of at least 1 dimension, got {codebook_size} of {dim}")
         self.kl_weight, self.hard = kl_weight, hard
-        self.weight = nn.Parameter(torch.randn(num_codes, dim))
+        self.weight = nn.Parameter(torch.randn(codebook_size, dim))
 
     def forward(self, logits: Tensor, temperature: float, generator: torch.Generator | None = None) -> Quantized:
         """(B, K, h, w) -> Quantized; in evaluation mode without noise, and the temperature is of no effect."""

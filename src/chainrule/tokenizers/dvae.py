@@ -46,7 +46,7 @@ RESTART_NOISE = 0.05
 class DVAEConfig(ImageConfig):
     """Defaults are the paper's.
 
-    num_codes:           K
+    codebook_size:           K
     hidden_channels:     width of the encoder's first and the decoder's last group; each further one has twice it
     blocks_per_group, num_groups: the grid is 2^(num_groups - 1) times smaller than the image
     initial_channels:    width of a code's embedding, the decoder's input
@@ -58,7 +58,7 @@ class DVAEConfig(ImageConfig):
                          codes that spread and not only q, which can be flat while few codes win; 0 (the paper) is none
     """
 
-    num_codes: int = 8192
+    codebook_size: int = 8192
     hidden_channels: int = 256
     blocks_per_group: int = 2
     num_groups: int = 4
@@ -154,7 +154,7 @@ class Encoder(nn.Module):
         widths = [config.hidden_channels * 2**group for group in range(config.num_groups)]
         self.input = conv(config.channels, widths[0], 7)
         self.groups = Groups([widths[0], *widths], config.blocks_per_group, (3, 3, 3, 1))
-        self.output = conv(widths[-1], config.num_codes, 1)
+        self.output = conv(widths[-1], config.codebook_size, 1)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.output(self.before_output(x))
@@ -198,12 +198,12 @@ class DVAE(GridTokenizer):
     decoder_options = ("hidden_channels", "blocks_per_group", "initial_channels", "min_log_scale")
 
     def __init__(self, config: DVAEConfig) -> None:
-        super().__init__(config, config.factor, 1, config.num_codes)
+        super().__init__(config, config.factor, 1, config.codebook_size)
         self.encoder = Encoder(config)
-        self.embedding = conv(config.num_codes, config.initial_channels, 1)
+        self.embedding = conv(config.codebook_size, config.initial_channels, 1)
         self.decoder = Decoder(config)
         if config.restart_below:
-            self.register_buffer("recent", torch.zeros(config.num_codes))
+            self.register_buffer("recent", torch.zeros(config.codebook_size))
 
     def features(self, images: Tensor) -> Tensor:
         """Logits of q(z | x): images float (B, C, H, W) in [-1, 1] -> (B, K, h, w)."""
@@ -248,7 +248,7 @@ class DVAE(GridTokenizer):
             log_scale = torch.logaddexp(log_scale, torch.full_like(log_scale, self.config.min_log_scale))
             nats = -logit_laplace_log_prob(pixels, location, log_scale).mean()
         if restarts:
-            counts = torch.bincount(relaxed.codes.flatten(), minlength=self.config.num_codes).to(self.recent)
+            counts = torch.bincount(relaxed.codes.flatten(), minlength=self.config.codebook_size).to(self.recent)
             track_use(self.recent, sum_over_processes(counts))
         codes_per_value = relaxed.codes.numel() / x.numel()
         loss = nats + self.config.beta(progress) * codes_per_value * relaxed.kl

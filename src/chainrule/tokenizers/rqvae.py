@@ -31,7 +31,7 @@ from ._quantizers import ResidualQuantizer
 class RQVAEConfig(ConvAutoencoderConfig):
     """Networks as in ConvAutoencoderConfig.
 
-    num_codes, dim: size of a codebook
+    codebook_size, dim: size of a codebook
     depth:          codes per position, D
     shared:         one codebook for all depths, or one each
     error:          of the reconstruction, squared or absolute
@@ -40,7 +40,7 @@ class RQVAEConfig(ConvAutoencoderConfig):
 
     multipliers: tuple[int, ...] = (1, 1, 2, 2, 4, 4)
     attention_levels: tuple[int, ...] = (5,)
-    num_codes: int = 16384
+    codebook_size: int = 16384
     dim: int = 256
     depth: int = 4
     shared: bool = True
@@ -53,7 +53,7 @@ class RQVAEConfig(ConvAutoencoderConfig):
 
 TINY = {
     "height": 8, "width": 16, "base_channels": 8, "multipliers": (1, 2, 2), "num_blocks": 1, "attention_levels": (2,),
-    "latent_channels": 6, "norm_groups": 4, "num_codes": 12, "dim": 5,
+    "latent_channels": 6, "norm_groups": 4, "codebook_size": 12, "dim": 5,
 }  # fmt: skip
 
 
@@ -65,10 +65,10 @@ TINY = {
         "tiny": Preset(RQVAEConfig(**TINY, depth=3)),
         "tiny-separate": Preset(RQVAEConfig(**TINY, depth=2, shared=False)),
         "imagenet256": Preset(RQVAEConfig(256, 256)),
-        "ffhq256": Preset(RQVAEConfig(256, 256, num_codes=2048, attention_levels=(4,))),
+        "ffhq256": Preset(RQVAEConfig(256, 256, codebook_size=2048, attention_levels=(4,))),
         "emoji64": Preset(
             RQVAEConfig(64, 64, base_channels=32, multipliers=(1, 2, 4, 4), num_blocks=1, attention_levels=(3,),
-                        latent_channels=64, num_codes=512, dim=64)
+                        latent_channels=64, codebook_size=512, dim=64)
         ),
     },
 )  # fmt: skip
@@ -76,13 +76,13 @@ class RQVAE(PackableTokenizer):
     """One grid of D codes per position at 1/2^(L-1) of the image's sides."""
 
     def __init__(self, config: RQVAEConfig) -> None:
-        super().__init__(config, config.factor, config.depth, config.num_codes)
+        super().__init__(config, config.factor, config.depth, config.codebook_size)
         self.encoder = Encoder(config)
         self.decoder = Decoder(config)
         self.to_codebook = nn.Conv2d(config.latent_channels, config.dim, 1)
         self.from_codebook = nn.Conv2d(config.dim, config.latent_channels, 1)
         self.quantizer = ResidualQuantizer(
-            config.num_codes, config.dim, config.depth, shared=config.shared, beta=config.beta, decay=config.decay,
+            config.codebook_size, config.dim, config.depth, shared=config.shared, beta=config.beta, decay=config.decay,
             restart_below=config.restart_below, spread=config.spread,
         )  # fmt: skip
 

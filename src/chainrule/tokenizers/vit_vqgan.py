@@ -79,7 +79,7 @@ class ViTVQGANConfig:
     patch_size: int = 8
     encoder: TransformerSize = SMALL
     decoder: TransformerSize = SMALL
-    vocab_size: int = 8192
+    codebook_size: int = 8192
     lookup_dim: int = 32
     head_dim: int = 64
     variant: Literal["paper", "enhancing"] = "paper"
@@ -225,7 +225,15 @@ def _initialise(module: nn.Module) -> None:
 
 
 _TINY = ViTVQGANConfig(
-    16, 8, 3, 4, TransformerSize(16, 1, 2, 24), TransformerSize(12, 2, 1, 16), vocab_size=16, lookup_dim=4, head_dim=8
+    16,
+    8,
+    3,
+    4,
+    TransformerSize(16, 1, 2, 24),
+    TransformerSize(12, 2, 1, 16),
+    codebook_size=16,
+    lookup_dim=4,
+    head_dim=8,
 )
 _SIZES = {"small": (SMALL, SMALL), "base": (BASE, BASE), "small_large": (SMALL, LARGE), "large": (LARGE, LARGE)}
 ENHANCING = {"variant": "enhancing", "output": "pixels", "logit_laplace_weight": 0.0, "legacy_beta": True}
@@ -251,14 +259,14 @@ class ViTVQGAN(LearnedTokenizer):
         super().__init__()
         self.config = config
         self.image_shape = (config.channels, config.height, config.width)
-        self.spec = CodeSpec.single(*config.grid, 1, config.vocab_size)
+        self.spec = CodeSpec.single(*config.grid, 1, config.codebook_size)
         self.encoder = Encoder(config)
         self.decoder = Decoder(config)
         self.to_lookup = nn.Linear(config.encoder.dim, config.lookup_dim)
         self.from_lookup = nn.Linear(config.lookup_dim, config.decoder.dim)
         self.apply(_initialise)
         self.quantizer = VectorQuantizer(
-            config.vocab_size, config.lookup_dim, metric="cosine" if config.unit_codes else "euclidean",
+            config.codebook_size, config.lookup_dim, metric="cosine" if config.unit_codes else "euclidean",
             learning=config.codebook_learning, beta=config.beta, legacy_beta=config.legacy_beta,
             restart_below=config.restart_below, spread=config.spread,
         )  # fmt: skip

@@ -36,12 +36,12 @@ from ._quantizers import GumbelQuantizer, VectorQuantizer
 class VQGANConfig(ConvAutoencoderConfig):
     """Networks as in ConvAutoencoderConfig.
 
-    num_codes, dim: size of the codebook
+    codebook_size, dim: size of the codebook
     beta, learning, legacy_beta, decay, restart_below, spread, metric: of the VectorQuantizer
     has_encoder: False is half a VQGAN, which decodes only: some releases hold no more
     """
 
-    num_codes: int = 1024
+    codebook_size: int = 1024
     dim: int = 256
     beta: float = 1.0
     learning: Literal["ema", "loss"] = "loss"
@@ -57,13 +57,13 @@ class VQGANConfig(ConvAutoencoderConfig):
 class VQGANGumbelConfig(ConvAutoencoderConfig):
     """Networks as in ConvAutoencoderConfig.
 
-    num_codes, dim: size of the codebook
+    codebook_size, dim: size of the codebook
     kl_weight:      of the divergence from uniform codes, in nats per position
     temperatures:   of the Gumbel-softmax at the first and at the last step
     hard:           one-hot samples in training, with the gradient of the relaxed ones
     """
 
-    num_codes: int = 8192
+    codebook_size: int = 8192
     dim: int = 256
     kl_weight: float = 1e-8
     temperatures: tuple[float, float] = (1.0, 0.0625)
@@ -86,14 +86,14 @@ TINY = {
     "vqgan",
     VQGANConfig,
     {
-        "tiny": Preset(VQGANConfig(**TINY, num_codes=12, dim=5)),
-        "tiny-ema": Preset(VQGANConfig(**TINY, channels=1, num_codes=12, dim=5, learning="ema")),
+        "tiny": Preset(VQGANConfig(**TINY, codebook_size=12, dim=5)),
+        "tiny-ema": Preset(VQGANConfig(**TINY, channels=1, codebook_size=12, dim=5, learning="ema")),
         "f16-1024": Preset(VQGANConfig(256, 256)),
-        "f16-16384": Preset(VQGANConfig(256, 256, num_codes=16384)),
-        "dalle-mini": Preset(VQGANConfig(256, 256, num_codes=16384, norm_eps=1e-5, has_encoder=False)),
+        "f16-16384": Preset(VQGANConfig(256, 256, codebook_size=16384)),
+        "dalle-mini": Preset(VQGANConfig(256, 256, codebook_size=16384, norm_eps=1e-5, has_encoder=False)),
         "emoji64": Preset(
             VQGANConfig(64, 64, base_channels=32, multipliers=(1, 2, 4), num_blocks=1, attention_levels=(2,),
-                        latent_channels=64, num_codes=512, dim=32, beta=0.25, learning="ema")
+                        latent_channels=64, codebook_size=512, dim=32, beta=0.25, learning="ema")
         ),
     },
 )  # fmt: skip
@@ -101,13 +101,13 @@ class VQGAN(PackableTokenizer):
     """One grid of codes at 1/2^(L-1) of the image's sides."""
 
     def __init__(self, config: VQGANConfig) -> None:
-        super().__init__(config, config.factor, 1, config.num_codes)
+        super().__init__(config, config.factor, 1, config.codebook_size)
         self.encoder = Encoder(config) if config.has_encoder else None
         self.decoder = Decoder(config)
         self.to_codebook = nn.Conv2d(config.latent_channels, config.dim, 1) if config.has_encoder else None
         self.from_codebook = nn.Conv2d(config.dim, config.latent_channels, 1)
         self.quantizer = VectorQuantizer(
-            config.num_codes, config.dim, metric=config.metric, learning=config.learning, beta=config.beta,
+            config.codebook_size, config.dim, metric=config.metric, learning=config.learning, beta=config.beta,
             legacy_beta=config.legacy_beta, decay=config.decay, restart_below=config.restart_below,
             spread=config.spread,
         )  # fmt: skip
@@ -145,7 +145,7 @@ class VQGAN(PackableTokenizer):
     "vqgan_gumbel",
     VQGANGumbelConfig,
     {
-        "tiny": Preset(VQGANGumbelConfig(**TINY, num_codes=12, dim=5)),
+        "tiny": Preset(VQGANGumbelConfig(**TINY, codebook_size=12, dim=5)),
         "f8-8192": Preset(VQGANGumbelConfig(256, 256, multipliers=(1, 1, 2, 4), attention_levels=(3,))),
     },
 )
@@ -153,13 +153,13 @@ class VQGANGumbel(PackableTokenizer):
     """As VQGAN, with codes by the logits of `to_logits`."""
 
     def __init__(self, config: VQGANGumbelConfig) -> None:
-        super().__init__(config, config.factor, 1, config.num_codes)
+        super().__init__(config, config.factor, 1, config.codebook_size)
         self.encoder = Encoder(config)
         self.decoder = Decoder(config)
         self.to_codebook = nn.Conv2d(config.latent_channels, config.dim, 1)
-        self.to_logits = nn.Conv2d(config.dim, config.num_codes, 1)
+        self.to_logits = nn.Conv2d(config.dim, config.codebook_size, 1)
         self.from_codebook = nn.Conv2d(config.dim, config.latent_channels, 1)
-        self.quantizer = GumbelQuantizer(config.num_codes, config.dim, kl_weight=config.kl_weight, hard=config.hard)
+        self.quantizer = GumbelQuantizer(config.codebook_size, config.dim, kl_weight=config.kl_weight, hard=config.hard)
 
     def features(self, images: Tensor) -> Tensor:
         return self.to_codebook(self.encoder(images))

@@ -32,7 +32,7 @@ class VQVAEConfig(ImageConfig):
     hidden_channels, residual_channels: of the network, and inside its residual blocks
     num_blocks:     residual blocks on each side
     downsampling:   pixels per code along each side, a power of 2
-    num_codes, dim: size of the codebook
+    codebook_size, dim: size of the codebook
     beta, learning, decay, restart_below, spread, metric: of the VectorQuantizer
     """
 
@@ -40,7 +40,7 @@ class VQVAEConfig(ImageConfig):
     residual_channels: int = 256
     num_blocks: int = 2
     downsampling: int = 4
-    num_codes: int = 512
+    codebook_size: int = 512
     dim: int = 64
     beta: float = 0.25
     learning: Literal["ema", "loss"] = "ema"
@@ -115,9 +115,9 @@ class Decoder(nn.Module):
     "vqvae",
     VQVAEConfig,
     {
-        "tiny": Preset(VQVAEConfig(8, 12, 1, hidden_channels=8, residual_channels=4, num_codes=12, dim=3)),
+        "tiny": Preset(VQVAEConfig(8, 12, 1, hidden_channels=8, residual_channels=4, codebook_size=12, dim=3)),
         "tiny-loss": Preset(
-            VQVAEConfig(8, 8, 3, hidden_channels=8, residual_channels=4, num_codes=12, dim=3, learning="loss")
+            VQVAEConfig(8, 8, 3, hidden_channels=8, residual_channels=4, codebook_size=12, dim=3, learning="loss")
         ),
         "imagenet128": Preset(VQVAEConfig(128, 128, learning="loss")),
         "dmlab84": Preset(VQVAEConfig(84, 84, learning="loss")),
@@ -132,11 +132,11 @@ class VQVAE(GridTokenizer):
     decoder_options = ("hidden_channels", "residual_channels", "num_blocks")
 
     def __init__(self, config: VQVAEConfig) -> None:
-        super().__init__(config, config.downsampling, 1, config.num_codes)
+        super().__init__(config, config.downsampling, 1, config.codebook_size)
         self.encoder = Encoder(config)
         self.decoder = Decoder(config)
         self.quantizer = VectorQuantizer(
-            config.num_codes, config.dim, metric=config.metric, learning=config.learning, beta=config.beta,
+            config.codebook_size, config.dim, metric=config.metric, learning=config.learning, beta=config.beta,
             decay=config.decay, restart_below=config.restart_below, spread=config.spread,
         )  # fmt: skip
 

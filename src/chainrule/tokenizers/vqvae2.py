@@ -42,7 +42,7 @@ class VQVAE2Config(ImageConfig):
     downsampling:   pixels per code of the finest grid along each side, a power of 2
     hidden_channels, residual_channels: of every encoder and decoder, and inside their residual blocks
     num_blocks:     residual blocks of each
-    num_codes:      codes of every level's codebook, or one number per level, coarse to fine
+    codebook_size:      codes of every level's codebook, or one number per level, coarse to fine
     dim:            of their vectors
     beta, decay, restart_below, spread: of each level's VectorQuantizer
     """
@@ -52,7 +52,7 @@ class VQVAE2Config(ImageConfig):
     hidden_channels: int = 128
     residual_channels: int = 32
     num_blocks: int = 2
-    num_codes: int | tuple[int, ...] = 512
+    codebook_size: int | tuple[int, ...] = 512
     dim: int = 64
     beta: float = 0.25
     decay: float = 0.99
@@ -64,7 +64,7 @@ class VQVAE2Config(ImageConfig):
         if self.num_levels < 2:
             raise ValueError(f"num_levels must be at least 2 (with one it is the VQ-VAE), got {self.num_levels}")
         if len(self.codebook_sizes) != self.num_levels:
-            raise ValueError(f"num_codes must be one number or {self.num_levels}, got {list(self.codebook_sizes)}")
+            raise ValueError(f"codebook_size must be one number or {self.num_levels}, got {list(self.codebook_sizes)}")
         if self.downsampling < 2 or self.downsampling & (self.downsampling - 1):
             raise ValueError(f"downsampling must be a power of 2 of at least 2, got {self.downsampling}")
         if self.hidden_channels < 2 or self.residual_channels < 1 or self.num_blocks < 0:
@@ -79,7 +79,7 @@ class VQVAE2Config(ImageConfig):
     @property
     def codebook_sizes(self) -> tuple[int, ...]:
         """Codes of every level's codebook, coarse to fine."""
-        return (self.num_codes,) * self.num_levels if isinstance(self.num_codes, int) else self.num_codes
+        return (self.codebook_size,) * self.num_levels if isinstance(self.codebook_size, int) else self.codebook_size
 
     @property
     def factors(self) -> tuple[int, ...]:
@@ -164,10 +164,10 @@ class VQVAE2(LearnedTokenizer):
         self.project = nn.ModuleList(nn.Conv2d(hidden + dim * (level > 0), dim, 1) for level in range(levels))
         self.quantizers = nn.ModuleList(
             VectorQuantizer(
-                num_codes, dim, beta=config.beta, decay=config.decay,
+                codebook_size, dim, beta=config.beta, decay=config.decay,
                 restart_below=config.restart_below, spread=config.spread,
             )
-            for num_codes in config.codebook_sizes
+            for codebook_size in config.codebook_sizes
         )  # fmt: skip
         self.decoders = nn.ModuleList(Decoder(config, dim * level, dim, 2) for level in range(1, levels))
         self.upsample = nn.ModuleList(
@@ -178,7 +178,9 @@ class VQVAE2(LearnedTokenizer):
     def spec_of(self, height: int, width: int) -> CodeSpec:
         """The specification of codes whose coarsest grid has that size."""
         sizes = self.config.codebook_sizes
-        return CodeSpec(tuple(GridSpec(height << n, width << n, 1, num_codes) for n, num_codes in enumerate(sizes)))
+        return CodeSpec(
+            tuple(GridSpec(height << n, width << n, 1, codebook_size) for n, codebook_size in enumerate(sizes))
+        )
 
     def features(self, pixels: Tensor) -> list[Tensor]:
         """h_l, coarse to fine: pixels (B, C, H, W) in [-1, 1] -> each (B, hidden, h, w)."""

@@ -61,6 +61,6 @@ def cached_codes(
 
 
 def _narrowest(grid: GridSpec) -> type[np.integer]:
-    if grid.vocab_size <= 1 << 8:
+    if grid.codebook_size <= 1 << 8:
         return np.uint8
-    return np.int16 if grid.vocab_size <= 1 << 15 else np.int32
+    return np.int16 if grid.codebook_size <= 1 << 15 else np.int32

@@ -23,7 +23,7 @@ from ..engine.task import DataTask
 from .codes import cached_codes, encode
 
 PREVIEW_IMAGES = 16
-OPTIONS_OF_PRIORS = ("label_dropout", "text_dropout", "soft_targets", "code_noise")
+OPTIONS_OF_PRIORS = ("label_dropout", "caption_dropout", "soft_targets", "code_noise")
 """Keys of the section `training` that only a prior's training knows."""
 
 
@@ -71,8 +71,8 @@ class PriorTask(DataTask):
         label_dropout: share of the training labels that become "no class", the prior's last label.
         soft_targets: temperature of soft targets; 0 is none.
         text_tokenizer: of a prior that reads captions, or models them before the image.
-        text_dropout: share of the training captions that become the empty text.
-        merge_dropout: share of merges left out of a training caption, at each visit anew.
+        caption_dropout: share of the training captions that become the empty text.
+        bpe_dropout: share of merges left out of a training caption, at each visit anew.
         code_noise: largest share of random codes among those that the prior reads in training.
     """
 
@@ -89,14 +89,14 @@ class PriorTask(DataTask):
         label_dropout: float = 0.0,
         soft_targets: float = 0.0,
         text_tokenizer: TextTokenizer | None = None,
-        text_dropout: float = 0.0,
-        merge_dropout: float = 0.0,
+        caption_dropout: float = 0.0,
+        bpe_dropout: float = 0.0,
         code_noise: float = 0.0,
     ) -> None:
         self.tokenizer = tokenizer.eval().requires_grad_(False)
         super().__init__(prior, data, training, evaluation, limit, batch_size, card)
         self.label_dropout, self.soft_targets, self.code_noise = label_dropout, soft_targets, code_noise
-        self.text_tokenizer, self.text_dropout, self.merge_dropout = text_tokenizer, text_dropout, merge_dropout
+        self.text_tokenizer, self.caption_dropout, self.bpe_dropout = text_tokenizer, caption_dropout, bpe_dropout
         self.training_codes: list[Codes] = []  # of the images and, with flips, of their mirror images, if kept
         self.evaluation_codes: Codes | None = None
         num_classes = training.num_classes or 0
@@ -163,7 +163,7 @@ class PriorTask(DataTask):
             for logits, grid in zip(model(self._corrupt(codes), context), codes, strict=True)
         ]
         loss = sum(weight * mean for weight, mean in zip(self.model.grid_weights, nats_per_code, strict=True))
-        each = [grid.num_codes * mean for grid, mean in zip(self.model.spec.grids, nats_per_code, strict=True)]
+        each = [grid.num_positions * mean for grid, mean in zip(self.model.spec.grids, nats_per_code, strict=True)]
         return loss, self._figures(each)
 
     def _drop(self, labels: Tensor | None, generator: torch.Generator) -> Tensor | None:
@@ -178,10 +178,10 @@ class PriorTask(DataTask):
         if self.training_text is None:
             return None
         text = self.training_text[indices]
-        if self.merge_dropout:
-            text = drop_merges(self.text_tokenizer, self.training.texts, indices, self.merge_dropout, generator)
-        if self.text_dropout:
-            dropped = torch.rand(len(text), generator=generator) < self.text_dropout
+        if self.bpe_dropout:
+            text = drop_merges(self.text_tokenizer, self.training.texts, indices, self.bpe_dropout, generator)
+        if self.caption_dropout:
+            dropped = torch.rand(len(text), generator=generator) < self.caption_dropout
             text = text.masked_fill(dropped[:, None], self.text_tokenizer.pad)
         return text
 
@@ -203,7 +203,7 @@ class PriorTask(DataTask):
         if not self.code_noise:
             return codes
         text = int(self.model.joint_text)
-        sizes = [grid.vocab_size for grid in self.model.spec.grids[text:]]
+        sizes = [grid.codebook_size for grid in self.model.spec.grids[text:]]
         share = self.code_noise * torch.rand(len(codes[0]), 1, 1, 1, device=self.device)
         image = [
             torch.where(torch.rand(grid.shape, device=self.device) < share, torch.randint_like(grid, size), grid)
@@ -265,7 +265,7 @@ class PriorTask(DataTask):
     def _rates(self, nats: Any) -> dict[str, Any]:
         """What is reported beside the nats of an image, a number or a tensor."""
         if isinstance(self.tokenizer, LearnedTokenizer):
-            return {"nats_per_code": nats / self.tokenizer.spec.num_codes, "bits_per_image": nats / math.log(2)}
+            return {"nats_per_code": nats / self.tokenizer.spec.length, "bits_per_image": nats / math.log(2)}
         return {"bits_per_dim": nats / (math.prod(self.tokenizer.image_shape) * math.log(2))}
 
 
@@ -334,8 +334,8 @@ def prior_task(
             f"the tokenizer is for images {tokenizer.image_shape}, those of {training.name} are {training.image_shape} "
             "(channels, height, width); set data.size and data.channels"
         )
-    if recipe.training.text_dropout and text_tokenizer is None:
-        raise ValueError(f"{recipe.where}: text_dropout would be ignored: the prior reads no texts; leave it out")
+    if recipe.training.caption_dropout and text_tokenizer is None:
+        raise ValueError(f"{recipe.where}: caption_dropout would be ignored: the prior reads no texts; leave it out")
     plain = {
         "data": to_plain(recipe.data),
         **models,
@@ -345,7 +345,7 @@ def prior_task(
     task = PriorTask(
         tokenizer, prior, recipe.data, training, evaluation, recipe.evaluation.limit, recipe.evaluation.batch_size,
         {"recipe": recipe_card(plain, training)}, recipe.training.label_dropout, recipe.training.soft_targets,
-        text_tokenizer, recipe.training.text_dropout, 0.0 if recipe.text is None else recipe.text.dropout,
+        text_tokenizer, recipe.training.caption_dropout, 0.0 if recipe.text is None else recipe.text.bpe_dropout,
         recipe.training.code_noise,
     )  # fmt: skip
     task.keep_codes(device, quiet)
@@ -375,7 +375,7 @@ def _build(
     text_tokenizer = None if recipe.text is None else learn_text(recipe.text, training, evaluation, recipe.where)
     words |= {
         "text_length": text_tokenizer and text_tokenizer.length,
-        "text_vocab_size": text_tokenizer and text_tokenizer.vocab_size,
+        "text_vocab_size": text_tokenizer and text_tokenizer.text_vocab_size,
     }
     prior_config = build_model_config("priors", recipe.prior, recipe.where, {}, words)
     model, spec = entry("priors", recipe.prior.name).model, tokenizer.spec
@@ -410,7 +410,7 @@ def learn_text(config: TextConfig, training: ImageDataset, evaluation: ImageData
     """The text tokenizer of a recipe; raises ValueError where there are no captions, or a vocabulary does not fit."""
     check_captions(where, "text", training, evaluation)
     if config.vocabulary is None:
-        return train_bpe(training.texts, config.vocab_size, config.length, config.lowercase)
+        return train_bpe(training.texts, config.text_vocab_size, config.length, config.lowercase)
     try:
         return BPETokenizer(config.vocabulary.read_text(encoding="utf-8"), config.length)
     except (OSError, ValueError) as error:

@@ -47,7 +47,7 @@ class ContrastiveTask(DataTask):
         training: training images with captions.
         evaluation: images with captions to evaluate on.
         text_tokenizer: reads the captions.
-        merge_dropout: share of merges left out of a training caption, at each visit anew.
+        bpe_dropout: share of merges left out of a training caption, at each visit anew.
         limit: number of evaluation images that serve while training.
         batch_size: of evaluation.
         card: plain values to save with the model.
@@ -60,21 +60,21 @@ class ContrastiveTask(DataTask):
         training: ImageDataset,
         evaluation: ImageDataset,
         text_tokenizer: TextTokenizer,
-        merge_dropout: float = 0.0,
+        bpe_dropout: float = 0.0,
         limit: int = 1000,
         batch_size: int = 100,
         card: dict[str, Any] | None = None,
     ) -> None:
         super().__init__(model, data, training, evaluation, limit, batch_size, card)
-        self.text_tokenizer, self.merge_dropout = text_tokenizer, merge_dropout
+        self.text_tokenizer, self.bpe_dropout = text_tokenizer, bpe_dropout
         self.training_text = text_tokenizer.encode(training.texts)
 
     def batch(self, indices: Tensor, part: slice, generator: torch.Generator) -> PairBatch:
         images = augment(self.training.batch(indices), self.data, generator).images[part]
         text = self.training_text[indices]
         same = (text[part, None] == text[None, part]).all(-1)
-        if self.merge_dropout:
-            text = drop_merges(self.text_tokenizer, self.training.texts, indices, self.merge_dropout, generator)
+        if self.bpe_dropout:
+            text = drop_merges(self.text_tokenizer, self.training.texts, indices, self.bpe_dropout, generator)
         return PairBatch(images, text[part], same)
 
     def loss(self, model: nn.Module, batch: PairBatch, progress: float) -> tuple[Tensor, dict[str, Tensor]]:
@@ -137,7 +137,7 @@ def contrastive_task(recipe: Recipe) -> tuple[ContrastiveTask, dict[str, Any]]:
     channels, height, width = training.image_shape
     given = {
         "image_height": height, "image_width": width, "image_channels": channels,
-        "text_length": text_tokenizer.length, "text_vocab_size": text_tokenizer.vocab_size,
+        "text_length": text_tokenizer.length, "text_vocab_size": text_tokenizer.text_vocab_size,
     }  # fmt: skip
     if taken := [name for name in given if name in recipe.reranker]:
         raise ValueError(f"{recipe.where}: 'reranker.{taken[0]}' is that of the data and of 'text'; leave it out")
@@ -151,7 +151,7 @@ def contrastive_task(recipe: Recipe) -> tuple[ContrastiveTask, dict[str, Any]]:
     }
     torch.manual_seed(derive_seed(recipe.training.seed, "weights"))
     task = ContrastiveTask(
-        Contrastive(config), recipe.data, training, evaluation, text_tokenizer, recipe.text.dropout,
+        Contrastive(config), recipe.data, training, evaluation, text_tokenizer, recipe.text.bpe_dropout,
         recipe.evaluation.limit, recipe.evaluation.batch_size,
         {"recipe": recipe_card(plain, training)},
     )  # fmt: skip

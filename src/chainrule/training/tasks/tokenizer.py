@@ -134,10 +134,10 @@ class TokenizerTask(ImageTask):
                 continue
             name = f"_{use.grid}" if len(tokenizer.spec.grids) > 1 else ""
             metrics[f"usage{name}"] = use.share_used
-            metrics[f"perplexity{name}"] = use.perplexity * use.values
-            telling = counts.counts[use.grid].sum() >= ENOUGH_CODES * use.values
+            metrics[f"perplexity{name}"] = use.perplexity
+            telling = counts.counts[use.grid].sum() >= ENOUGH_CODES * use.codebook_size
             if use.share_used < LOW_USAGE and telling and not model.decoder_only:
-                warnings.warn(_advice(tokenizer, use.share_used, use.grid, use.values), stacklevel=2)
+                warnings.warn(_advice(tokenizer, use.share_used, use.grid, use.codebook_size), stacklevel=2)
         return metrics
 
     def preview(self, model: TokenizerPass, seed: int) -> Tensor:
@@ -159,8 +159,7 @@ def _advice(tokenizer: LearnedTokenizer, usage: float, level: int, size: int) ->
         for name, change in (
             ("restart_below", "raise tokenizer.restart_below (now {})"),
             ("kl_weight", "raise tokenizer.kl_weight (now {})"),
-            ("num_codes", "lower tokenizer.num_codes (now {})"),
-            ("vocab_size", "lower tokenizer.vocab_size (now {})"),
+            ("codebook_size", "lower tokenizer.codebook_size (now {})"),
         )
         if name in options
     ]
