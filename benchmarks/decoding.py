@@ -28,7 +28,7 @@ from sampling import median, seconds_rerun  # of this folder
 
 from chainrule.core import Context, entry
 from chainrule.decoding import image_seeds, sample
-from chainrule.layers import transformer
+from chainrule.kernels import transformer
 
 PRECISIONS = ("float32", "bfloat16", "int8")
 

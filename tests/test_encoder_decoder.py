@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from chainrule.core import CodeSpec, Context, select
-from chainrule.layers import transformer
+from chainrule.kernels import transformer
 from chainrule.priors.dalle_bart import DalleBart, DalleBartConfig
 from chainrule.priors.parti import Parti, PartiConfig
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from chainrule.layers import transformer
+from chainrule.kernels import transformer
 from chainrule.layers.transformer import Block, Decoder, Head, initialize
 
 PRECISIONS = ["float32", "bfloat16", "int8"]

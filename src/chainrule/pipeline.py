@@ -27,7 +27,7 @@ from .core import CodeSpec, Context, LearnedTokenizer, Prior, Tokenizer, entry
 from .decoding import Filter, Guided, GuidedContext, Known, Scorer, complete, image_seeds, keep_best, sample
 from .decoding.sampling import OnCode
 from .images import extend
-from .layers.transformer import quantize_rows
+from .kernels.transformer import quantize_rows
 from .text.bpe import TextTokenizer, read_text_tokenizer
 
 FORMAT = 1

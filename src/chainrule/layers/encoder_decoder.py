@@ -23,7 +23,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .transformer import Head, KVCache, NativeStep, Precision, StepLayer, attend, pack_linear, suits_native
+from ..kernels.transformer import NativeStep, Precision, StepLayer, pack_linear, suits_native
+from .transformer import Head, KVCache, attend
 
 Norm = Callable[[int], nn.Module]
 """Makes a layer that keeps (..., E), from E."""
@@ -209,7 +210,7 @@ class CrossDecoder:
         cache, t = state.cache, state.cache.length
         assert t < cache.keys.shape[3], "the cache is full"
         places = None if self.is_dense else t - self.distances[self.distances <= t]
-        y = self.form(x, cache, (state.keys, state.values, state.lengths), places)
+        y = self.form(x, cache.keys, cache.values, t, (state.keys, state.values, state.lengths), places)
         cache.length += 1
         return y
 
@@ -221,14 +222,15 @@ class _PlainStep:
         self.cache_type = head.linear.weight.dtype
         self.blocks, self.head = [_pack(block, precision) for block in blocks], _pack(head, precision)
 
-    def __call__(self, x: Tensor, cache: KVCache, crossed: Sequence[Tensor], places: Tensor | None) -> Tensor:
-        keys, values, lengths = crossed
-        t = cache.length
+    def __call__(
+        self, x: Tensor, keys: Tensor, values: Tensor, t: int, crossed: Sequence[Tensor], places: Tensor | None
+    ) -> Tensor:
+        memory_keys, memory_values, lengths = crossed
         seen = slice(0, t + 1) if places is None else places
-        mask = (torch.arange(keys.shape[3], device=x.device) < lengths[:, None])[:, None, None]
+        mask = (torch.arange(memory_keys.shape[3], device=x.device) < lengths[:, None])[:, None, None]
         for index, block in enumerate(self.blocks):
-            x = x + block.attention.step(x, cache.keys[:, index], cache.values[:, index], t, seen)
-            x = x + block.cross.step(x, keys[:, index], values[:, index], mask)
+            x = x + block.attention.step(x, keys[:, index], values[:, index], t, seen)
+            x = x + block.cross.step(x, memory_keys[:, index], memory_values[:, index], mask)
             x = x + block.mlp(x)
         return self.head(x)
 

@@ -35,15 +35,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..core import Codes, CodeSpec, Context, GridSpec, Preset, register
+from ..kernels.transformer import Precision, pack_linear
 from ..layers.transformer import (
     STD,
     Block,
     Decoder,
     KVCache,
-    Precision,
     TransformerPrior,
     initialize,
-    pack_linear,
     quick_gelu,
 )
 from ._sparse_attention import Pattern, visible

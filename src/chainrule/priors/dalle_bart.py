@@ -26,8 +26,9 @@ import torch
 from torch import Tensor, nn
 
 from ..core import Codes, CodeSpec, Context, Preset, register
+from ..kernels.transformer import Precision
 from ..layers.encoder_decoder import CrossDecoder, CrossState, DecoderBlock, EncoderBlock, GatedMLP
-from ..layers.transformer import STD, Head, Precision, TransformerPrior, initialize
+from ..layers.transformer import STD, Head, TransformerPrior, initialize
 
 PADDING = 1
 

@@ -33,8 +33,9 @@ import torch
 from torch import Tensor, nn
 
 from ..core import Codes, CodeSpec, Context, Preset, register
+from ..kernels.transformer import Precision
 from ..layers.encoder_decoder import MLP, CrossDecoder, CrossState, DecoderBlock, EncoderBlock
-from ..layers.transformer import STD, Head, Precision, TransformerPrior, initialize
+from ..layers.transformer import STD, Head, TransformerPrior, initialize
 
 PADDING = 0
 

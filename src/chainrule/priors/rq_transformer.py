@@ -27,7 +27,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..core import Codes, CodeSpec, Context, Preset, register
-from ..layers.transformer import STD, Block, Decoder, Head, KVCache, Precision, TransformerPrior, initialize
+from ..kernels.transformer import Precision
+from ..layers.transformer import STD, Block, Decoder, Head, KVCache, TransformerPrior, initialize
 
 
 @dataclass(frozen=True)
