@@ -5,7 +5,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-slow lint
+.PHONY: demo test test-slow lint docs
 
 demo: $(VENV)/installed
 	$(BIN)/chainrule demo --out demo --force
@@ -18,6 +18,10 @@ test-slow: $(VENV)/installed
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check src tests benchmarks
+
+docs: $(VENV)/installed
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+	@echo "The site is in site/. To read it with its search: $(BIN)/python -m http.server -d site"
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)

@@ -1,6 +1,6 @@
 """Prints the tables of docs from the records: nothing in them is typed by hand.
 
-    python scripts/tables.py tokenizers     # docs/tokenizers.md
+    python scripts/tables.py tokenizers     # docs/experiments/tokenizers.md
     python scripts/tables.py priors         # README.md
 """
 

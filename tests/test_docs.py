@@ -3,6 +3,8 @@
 import json
 import re
 import shlex
+import subprocess
+import sys
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -15,7 +17,7 @@ import chainrule
 from chainrule.config import find_recipe, recipe_names
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").rglob("*.md"))]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
@@ -23,12 +25,23 @@ def blocks(language: str) -> list[str]:
     return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_links_of_a_page_lead_somewhere(page):
     text = page.read_text(encoding="utf-8")
     for target in re.findall(r"\]\(([^)#]+?)(?:#[^)]*)?\)", text):
         if "://" not in target:
             assert (page.parent / target).exists(), f"{page.name} links to {target}"
+
+
+def test_the_site_builds(tmp_path):
+    """`make docs`: every page is in the navigation, and every link, anchor and documented name exists."""
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(tmp_path / "site")]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    for page in (tmp_path / "site").rglob("*.html"):
+        html = page.read_text(encoding="utf-8")
+        foreign = re.findall(r"<(?:script|link|img|iframe)\b[^>]*(?:src|href)=\"?(https?:[^\" >]+)", html)
+        assert not foreign, f"{page.name} loads {foreign}"
 
 
 def test_readme_python(tmp_path, monkeypatch):
@@ -73,7 +86,8 @@ def test_records_are_of_the_bundled_weights(record):
         assert f"{value.likelihood.nats:.2f}" in README
     else:
         assert figures["psnr"] == round(value.tokenizer.psnr.value, 3)
-        assert f"{value.tokenizer.psnr.value:.2f}" in (ROOT / "docs" / "tokenizers.md").read_text(encoding="utf-8")
+        page = ROOT / "docs" / "experiments" / "tokenizers.md"
+        assert f"{value.tokenizer.psnr.value:.2f}" in page.read_text(encoding="utf-8")
 
 
 def test_bundled_models_are_small_and_have_cards():
