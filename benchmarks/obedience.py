@@ -17,8 +17,8 @@ ones of the same captions, in the same features: comparable at equally many capt
 true pictures and "reconstructed" those pictures as the model's tokenizer keeps them: more than that no sample can be
 expected to reach.
 
---best keeps, of so many samples, the one with the greatest log p(image | caption) - log p(image), or with --scorer the
-one that this reranker finds nearest to the caption.
+--best K draws K candidates for each caption and keeps the one with the largest log p(image | caption) - log p(image), or,
+with --reranker, the one whose image is nearest to the caption.
 """
 
 import argparse
@@ -100,13 +100,13 @@ def main() -> None:
     parser.add_argument("--objects", type=int, default=2, help="of shapes: captions of at most so many objects")
     parser.add_argument("--guidance", type=float, nargs="+", default=[1.0, 3.0])
     parser.add_argument("--best", type=int, default=1)
-    parser.add_argument("--scorer", help="a folder of a reranker, or a public CLIP; needs --best")
+    parser.add_argument("--reranker", help="a folder of a reranker, or a public CLIP; needs --best")
     parser.add_argument("--temperature", type=float, default=1.0)
     parser.add_argument("--top-k", type=int)
     parser.add_argument("--precision", default="float32")
     arguments = parser.parse_args()
     if arguments.scorer is not None and arguments.best == 1:
-        parser.error("--scorer chooses among candidates; give --best")
+        parser.error("--reranker chooses among candidates; give --best")
     scorer = None if arguments.scorer is None else load_scorer(arguments.scorer)
     model = chainrule.load(arguments.model)
     channels, height, width = model.tokenizer.image_shape

@@ -8,12 +8,12 @@ both, `classifier` or `reranker` trains a model that judges images, and `super_r
                  or {path: ...}                      a trained one: SavedTokenizer
     prior:       {name: ..., fields of its config}   `num_classes: data` is the number of classes of the data, and
                                                      `text_length: data`, `text_vocab_size: data` are those of the text
-    reranker:    {fields of its config}              scorers.contrastive.ContrastiveConfig; those of images and texts
+    reranker:    {fields of its config}              scorers.reranker.RerankerConfig; those of images and texts
                                                      are those of the data
     text:        how captions are read               TextConfig
     losses:      what a tokenizer minimises besides  LossesConfig
     classifier:  sizes of a classifier of the data   scorers.classifier.ClassifierConfig, less what the data say
-    super_resolution: {fields of its config}         tokenizers.super_resolution.SuperResolutionConfig; it doubles what
+    super_resolution: {fields of its config}         upscaling.upscaler.UpscalerConfig; it doubles what
                                                      the tokenizer, if there is one, gives of the data at half size
     training:    how to train                        TrainingConfig
     evaluation:  how to evaluate while training      EvaluationConfig

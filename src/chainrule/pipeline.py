@@ -517,12 +517,12 @@ def refuse_kind(folder: Path, config: Mapping[str, Any]) -> None:
     if config.get("kind") == SUPER_RESOLUTION:
         raise ValueError(
             f"{folder} holds a super-resolution, which draws nothing by itself; open it with "
-            "chainrule.load_super_resolution, or give it to chainrule sample as --upscale"
+            "chainrule.load_super_resolution, or give it to chainrule sample as --upscaler"
         )
     if "kind" in config:
         raise ValueError(
             f"{folder} holds a scorer ({config['kind']}), which draws nothing; open it with "
-            "chainrule.scorers.load_scorer, or give it to chainrule sample as --scorer"
+            "chainrule.scorers.load_scorer, or give it to chainrule sample as --reranker"
         )
 
 

@@ -43,17 +43,19 @@ TopP = Annotated[float | None, typer.Option(help="Draw each code among the fewes
 Guidance = Annotated[
     float,
     typer.Option(
-        help="Above 1 draws towards the label or text, for a model trained with label_dropout or caption_dropout; 3 is a "
-        "start."
+        help="Above 1 draws towards the label or text; 3 is a start. The model must have been trained with label_dropout "
+        "or caption_dropout."
     ),
 ]
 Seed = Annotated[int, typer.Option(help="The same seed gives the same images.")]
 Scale = Annotated[int | None, typer.Option(min=1, help="Zoom of a pixel.", show_default="about 128 pixels per image")]
 Force = Annotated[bool, typer.Option("--force", help="Replace files that exist.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-Upscale = Annotated[
+Upscalers = Annotated[
     list[str] | None,
-    typer.Option(metavar="MODEL", help="A super-resolution, for pictures of twice the size; twice for four times."),
+    typer.Option(
+        metavar="MODEL", help="An upscaler, for images of twice the size; give it twice for four times the size."
+    ),
 ]
 Device = Annotated[str, typer.Option(help="Where to compute: cpu, cuda, cuda:1, mps.")]
 Resize = Annotated[bool, typer.Option("--resize", help="Resize and crop images to the size the model needs.")]
@@ -86,8 +88,8 @@ def open_tokenizer(name: str, device: str = "cpu") -> Tokenizer:
     return load_tokenizer(name, device)
 
 
-def open_upscale(names: Sequence[str] | None, channels: int, device: str = "cpu") -> Callable[[Tensor], Tensor]:
-    """The option --upscale: from images uint8 (B, C, H, W) of `channels` to larger ones, or to themselves.
+def open_upscalers(names: Sequence[str] | None, channels: int, device: str = "cpu") -> Callable[[Tensor], Tensor]:
+    """The option --upscaler: from images uint8 (B, C, H, W) of `channels` to larger ones, or to themselves.
 
     Raises:
         ValueError: no such super-resolution, or one of other channels.
@@ -99,7 +101,7 @@ def open_upscale(names: Sequence[str] | None, channels: int, device: str = "cpu"
         if model.config.channels != channels:
             raise ValueError(
                 f"the super-resolution {name} takes images of {model.config.channels} channels (1 grey, 3 colour), "
-                f"those of this model have {channels}; leave --upscale {name} out"
+                f"those of this model have {channels}; leave --upscaler {name} out"
             )
 
     def upscale(images: Tensor) -> Tensor:

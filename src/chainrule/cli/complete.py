@@ -24,12 +24,12 @@ from .common import (
     Text,
     TopK,
     TopP,
-    Upscale,
+    Upscalers,
     check_file,
     free_name,
     labels_for,
     open_model,
-    open_upscale,
+    open_upscalers,
     print_json,
     print_table,
     read_image,
@@ -61,7 +61,7 @@ def complete(
     paste: Annotated[
         bool, typer.Option("--paste", help="Keep known pixels exactly, not as the model's tokenizer sees them.")
     ] = False,
-    upscale: Upscale = None,
+    upscaler: Upscalers = None,
     seed: Seed = 0,
     resize: Resize = False,
     out: Annotated[Path | None, typer.Option(help="A .png file.", show_default="completions.png")] = None,
@@ -97,7 +97,7 @@ def complete(
     labels = labels_for(pipeline, label, n)
     known_image = read_image(image, pipeline, resize)
     channels, height, width = pipeline.tokenizer.image_shape
-    enlarged = open_upscale(upscale, channels, device)
+    enlarged = open_upscalers(upscaler, channels, device)
     known = load_mask(mask, height, width) if mask is not None else kept(keep, height, width)
     total = n * pipeline.prior.spec.length
     with progress("Completing", total, "codes") as done:

@@ -23,7 +23,7 @@ from .common import (
     Text,
     TopK,
     TopP,
-    Upscale,
+    Upscalers,
     check_file,
     check_folder,
     file_stem,
@@ -31,7 +31,7 @@ from .common import (
     labels_for,
     open_model,
     open_tokenizer,
-    open_upscale,
+    open_upscalers,
     read_texts,
 )  # fmt: skip
 
@@ -59,11 +59,11 @@ def sample(
         int | None,
         typer.Option(
             min=1,
-            help="Of the -n images of each text or label keep as many, those the model, or --scorer, is surest of.",
+            help="Of the -n images of each text or label keep as many, those the model, or --reranker, is surest of.",
         ),
     ] = None,
     best_of: Annotated[int, typer.Option(min=1, help="Draw as many for each of the -n images, keep the best.")] = 1,
-    scorer: Annotated[
+    reranker: Annotated[
         str | None,
         typer.Option(
             metavar="SCORER",
@@ -75,7 +75,7 @@ def sample(
         str | None,
         typer.Option(metavar="MODEL", help="A tokenizer whose decoder was trained further on the model's codes."),
     ] = None,
-    upscale: Upscale = None,
+    upscaler: Upscalers = None,
     seed: Seed = 0,
     out: Annotated[
         Path | None, typer.Option(help="A .png file, or with --separate a folder.", show_default="samples.png")
@@ -97,11 +97,11 @@ def sample(
       chainrule sample shapes_gated_pixelcnn --label "red circle" --best-of 4
       chainrule sample runs/mine --label 3 --guidance 3
       chainrule sample runs/text --text "a violin, noto style" -n 16 --best 4 --guidance 3 --negative "a drum"
-      chainrule sample shapes_parti --text "a red circle" -n 16 --best 4 --scorer shapes_reranker --watch growing.gif
-      chainrule sample runs/mine --label 3 --best-of 4 --scorer runs/classifier
+      chainrule sample shapes_parti --text "a red circle" -n 16 --best 4 --reranker shapes_reranker --watch growing.gif
+      chainrule sample runs/mine --label 3 --best-of 4 --reranker runs/classifier
       chainrule sample runs/text --texts prompts.txt --guidance 3 --precision bfloat16
       chainrule sample runs/mine -n 100 --separate --out images --temperature 0.9
-      chainrule sample runs/text --text "a violin, noto style" --decoder runs/larger --upscale runs/double
+      chainrule sample runs/text --text "a violin, noto style" --decoder runs/larger --upscaler runs/double
     """
     if separate:
         out = check_folder(out or free_name(f"{file_stem(Path(model).name)}-samples"), force)
@@ -116,8 +116,10 @@ def sample(
     choosing = best is not None or best_of > 1
     if choosing and label is None and not text and texts is None:
         raise ValueError("the images whose label or text the model is surest of are to be kept: give --label, --text")
-    if scorer is not None and not choosing:
-        raise ValueError("--scorer would be ignored: it chooses among images; say how many to keep, as -n 16 --best 4")
+    if reranker is not None and not choosing:
+        raise ValueError(
+            "--reranker would be ignored: it chooses among images; say how many to keep, as -n 16 --best 4"
+        )
     if best_of > 1 and watch is not None:
         raise ValueError("--watch would show images that --best-of then rejects; leave one of them out")
 
@@ -140,16 +142,16 @@ def sample(
         pipeline = pipeline.with_tokenizer(open_tokenizer(decoder, device))
     labels = labels_for(pipeline, label, n)
     channels, height, width = pipeline.tokenizer.image_shape
-    enlarged = open_upscale(upscale, channels, device)
+    enlarged = open_upscalers(upscaler, channels, device)
     spec = pipeline.prior.spec
     every = -(-spec.length // WATCH_FRAMES)
     groups = images_per_wish(captions or labels, best) if best is not None else []
     frames, num_drawn, judge = [], 0, None
-    if scorer is not None:
-        judges = load_scorer(scorer, device)
+    if reranker is not None:
+        judges = load_scorer(reranker, device)
         kind, wanted = ("labels", labels) if captions is None else ("texts", captions)
         if not hasattr(judges, f"for_{kind}"):
-            raise ValueError(f"the scorer {scorer} does not choose by {kind}")
+            raise ValueError(f"the scorer {reranker} does not choose by {kind}")
         judge = getattr(judges, f"for_{kind}")(wanted)
     elif choosing:
 

@@ -27,7 +27,7 @@ from ..pipeline import (
     refuse_kind,
     write_model,
 )
-from ..upscaling.super_resolution import SuperResolution, SuperResolutionConfig
+from ..upscaling.upscaler import Upscaler, UpscalerConfig
 
 
 def save_tokenizer(
@@ -69,7 +69,7 @@ def load_tokenizer(name: str | os.PathLike, device: str = "cpu") -> Tokenizer:
 
 
 def save_super_resolution(
-    model: SuperResolution, folder: str | os.PathLike, card: Mapping[str, Any] | None = None,
+    model: Upscaler, folder: str | os.PathLike, card: Mapping[str, Any] | None = None,
     dtype: torch.dtype | None = None,
 ) -> None:  # fmt: skip
     """Writes a super-resolution; arguments and errors as for `save_tokenizer`."""
@@ -77,7 +77,7 @@ def save_super_resolution(
     write_model(Path(folder), config, {SUPER_RESOLUTION: model}, dtypes={SUPER_RESOLUTION: dtype})
 
 
-def load_super_resolution(name: str | os.PathLike, device: str = "cpu") -> SuperResolution:
+def load_super_resolution(name: str | os.PathLike, device: str = "cpu") -> Upscaler:
     """What takes images to twice their size, in evaluation mode.
 
         model.upscale(chainrule.load("shapes_parti").sample(4, text="a red circle"))  # uint8 (4, 3, 64, 64)
@@ -95,7 +95,7 @@ def load_super_resolution(name: str | os.PathLike, device: str = "cpu") -> Super
         raise ValueError(f"{folder} holds no super-resolution; train one by a recipe with that section")
     if not isinstance(config.get("config"), Mapping):
         raise ValueError(f"{path} is incomplete or damaged; copy it again")
-    model = SuperResolution(build_dataclass(SuperResolutionConfig, config["config"], str(path)))
+    model = Upscaler(build_dataclass(UpscalerConfig, config["config"], str(path)))
     read_weights(model, folder / f"{SUPER_RESOLUTION}.safetensors")
     return model.eval().to(device)
 

@@ -24,13 +24,13 @@ def load_scorer(name: str | os.PathLike, device: str = "cpu") -> Any:
     from ..pipeline import find, models, read_config
     from .classifier import Classifier
     from .public_clip import PublicCLIP
-    from .reranker import ContrastiveScorer
+    from .reranker import Reranker
 
     path = Path(name)
     ours = os.fspath(name) in models() or any((part / "config.yaml").is_file() for part in (path, path / "model"))
     if not ours:
         return PublicCLIP(os.fspath(name), device)
-    kinds = {"classifier": Classifier, "contrastive": ContrastiveScorer}
+    kinds = {"classifier": Classifier, "contrastive": Reranker}
     folder = find(path)
     kind = read_config(folder).get("kind")
     if kind not in kinds:

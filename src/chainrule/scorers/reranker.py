@@ -48,7 +48,7 @@ BATCH = 100
 
 
 @dataclass(frozen=True)
-class ContrastiveConfig:
+class RerankerConfig:
     """Sizes.
 
     image_height, image_width, image_channels: of the images, at least 8 pixels a side
@@ -122,7 +122,7 @@ def _convolution(in_channels: int, out_channels: int, stride: int = 1) -> nn.Con
 class ImageTower(nn.Module):
     """uint8 (B, C, H, W) -> (B, E), of any length."""
 
-    def __init__(self, config: ContrastiveConfig) -> None:
+    def __init__(self, config: RerankerConfig) -> None:
         super().__init__()
         channels = config.width // 2
         layers: list[nn.Module] = [_convolution(config.image_channels, channels, stride=2)]
@@ -148,7 +148,7 @@ class FeatureTower(nn.Module):
 
     PARTS = 3
 
-    def __init__(self, config: ContrastiveConfig) -> None:
+    def __init__(self, config: RerankerConfig) -> None:
         super().__init__()
         self.network = (load_features(config.features, config.features_side),)  # a tuple hides it from the weights
         _, height, width = config.image_shape
@@ -178,7 +178,7 @@ def _half(side: int) -> int:
 class TextTower(nn.Module):
     """int64 (B, T) -> (B, E), of any length."""
 
-    def __init__(self, config: ContrastiveConfig) -> None:
+    def __init__(self, config: RerankerConfig) -> None:
         super().__init__()
         width, norm = config.width, partial(nn.LayerNorm, elementwise_affine=False)
         self.words = nn.Embedding(config.text_vocab_size, width)
@@ -202,10 +202,10 @@ class TextTower(nn.Module):
         return self.projection(self.norm((x * counted).sum(1) / counted.sum(1)))
 
 
-class Contrastive(nn.Module):
+class CLIP(nn.Module):
     """Both networks and the scale of the products of their vectors."""
 
-    def __init__(self, config: ContrastiveConfig) -> None:
+    def __init__(self, config: RerankerConfig) -> None:
         super().__init__()
         self.config = config
         self.image = FeatureTower(config) if config.features else ImageTower(config)
@@ -294,8 +294,8 @@ class TextScorer(ABC):
         return judge
 
 
-class ContrastiveScorer(TextScorer):
-    """A trained `Contrastive` with its text tokenizer, as one artefact: a folder of config.yaml, with `kind:
+class Reranker(TextScorer):
+    """A trained `CLIP` with its text tokenizer, as one artefact: a folder of config.yaml, with `kind:
     contrastive`, contrastive.safetensors and the files of the text tokenizer.
 
     Args:
@@ -309,19 +309,17 @@ class ContrastiveScorer(TextScorer):
 
     kind = "contrastive"
 
-    def __init__(
-        self, model: Contrastive, text_tokenizer: TextTokenizer, card: Mapping[str, Any] | None = None
-    ) -> None:
+    def __init__(self, model: CLIP, text_tokenizer: TextTokenizer, card: Mapping[str, Any] | None = None) -> None:
         config, given = model.config, text_tokenizer
         if config.text_length != given.length or config.text_vocab_size < given.text_vocab_size or given.pad != PADDING:
             raise ValueError(
                 f"the scorer reads texts of {config.text_length} tokens in 0..{config.text_vocab_size - 1}, padded "
-                f"with {PADDING}; the text tokenizer gives {given.length} in 0..{given.text_vocab_size - 1}, padded with "
-                f"{given.pad}"
+                f"with {PADDING}; the text tokenizer gives {given.length} in 0..{given.text_vocab_size - 1}, padded "
+                f"with {given.pad}"
             )
         self.model, self.text_tokenizer, self.card = model.eval(), text_tokenizer, dict(card or {})
 
-    def to(self, device: str | torch.device) -> ContrastiveScorer:
+    def to(self, device: str | torch.device) -> Reranker:
         self.model.to(device)
         return self
 
@@ -362,7 +360,7 @@ class ContrastiveScorer(TextScorer):
         write_model(Path(folder), config, {self.kind: self.model}, text.files(), {self.kind: dtype})
 
     @classmethod
-    def read(cls, folder: Path) -> ContrastiveScorer:
+    def read(cls, folder: Path) -> Reranker:
         """From the folder of an artefact; raises ValueError where files are missing, damaged or of two scorers."""
         saved, path = read_config(folder), folder / "config.yaml"
         text = saved.get("text_tokenizer")
@@ -370,7 +368,7 @@ class ContrastiveScorer(TextScorer):
             isinstance(saved.get("config"), Mapping) and isinstance(text, Mapping) and {"name", "config"} <= set(text)
         ):
             raise ValueError(f"{path} is incomplete or damaged; copy it again")
-        model = Contrastive(build_dataclass(ContrastiveConfig, saved["config"], str(path)))
+        model = CLIP(build_dataclass(RerankerConfig, saved["config"], str(path)))
         read_weights(model, folder / f"{cls.kind}.safetensors")
         text_tokenizer = read_text_tokenizer(folder, text["name"], text["config"])
         if saved.get("text_hash") != text_tokenizer.hash():

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ...config import Recipe, build_dataclass, to_plain
 from ...data import DataConfig, ImageDataset, augment
-from ...scorers.reranker import Contrastive, ContrastiveConfig, ContrastiveScorer, contrastive_loss
+from ...scorers.reranker import CLIP, Reranker, RerankerConfig, contrastive_loss
 from ...text.bpe import TextTokenizer
 from ..engine.order import derive_seed
 from ..engine.task import DataTask
@@ -34,7 +34,7 @@ class PairBatch:
 
 
 class ContrastiveTask(DataTask):
-    """Trains a `Contrastive` with InfoNCE; each process holds its own part of a batch against itself.
+    """Trains a `CLIP` with InfoNCE; each process holds its own part of a batch against itself.
 
     Logged is `accuracy`, the share of a batch whose own counterpart is the nearest.  Measured on the evaluation images
     is top-1 of 100: `text_to_image`, the share of captions that are nearer to their own image than to 99 others, and
@@ -55,7 +55,7 @@ class ContrastiveTask(DataTask):
 
     def __init__(
         self,
-        model: Contrastive,
+        model: CLIP,
         data: DataConfig,
         training: ImageDataset,
         evaluation: ImageDataset,
@@ -83,13 +83,13 @@ class ContrastiveTask(DataTask):
             loss, accuracy = contrastive_loss(images, texts, scale, batch.same.to(self.device))
         return loss, {"accuracy": accuracy, "scale": scale}
 
-    def evaluate(self, model: Contrastive, final: bool) -> dict[str, float]:
+    def evaluate(self, model: CLIP, final: bool) -> dict[str, float]:
         """See the class; empty where there are no two captions to tell apart."""
         count = self.num_evaluated(final)
         texts = self.evaluation.texts[:count]
         if len(set(texts)) < 2:
             return {}
-        scorer, size = ContrastiveScorer(model, self.text_tokenizer), self.batch_size
+        scorer, size = Reranker(model, self.text_tokenizer), self.batch_size
         images = torch.cat([scorer.encode_images(part) for part in self.evaluation.images[:count].split(size)])
         written = torch.cat([scorer.encode_texts(texts[start : start + size]) for start in range(0, count, size)])
         others = draw_others(texts, CHOICES - 1)
@@ -98,11 +98,11 @@ class ContrastiveTask(DataTask):
             "image_to_text": share_nearest(images.cpu(), written.cpu(), others),
         }
 
-    def preview(self, model: Contrastive, seed: int) -> None:
+    def preview(self, model: CLIP, seed: int) -> None:
         """Nothing: the model draws no images."""
 
-    def save(self, model: Contrastive, folder: Path, card: dict[str, Any]) -> None:
-        ContrastiveScorer(model, self.text_tokenizer, self.card | card).save(folder)
+    def save(self, model: CLIP, folder: Path, card: dict[str, Any]) -> None:
+        Reranker(model, self.text_tokenizer, self.card | card).save(folder)
 
 
 def draw_others(texts: list[str], count: int) -> list[Tensor]:
@@ -141,7 +141,7 @@ def contrastive_task(recipe: Recipe) -> tuple[ContrastiveTask, dict[str, Any]]:
     }  # fmt: skip
     if taken := [name for name in given if name in recipe.reranker]:
         raise ValueError(f"{recipe.where}: 'reranker.{taken[0]}' is that of the data and of 'text'; leave it out")
-    config = build_dataclass(ContrastiveConfig, given | dict(recipe.reranker), recipe.where, "reranker")
+    config = build_dataclass(RerankerConfig, given | dict(recipe.reranker), recipe.where, "reranker")
     plain = {
         "data": to_plain(recipe.data),
         "reranker": {name: value for name, value in to_plain(config).items() if name not in given},
@@ -151,7 +151,7 @@ def contrastive_task(recipe: Recipe) -> tuple[ContrastiveTask, dict[str, Any]]:
     }
     torch.manual_seed(derive_seed(recipe.training.seed, "weights"))
     task = ContrastiveTask(
-        Contrastive(config), recipe.data, training, evaluation, text_tokenizer, recipe.text.bpe_dropout,
+        CLIP(config), recipe.data, training, evaluation, text_tokenizer, recipe.text.bpe_dropout,
         recipe.evaluation.limit, recipe.evaluation.batch_size,
         {"recipe": recipe_card(plain, training)},
     )  # fmt: skip

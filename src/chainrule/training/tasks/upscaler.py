@@ -15,7 +15,7 @@ from ...data import Batch, DataConfig, ImageDataset
 from ...evaluation import psnr
 from ...saving.artefact import save_super_resolution
 from ...tokenizers._grid import to_signed, to_uint8, to_unit
-from ...upscaling.super_resolution import SuperResolution, SuperResolutionConfig, bicubic
+from ...upscaling.upscaler import Upscaler, UpscalerConfig, bicubic
 from ..engine.order import derive_seed
 from .losses import ImageLosses, load_image_losses
 from .prior import load_examples, open_tokenizer, recipe_card
@@ -25,7 +25,7 @@ PREVIEW_IMAGES = 12
 
 
 class SuperResolutionTask(ImageTask):
-    """Trains a `SuperResolution` by the squared error of pixels in [-1, 1], mean (x - x')^2, and, where `losses` has
+    """Trains an `Upscaler` by the squared error of pixels in [-1, 1], mean (x - x')^2, and, where `losses` has
     them, a perceptual and an adversarial loss.
 
     Its input is the image at half size, each pixel the mean of four, as the tokenizer gives it back.  Measured on the
@@ -46,7 +46,7 @@ class SuperResolutionTask(ImageTask):
 
     def __init__(
         self,
-        model: SuperResolution,
+        model: Upscaler,
         tokenizer: Tokenizer | None,
         data: DataConfig,
         training: ImageDataset,
@@ -80,7 +80,7 @@ class SuperResolutionTask(ImageTask):
         with torch.autocast(images.device.type, enabled=False):
             return self.tokenizer.decode(self.tokenizer.encode(halved))
 
-    def evaluate(self, model: SuperResolution, final: bool) -> dict[str, float]:
+    def evaluate(self, model: Upscaler, final: bool) -> dict[str, float]:
         count = self.num_evaluated(final)
         doubled, interpolated = [], []
         for images in self.evaluation.images[:count].split(self.batch_size):
@@ -90,14 +90,14 @@ class SuperResolutionTask(ImageTask):
             interpolated.append(psnr(images, to_uint8(bicubic(to_signed(reduced)))).cpu())
         return {"psnr": torch.cat(doubled).mean().item(), "psnr_bicubic": torch.cat(interpolated).mean().item()}
 
-    def preview(self, model: SuperResolution, seed: int) -> Tensor:
+    def preview(self, model: Upscaler, seed: int) -> Tensor:
         """Evaluation images in threes, the same at every call: by bicubic interpolation, by the model, the target."""
         images = self.evaluation.images[:PREVIEW_IMAGES]
         reduced = self.reduce(images.to(self.device))
         threes = [to_uint8(bicubic(to_signed(reduced))).cpu(), model.upscale(reduced).cpu(), images]
         return torch.stack(threes, 1).flatten(0, 1)
 
-    def save(self, model: SuperResolution, folder: Path, card: dict[str, Any]) -> None:
+    def save(self, model: Upscaler, folder: Path, card: dict[str, Any]) -> None:
         save_super_resolution(model, folder, self.card | card)
 
 
@@ -126,7 +126,7 @@ def super_resolution_task(recipe: Recipe) -> tuple[SuperResolutionTask, dict[str
             f"{recipe.where}: {height}x{width} cannot be halved to make what is to be doubled; set data.size to even"
         )
     config = build_dataclass(
-        SuperResolutionConfig, {"channels": channels} | recipe.super_resolution, recipe.where, "super_resolution"
+        UpscalerConfig, {"channels": channels} | recipe.super_resolution, recipe.where, "super_resolution"
     )
     if config.channels != channels:
         raise ValueError(f"{recipe.where}: 'super_resolution.channels' must be {channels}, as {training.name} has it")
@@ -147,7 +147,7 @@ def super_resolution_task(recipe: Recipe) -> tuple[SuperResolutionTask, dict[str
     }
     torch.manual_seed(derive_seed(recipe.training.seed, "weights"))
     task = SuperResolutionTask(
-        SuperResolution(config), tokenizer, recipe.data, training, evaluation,
+        Upscaler(config), tokenizer, recipe.data, training, evaluation,
         load_image_losses(recipe.losses, training.image_shape), recipe.evaluation.limit, recipe.evaluation.batch_size,
         {"recipe": recipe_card(plain, training)},
     )  # fmt: skip

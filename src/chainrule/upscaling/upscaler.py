@@ -27,7 +27,7 @@ from ..tokenizers._grid import to_signed, to_uint8
 
 
 @dataclass(frozen=True)
-class SuperResolutionConfig:
+class UpscalerConfig:
     """num_blocks residual blocks of `features`, `expansion` times as many inside; channels are those of the images."""
 
     channels: int = 3
@@ -44,8 +44,8 @@ class SuperResolutionConfig:
 
 
 PRESETS = {
-    "tiny": SuperResolutionConfig(3, 2, 8, 2),
-    "parti": SuperResolutionConfig(),
+    "tiny": UpscalerConfig(3, 2, 8, 2),
+    "parti": UpscalerConfig(),
 }
 
 
@@ -66,12 +66,12 @@ class ResidualBlock(nn.Module):
         return h + self.contract(F.relu(self.expand(h)))
 
 
-class SuperResolution(nn.Module):
+class Upscaler(nn.Module):
     """Images of any size to twice that size."""
 
     compile_training = False  # an adaptive weight needs the graph in pieces
 
-    def __init__(self, config: SuperResolutionConfig) -> None:
+    def __init__(self, config: UpscalerConfig) -> None:
         super().__init__()
         self.config = config
         self.conv_in = nn.Conv2d(config.channels, config.features, 3, padding=1)

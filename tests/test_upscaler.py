@@ -20,19 +20,19 @@ from chainrule.saving.artefact import read_card, save_super_resolution, save_tok
 from chainrule.scorers import load_scorer
 from chainrule.tokenizers.vqvae import VQVAE, VQVAEConfig
 from chainrule.training import Hardware, fit, super_resolution_task, train
-from chainrule.upscaling.super_resolution import PRESETS, SuperResolution, SuperResolutionConfig
+from chainrule.upscaling.upscaler import PRESETS, Upscaler, UpscalerConfig
 from test_cli import refused, run, tiny
 
 
 def test_parameters_of_the_paper():
     with torch.device("meta"):
-        model = SuperResolution(PRESETS["parti"])
+        model = Upscaler(PRESETS["parti"])
     assert sum(parameter.numel() for parameter in model.parameters()) == 14_180_876
 
 
 def test_it_begins_as_interpolation_and_learns_the_rest():
     torch.manual_seed(0)
-    model = SuperResolution(PRESETS["tiny"])
+    model = Upscaler(PRESETS["tiny"])
     large = torch.randint(0, 256, (4, 3, 10, 12), dtype=torch.uint8)
     small = large[..., ::2, ::2]
     x, target = small / 127.5 - 1, large / 127.5 - 1
@@ -50,12 +50,12 @@ def test_it_begins_as_interpolation_and_learns_the_rest():
 
 
 def test_what_does_not_fit_is_refused():
-    model = SuperResolution(PRESETS["tiny"])
+    model = Upscaler(PRESETS["tiny"])
     for images in (torch.zeros(1, 3, 4, 4), torch.zeros(1, 1, 4, 4, dtype=torch.uint8)):
         with pytest.raises(ValueError, match=r"uint8 \(B, 3, H, W\)"):
             model.upscale(images)
     with pytest.raises(ValueError, match="features must be at least 1"):
-        SuperResolutionConfig(features=0)
+        UpscalerConfig(features=0)
 
 
 # ---------------------------------------------------------------- training
@@ -88,7 +88,7 @@ def test_a_recipe_trains_it_behind_a_tokenizer_and_goes_on_bit_for_bit(here):
     images = load(DataConfig("shapes", "test[:12]", size=32)).images
     halved = images.view(12, 3, 16, 2, 16, 2).float().mean((3, 5)).round().to(torch.uint8)
     reduced = tokenizer.decode(tokenizer.encode(halved))
-    plain = SuperResolution(model.config)  # which begins as bicubic interpolation
+    plain = Upscaler(model.config)  # which begins as bicubic interpolation
     for name, upscale in (("psnr", model.upscale), ("psnr_bicubic", plain.upscale)):
         assert result.metrics[name] == pytest.approx(psnr(images, upscale(reduced)).mean().item())
     assert result.metrics["psnr"] != result.metrics["psnr_bicubic"]
@@ -154,9 +154,9 @@ def test_mistakes_in_recipes(here, monkeypatch, override, sentence):
 # ---------------------------------------------------------------- the artefact, and the command line
 
 
-def untrained(channels: int = 3) -> SuperResolution:
+def untrained(channels: int = 3) -> Upscaler:
     torch.manual_seed(channels)
-    model = SuperResolution(SuperResolutionConfig(channels, 1, 8, 1))
+    model = Upscaler(UpscalerConfig(channels, 1, 8, 1))
     torch.nn.init.normal_(model.conv_out.weight, std=0.1)
     return model.eval()
 
@@ -168,7 +168,7 @@ def test_saved_and_loaded(tmp_path):
     assert torch.equal(chainrule.load_super_resolution(tmp_path / "double").upscale(images), model.upscale(images))
     assert read_card(tmp_path / "double") == {"note": "random"}
     for other in (chainrule.load, chainrule.load_tokenizer):
-        with pytest.raises(ValueError, match=r"holds a super-resolution, .*load_super_resolution.* as --upscale"):
+        with pytest.raises(ValueError, match=r"holds a super-resolution, .*load_super_resolution.* as --upscaler"):
             other(tmp_path / "double")
     with pytest.raises(ValueError, match="holds no scorer"):
         load_scorer(tmp_path / "double")
@@ -187,21 +187,21 @@ def test_on_the_command_line(tmp_path, monkeypatch):
     tiny().save("grey")
     save_super_resolution(model, "double")
     words = ["sample", "colour", "-n", "2", "--separate"]
-    run(*words, "--upscale", "double", "--out", "twice")
-    run(*words, "--upscale", "double", "--upscale", "double", "--out", "four")
+    run(*words, "--upscaler", "double", "--out", "twice")
+    run(*words, "--upscaler", "double", "--upscaler", "double", "--out", "four")
     images = model.upscale(pipeline.sample(2))
     for folder, expected in (("twice", images), ("four", model.upscale(images))):
         for index, picture in enumerate(to_pil(expected)):
             assert Image.open(f"{folder}/{index}.png").tobytes() == picture.tobytes()
-    run("sample", "colour", "-n", "4", "--upscale", "double", "--scale", "1", "--out", "grid.png", "--watch", "a.gif")
+    run("sample", "colour", "-n", "4", "--upscaler", "double", "--scale", "1", "--out", "grid.png", "--watch", "a.gif")
     assert Image.open("grid.png").size == (35, 35) and Image.open("a.gif").n_frames > 1
     to_pil(pipeline.sample(1))[0].save("image.png")
     words = ["complete", "colour", "image.png", "--keep", "top", "-n", "1", "--scale", "1"]
-    run(*words, "--upscale", "double", "--out", "completed.png")
+    run(*words, "--upscaler", "double", "--out", "completed.png")
     assert Image.open("completed.png").size == (3 * 17 + 1, 18)
-    sentence = refused("sample", "grey", "--upscale", "double")
+    sentence = refused("sample", "grey", "--upscaler", "double")
     assert "takes images of 3 channels (1 grey, 3 colour), those of this model have 1" in sentence
-    assert "holds no super-resolution" in refused("sample", "grey", "--upscale", "colour")
+    assert "holds no super-resolution" in refused("sample", "grey", "--upscaler", "colour")
     assert "holds a super-resolution" in refused("sample", "double")
 
 
