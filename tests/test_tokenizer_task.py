@@ -157,7 +157,7 @@ def test_before_its_start_an_adversary_changes_nothing(tmp_path):
 
 
 def test_perceptual_loss_is_of_features():
-    pytest.importorskip("chainrule.evaluation.features", reason="the networks of features are not there yet")
+    pytest.importorskip("chainrule.scorers.features", reason="the networks of features are not there yet")
     from chainrule.training.tasks.losses import PerceptualLoss
 
     class Edges(nn.Conv2d):

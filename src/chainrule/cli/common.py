@@ -43,8 +43,8 @@ TopP = Annotated[float | None, typer.Option(help="Draw each code among the fewes
 Guidance = Annotated[
     float,
     typer.Option(
-        help="Above 1 draws towards the label or text; 3 is a start. The model must have been trained with label_dropout "
-        "or caption_dropout."
+        help="Above 1 draws towards the label or text; 3 is a start. The model must have been trained with "
+        "label_dropout or caption_dropout."
     ),
 ]
 Seed = Annotated[int, typer.Option(help="The same seed gives the same images.")]

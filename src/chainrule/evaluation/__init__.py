@@ -1,7 +1,7 @@
 """Figures of merit.  Knows no model: what is measured is given as a function, or as a `Tokenizer`."""
 
+from ..scorers.features import FEATURES, FeatureNetwork, load_features, perceptual_distance
 from .codebook import CodebookUse, CodeCounts, bits_per_image
-from .features import FEATURES, FeatureNetwork, load_features, perceptual_distance
 from .frechet import frechet_distance, precision_recall
 from .generation import GenerationQuality, generation_quality, pooled_features
 from .likelihood import Likelihood, likelihood

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .features import FeatureNetwork
+from ..scorers.features import FeatureNetwork
 from .frechet import frechet_distance, precision_recall
 
 BATCH = 32

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from ..core import Tokenizer
 from ..data import ImageDataset
+from ..scorers.features import FeatureNetwork, perceptual_distance
 from .codebook import CodebookUse, CodeCounts, bits_per_image
-from .features import FeatureNetwork, perceptual_distance
 from .frechet import frechet_distance
 
 MAX_PSNR = 100.0

@@ -1,19 +1,24 @@
 """CLIP: Radford et al., "Learning Transferable Visual Models From Natural Language Supervision", arXiv:2103.00020.
 
-One network reads an image, another a text; each ends in a vector of length 1, x_i and y_i for the i-th of B pairs.  The
-loss is InfoNCE both ways (figure 3 there), with a learned scale s, exp of a parameter and at most 100:
+One network maps an image and another one a text to a vector of length 1: x_i and y_i for the i-th of B pairs.  The loss
+is InfoNCE in both directions (figure 3 of the paper), with a learned scale s, the exponential of a parameter and at most
+100:
 
     loss = (mean_i -log softmax_j(s x_i.y_j)_i + mean_i -log softmax_j(s x_j.y_i)_i) / 2
 
-DALL-E (arXiv:2102.12092) keeps, of many images drawn for a text, those with the greatest x.y; so do `score` and
-`for_texts` here.
+DALL-E (arXiv:2102.12092) draws many images for a text and keeps those with the largest x.y; `score` and `for_texts` do
+the same.
 
-Deviations, all for few images and one core.  The image's network is a residual one of 3x3 convolutions without
-normalisation, the last of each branch starting at zero; its last map is small and read as a whole, for captions tell
-where things are, in place of attention pooling.  Or it is a trained network of `chainrule.evaluation`, which stays as
-it is, and a linear map of its features: what that knows of pictures need not be learned from few.  The text is read both
-ways and its tokens are averaged, in place of a causal transformer whose last token counts.  Pairs whose captions are
-the same are not held against one another.
+Deviations, all because the data sets are small and the computer has few cores:
+
+* The image network is a residual network of 3x3 convolutions without normalisation.  The last convolution of each branch
+  starts at zero.  The last map is small and is flattened instead of pooled by attention, because captions say where
+  things are.
+* Alternatively the image network is a frozen network of `scorers.features` with a trained linear map of its features:
+  general features of images need not be learned from few images.
+* The text network attends in both directions and averages its tokens, instead of a causal transformer that reads the
+  last token.
+* Pairs with equal captions are not negatives of each other.
 
 Shape letters: B images or texts, T tokens, E width.
 """
@@ -34,11 +39,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..config import build_dataclass, to_plain
-from ..evaluation import load_features
 from ..layers.encoder_decoder import MLP, EncoderBlock
 from ..layers.transformer import STD, initialize
 from ..pipeline import FORMAT, read_config, read_weights, write_model
 from ..text.bpe import TextTokenizer, read_text_tokenizer
+from .features import load_features
 
 SMALLEST = 4
 """The side, in positions, to which images are halved."""

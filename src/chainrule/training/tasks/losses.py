@@ -12,7 +12,7 @@ from ..engine.task import Adversary
 from .discriminators import Discriminator, build_discriminator
 
 if TYPE_CHECKING:
-    from ...evaluation.features import FeatureNetwork
+    from ...scorers.features import FeatureNetwork
 
 DELTA = 1e-4
 LARGEST_WEIGHT = 1e4
@@ -27,7 +27,7 @@ class PerceptualLoss(nn.Module):
 
     def forward(self, target: Tensor, images: Tensor) -> Tensor:
         """Both float (B, 1 or 3, H, W) in about [0, 1] -> a scalar; only `images` may have a gradient."""
-        from ...evaluation.features import perceptual_distance
+        from ...scorers.features import perceptual_distance
 
         with torch.autocast(images.device.type, enabled=False):  # depthwise convolutions are faster in float32 here
             with torch.no_grad():
@@ -38,7 +38,7 @@ class PerceptualLoss(nn.Module):
 
 def load_perceptual_loss(config: PerceptualConfig) -> PerceptualLoss:
     """The perceptual loss of a recipe; raises ValueError where the network's weights cannot be had."""
-    from ...evaluation.features import load_features
+    from ...scorers.features import load_features
 
     return PerceptualLoss(load_features(config.network, config.side))
 
