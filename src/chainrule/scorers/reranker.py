@@ -1,8 +1,8 @@
 """CLIP: Radford et al., "Learning Transferable Visual Models From Natural Language Supervision", arXiv:2103.00020.
 
-One network maps an image and another one a text to a vector of length 1: x_i and y_i for the i-th of B pairs.  The loss
-is InfoNCE in both directions (figure 3 of the paper), with a learned scale s, the exponential of a parameter and at most
-100:
+One network maps an image and another one a text to a vector of length 1: x_i and y_i for the i-th of B pairs.
+The loss is InfoNCE in both directions (figure 3 of the paper), with a learned scale s, the exponential of a parameter
+and at most 100:
 
     loss = (mean_i -log softmax_j(s x_i.y_j)_i + mean_i -log softmax_j(s x_j.y_i)_i) / 2
 
@@ -11,9 +11,9 @@ the same.
 
 Deviations, all because the data sets are small and the computer has few cores:
 
-* The image network is a residual network of 3x3 convolutions without normalisation.  The last convolution of each branch
-  starts at zero.  The last map is small and is flattened instead of pooled by attention, because captions say where
-  things are.
+* The image network is a residual network of 3x3 convolutions without normalisation.  Each branch ends in a convolution
+  that starts at zero.  The last map is small and is flattened instead of pooled by attention, because captions say
+  where things are.
 * Alternatively the image network is a frozen network of `scorers.features` with a trained linear map of its features:
   general features of images need not be learned from few images.
 * The text network attends in both directions and averages its tokens, instead of a causal transformer that reads the
