@@ -76,8 +76,11 @@ def module_tensors(module: Stub, prefix: str = "") -> dict[str, Tensor]:
 
 def sha256(path: str | os.PathLike) -> str:
     """The sha256 of a file, in hexadecimal."""
+    digest = hashlib.sha256()
     with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def _is_safetensors(start: bytes, path: Path) -> bool:
