@@ -18,8 +18,10 @@ import yaml
 
 import chainrule
 from chainrule.core import LearnedTokenizer
-from chainrule.pipeline import PRETRAINED, SUPER_RESOLUTION, find, read_config, tokenizer_hash
-from chainrule.saving.artefact import (
+from chainrule.saving.folder import SUPER_RESOLUTION, read_config, tokenizer_hash
+from chainrule.saving.hub import PRETRAINED, find
+from chainrule.scorers import load_scorer
+from chainrule.zoo import (
     has_prior,
     load_super_resolution,
     load_tokenizer,
@@ -27,7 +29,6 @@ from chainrule.saving.artefact import (
     save_super_resolution,
     save_tokenizer,
 )
-from chainrule.scorers import load_scorer
 
 MAX_BYTES = 8_000_000
 

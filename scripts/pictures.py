@@ -1,6 +1,6 @@
 """Makes the pictures of tokenizers in docs: what they give back of the same test images.
 
-    python scripts/pictures.py emoji_vqvae emoji_vqgan     # docs/pictures/NAME-reconstructions.png
+python scripts/pictures.py emoji_vqvae emoji_vqgan     # docs/pictures/NAME-reconstructions.png
 """
 
 import sys
@@ -11,7 +11,7 @@ import torch
 import chainrule
 from chainrule.config import build_dataclass
 from chainrule.data import DataConfig, load
-from chainrule.saving.artefact import load_tokenizer, read_card
+from chainrule.zoo import load_tokenizer, read_card
 
 PICTURES = Path(__file__).resolve().parents[1] / "docs" / "pictures"
 COUNT, COLUMNS = 24, 12

@@ -1,7 +1,7 @@
 """Prints the tables of docs from the records: nothing in them is typed by hand.
 
-    python scripts/tables.py tokenizers     # docs/experiments/tokenizers.md
-    python scripts/tables.py priors         # README.md
+python scripts/tables.py tokenizers     # docs/experiments/tokenizers.md
+python scripts/tables.py priors         # README.md
 """
 
 import argparse
@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import chainrule
-from chainrule.pipeline import find, read_config
+from chainrule.saving.folder import read_config
+from chainrule.saving.hub import find
 
 RECORDS = Path(__file__).resolve().parents[1] / "docs" / "records"
 PRIORS = ("emoji_pixelsnail", "emoji_gpt", "emoji_rq_transformer", "emoji_parti", "shapes_parti", "shapes_dalle")

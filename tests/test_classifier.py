@@ -9,11 +9,10 @@ import torch
 import yaml
 
 import chainrule
-from chainrule import Pipeline
+from chainrule import Pipeline, zoo
 from chainrule.config import build_recipe
 from chainrule.data import DataConfig, ImageDataset
 from chainrule.priors.pixelcnn import PixelCNN, PixelCNNConfig
-from chainrule.saving import artefact
 from chainrule.scorers import load_scorer
 from chainrule.scorers.classifier import Classifier, ClassifierConfig
 from chainrule.tokenizers.pixels import Pixels, PixelsConfig
@@ -69,15 +68,15 @@ def test_a_saved_classifier_is_the_same(tmp_path):
     again = load_scorer(tmp_path / "scorer")
     assert again.config == CONFIG and not again.training
     assert torch.equal(again(noise(3)), build()(noise(3)))
-    assert artefact.read_card(tmp_path / "scorer") == {"licence": "none"}
+    assert zoo.read_card(tmp_path / "scorer") == {"licence": "none"}
 
 
 def test_classifiers_and_models_are_told_apart(tmp_path):
     build().save(tmp_path / "scorer")
-    for open_other in (chainrule.load, artefact.load_tokenizer):
+    for open_other in (chainrule.load, zoo.load_tokenizer):
         with pytest.raises(ValueError, match=r"holds a scorer.*chainrule\.scorers\.load_scorer"):
             open_other(tmp_path / "scorer")
-    artefact.save_tokenizer(Pixels(PixelsConfig(8, 8, 1, 2)), tmp_path / "tokenizer")
+    zoo.save_tokenizer(Pixels(PixelsConfig(8, 8, 1, 2)), tmp_path / "tokenizer")
     with pytest.raises(ValueError, match="holds no scorer"):
         load_scorer(tmp_path / "tokenizer")
     (tmp_path / "scorer" / "classifier.safetensors").unlink()
@@ -142,7 +141,7 @@ def test_a_recipe_trains_a_classifier_and_goes_on(tmp_path, stripes):
     assert result.metrics["accuracy"] == pytest.approx(right) and right > 0.9
     nats = -scorer.for_labels(data.labels)(data.images).mean().item()
     assert result.metrics["nats"] == pytest.approx(nats, rel=1e-3)
-    assert artefact.read_card(tmp_path / "run")["recipe"]["classifier"]["num_classes"] == data.num_classes
+    assert zoo.read_card(tmp_path / "run")["recipe"]["classifier"]["num_classes"] == data.num_classes
     again = fit(tmp_path / "run" / "recipe.yaml", tmp_path / "run", ["training.steps=31"], quiet=True)
     assert again.steps == 31
     with pytest.raises(ValueError, match=r"another recipe: classifier\.width was 16 and is 8"):

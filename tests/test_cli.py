@@ -121,7 +121,7 @@ def test_without_a_command_the_help_is_printed():
 
 
 def test_models(here, models, monkeypatch):
-    monkeypatch.setattr("chainrule.pipeline.PRETRAINED", models)
+    monkeypatch.setattr("chainrule.saving.hub.PRETRAINED", models)
     assert "81.23 ± 0.25" in run("models")
     rows = {row["name"]: row for row in json.loads(run("models", "--json"))}
     assert set(rows) == {"plain", "classes", "colour"}

@@ -18,8 +18,8 @@ from chainrule.data import ImageDataset
 from chainrule.evaluation import psnr, ssim
 from chainrule.images import to_pil
 from chainrule.official import Imported
-from chainrule.saving.artefact import load_tokenizer, save_tokenizer
 from chainrule.saving.code_file import _pack, _unpack
+from chainrule.zoo import load_tokenizer, save_tokenizer
 from test_cli import refused, run
 from test_reconstruction import Brightness, noise
 
@@ -238,7 +238,7 @@ def test_info_and_models_of_a_tokenizer_alone(here, models, monkeypatch):
     assert value["tokenizer"]["name"] == "vqvae2" and "prior" not in value and "num_classes" not in value
     assert len(value["codes"]) == 2 and value["card"] == CARD and len(value["tokenizer_hash"]) == 64
     assert "vqvae2" in run("info", "levels")
-    monkeypatch.setattr("chainrule.pipeline.PRETRAINED", models)
+    monkeypatch.setattr("chainrule.saving.hub.PRETRAINED", models)
     rows = {row["name"]: row for row in json.loads(run("models", "--json"))}
     assert rows["levels"]["system"] == "vqvae2" and rows["pixels"]["parameters"] == 0
     assert "tokenizer without a prior" in refused("sample", "levels")

@@ -14,8 +14,8 @@ from chainrule.core import entry
 from chainrule.evaluation.records import weights_sha256
 from chainrule.official import convert, importers
 from chainrule.official.reader import sha256
-from chainrule.pipeline import tokenizer_hash
-from chainrule.saving.artefact import load_tokenizer, read_card, save_tokenizer
+from chainrule.saving.folder import tokenizer_hash
+from chainrule.zoo import load_tokenizer, read_card, save_tokenizer
 
 FIXTURES = Path(
     os.environ.get("CHAINRULE_FIXTURES", Path(__file__).resolve().parents[1].parent / "shared" / "fixtures")
@@ -142,7 +142,7 @@ def test_a_model_shares_the_tokenizer_of_another(tmp_path, monkeypatch):
     config = yaml.safe_load(path.read_text())
     config["tokenizer"]["weights"] = "codes"
     path.write_text(yaml.safe_dump(config))
-    monkeypatch.setattr("chainrule.pipeline.PRETRAINED", tmp_path)
+    monkeypatch.setattr("chainrule.saving.hub.PRETRAINED", tmp_path)
     assert tokenizer_hash(chainrule.load("model").tokenizer) == tokenizer_hash(tokenizer)
     assert tokenizer_hash(load_tokenizer("model")) == tokenizer_hash(tokenizer)
     save_tokenizer(entry("tokenizers", "vit_vqgan").model(TINY), tmp_path / "codes")

@@ -11,10 +11,11 @@ import chainrule
 from chainrule.config import build_dataclass, build_recipe, to_plain, write_yaml
 from chainrule.core import Tokenizer, entries, entry
 from chainrule.data import ImageDataset
-from chainrule.pipeline import Pipeline, tokenizer_hash
+from chainrule.pipeline import Pipeline
 from chainrule.priors.pixelcnn import PixelCNN, PixelCNNConfig
-from chainrule.saving.artefact import read_card, save_tokenizer
+from chainrule.saving.folder import tokenizer_hash
 from chainrule.training import fit, tokenizer_task
+from chainrule.zoo import read_card, save_tokenizer
 from test_cli import refused, run
 
 CHANGES = {

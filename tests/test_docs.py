@@ -73,8 +73,8 @@ def test_readme_commands(tmp_path, monkeypatch):
 @pytest.mark.parametrize("record", sorted((ROOT / "docs" / "records").glob("*-test.json")), ids=lambda path: path.stem)
 def test_records_are_of_the_bundled_weights(record):
     from chainrule.evaluation.records import LikelihoodRecord, read_record, weights_sha256
-    from chainrule.pipeline import find
-    from chainrule.saving.artefact import read_card
+    from chainrule.saving.hub import find
+    from chainrule.zoo import read_card
 
     value = read_record(record)
     if value.model not in chainrule.models():
@@ -91,7 +91,7 @@ def test_records_are_of_the_bundled_weights(record):
 
 
 def test_bundled_models_are_small_and_have_cards():
-    from chainrule.saving.artefact import read_card
+    from chainrule.zoo import read_card
 
     sizes = []
     for name in chainrule.models():
@@ -115,8 +115,8 @@ def test_recipes_train(name, tmp_path):
 
     A perceptual loss takes part where the weights of its network are installed.
     """
-    from chainrule.saving.artefact import read_card
     from chainrule.training import fit
+    from chainrule.zoo import read_card
 
     header = find_recipe(name).read_text(encoding="utf-8")
     for word in ("Command:", "Hardware:", "Minutes:", "Expected:", "Measured:"):

@@ -14,7 +14,7 @@ from chainrule.core import Context
 from chainrule.decoding import Filter, sample
 from chainrule.official import convert, import_release, kakao_rqtransformer, kakao_rqvae
 from chainrule.official.reader import read_checkpoint, sha256
-from chainrule.saving.artefact import read_card
+from chainrule.zoo import read_card
 
 FIXTURES = Path(
     os.environ.get("CHAINRULE_FIXTURES", Path(__file__).resolve().parents[1].parent / "shared" / "fixtures")

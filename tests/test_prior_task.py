@@ -13,13 +13,13 @@ from chainrule import config
 from chainrule.config import EvaluationConfig, ModelConfig, Recipe, SavedTokenizer, TextConfig, TrainingConfig
 from chainrule.core import entry
 from chainrule.data import DataConfig, ImageDataset, augment
-from chainrule.pipeline import tokenizer_hash
 from chainrule.priors.gated_pixelcnn import GatedPixelCNN
-from chainrule.saving.artefact import load_tokenizer, save_tokenizer
+from chainrule.saving.folder import tokenizer_hash
 from chainrule.tokenizers.vqvae import VQVAE, VQVAEConfig
 from chainrule.training import fit, prior_task
 from chainrule.training.run import check_folder
 from chainrule.training.tasks.codes import encode
+from chainrule.zoo import load_tokenizer, save_tokenizer
 
 TINY = VQVAEConfig(8, 12, 1, hidden_channels=8, residual_channels=4, codebook_size=12, dim=3)
 

@@ -15,7 +15,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from chainrule import config
+from chainrule import config, zoo
 from chainrule.config import (
     AdversarialConfig,
     EvaluationConfig,
@@ -27,7 +27,6 @@ from chainrule.config import (
 )
 from chainrule.core import LearnedTokenizer, entries
 from chainrule.data import DataConfig, ImageDataset, load
-from chainrule.saving import artefact
 from chainrule.tokenizers.vqvae import VQVAE, VQVAEConfig
 from chainrule.training import Hardware, TokenizerTask, fit, tokenizer_task, train
 from chainrule.training.tasks.losses import ImageLosses, adaptive_weight, known_loss
@@ -182,7 +181,7 @@ def test_training_lowers_the_loss_and_leaves_a_tokenizer(tmp_path):
     result = run(build(), tmp_path, replace(TRAINING, steps=80))
     losses = columns(tmp_path)["loss"]
     assert losses[-1] < 0.5 * losses[0]
-    tokenizer = artefact.load_tokenizer(tmp_path)
+    tokenizer = zoo.load_tokenizer(tmp_path)
     images = shapes("test[:40]").images
     decoded = tokenizer.decode(tokenizer.encode(images))
     error = (decoded.double() - images.double()).square().flatten(1).mean(1)
@@ -191,7 +190,7 @@ def test_training_lowers_the_loss_and_leaves_a_tokenizer(tmp_path):
     assert result.metrics["usage"] == pytest.approx((counts > 0).double().mean().item())
     share = counts / counts.sum()
     assert result.metrics["perplexity"] == pytest.approx(torch.special.entr(share).sum().exp().item(), rel=1e-5)
-    assert artefact.read_card(tmp_path)["metrics"] == result.metrics
+    assert zoo.read_card(tmp_path)["metrics"] == result.metrics
     assert len(list((tmp_path / "samples").iterdir())) == 2
 
 
@@ -277,7 +276,7 @@ def test_recipe_without_prior_trains_its_tokenizer(tmp_path):
     assert tokenizer_task(config.read_recipe(path))[1] == plain
     assert fit(path, tmp_path / "run", quiet=True).steps == 4
     assert fit(path, tmp_path / "run", quiet=True).steps == 4  # the same recipe: nothing is left to do
-    card = artefact.read_card(tmp_path / "run")
+    card = zoo.read_card(tmp_path / "run")
     assert card["steps"] == 4 and card["recipe"]["losses"] == plain["losses"]
 
 

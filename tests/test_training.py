@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from chainrule import config
+from chainrule import config, load
 from chainrule.config import EvaluationConfig, ModelConfig, Recipe, TrainingConfig
 from chainrule.data import DataConfig, ImageDataset
 from chainrule.images import image_grid
@@ -169,8 +169,6 @@ def test_unknown_model_fields_are_named(halves):
 
 
 def test_fit_trains_saves_and_resumes(halves, tmp_path):
-    from chainrule import pipeline as chainrule
-
     recipe = tmp_path / "halves.yaml"
     plain = prior_task(RECIPE)[1]
     recipe.write_text(config.write_yaml(plain))
@@ -182,7 +180,7 @@ def test_fit_trains_saves_and_resumes(halves, tmp_path):
     assert first.metrics["nats"] < 0.5 * uniform
     assert result.steps == 60 and result.metrics["nats"] < first.metrics["nats"]
     assert (out / "samples" / "step-00000060.png").is_file()
-    pipeline = chainrule.load(out / "model")
+    pipeline = load(out / "model")
     assert pipeline.sample(2, label=1, seed=0).shape == (2, 1, 4, 6)
 
     with pytest.raises(ValueError, match="run of another recipe: training.learning_rate was 0.02 and is 0.01"):

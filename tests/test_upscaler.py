@@ -15,12 +15,12 @@ from chainrule.config import build_recipe, parse_yaml, read_recipe
 from chainrule.data import DataConfig, ImageDataset, load
 from chainrule.evaluation import psnr
 from chainrule.images import to_pil
-from chainrule.pipeline import tokenizer_hash
-from chainrule.saving.artefact import read_card, save_super_resolution, save_tokenizer
+from chainrule.saving.folder import tokenizer_hash
 from chainrule.scorers import load_scorer
 from chainrule.tokenizers.vqvae import VQVAE, VQVAEConfig
 from chainrule.training import Hardware, fit, super_resolution_task, train
 from chainrule.upscaling.upscaler import PRESETS, Upscaler, UpscalerConfig
+from chainrule.zoo import read_card, save_super_resolution, save_tokenizer
 from test_cli import refused, run, tiny
 
 
@@ -207,7 +207,7 @@ def test_on_the_command_line(tmp_path, monkeypatch):
 
 def test_it_is_listed_and_described(tmp_path, monkeypatch):
     save_super_resolution(untrained(), tmp_path / "double", {"metrics": {"psnr": 30.0, "psnr_bicubic": 29.0}})
-    monkeypatch.setattr("chainrule.pipeline.PRETRAINED", tmp_path)
+    monkeypatch.setattr("chainrule.saving.hub.PRETRAINED", tmp_path)
     (row,) = json.loads(run("models", "--json"))
     count = sum(parameter.numel() for parameter in untrained().parameters())
     assert row["system"] == "super_resolution" and row["parameters"] == count

@@ -9,14 +9,15 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from .images import grid, to_pil
-    from .pipeline import Pipeline, load, models
-    from .saving.artefact import load_super_resolution, load_tokenizer
+    from .pipeline import Pipeline
+    from .saving.hub import models
+    from .zoo import load, load_super_resolution, load_tokenizer
 
 __all__ = ["Pipeline", "grid", "load", "load_super_resolution", "load_tokenizer", "models", "to_pil"]
 
 _HOMES = {
-    "Pipeline": "pipeline", "grid": "images", "load": "pipeline", "load_super_resolution": "saving.artefact",
-    "load_tokenizer": "saving.artefact", "models": "pipeline", "to_pil": "images",
+    "Pipeline": "pipeline", "grid": "images", "load": "zoo", "load_super_resolution": "zoo", "load_tokenizer": "zoo",
+    "models": "saving.hub", "to_pil": "images",
 }  # fmt: skip
 
 

@@ -5,82 +5,24 @@ On disk a pipeline is a folder of `config.yaml`, one `*.safetensors` per part, a
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
-import re
-import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import Tensor
 
-from .config import build_dataclass, to_plain
-from .core import CodeSpec, Context, LearnedTokenizer, Prior, Tokenizer, entry
+from .core import Context, LearnedTokenizer, Prior, Tokenizer
 from .decoding import Filter, Guided, GuidedContext, Known, Scorer, complete, image_seeds, keep_best, sample
 from .decoding.sampling import OnCode
 from .images import extend
-from .kernels.transformer import quantize_rows
-from .text.bpe import TextTokenizer, read_text_tokenizer
+from .saving.folder import FORMAT, describe, tokenizer_hash, write_model
+from .text.bpe import TextTokenizer
 
-FORMAT = 1
-SUPER_RESOLUTION = "super_resolution"
-"""The `kind` of a folder that holds one, and the name of its weights."""
-PRETRAINED = Path(__file__).with_name("pretrained")
-SCALE = "::scale"
-"""Ends the name of the scales of a tensor that is stored in int8."""
 OnImage = Callable[[int, Callable[[], Tensor]], None]
 """Called after each code with the number of codes known and a function that gives the images so far."""
-
-
-def models() -> list[str]:
-    """Names of the bundled models."""
-    return sorted(folder.parent.name for folder in PRETRAINED.glob("*/config.yaml"))
-
-
-def load(name: str | os.PathLike, device: str = "cpu") -> Pipeline:
-    """A pipeline by the name of a bundled model, a folder, or a hub id such as "user/model".
-
-    Raises:
-        ValueError: nothing of that name, or files that do not belong together.
-    """
-    return _read(find(name)).to(device)
-
-
-def find(name: str | os.PathLike) -> Path:
-    """The folder that `load` reads.
-
-    Raises:
-        ValueError: nothing of that name.
-    """
-    text = os.fspath(name)
-    if text in models():
-        return PRETRAINED / text
-    folder = Path(text)
-    if (folder / "model" / "config.yaml").is_file():  # the folder of a training run
-        folder = folder / "model"
-    if (folder / "config.yaml").is_file():
-        return folder
-    if folder.exists():
-        raise ValueError(f"{text} is no saved model: a folder with config.yaml is needed")
-    if re.fullmatch(r"[\w.-]+/[\w.-]+", text):
-        from huggingface_hub import snapshot_download
-        from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
-
-        try:
-            return Path(snapshot_download(text, allow_patterns=["*.yaml", "*.safetensors", "*.json", "*.txt"]))
-        except (HfHubHTTPError, LocalEntryNotFoundError) as error:
-            raise ValueError(f"{text} is neither a folder nor a model on the hub ({type(error).__name__})") from error
-    near = get_close_matches(text, models(), n=1)
-    hint = f"did you mean {near[0]!r}?" if near else f"bundled are: {', '.join(models()) or 'none'}"
-    raise ValueError(f"no model is called {text!r} and there is no such folder; {hint}")
 
 
 class Pipeline:
@@ -446,173 +388,3 @@ def check_text_tokenizer(text_tokenizer: TextTokenizer, prior: Prior) -> None:
             f"the prior reads texts of {prior.text_length} tokens in 0..{prior.text_vocab_size - 1}, the text "
             f"tokenizer gives {text_tokenizer.length} in 0..{text_tokenizer.text_vocab_size - 1}"
         )
-
-
-def write_model(
-    folder: Path, config: Mapping[str, Any], parts: Mapping[str, nn.Module], files: Mapping[str, str] = {},
-    dtypes: Mapping[str, torch.dtype | None] = {},
-) -> None:  # fmt: skip
-    """Writes config.yaml, `NAME.safetensors` per part (floats as `dtypes` has it), and text files by name; a folder
-    that holds a model is replaced as a whole.
-
-    Raises:
-        ValueError: the folder exists and is not a saved model.
-    """
-    if folder.exists() and not (folder / "config.yaml").is_file() and (folder.is_file() or any(folder.iterdir())):
-        raise ValueError(f"{folder} exists and is no saved model; choose another folder")
-    parent = folder.absolute().parent
-    parent.mkdir(parents=True, exist_ok=True)
-    new, old = parent / f".{folder.name}.new", parent / f".{folder.name}.old"
-    shutil.rmtree(new, ignore_errors=True)
-    shutil.rmtree(old, ignore_errors=True)
-    new.mkdir()
-    for name, part in parts.items():
-        tensors = {key: value.detach().cpu().contiguous() for key, value in part.state_dict().items()}
-        dtype = dtypes.get(name)
-        if dtype is torch.int8:
-            tensors = _to_int8(tensors)
-        elif dtype is not None:
-            tensors = {key: value.to(dtype) if value.is_floating_point() else value for key, value in tensors.items()}
-        if tensors:
-            save_file(tensors, new / f"{name}.safetensors")
-    for name, content in files.items():
-        (new / name).write_text(content, encoding="utf-8")
-    (new / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False, allow_unicode=True), encoding="utf-8")
-    if folder.exists():
-        folder.rename(old)
-    new.rename(folder)
-    shutil.rmtree(old, ignore_errors=True)
-
-
-def tokenizer_hash(tokenizer: Tokenizer) -> str:
-    """sha256 of a tokenizer's config and weights: what a prior was trained on."""
-    digest = hashlib.sha256(json.dumps(describe("tokenizers", tokenizer), sort_keys=True).encode())
-    for key, value in sorted(tokenizer.state_dict().items()):
-        digest.update(key.encode())
-        digest.update(value.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
-
-
-def describe(kind: str, model: nn.Module) -> dict[str, Any]:
-    """Name and config of a part, as config.yaml holds them, and that of its encoder where it was built by another."""
-    encoder = getattr(model, "encoder_config", None)
-    plain = {"name": model.name, "config": to_plain(model.config)}
-    return plain if encoder is None else plain | {"encoder_config": to_plain(encoder)}
-
-
-def read_config(folder: Path) -> Mapping[str, Any]:
-    """config.yaml of a saved model; raises ValueError if it is damaged or of another format."""
-    path = folder / "config.yaml"
-    try:
-        config = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise ValueError(f"{path} is damaged, it is no readable YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(config, Mapping) or config.get("format") != FORMAT:
-        raise ValueError(f"{path} is not a model of format {FORMAT}; save it again with this version of chainrule")
-    return config
-
-
-def refuse_kind(folder: Path, config: Mapping[str, Any]) -> None:
-    """Raises ValueError if a folder holds no model of images but one that doubles or judges them."""
-    if config.get("kind") == SUPER_RESOLUTION:
-        raise ValueError(
-            f"{folder} holds a super-resolution, which draws nothing by itself; open it with "
-            "chainrule.load_super_resolution, or give it to chainrule sample as --upscaler"
-        )
-    if "kind" in config:
-        raise ValueError(
-            f"{folder} holds a scorer ({config['kind']}), which draws nothing; open it with "
-            "chainrule.scorers.load_scorer, or give it to chainrule sample as --reranker"
-        )
-
-
-def _read(folder: Path) -> Pipeline:
-    config, path = read_config(folder), folder / "config.yaml"
-    refuse_kind(folder, config)
-    if "tokenizer" in config and "prior" not in config:
-        raise ValueError(f"{folder} holds a tokenizer without a prior; open it with chainrule.load_tokenizer")
-    if not (
-        _holds(config, "tokenizer", "prior", "class_names", "card")
-        and _holds(config["tokenizer"], "name", "config")
-        and _holds(config["prior"], "name", "config", "codes", "tokenizer_hash")
-        and all(isinstance(part, Mapping) for part in (config["prior"]["config"], config["tokenizer"]["config"]))
-        and isinstance(config["card"], Mapping)
-    ):
-        raise ValueError(f"{path} is incomplete or damaged; copy it again")
-    tokenizer = read_tokenizer(folder, config["tokenizer"])
-    prior = read_part(folder, "priors", config["prior"])
-    prior.null_label = config["prior"].get("null_label", False)
-    if config["prior"]["tokenizer_hash"] != tokenizer_hash(tokenizer):
-        raise ValueError(f"the prior in {folder} was trained on the codes of another tokenizer than the one beside it")
-    text = config.get("text_tokenizer")
-    if text is None:
-        return Pipeline(tokenizer, prior, config["class_names"], config["card"])
-    if not _holds(text, "name", "config"):
-        raise ValueError(f"{path} is incomplete or damaged; copy it again")
-    text_tokenizer = read_text_tokenizer(folder, text["name"], text["config"])
-    if config["prior"].get("text_hash") != text_tokenizer.hash():
-        raise ValueError(f"the prior in {folder} was trained on another text tokenizer than the one beside it")
-    return Pipeline(tokenizer, prior, config["class_names"], config["card"], text_tokenizer)
-
-
-def _holds(value: Any, *keys: str) -> bool:
-    return isinstance(value, Mapping) and all(key in value for key in keys)
-
-
-def read_tokenizer(folder: Path, description: Mapping[str, Any]) -> Tokenizer:
-    """The tokenizer that config.yaml in `folder` describes; `weights` names another model that holds them."""
-    other = description.get("weights")
-    return read_part(find(other) if other else folder, "tokenizers", description)
-
-
-def read_part(folder: Path, kind: str, description: Mapping[str, Any]) -> Any:
-    """Builds a part and reads its weights."""
-    model, where = entry(kind, description["name"]), str(folder / "config.yaml")
-    config = build_dataclass(model.config, description["config"], where)
-    arguments = (CodeSpec.from_dict(description["codes"]), config) if "codes" in description else (config,)
-    if "encoder_config" in description:
-        encoder_config = build_dataclass(model.config, description["encoder_config"], where)
-        part = model.model(encoder_config).with_decoder(config)
-    else:
-        part = model.model(*arguments)
-    if part.state_dict():
-        read_weights(part, folder / f"{kind[:-1]}.safetensors")
-    return part
-
-
-def read_weights(part: nn.Module, path: Path) -> None:
-    """Gives a part the weights of a file; raises ValueError where it is missing, damaged or of another architecture."""
-    try:
-        tensors = load_file(path)
-    except (FileNotFoundError, SafetensorError) as error:
-        raise ValueError(f"{path} is missing or damaged ({error}); copy it again") from error
-    tensors = _from_int8(tensors)
-    shapes = {key: tuple(value.shape) for key, value in part.state_dict().items()}
-    for key, shape in shapes.items():
-        found = tuple(tensors[key].shape) if key in tensors else "nothing"
-        if found != shape:
-            raise ValueError(f"{path} holds weights of another architecture: {key} should be {shape}, is {found}")
-    if extra := sorted(set(tensors) - set(shapes)):
-        raise ValueError(f"{path} holds weights of another architecture: {extra[0]} has no place")
-    part.load_state_dict(tensors)
-
-
-def _to_int8(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Rows of matrices and filters as whole numbers in -127..127 beside their scales; vectors as they are."""
-    narrow = {}
-    for name, value in tensors.items():
-        if value.ndim > 1 and value.is_floating_point():
-            rows, scale = quantize_rows(value.flatten(1))
-            narrow[name + SCALE], value = scale[:, None], rows.reshape(value.shape)
-        narrow[name] = value
-    return narrow
-
-
-def _from_int8(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """What `_to_int8` was given, but for rounding; other tensors as they are."""
-    wide = {name: value for name, value in tensors.items() if not name.endswith(SCALE)}
-    for name in wide:
-        if name + SCALE in tensors:
-            rows = wide[name].flatten(1).float() * tensors[name + SCALE]
-            wide[name] = rows.reshape(wide[name].shape)
-    return wide

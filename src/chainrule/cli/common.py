@@ -74,7 +74,7 @@ Features = Annotated[
 
 def open_model(name: str, device: str = "cpu") -> Pipeline:
     """The model `name`; raises ValueError if there is none or it cannot be on `device`."""
-    from ..pipeline import load
+    from ..zoo import load
 
     check_device(device)
     return load(name, device)
@@ -82,7 +82,7 @@ def open_model(name: str, device: str = "cpu") -> Pipeline:
 
 def open_tokenizer(name: str, device: str = "cpu") -> Tokenizer:
     """The tokenizer of the model `name`, which needs no prior; raises ValueError as `open_model`."""
-    from ..saving.artefact import load_tokenizer
+    from ..zoo import load_tokenizer
 
     check_device(device)
     return load_tokenizer(name, device)
@@ -94,7 +94,7 @@ def open_upscalers(names: Sequence[str] | None, channels: int, device: str = "cp
     Raises:
         ValueError: no such super-resolution, or one of other channels.
     """
-    from ..saving.artefact import load_super_resolution
+    from ..zoo import load_super_resolution
 
     models = [load_super_resolution(name, device) for name in names or ()]
     for name, model in zip(names or (), models, strict=True):

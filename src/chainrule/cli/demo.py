@@ -44,9 +44,8 @@ def demo(
     import torch
 
     from ..images import grid
-    from ..pipeline import load
-    from ..pipeline import models as names
-    from ..saving.artefact import has_prior
+    from ..saving.hub import models as names
+    from ..zoo import has_prior, load
     from .pictures import automatic_scale, captioned, enlarge, heat, hide, write_gif, write_png
 
     since = time.monotonic()

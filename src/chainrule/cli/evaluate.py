@@ -115,7 +115,7 @@ def evaluate(
     if record is not None:
         check_file(record, ".json", force, "--record")
     from ..evaluation.measure import data_config, measure_likelihood, measure_tokenizer
-    from ..saving.artefact import has_prior
+    from ..zoo import has_prior
 
     result: Record
     if has_prior(model):
@@ -179,7 +179,7 @@ def _repeat(
 ) -> None:
     from ..evaluation.measure import measure_likelihood, measure_tokenizer
     from ..evaluation.records import LikelihoodRecord, read_record
-    from ..saving.artefact import has_prior
+    from ..zoo import has_prior
 
     old = read_record(source)
     if record is not None:

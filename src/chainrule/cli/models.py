@@ -19,8 +19,8 @@ def models(json: Json = False) -> None:
       chainrule models
       chainrule models --json
     """
-    from ..pipeline import find
-    from ..pipeline import models as names
+    from ..saving.hub import find
+    from ..saving.hub import models as names
 
     rows = [_row(name, find(name)) for name in names()]
     if json:
@@ -48,8 +48,9 @@ def info(model: Model, json: Json = False) -> None:
     """
     from ..config import write_yaml
     from ..evaluation.records import weights_sha256
-    from ..pipeline import find, read_config
-    from ..saving.artefact import read_card
+    from ..saving.folder import read_config
+    from ..saving.hub import find
+    from ..zoo import read_card
 
     folder = find(model)
     config = read_config(folder)
@@ -69,8 +70,8 @@ def info(model: Model, json: Json = False) -> None:
 def _parts(model: str) -> dict[str, Any]:
     """The tokenizer, the codes and the prior, if any, of a model."""
     from ..config import to_plain
-    from ..pipeline import tokenizer_hash
-    from ..saving.artefact import has_prior
+    from ..saving.folder import tokenizer_hash
+    from ..zoo import has_prior
 
     pipeline = open_model(model) if has_prior(model) else None
     tokenizer = open_tokenizer(model) if pipeline is None else pipeline.tokenizer
@@ -137,7 +138,7 @@ def _parameters(folder: Path) -> int:
 
 def _count(path: Path) -> int:
     """Numbers in a safetensors file, by its header: 8 bytes of length, then JSON."""
-    from ..pipeline import SCALE
+    from ..saving.weights import SCALE
 
     with open(path, "rb") as file:
         header = json_module.loads(file.read(int.from_bytes(file.read(8), "little")))

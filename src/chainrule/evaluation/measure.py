@@ -18,9 +18,11 @@ from ..core import LearnedTokenizer, Tokenizer
 from ..data import Batch, DataConfig, ImageDataset, binarize, load
 from ..data.cache import cached_arrays
 from ..decoding import image_seeds
-from ..pipeline import Pipeline, find, tokenizer_hash
+from ..pipeline import Pipeline
 from ..progress import progress
-from ..saving.artefact import read_card
+from ..saving.folder import tokenizer_hash
+from ..saving.hub import find
+from ..zoo import read_card
 from . import generation_quality, likelihood, load_features, pooled_features, tokenizer_quality
 from .records import LikelihoodRecord, SampleSettings, SamplesRecord, TokenizerRecord, weights_sha256
 

@@ -18,8 +18,8 @@ from types import ModuleType
 
 from ..core import Prior, Tokenizer
 from ..pipeline import Pipeline
-from ..saving.artefact import save_tokenizer
 from ..text.bpe import TextTokenizer
+from ..zoo import save_tokenizer
 from .reader import read_checkpoint
 
 

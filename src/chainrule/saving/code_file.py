@@ -20,7 +20,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from ..core import Codes, Tokenizer
-from ..pipeline import tokenizer_hash
+from ..saving.folder import tokenizer_hash
 
 CODES_FORMAT = "chainrule-codes-1"
 

@@ -21,7 +21,8 @@ def load_scorer(name: str | os.PathLike, device: str = "cpu") -> Any:
     Raises:
         ValueError: nothing of that name, a model of another kind, damaged files, or a missing package.
     """
-    from ..pipeline import find, models, read_config
+    from ..saving.folder import read_config
+    from ..saving.hub import find, models
     from .classifier import Classifier
     from .public_clip import PublicCLIP
     from .reranker import Reranker

@@ -31,7 +31,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..config import build_dataclass, to_plain
-from ..pipeline import FORMAT, class_number, read_config, read_weights, write_model
+from ..pipeline import class_number
+from ..saving.folder import FORMAT, read_config, write_model
+from ..saving.weights import read_weights
 
 GROUP = 16
 """Channels of a group in the normalisation; fewer are slow on CPUs."""

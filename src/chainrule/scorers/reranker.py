@@ -41,7 +41,8 @@ from torch import Tensor, nn
 from ..config import build_dataclass, to_plain
 from ..layers.encoder_decoder import MLP, EncoderBlock
 from ..layers.transformer import STD, initialize
-from ..pipeline import FORMAT, read_config, read_weights, write_model
+from ..saving.folder import FORMAT, read_config, write_model
+from ..saving.weights import read_weights
 from ..text.bpe import TextTokenizer, read_text_tokenizer
 from .features import load_features
 

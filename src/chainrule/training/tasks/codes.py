@@ -11,8 +11,8 @@ from torch import Tensor
 from ...core import Codes, GridSpec, Tokenizer
 from ...data import ImageDataset, binarize
 from ...data.cache import cached_arrays
-from ...pipeline import tokenizer_hash
 from ...progress import progress
+from ...saving.folder import tokenizer_hash
 
 IMAGES_AT_ONCE = 32
 

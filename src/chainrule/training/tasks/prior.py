@@ -14,10 +14,11 @@ from torch import Tensor, nn
 from ...config import Recipe, SavedPrior, SavedTokenizer, TextConfig, build_model_config, to_plain
 from ...core import Codes, CodeSpec, Context, LearnedTokenizer, Prior, StochasticTokenizer, Tokenizer, entry
 from ...data import DataConfig, ImageDataset, augment, binarize, draw_flips, load
-from ...pipeline import Pipeline, check_text_tokenizer, tokenizer_hash
-from ...pipeline import load as load_pipeline
-from ...saving.artefact import load_tokenizer
+from ...pipeline import Pipeline, check_text_tokenizer
+from ...saving.folder import tokenizer_hash
 from ...text.bpe import BPETokenizer, TextTokenizer, train_bpe
+from ...zoo import load as load_pipeline
+from ...zoo import load_tokenizer
 from ..engine.order import derive_seed
 from ..engine.task import DataTask
 from .codes import cached_codes, encode

@@ -14,7 +14,7 @@ from ...config import Recipe, SavedTokenizer, build_dataclass, build_model_confi
 from ...core import LearnedTokenizer, entry
 from ...data import Batch, DataConfig, ImageDataset, augment
 from ...evaluation import CodeCounts, psnr
-from ...saving.artefact import save_tokenizer
+from ...zoo import save_tokenizer
 from ..engine.order import derive_seed
 from ..engine.task import DataTask
 from .losses import ImageLosses, load_image_losses

@@ -13,9 +13,9 @@ from ...config import ModelConfig, Recipe, build_dataclass, to_plain
 from ...core import Tokenizer
 from ...data import Batch, DataConfig, ImageDataset
 from ...evaluation import psnr
-from ...saving.artefact import save_super_resolution
 from ...tokenizers._grid import to_signed, to_uint8, to_unit
 from ...upscaling.upscaler import Upscaler, UpscalerConfig, bicubic
+from ...zoo import save_super_resolution
 from ..engine.order import derive_seed
 from .losses import ImageLosses, load_image_losses
 from .prior import load_examples, open_tokenizer, recipe_card

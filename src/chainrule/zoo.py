@@ -1,9 +1,4 @@
-"""A tokenizer alone, and a super-resolution, as artefacts: saved models' folders whose config.yaml has no prior.
-
-config.yaml              format, tokenizer (name and config), card; or
-                         format, kind: super_resolution, config, card
-tokenizer.safetensors or super_resolution.safetensors
-"""
+"""Saved models by name: a bundled one, a folder, or a hub id."""
 
 from __future__ import annotations
 
@@ -14,20 +9,76 @@ from typing import Any
 
 import torch
 
-from ..config import build_dataclass, to_plain
-from ..core import Tokenizer
-from ..pipeline import (
+from .config import build_dataclass, to_plain
+from .core import Tokenizer
+from .pipeline import Pipeline
+from .saving.folder import (
     FORMAT,
     SUPER_RESOLUTION,
     describe,
-    find,
+    holds,
     read_config,
+    read_part,
     read_tokenizer,
-    read_weights,
-    refuse_kind,
+    tokenizer_hash,
     write_model,
 )
-from ..upscaling.upscaler import Upscaler, UpscalerConfig
+from .saving.hub import find
+from .saving.weights import read_weights
+from .text.bpe import read_text_tokenizer
+from .upscaling.upscaler import Upscaler, UpscalerConfig
+
+
+def load(name: str | os.PathLike, device: str = "cpu") -> Pipeline:
+    """A pipeline by the name of a bundled model, a folder, or a hub id such as "user/model".
+
+    Raises:
+        ValueError: nothing of that name, or files that do not belong together.
+    """
+    return _read(find(name)).to(device)
+
+
+def refuse_kind(folder: Path, config: Mapping[str, Any]) -> None:
+    """Raises ValueError if a folder holds no model of images but one that doubles or judges them."""
+    if config.get("kind") == SUPER_RESOLUTION:
+        raise ValueError(
+            f"{folder} holds a super-resolution, which draws nothing by itself; open it with "
+            "chainrule.load_super_resolution, or give it to chainrule sample as --upscaler"
+        )
+    if "kind" in config:
+        raise ValueError(
+            f"{folder} holds a scorer ({config['kind']}), which draws nothing; open it with "
+            "chainrule.scorers.load_scorer, or give it to chainrule sample as --reranker"
+        )
+
+
+def _read(folder: Path) -> Pipeline:
+    config, path = read_config(folder), folder / "config.yaml"
+    refuse_kind(folder, config)
+    if "tokenizer" in config and "prior" not in config:
+        raise ValueError(f"{folder} holds a tokenizer without a prior; open it with chainrule.load_tokenizer")
+    if not (
+        holds(config, "tokenizer", "prior", "class_names", "card")
+        and holds(config["tokenizer"], "name", "config")
+        and holds(config["prior"], "name", "config", "codes", "tokenizer_hash")
+        and all(isinstance(part, Mapping) for part in (config["prior"]["config"], config["tokenizer"]["config"]))
+        and isinstance(config["card"], Mapping)
+    ):
+        raise ValueError(f"{path} is incomplete or damaged; copy it again")
+    tokenizer = read_tokenizer(folder, config["tokenizer"])
+    prior = read_part(folder, "priors", config["prior"])
+    prior.null_label = config["prior"].get("null_label", False)
+    if config["prior"]["tokenizer_hash"] != tokenizer_hash(tokenizer):
+        raise ValueError(f"the prior in {folder} was trained on the codes of another tokenizer than the one beside it")
+    text = config.get("text_tokenizer")
+    if text is None:
+        return Pipeline(tokenizer, prior, config["class_names"], config["card"])
+    if not holds(text, "name", "config"):
+        raise ValueError(f"{path} is incomplete or damaged; copy it again")
+    text_tokenizer = read_text_tokenizer(folder, text["name"], text["config"])
+    if config["prior"].get("text_hash") != text_tokenizer.hash():
+        raise ValueError(f"the prior in {folder} was trained on another text tokenizer than the one beside it")
+    return Pipeline(tokenizer, prior, config["class_names"], config["card"], text_tokenizer)
 
 
 def save_tokenizer(

@@ -1,0 +1,65 @@
+"""Weights in safetensors: as they are, in bfloat16, or in int8 with a scale per row."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from ..kernels.transformer import quantize_rows
+
+SCALE = "::scale"
+"""Ends the name of the scales of a tensor that is stored in int8."""
+
+
+def write_weights(part: nn.Module, path: Path, dtype: torch.dtype | None = None) -> None:
+    """Writes the weights of a part, if it has any; floats as `dtype` has it, see `Pipeline.save`."""
+    tensors = {key: value.detach().cpu().contiguous() for key, value in part.state_dict().items()}
+    if dtype is torch.int8:
+        tensors = _to_int8(tensors)
+    elif dtype is not None:
+        tensors = {key: value.to(dtype) if value.is_floating_point() else value for key, value in tensors.items()}
+    if tensors:
+        save_file(tensors, path)
+
+
+def read_weights(part: nn.Module, path: Path) -> None:
+    """Gives a part the weights of a file; raises ValueError where it is missing, damaged or of another architecture."""
+    try:
+        tensors = load_file(path)
+    except (FileNotFoundError, SafetensorError) as error:
+        raise ValueError(f"{path} is missing or damaged ({error}); copy it again") from error
+    tensors = _from_int8(tensors)
+    shapes = {key: tuple(value.shape) for key, value in part.state_dict().items()}
+    for key, shape in shapes.items():
+        found = tuple(tensors[key].shape) if key in tensors else "nothing"
+        if found != shape:
+            raise ValueError(f"{path} holds weights of another architecture: {key} should be {shape}, is {found}")
+    if extra := sorted(set(tensors) - set(shapes)):
+        raise ValueError(f"{path} holds weights of another architecture: {extra[0]} has no place")
+    part.load_state_dict(tensors)
+
+
+def _to_int8(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Rows of matrices and filters as whole numbers in -127..127 beside their scales; vectors as they are."""
+    narrow = {}
+    for name, value in tensors.items():
+        if value.ndim > 1 and value.is_floating_point():
+            rows, scale = quantize_rows(value.flatten(1))
+            narrow[name + SCALE], value = scale[:, None], rows.reshape(value.shape)
+        narrow[name] = value
+    return narrow
+
+
+def _from_int8(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """What `_to_int8` was given, but for rounding; other tensors as they are."""
+    wide = {name: value for name, value in tensors.items() if not name.endswith(SCALE)}
+    for name in wide:
+        if name + SCALE in tensors:
+            rows = wide[name].flatten(1).float() * tensors[name + SCALE]
+            wide[name] = rows.reshape(wide[name].shape)
+    return wide
