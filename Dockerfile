@@ -19,6 +19,7 @@ RUN pip install --no-cache-dir --index-url https://download.pytorch.org/whl/cpu 
     "$(sed -n 's/^torch==.*/&/p' /src/constraints.txt)"
 
 COPY pyproject.toml README.md LICENSE /src/
+COPY docs/licences.md /src/docs/
 COPY src /src/src
 RUN pip install --no-cache-dir --constraint /src/constraints.txt /src
 

@@ -1,6 +1,6 @@
 """Bundles a finished training run with the package, and puts its figures on the card.
 
-    python scripts/bundle.py runs/mnist_pixelcnn mnist_pixelcnn --data-licence "MNIST, CC BY-SA 3.0" --faults "..."
+    python scripts/bundle.py runs/mnist_pixelcnn mnist_pixelcnn --faults "..."
     chainrule evaluate mnist_pixelcnn --record docs/records/mnist_pixelcnn-test.json
     python scripts/bundle.py --figures mnist_pixelcnn docs/records/mnist_pixelcnn-test.json
 
@@ -10,6 +10,7 @@ their own evaluation.  With --dtype bfloat16 the weights take half the bytes, wi
 
 import argparse
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -30,11 +31,17 @@ from chainrule.zoo import (
     save_tokenizer,
 )
 
+LICENCES = Path(__file__).resolve().parents[1] / "docs" / "licences.md"
 MAX_BYTES = 8_000_000
 
 
-def bundle(run: str, name: str, data_licence: str, faults: str, dtype: torch.dtype | None) -> None:
-    card = read_card(run) | {"data_licence": data_licence, "weights_licence": "Apache-2.0", "known_faults": faults}
+def bundle(run: str, name: str, faults: str, dtype: torch.dtype | None) -> None:
+    card = read_card(run)
+    source = card["recipe"]["data"]["source"]
+    if source not in licences():
+        raise SystemExit(f"{source} has no row in {LICENCES}")
+    data_licence, weights_licence = licences()[source]
+    card |= {"data_licence": data_licence, "weights_licence": weights_licence, "known_faults": faults}
     what = kind(run)
     if what is not None:
         card["figures"] = {figure: round(value, 3) for figure, value in card.pop("metrics").items()}
@@ -55,6 +62,12 @@ def bundle(run: str, name: str, data_licence: str, faults: str, dtype: torch.dty
     if size > MAX_BYTES:
         raise SystemExit(f"{name} has {size:,} bytes, more than {MAX_BYTES:,}")
     print(f"{PRETRAINED / name}: {size:,} bytes")
+
+
+def licences() -> dict[str, tuple[str, str]]:
+    """For each data source of docs/licences.md the licence of the data and of weights trained on it."""
+    rows = re.findall(r"^\| `(.+?)` \| (.+?) \| (.+?) \|$", LICENCES.read_text(encoding="utf-8"), re.MULTILINE)
+    return {source: (data, weights) for source, data, weights in rows}
 
 
 def kind(name: str) -> str | None:
@@ -107,7 +120,6 @@ def main() -> None:
     parser.add_argument("--figures", action="store_true", help="put a record's figures on the card: NAME RECORD")
     parser.add_argument("source")
     parser.add_argument("target")
-    parser.add_argument("--data-licence", default="")
     parser.add_argument("--faults", default="none known")
     parser.add_argument("--dtype", choices=["float32", "bfloat16", "int8"], default="float32")
     arguments = parser.parse_args()
@@ -115,7 +127,7 @@ def main() -> None:
         add_figures(arguments.source, Path(arguments.target))
     else:
         dtype = None if arguments.dtype == "float32" else getattr(torch, arguments.dtype)
-        bundle(arguments.source, arguments.target, arguments.data_licence, arguments.faults, dtype)
+        bundle(arguments.source, arguments.target, arguments.faults, dtype)
 
 
 if __name__ == "__main__":

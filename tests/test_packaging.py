@@ -1,12 +1,14 @@
-"""What is beside the code: types, citation, container."""
+"""What is beside the code: types, citation, licences, container."""
 
 import json
 import re
 from pathlib import Path
 
+import pytest
 import yaml
 
 import chainrule
+from chainrule.saving.artefact import read_card
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -18,6 +20,28 @@ def test_type_checkers_read_the_package():
 def test_the_citation_is_of_this_version():
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
     assert citation["version"] == chainrule.__version__ and citation["type"] == "software"
+
+
+@pytest.mark.parametrize("name", chainrule.models())
+def test_cards_have_the_licences_of_the_docs(name):
+    card = read_card(name)
+    row = f"| `{card['recipe']['data']['source']}` | {card['data_licence']} | {card['weights_licence']} |\n"
+    assert row in (ROOT / "docs" / "licences.md").read_text(encoding="utf-8")
+
+
+def test_share_alike_data_has_share_alike_weights():
+    table = re.findall(
+        r"^\| `.+` \| (.+) \| (.+) \|$", (ROOT / "docs" / "licences.md").read_text(encoding="utf-8"), re.M
+    )
+    assert len(table) >= 3
+    for data, weights in table:
+        assert ("-SA-" in data) == ("-SA-" in weights)
+    assert {weights for _, weights in table} == set(package_licences())
+
+
+def package_licences() -> list[str]:
+    text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    return re.search(r'^license = "(.+?)"', text, re.M)[1].split(" AND ")
 
 
 def test_the_container_runs_the_demo_as_an_unprivileged_user():
