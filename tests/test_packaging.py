@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 import chainrule
-from chainrule.saving.artefact import read_card
+from chainrule.zoo import read_card
 
 ROOT = Path(__file__).resolve().parents[1]
 
