@@ -20,8 +20,9 @@ doubled and the head is multiplied by `--sharpness`, so that the entropy is like
 
 import argparse
 import json
+import os
 import time
-from contextlib import contextmanager
+from unittest import mock
 
 import torch
 from sampling import median, seconds_rerun  # of this folder
@@ -47,13 +48,10 @@ def context(prior, batch_size: int) -> Context:
     return Context(text=torch.randint(1, prior.text_vocab_size, (batch_size, prior.text_length)))
 
 
-@contextmanager
-def without_compiler():
-    native_library, transformer.native_library = transformer.native_library, lambda: None
-    try:
-        yield
-    finally:
-        transformer.native_library = native_library
+def decoding(prior, precision: str, native: bool):
+    """The prior packed for a precision, in compiled code or in plain torch."""
+    with mock.patch.dict(os.environ, CHAINRULE_NATIVE="require" if native else "off"):
+        return prior.decoding(precision)
 
 
 def codes_per_second(prior, condition: Context, batch_size: int) -> float:
@@ -65,10 +63,9 @@ def codes_per_second(prior, condition: Context, batch_size: int) -> float:
 def speeds(name: str, batch_size: int, rounds: int, rerun_codes: int) -> dict:
     prior = model(name)
     condition = context(prior, batch_size)
-    with without_compiler():
-        ways = {f"plain {precision}": prior.decoding(precision) for precision in PRECISIONS}
+    ways = {f"plain {precision}": decoding(prior, precision, native=False) for precision in PRECISIONS}
     if transformer.native_library() is not None:
-        ways |= {f"compiled {precision}": prior.decoding(precision) for precision in PRECISIONS}
+        ways |= {f"compiled {precision}": decoding(prior, precision, native=True) for precision in PRECISIONS}
     seconds_rerun(prior, batch_size, 1, condition)
     rates = {"rerun": []} | {name: [] for name in ways}
     for _ in range(rounds):
@@ -101,12 +98,7 @@ def cost(images: int, sharpness: float) -> dict:
     result = {"entropy": -(reference.exp() * reference).sum(-1).mean().item()}
     for compiled in (False, True):
         for precision in PRECISIONS:
-            if compiled:
-                way = prior.decoding(precision)
-            else:
-                with without_compiler():
-                    way = prior.decoding(precision)
-            log_prob = every_log_prob(way, codes)
+            log_prob = every_log_prob(decoding(prior, precision, compiled), codes)
             divergence = (reference.exp() * (reference - log_prob)).sum(-1).mean().item()
             result[f"{'compiled' if compiled else 'plain'} {precision}"] = divergence
     return {"nats_per_code": result}

@@ -5,6 +5,8 @@ import os
 import pytest
 import torch
 
+from chainrule.files import cache_root
+
 torch.set_num_threads(1)
 
 
@@ -15,5 +17,8 @@ def fixed_seed():
 
 @pytest.fixture(autouse=True, scope="session")
 def cache_folder(tmp_path_factory):
-    """Tests never read or write the user's cache of data."""
-    os.environ["CHAINRULE_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+    """Tests never read or write the user's cache of data; kernels, compiled once, are kept there."""
+    kernels, folder = cache_root() / "kernels", tmp_path_factory.mktemp("cache")
+    kernels.mkdir(parents=True, exist_ok=True)
+    (folder / "kernels").symlink_to(kernels, target_is_directory=True)
+    os.environ["CHAINRULE_CACHE"] = str(folder)

@@ -17,7 +17,7 @@ MODELS = {
     "dalle_bart": (DalleBart, DalleBartConfig(2, 128, 4, 150, 40, 9, 20)),
 }
 needs_compiler = pytest.mark.skipif(transformer.native_library() is None, reason="no C++ compiler")
-forms = pytest.mark.parametrize("form", ["plain", pytest.param("compiled", marks=needs_compiler)])
+forms = pytest.mark.parametrize("form", ["plain", pytest.param("native", marks=needs_compiler)])
 models = pytest.mark.parametrize("name", MODELS)
 TEXT = torch.tensor([[3, 4, 5, 6, 7, 8, 9, 2, 3], [3, 4, 0, 0, 0, 0, 0, 0, 0], [5, 3, 1, 4, 1, 1, 1, 1, 1]] * 2)
 
@@ -34,10 +34,9 @@ def build(name):
 
 def packed(model, precision, form, monkeypatch):
     with monkeypatch.context() as patch:
-        if form == "plain":
-            patch.setattr(transformer, "native_library", lambda: None)
+        patch.setenv("CHAINRULE_NATIVE", {"plain": "off", "native": "require"}[form])
         made = model.decoding(precision)
-    assert type(made.packed.form).__name__ == {"plain": "_PlainStep", "compiled": "NativeStep"}[form]
+    assert type(made.packed.form).__name__ == {"plain": "PlainStep", "native": "NativeStep"}[form]
     return made
 
 
@@ -67,7 +66,7 @@ def test_steps_equal_the_whole_sequence(monkeypatch, name, form, precision):
 @pytest.mark.parametrize("name", ["parti-sparse", "dalle_bart"])
 @pytest.mark.parametrize("precision", TOLERANCE)
 def test_numbers_depend_neither_on_the_batch_nor_on_threads(monkeypatch, name, precision):
-    prior, codes = packed(build(name), precision, "compiled", monkeypatch), torch.randint(0, 37, (6, 9))
+    prior, codes = packed(build(name), precision, "native", monkeypatch), torch.randint(0, 37, (6, 9))
     together, before = run(prior, codes, TEXT), torch.get_num_threads()
     try:
         torch.set_num_threads(2)
@@ -93,4 +92,4 @@ def test_a_state_can_be_reordered(monkeypatch, form):
 
 def test_other_sizes_and_types_are_decoded_in_plain_torch():
     for config, kind in [(PartiConfig(1, 1, 48, 3, 9, 20), torch.float32), (MODELS["parti"][1], torch.float64)]:
-        assert type(Parti(SPEC, config).to(kind).decoding("float32").packed.form).__name__ == "_PlainStep"
+        assert type(Parti(SPEC, config).to(kind).decoding("float32").packed.form).__name__ == "PlainStep"

@@ -11,9 +11,8 @@ from chainrule.layers.transformer import Block, Decoder, Head, initialize
 
 PRECISIONS = ["float32", "bfloat16", "int8"]
 TOLERANCE = {"float32": 2e-5, "bfloat16": 0.02, "int8": 0.05}  # of outputs of deviation 1
-FORMS = ["plain", "compiled"]
 needs_compiler = pytest.mark.skipif(transformer.native_library() is None, reason="no C++ compiler")
-forms = pytest.mark.parametrize("form", ["plain", pytest.param("compiled", marks=needs_compiler)])
+forms = pytest.mark.parametrize("backend", ["plain", pytest.param("native", marks=needs_compiler)])
 
 
 def stack(width=128, heads=4, layers=3, outputs=37, bias=False):
@@ -26,12 +25,9 @@ def stack(width=128, heads=4, layers=3, outputs=37, bias=False):
     return blocks, head
 
 
-def decoder(blocks, precision, head, form, monkeypatch):
-    with monkeypatch.context() as patch:
-        if form == "plain":
-            patch.setattr(transformer, "native_library", lambda: None)
-        made = Decoder(blocks, precision, head)
-    assert type(made.form).__name__ == {"plain": "_PlainStep", "compiled": "NativeStep"}[form]
+def decoder(blocks, precision, head, backend):
+    made = Decoder(blocks, precision, head, backend)
+    assert type(made.form).__name__ == {"plain": "PlainStep", "native": "NativeStep"}[backend]
     return made
 
 
@@ -44,7 +40,7 @@ def run(decoder, x, known=0):
 @forms
 @pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize(("width", "heads", "batch"), [(128, 8, 1), (128, 2, 3), (256, 2, 9), (384, 4, 2)])
-def test_steps_equal_the_whole_sequence(monkeypatch, form, precision, width, heads, batch):
+def test_steps_equal_the_whole_sequence(backend, precision, width, heads, batch):
     blocks, head = stack(width, heads, bias=batch == 2)
     x = torch.randn(batch, 35, width)
     states = x
@@ -52,18 +48,18 @@ def test_steps_equal_the_whole_sequence(monkeypatch, form, precision, width, hea
         states = block(states)
     expected = head(states)
     for last, whole in [(head, expected), (None, states)]:
-        found = run(decoder(blocks, precision, last, form, monkeypatch), x)
+        found = run(decoder(blocks, precision, last, backend), x)
         error = (found - whole).square().mean().sqrt() / whole.std()
         assert error < TOLERANCE[precision], error
-    known = run(decoder(blocks, precision, head, form, monkeypatch), x, known=20)
+    known = run(decoder(blocks, precision, head, backend), x, known=20)
     assert ((known - expected[:, 20:]).square().mean().sqrt() / expected.std()) < TOLERANCE[precision]
 
 
 @needs_compiler
 @pytest.mark.parametrize("precision", PRECISIONS)
-def test_numbers_depend_neither_on_the_batch_nor_on_threads(monkeypatch, precision):
+def test_numbers_depend_neither_on_the_batch_nor_on_threads(precision):
     blocks, head = stack()
-    made, x = decoder(blocks, precision, head, "compiled", monkeypatch), torch.randn(11, 9, 128)
+    made, x = decoder(blocks, precision, head, "native"), torch.randn(11, 9, 128)
     together = run(made, x)
     for start, end in [(0, 1), (1, 3), (3, 6), (6, 11)]:
         assert torch.equal(run(made, x[start:end]), together[start:end])
@@ -77,9 +73,9 @@ def test_numbers_depend_neither_on_the_batch_nor_on_threads(monkeypatch, precisi
 
 
 @needs_compiler
-def test_several_callers_at_once(monkeypatch):
+def test_several_callers_at_once():
     blocks, head = stack()
-    made, x = decoder(blocks, "int8", head, "compiled", monkeypatch), torch.randn(3, 30, 128)
+    made, x = decoder(blocks, "int8", head, "native"), torch.randn(3, 30, 128)
     expected, found = run(made, x), []
     before = torch.get_num_threads()
     try:
@@ -96,11 +92,11 @@ def test_several_callers_at_once(monkeypatch):
 
 @forms
 @pytest.mark.parametrize("precision", PRECISIONS)
-def test_undefined_values_stay_undefined(monkeypatch, form, precision):
+def test_undefined_values_stay_undefined(backend, precision):
     blocks, head = stack()
     x = torch.randn(2, 3, 128)
     x[0, 0, 5] = float("nan")
-    found = run(decoder(blocks, precision, head, form, monkeypatch), x)
+    found = run(decoder(blocks, precision, head, backend), x)
     assert found[0, 0].isnan().all() and found[1].isfinite().all(), "a model that diverges must not look well"
 
 
@@ -118,7 +114,7 @@ def test_a_cache_may_be_emptied_and_is_full_at_its_end():
 def test_other_sizes_and_types_are_decoded_in_plain_torch():
     for blocks, head in [stack(48, 4), stack(128, 16), (part.double() for part in stack())]:
         made = Decoder(blocks, "float32", head)
-        assert type(made.form).__name__ == "_PlainStep"
+        assert type(made.form).__name__ == "PlainStep"
         x = torch.randn(2, 5, made.blocks[0].query_key_value.in_features, dtype=head.norm.weight.dtype)
         expected = x
         for block in blocks:

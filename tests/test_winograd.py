@@ -27,15 +27,14 @@ def by_definition(conv, x, act, residual, doubled):
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 @pytest.mark.parametrize(("inputs", "outputs", "height", "width", "doubled"), SIZES)
 @torch.no_grad()
-def test_packed_convolution(native, precision, inputs, outputs, height, width, doubled, monkeypatch):
-    if not native:
-        monkeypatch.setattr(winograd, "native_library", lambda: None)
+def test_packed_convolution(native, precision, inputs, outputs, height, width, doubled):
     torch.manual_seed(0)
     conv, x = nn.Conv2d(inputs, outputs, 3, padding=1), torch.randn(2, height, width, inputs)
     act = (torch.rand(2, inputs) + 0.5, torch.randn(2, inputs))
     factor = 2 if doubled else 1
     residual = torch.randn(2, height * factor, width * factor, outputs)
-    packed, expected = Convolution3x3(conv, precision, doubled), by_definition(conv, x, act, residual, doubled)
+    packed = Convolution3x3(conv, precision, doubled, backend="native" if native else "plain")
+    expected = by_definition(conv, x, act, residual, doubled)
     assert packed.native == native
     found = packed(x, act, residual)
     assert (found.values - expected).norm() < LIMITS[precision] * expected.norm()
@@ -69,8 +68,7 @@ def test_normalization_is_group_norm():
 @pytest.mark.parametrize(("name", "preset"), [("vqgan", "tiny"), ("vqgan_gumbel", "tiny"), ("rqvae", "tiny")])
 @torch.no_grad()
 def test_packed_tokenizers(native, name, preset, monkeypatch):
-    if not native:
-        monkeypatch.setattr(winograd, "native_library", lambda: None)
+    monkeypatch.setenv("CHAINRULE_NATIVE", "require" if native else "off")
     torch.manual_seed(0)
     found = entry("tokenizers", name)
     model = found.model(found.presets[preset].config).eval()

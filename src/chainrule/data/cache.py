@@ -20,14 +20,10 @@ from typing import Any
 import numpy as np
 import torch
 
+from ..files import cache_root
 from .dataset import ImageDataset
 
 VERSION = 1  # raise it when a change here or in decoding makes old entries wrong
-
-
-def root() -> Path:
-    """The user's cache: the folder in the environment variable CHAINRULE_CACHE, or ~/.cache/chainrule."""
-    return Path(os.environ.get("CHAINRULE_CACHE") or Path.home() / ".cache" / "chainrule")
 
 
 def listing(folder: Path) -> list[tuple[str, int, int]]:
@@ -51,12 +47,10 @@ def scratch() -> Iterator[Path]:
         ValueError: where the cache cannot be written.
     """
     try:
-        (root() / "data").mkdir(parents=True, exist_ok=True)
-        folder = Path(tempfile.mkdtemp(prefix="tmp-", dir=root() / "data"))
+        (cache_root() / "data").mkdir(parents=True, exist_ok=True)
+        folder = Path(tempfile.mkdtemp(prefix="tmp-", dir=cache_root() / "data"))
     except OSError as error:
-        raise ValueError(
-            f"the cache folder {root()} cannot be written ({error}); set CHAINRULE_CACHE to another"
-        ) from error
+        raise ValueError(f"the cache folder cannot be written ({error}); set CHAINRULE_CACHE to another") from error
     try:
         yield folder
     finally:
@@ -107,7 +101,7 @@ def cached_arrays(key: Any, build: Callable[[Path], object]) -> tuple[torch.Tens
 def _entry(key: Any, build: Callable[[Path], object]) -> Path:
     """The folder of `key`; `build` fills it on the first call."""
     digest = hashlib.sha256(json.dumps([VERSION, key]).encode()).hexdigest()[:24]
-    return built_once(root() / "data" / digest, build)
+    return built_once(cache_root() / "data" / digest, build)
 
 
 def built_once(folder: Path, build: Callable[[Path], object]) -> Path:

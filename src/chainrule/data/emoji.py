@@ -26,6 +26,7 @@ from typing import Any
 
 from PIL import Image
 
+from ..files import cache_root
 from . import cache, readers
 
 PACKAGES = (
@@ -65,7 +66,7 @@ def folder() -> Path:
             _fetch(scratch)
             build(scratch / "node_modules", target)
 
-    return cache.built_once(cache.root() / "emoji", fetch_and_build)
+    return cache.built_once(cache_root() / "emoji", fetch_and_build)
 
 
 def build(packages: Path, target: Path) -> None:

@@ -1,4 +1,11 @@
-"""C++ files of the package, compiled at first use where there is a compiler, and kept in the user's cache folder."""
+"""C++ files of this folder, compiled at first use and kept in the user's cache.
+
+`Kernel.load` gives the compiled code, or None where plain PyTorch has to do the work.  The environment variable
+CHAINRULE_NATIVE changes what happens without an explicit backend:
+
+    off       plain PyTorch everywhere
+    require   an error where the code cannot be compiled; otherwise there is one warning per process
+"""
 
 from __future__ import annotations
 
@@ -7,35 +14,142 @@ import functools
 import hashlib
 import os
 import platform
+import shlex
 import shutil
 import subprocess
 import tempfile
+import warnings
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal, get_args
+
+from ..files import cache_root
+
+Backend = Literal["native", "plain"]
+FLAGS = ("-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-std=c++17", "-pthread", "-shared", "-fPIC")
+FOLDER = Path(__file__).parent
+DIGEST = hashlib.sha256().digest_size
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """A C++17 file, whose interface is structures that are passed by pointer.
+
+    name:        of the file, without ".cpp"
+    version:     of the interface, as in the file's INTERFACE
+    structures:  in the order of INTERFACE, which compares their sizes
+    """
+
+    name: str
+    version: int
+    structures: tuple[type[ctypes.Structure], ...]
+
+    def load(self, backend: Backend | None = None) -> ctypes.CDLL | None:
+        """The compiled code, or None for plain PyTorch.
+
+        Args:
+            backend: "native", "plain", or None: compiled code where it can be had.
+
+        Raises:
+            ValueError: an unknown backend, or CHAINRULE_NATIVE is neither off nor require.
+            RuntimeError: compiled code is required and cannot be had.
+        """
+        if backend is not None and backend not in get_args(Backend):
+            raise ValueError(f"backend must be native, plain or None, got {backend!r}")
+        mode = os.environ.get("CHAINRULE_NATIVE", "")
+        if mode not in ("", "off", "require"):
+            raise ValueError(f"CHAINRULE_NATIVE must be off or require, got {mode!r}")
+        if backend == "plain" or (backend is None and mode == "off"):
+            return None
+        found = _build(self)
+        if isinstance(found, ctypes.CDLL):
+            return found
+        if backend == "native" or mode == "require":
+            raise RuntimeError(f"the compiled code was required, but {found}")
+        _warn(found)
+        return None
+
+
+_warned = False
+
+
+def _warn(reason: str) -> None:
+    global _warned
+    if not _warned:
+        _warned = True
+        warnings.warn(
+            f"{reason}, so transformers, PixelRNN and convolutional decoders run in plain PyTorch, which is several "
+            "times slower on a CPU; install g++, or set CHAINRULE_NATIVE=off to hide this warning",
+            UserWarning, stacklevel=4,
+        )  # fmt: skip
 
 
 @functools.cache
-def compiled(source: Path) -> ctypes.CDLL | None:
-    """The library that a C++17 file without dependencies becomes, or None where it cannot be compiled."""
-    compiler = os.environ.get("CXX") or shutil.which("g++") or shutil.which("clang++")
-    if compiler is None:
-        return None
-    flags = ["-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-std=c++17", "-pthread"]
-    flags += ["-shared", "-fPIC"]
-    if platform.machine() in ("x86_64", "AMD64"):
-        flags.append("-mprefer-vector-width=512")
-    key = hashlib.sha256(source.read_bytes() + " ".join(flags).encode() + _processor()).hexdigest()[:16]
-    folder = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "chainrule"
-    library = folder / f"{source.stem}-{key}.so"
+def _build(kernel: Kernel) -> ctypes.CDLL | str:
+    """The library, or the reason why there is none."""
+    compiler = shlex.split(os.environ.get("CXX", "")) or [shutil.which("g++") or shutil.which("clang++")]
+    if compiler[0] is None:
+        return "no C++ compiler was found"
     try:
-        if not library.exists():
-            folder.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryDirectory(dir=folder) as temporary:
-                built = Path(temporary) / library.name
-                subprocess.run([compiler, *flags, str(source), "-o", str(built)], check=True, capture_output=True)
-                built.replace(library)
-        return ctypes.CDLL(str(library))
-    except (OSError, subprocess.CalledProcessError):
-        return None
+        library = _find(kernel.name, [str(part) for part in compiler])
+    except subprocess.CalledProcessError as error:
+        lines = error.stderr.decode(errors="replace").splitlines() or [f"status {error.returncode}"]
+        return f"{compiler[0]} could not compile {kernel.name}.cpp ({lines[0]})"
+    except OSError as error:
+        return f"{kernel.name}.cpp could not be compiled ({error})"
+    library.interface.restype = ctypes.c_int64
+    expected = [kernel.version, *map(ctypes.sizeof, kernel.structures), -1]
+    found = [library.interface(ctypes.c_int64(index)) for index in range(len(expected))]
+    assert found == expected, f"{kernel.name}.cpp has interface {found}, not {expected}"
+    return library
+
+
+def _find(name: str, compiler: list[str]) -> ctypes.CDLL:
+    """Loads the library from the cache, or compiles it and keeps it there where the cache can be written."""
+    source = FOLDER / f"{name}.cpp"
+    flags = [*FLAGS, *(["-mprefer-vector-width=512"] if platform.machine() in ("x86_64", "AMD64") else [])]
+    parts = [" ".join([*compiler, *flags]).encode(), _processor()]
+    parts += [path.read_bytes() for path in [source, *sorted(FOLDER.glob("*.h"))]]
+    key = hashlib.sha256(b"".join(hashlib.sha256(part).digest() for part in parts)).hexdigest()[:16]
+    try:
+        kept = cache_root() / "kernels" / f"{name}-{key}.so"
+        if _is_intact(kept):
+            return ctypes.CDLL(str(kept))
+    except OSError:
+        kept = None
+    with tempfile.TemporaryDirectory() as folder:
+        built = Path(folder) / source.with_suffix(".so").name
+        subprocess.run([*compiler, *flags, str(source), "-o", str(built)], check=True, capture_output=True)
+        if kept is not None:
+            try:
+                _keep(built.read_bytes(), kept)
+                return ctypes.CDLL(str(kept))
+            except OSError:
+                pass
+        return ctypes.CDLL(str(built))  # stays loaded after the file is gone
+
+
+def _keep(library: bytes, path: Path) -> None:
+    """Writes the library and its digest, which the loader of the system ignores."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
+        try:
+            file.write(library + hashlib.sha256(library).digest())
+            file.close()
+            os.replace(file.name, path)
+        except OSError:
+            os.unlink(file.name)
+            raise
+
+
+def _is_intact(path: Path) -> bool:
+    """Whether the file exists and is complete: to load a damaged library may end the process."""
+    if not path.exists():
+        return False
+    content = path.read_bytes()
+    return hashlib.sha256(content[:-DIGEST]).digest() == content[-DIGEST:]
 
 
 def _processor() -> bytes:
@@ -45,3 +159,26 @@ def _processor() -> bytes:
         return next((line for line in lines if line.startswith("flags")), "").encode()
     except OSError:
         return b""
+
+
+def share(work: Callable[[int], None], num_parts: int, num_threads: int) -> None:
+    """Calls work(part) for all parts, in threads where there are several parts."""
+    if num_parts == 1:
+        work(0)
+    else:
+        list(_pool(num_threads).map(work, range(num_parts)))
+
+
+@functools.cache
+def _pool(num_threads: int) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(num_threads)
+
+
+def integers(*names: str) -> list[tuple[str, type]]:
+    """Fields of a structure, int64 each."""
+    return [(name, ctypes.c_int64) for name in names]
+
+
+def pointers(*names: str) -> list[tuple[str, type]]:
+    """Fields of a structure, addresses each; None or 0 where there is nothing."""
+    return [(name, ctypes.c_void_p) for name in names]

@@ -8,13 +8,9 @@
 #include <cstring>
 #include <vector>
 
-namespace {
+#include "common.h"
 
-template <class T>
-struct Vector {
-    typedef T type __attribute__((vector_size(64), aligned(sizeof(T))));  // unaligned loads
-    static constexpr int lanes = 64 / sizeof(T);
-};
+namespace {
 
 inline double exponential(double x) { return std::exp(x); }
 
@@ -34,22 +30,6 @@ template <class T> inline T sigmoid(T x) { return 1 / (1 + exponential(-x)); }
 template <class T> inline T tangent(T x) { return 1 - 2 / (1 + exponential(2 * x)); }
 
 struct Pixel { int64_t row, column; };
-
-struct BFloat16 {
-    uint16_t bits;
-    BFloat16() = default;
-    explicit BFloat16(float x) {  // to the nearest, ties to even; a NaN stays one
-        uint32_t wide;
-        std::memcpy(&wide, &x, 4);
-        bits = x != x ? 0x7fc0 : (wide + 0x7fff + ((wide >> 16) & 1)) >> 16;
-    }
-    operator float() const {
-        uint32_t wide = (uint32_t)bits << 16;
-        float x;
-        std::memcpy(&x, &wide, 4);
-        return x;
-    }
-};
 
 // Sizes, the order of visits, and where a pixel reads from.
 struct Scan {
@@ -83,8 +63,8 @@ constexpr int kMaxTaps = 3;
 // out[m] += sum over taps k of a[k * M + m] (depth) times w[k] (depth, columns), in NV vectors of columns at a time.
 template <class T, int M, int NV>
 void product(T* const* out, const T* const* a, int taps, int64_t depth, const T* w, int64_t columns) {
-    using V = typename Vector<T>::type;
-    constexpr int L = Vector<T>::lanes;
+    using V = typename VectorOf<T>::type;
+    constexpr int L = VectorOf<T>::lanes;
     for (int64_t j = 0; j < columns; j += NV * L) {
         V sum[M][NV];
         for (int m = 0; m < M; m++)
@@ -104,7 +84,7 @@ void product(T* const* out, const T* const* a, int taps, int64_t depth, const T*
 
 template <class T>
 void product(int m, T* const* out, const T* const* a, int taps, int64_t depth, const T* w, int64_t columns) {
-    constexpr int N = 16 / Vector<T>::lanes;  // vectors in 16 columns
+    constexpr int N = 16 / VectorOf<T>::lanes;  // vectors in 16 columns
     constexpr int wide = N == 1 ? 4 : N, middle = N == 1 ? 2 : N;
 #define CASE(M)                                                                             \
     case M:                                                                                 \
@@ -118,8 +98,8 @@ void product(int m, T* const* out, const T* const* a, int taps, int64_t depth, c
 // dweight (depth, columns) += sum over pixels p of a(p + tap) transposed, times d(p).
 template <class T>
 void outer(const Scan& scan, Pixel tap, const T* a, int64_t depth, const T* d, int64_t columns, T* dweight) {
-    using V = typename Vector<T>::type;
-    constexpr int L = Vector<T>::lanes, M = 4, NV = 4;
+    using V = typename VectorOf<T>::type;
+    constexpr int L = VectorOf<T>::lanes, M = 4, NV = 4;
     const int64_t begin_row = tap.row < 0 ? -tap.row : 0, begin = tap.column < 0 ? -tap.column : 0;
     const int64_t end = tap.column > 0 ? scan.width - tap.column : scan.width;
     const int64_t shift = scan.at(tap);
@@ -233,17 +213,35 @@ void backward(const Scan& scan, const T* dout, const T* weight, const T* gates, 
     }
 }
 
+struct Call {
+    Scan scan;
+    const void *z, *weight;  // weight: forward (taps, h, 4h); backward transposed to (taps, 4h, h)
+    void *gates, *c, *out;
+    const void* dout;
+    void *dz, *dweight;
+};
+
+template <class T, class Z>
+void run(const Call& call, bool back, int64_t begin, int64_t end) {
+    const T* weight = (const T*)call.weight;
+    T *gates = (T*)call.gates, *c = (T*)call.c, *out = (T*)call.out;
+    if (back)
+        backward(call.scan, (const T*)call.dout, weight, gates, c, out, (Z*)call.dz, (T*)call.dweight, begin, end);
+    else
+        forward(call.scan, (const Z*)call.z, weight, gates, c, out, begin, end);
+}
+
 }  // namespace
 
-// Weights: forward (taps, h, 4h); backward transposed to (taps, 4h, h).
-#define EXPORT(NAME, T, Z)                                                                                           \
-    extern "C" void forward_##NAME(const Scan* scan, const Z* z, const T* weight, T* gates, T* c, T* out,            \
-                                   int64_t begin, int64_t end) {                                                     \
-        forward(*scan, z, weight, gates, c, out, begin, end);                                                        \
-    }                                                                                                                \
-    extern "C" void backward_##NAME(const Scan* scan, const T* dout, const T* weight, const T* gates, const T* c,    \
-                                    const T* out, Z* dz, T* dweight, int64_t begin, int64_t end) {                   \
-        backward(*scan, dout, weight, gates, c, out, dz, dweight, begin, end);                                       \
+INTERFACE(1, sizeof(Scan), sizeof(Call))
+
+// Images begin .. end - 1.
+#define EXPORT(NAME, T, Z)                                                            \
+    extern "C" void forward_##NAME(const Call* call, int64_t begin, int64_t end) {    \
+        run<T, Z>(*call, false, begin, end);                                          \
+    }                                                                                 \
+    extern "C" void backward_##NAME(const Call* call, int64_t begin, int64_t end) {   \
+        run<T, Z>(*call, true, begin, end);                                           \
     }
 EXPORT(float32, float, float)
 EXPORT(float64, double, double)

@@ -20,21 +20,19 @@ Shape letters: B batch, H height, W width, h state features.
 from __future__ import annotations
 
 import ctypes
-import functools
-from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .native import compiled
+from .native import Backend, Kernel, integers, pointers, share
 
 NUM_TAPS = {"row": 3, "diagonal": 2}
 NATIVE_TYPES = {torch.float32: "float32", torch.float64: "float64", torch.bfloat16: "bfloat16"}
 
 
-def lstm_scan(z: Tensor, weight: Tensor, order: str, mirrored: bool = False) -> Tensor:
+def lstm_scan(z: Tensor, weight: Tensor, order: str, mirrored: bool = False, backend: Backend | None = None) -> Tensor:
     """LSTM over the pixels of a map.
 
     Args:
@@ -42,9 +40,14 @@ def lstm_scan(z: Tensor, weight: Tensor, order: str, mirrored: bool = False) -> 
         weight: (taps, h, 4h), taps as in the table above.
         order: "row" or "diagonal".
         mirrored: the diagonal one from the right to the left.
+        backend: "native", "plain" or None: compiled code on the CPU where it can be had and h is a multiple of 16.
 
     Returns:
         (B, H, W, h), the states; at least float32, in which the recurrence is computed whatever the type of z.
+
+    Raises:
+        ValueError: "native", and the states are not on the CPU or h is not a multiple of 16.
+        RuntimeError: "native", and there is no compiled code.
     """
     num_features = weight.shape[1]
     assert z.ndim == 4 and z.shape[-1] == 4 * num_features, z.shape
@@ -52,7 +55,10 @@ def lstm_scan(z: Tensor, weight: Tensor, order: str, mirrored: bool = False) -> 
     assert not (mirrored and order == "row")
     dtype = torch.promote_types(z.dtype, torch.float32)
     weight = weight.to(dtype)
-    if z.device.type == "cpu" and num_features % 16 == 0 and native_library() is not None:
+    suits = z.device.type == "cpu" and num_features % 16 == 0
+    if backend == "native" and not suits:
+        raise ValueError(f"compiled code scans on the CPU, a multiple of 16 features, got {num_features} on {z.device}")
+    if suits and KERNEL.load(backend) is not None:
         z = z if z.dtype in NATIVE_TYPES else z.to(dtype)
         return _NativeScan.apply(z, weight, order == "diagonal", mirrored)
     return reference_scan(z.to(dtype), weight, order, mirrored)
@@ -106,6 +112,17 @@ def _reference_diagonal(z: Tensor, weight: Tensor) -> Tensor:
     return states.unflatten(1, (height, length + 1))[:, :, :width]
 
 
+class _Scan(ctypes.Structure):
+    _fields_ = integers("height", "width", "hidden", "diagonal", "mirrored")
+
+
+class _Call(ctypes.Structure):
+    _fields_ = [("scan", _Scan), *pointers("z", "weight", "gates", "c", "out", "dout", "dz", "dweight")]
+
+
+KERNEL = Kernel("scan", 1, (_Scan, _Call))
+
+
 class _NativeScan(torch.autograd.Function):
     @staticmethod
     def forward(ctx, z, weight, diagonal, mirrored):
@@ -114,9 +131,10 @@ class _NativeScan(torch.autograd.Function):
         num_features = weight.shape[1]
         gates = torch.empty_like(z, dtype=weight.dtype)
         c, out = (weight.new_empty(batch, height, width, num_features) for _ in range(2))
-        ctx.scan = (height, width, num_features, int(diagonal), int(mirrored))
+        ctx.scan = _Scan(height, width, num_features, diagonal, mirrored)
         ctx.input_type = z.dtype
-        _run("forward", ctx.scan, z.dtype, batch, lambda part: (z, weight, gates, c, out))
+        call = _call(ctx.scan, z=z, weight=weight, gates=gates, c=c, out=out)
+        _run("forward", z.dtype, batch, lambda part: call)
         ctx.save_for_backward(weight, gates, c, out)
         return out
 
@@ -127,41 +145,26 @@ class _NativeScan(torch.autograd.Function):
         dout, transposed = dout.contiguous(), weight.mT.contiguous()
         dz = torch.empty_like(gates, dtype=ctx.input_type)
         dweight = weight.new_zeros(_num_parts(len(out)), *weight.shape)  # each part of the batch has its own sum
-        _run(
-            "backward", ctx.scan, ctx.input_type, len(out),
-            lambda part: (dout, transposed, gates, c, out, dz, dweight[part]),
-        )  # fmt: skip
+        given = {"weight": transposed, "gates": gates, "c": c, "out": out, "dout": dout, "dz": dz}
+        _run("backward", ctx.input_type, len(out), lambda part: _call(ctx.scan, **given, dweight=dweight[part]))
         return dz, dweight.sum(0), None, None
+
+
+def _call(scan: _Scan, **tensors: Tensor) -> _Call:
+    return _Call(scan, **{name: tensor.data_ptr() for name, tensor in tensors.items()})
 
 
 def _num_parts(batch: int) -> int:
     return min(batch, torch.get_num_threads() * 4) if torch.get_num_threads() > 1 else 1
 
 
-def _run(function: str, scan: tuple[int, ...], dtype: torch.dtype, batch: int, arguments) -> None:
-    """Calls the compiled function for a type of z on parts of the batch, in threads; arguments(part) are tensors."""
+def _run(name: str, dtype: torch.dtype, batch: int, call: Callable[[int], _Call]) -> None:
+    """Calls the compiled function for a type of z on parts of the batch, in threads."""
     num_parts = _num_parts(batch)
-    name = f"{function}_{NATIVE_TYPES[dtype]}"
+    function = getattr(KERNEL.load("native"), f"{name}_{NATIVE_TYPES[dtype]}")
 
     def work(part: int) -> None:
         cuts = (batch * part // num_parts, batch * (part + 1) // num_parts)
-        getattr(native_library(), name)(
-            (ctypes.c_int64 * len(scan))(*scan),
-            *(ctypes.c_void_p(tensor.data_ptr()) for tensor in arguments(part)),
-            *map(ctypes.c_int64, cuts),
-        )
+        function(ctypes.byref(call(part)), *map(ctypes.c_int64, cuts))
 
-    if num_parts == 1:
-        work(0)
-    else:
-        list(_pool(torch.get_num_threads()).map(work, range(num_parts)))
-
-
-@functools.cache
-def _pool(num_threads: int) -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(num_threads)
-
-
-def native_library() -> ctypes.CDLL | None:
-    """The compiled `scan.cpp`, or None where it cannot be compiled."""
-    return compiled(Path(__file__).with_name("scan.cpp"))
+    share(work, num_parts, torch.get_num_threads())

@@ -1,65 +1,56 @@
-"""One token through a stack of transformer blocks, in compiled code, and the weights of products in narrow precisions.
+"""One token through a stack of transformer blocks, with weights packed in an explicit precision; without gradients.
 
-    float32   the weights as they are
+    x <- x + M W_o attention(N x)                  self-attention to the tokens before and to itself
+    x <- x + M W_o attention(N x, memory)          cross-attention, in decoders that have a memory
+    x <- x + W_2 gelu(W_1 N x)                     or W_2 N'(gelu(W_0 N x) * W_1 N x)
+
+One token is bound by the bytes of the weights, so narrower weights are faster:
+
+    float32   the weights as they are (a float64 model stays float64)
     bfloat16  weights, and inputs of products, of 8 significant bits
-    int8      weights of 8 bits with one scale per output; norms and attention stay as they are
+    int8      weights of 8 bits with one scale per output; the embedding, norms and attention stay as they are
 
-`transformer.cpp` is compiled at first use (see `native`); its plain twins are in `layers/transformer.py` and
-`layers/encoder_decoder.py`.
+`NativeStep` is one call of `transformer.cpp`, for float32 models on a CPU, E a multiple of 64 and F of 16.  `PlainStep`
+is its twin in plain torch, for everything else.
 
-Shape letters: B batch, L blocks, E width, H heads, F features of a head, K outputs.
+Shape letters: B batch, L blocks, E width, H heads, F features of a head, K outputs, S tokens of a memory.
 """
 
 from __future__ import annotations
 
 import ctypes
 import functools
-import struct
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .native import compiled
+from .native import Backend, Kernel, integers, pointers
 
 Precision = Literal["float32", "bfloat16", "int8"]
+Memory = tuple[Tensor, Tensor, Tensor]
+"""Keys and values (B, L, H, S, F) of a memory, and how many of its tokens, the first, are seen: int64 (B,)."""
 HUGE_PAGE = 1 << 21  # bytes
 NATIVE_WIDTH = 64
-"""What the widths that compiled code reads are multiples of."""
-
-
-@functools.cache
-def native_library() -> ctypes.CDLL | None:
-    """The compiled `transformer.cpp`, or None where it cannot be compiled; it works in torch's own threads."""
-    library = compiled(Path(__file__).with_name("transformer.cpp"))
-    runtimes = sorted(Path(torch.__file__).parent.glob("lib/libgomp*.so*"))
-    if library is not None and runtimes:
-        openmp = ctypes.CDLL(str(runtimes[0]))
-        functions = (openmp.GOMP_parallel, openmp.omp_get_thread_num, openmp.omp_get_num_threads)
-        library.use_openmp(*(ctypes.cast(function, ctypes.c_void_p) for function in functions))
-    return library
-
-
-def use_huge_pages(address: int, size: int) -> None:
-    """Asks for huge pages where memory, not yet written to, has room for them: it is read faster then."""
-    first = -(-address // HUGE_PAGE) * HUGE_PAGE
-    room = (address + size - first) // HUGE_PAGE * HUGE_PAGE
-    if room > 0:
-        native_library().use_huge_pages(ctypes.c_void_p(first), ctypes.c_int64(room))
+"""Widths that compiled code reads are multiples of this."""
 
 
 @dataclass(frozen=True)
 class StepLayer:
-    """What compiled code reads of a block, whose activation is GELU; parts of None are left out.
+    """The parts of a block; parts of None are left out.
 
-    attention_norm .. contract:      as in `Block`; norms may have no gain
-    attention_out_norm:              of what self-attention gives, before it is added
-    cross_norm .. cross_out_norm:    likewise of attention to a memory, whose keys and values are given
+    attention_norm .. contract:      norms may have no gain
+    attention_out_norm:              of the result of self-attention, before it is added
+    cross_norm .. cross_out_norm:    attention to a memory, whose keys and values are given
     hidden_norm:                     of gelu(a) * b, where `expand` gives a and b, one after the other
+    activation:                      of an MLP without hidden_norm
+    visible:                         bool (capacity, capacity), whether a token (row) sees another (column), which is
+                                     itself or before it; None: all of these
     """
 
     attention_norm: nn.LayerNorm
@@ -74,138 +65,156 @@ class StepLayer:
     cross_projection: nn.Linear | None = None
     cross_out_norm: nn.LayerNorm | None = None
     hidden_norm: nn.LayerNorm | None = None
+    activation: Callable[[Tensor], Tensor] = F.gelu
+    visible: Tensor | None = None
 
-    def parts(self) -> list[nn.LayerNorm | nn.Linear]:
-        return [part for part in (getattr(self, f.name) for f in fields(self)) if part is not None]
-
-
-def suits_native(layers: Sequence[StepLayer], num_heads: int, head: nn.Module | None) -> bool:
-    """Whether a `NativeStep` can be made of these."""
-    parts = [part for layer in layers for part in layer.parts()]
-    parameters = [p for part in [*parts, *([] if head is None else [head])] for p in part.parameters()]
-    width, norms = layers[0].query_key_value.in_features, [part for part in parts if isinstance(part, nn.LayerNorm)]
-    return (
-        all(p.dtype == torch.float32 and p.device.type == "cpu" for p in parameters)
-        and len({norm.eps for norm in norms}) == 1
-        and width % NATIVE_WIDTH == 0
-        and width // num_heads % 16 == 0
-        and native_library() is not None
-    )
+    def modules(self) -> list[nn.LayerNorm | nn.Linear]:
+        values = [getattr(self, field.name) for field in fields(self)]
+        return [value for value in values if isinstance(value, (nn.LayerNorm, nn.Linear))]
 
 
-class NativeStep:
-    """A step in compiled code; `transformer.cpp` says how it stores weights."""
+@dataclass(frozen=True)
+class Stack:
+    """Blocks, and a norm and a linear layer on top where a head is given.
 
-    def __init__(
-        self, layers: Sequence[StepLayer], num_heads: int, precision: Precision, head: nn.Module | None = None
-    ) -> None:
-        self.function = getattr(native_library(), f"step_{precision}")
-        self.cache_type = torch.float32 if precision == "float32" else torch.bfloat16
-        self.num_outputs = 0 if head is None else head.linear.out_features
-        parts = [part for layer in layers for part in layer.parts()] + ([] if head is None else [head.linear])
-        linears = [part for part in parts if isinstance(part, nn.Linear)]
-        memory = _Memory(
-            sum((one.out_features + 2 * NATIVE_WIDTH) * (one.in_features + NATIVE_WIDTH) for one in linears), precision
+    distances: int64 (n,), ascending from 0: how far back the tokens stand that a token sees; None: it sees all.
+    """
+
+    layers: Sequence[StepLayer]
+    num_heads: int
+    head: tuple[nn.LayerNorm, nn.Linear] | None = None
+    distances: Tensor | None = None
+
+    @property
+    def width(self) -> int:
+        return self.layers[0].query_key_value.in_features
+
+    def modules(self) -> list[nn.LayerNorm | nn.Linear]:
+        return [module for layer in self.layers for module in layer.modules()] + list(self.head or ())
+
+    def suits_native(self) -> bool:
+        """Whether `transformer.cpp` can read it."""
+        parameters = [p for module in self.modules() for p in module.parameters()]
+        return (
+            all(p.dtype == torch.float32 and p.device.type == "cpu" for p in parameters)
+            and len({module.eps for module in self.modules() if isinstance(module, nn.LayerNorm)}) == 1
+            and all(layer.visible is None and layer.activation is F.gelu for layer in self.layers)
+            and self.width % NATIVE_WIDTH == 0
+            and self.width // self.num_heads % 16 == 0
         )
-        features = layers[0].contract.in_features
-        padding = -features % NATIVE_WIDTH
-        addresses = []
-        for layer in layers:
-            addresses += memory.norm(layer.attention_norm) + memory.norm(layer.attention_out_norm)
-            addresses += memory.linear(layer.query_key_value) + memory.linear(layer.projection)
-            addresses += memory.norm(layer.cross_norm) + memory.norm(layer.cross_out_norm)
-            addresses += memory.linear(layer.query) + memory.linear(layer.cross_projection)
-            addresses += memory.norm(layer.mlp_norm) + memory.norm(layer.hidden_norm, padding)
-            addresses += memory.mlp(layer, padding)
-        self.layers, self.memory = (ctypes.c_int64 * len(addresses))(*addresses), memory
-        epsilon = struct.unpack("q", struct.pack("d", layers[0].attention_norm.eps))[0]
-        output = [0] * 5 if head is None else memory.norm(head.norm) + memory.linear(head.linear)
-        model = [
-            len(layers), layers[0].query_key_value.in_features, num_heads, self.num_outputs, features + padding,
-            padding, epsilon, ctypes.addressof(self.layers), *output,
-        ]  # fmt: skip
-        self.model = (ctypes.c_int64 * len(model))(*model)
 
+
+class PackedStep(ABC):
+    """The weights of a stack as one step reads them; no tensor of the batch.
+
+    cache_type: of keys and values
+    """
+
+    cache_type: torch.dtype
+
+    def __init__(self, stack: Stack) -> None:
+        self.stack = stack
+
+    def init_cache(self, batch_size: int, capacity: int) -> tuple[Tensor, Tensor]:
+        """Keys and values (B, L, H, capacity, F) for at most `capacity` tokens."""
+        stack = self.stack
+        shape = (batch_size, len(stack.layers), stack.num_heads, capacity, stack.width // stack.num_heads)
+        device = stack.layers[0].query_key_value.weight.device
+        keys, values = (torch.zeros(shape, dtype=self.cache_type, device=device) for _ in range(2))
+        return keys, values
+
+    @abstractmethod
     def __call__(
-        self, x: Tensor, keys: Tensor, values: Tensor, length: int, crossed: Sequence[Tensor] = (),
-        places: Tensor | None = None,
-    ) -> Tensor:  # fmt: skip
+        self, x: Tensor, keys: Tensor, values: Tensor, positions: Tensor, memory: Memory | None = None
+    ) -> Tensor:
         """One token (B, E) -> (B, K), or (B, E) without a head.
 
         Args:
-            keys, values: the caches (B, L, H, capacity, F), of which `length` tokens are filled; the token is entered.
-            crossed: keys and values of a memory (B, L, H, S, F), and how many of its tokens, the first, are seen,
-                int64 (B,).
-            places: int64 (n,), tokens that are seen, the new one among them; without it all up to the new one.
+            keys, values: the caches (B, L, H, capacity, F), into which the token is entered.
+            positions: int64 (B,), of the token in its row of the cache; all before it are filled.
+            memory: for cross-attention.
         """
-        x = x.to(torch.float32, memory_format=torch.contiguous_format, copy=True)
-        y = x.new_empty(len(x), self.num_outputs) if self.num_outputs else x
-        assert all(tensor.is_contiguous() for tensor in (keys, values, *crossed))
-        memory = [tensor.data_ptr() for tensor in crossed] or [0, 0, 0]
-        call = [
-            len(x), keys.shape[3], length, torch.get_num_threads(), x.data_ptr(), y.data_ptr(),
-            keys.data_ptr(), values.data_ptr(), *memory[:2], crossed[0].shape[3] if crossed else 0,
-            memory[2], *((0, 0) if places is None else (places.data_ptr(), len(places))),
-        ]  # fmt: skip
-        self.function(self.model, (ctypes.c_int64 * len(call))(*call))
-        return y
 
 
-class _Memory:
-    """Weights one after the other, as a step reads them, in memory of huge pages; gives their addresses."""
+def pack_stack(stack: Stack, precision: Precision, backend: Backend | None = None) -> PackedStep:
+    """Packs the weights for a precision.
 
-    def __init__(self, num_weights: int, precision: Precision) -> None:
-        self.precision = precision
-        size = num_weights * {"float32": 4, "bfloat16": 2, "int8": 1}[precision]
-        self.bytes = torch.empty(size + HUGE_PAGE, dtype=torch.uint8)
-        self.used = -self.bytes.data_ptr() % HUGE_PAGE
-        use_huge_pages(self.bytes.data_ptr() + self.used, size)
-        self.others: list[Tensor] = []  # small and apart
+    Args:
+        stack: in evaluation mode; dropout is not applied.
+        backend: "native", "plain", or None: compiled code where it can be had and the stack suits it.
 
-    def norm(self, norm: nn.LayerNorm | None, padding: int = 0) -> list[int]:
-        """Addresses of gain and shift, with as many zeros behind them."""
-        if norm is None:
-            return [0, 0]
-        size = norm.normalized_shape
-        pair = (norm.weight, norm.bias) if norm.elementwise_affine else (torch.ones(size), torch.zeros(size))
-        return [self._small(F.pad(tensor.detach(), (0, padding))) for tensor in pair]
+    Raises:
+        ValueError: no such precision or backend, or "native" for a stack that compiled code cannot read.
+        RuntimeError: "native", and there is no compiled code.
+    """
+    if precision not in get_args(Precision):
+        raise ValueError(f"precision must be one of {', '.join(get_args(Precision))}, got {precision!r}")
+    if stack.suits_native():
+        return NativeStep(stack, precision) if native_library(backend) else PlainStep(stack, precision)
+    if backend == "native":
+        raise ValueError("compiled code reads float32 weights on the CPU, of widths that are multiples of 64")
+    return PlainStep(stack, precision)
 
-    def linear(self, linear: nn.Linear | None) -> list[int]:
-        """Addresses of weight, scales and bias; 0 where there is none."""
-        return [0, 0, 0] if linear is None else self._weights(linear.weight.detach(), linear.bias)
 
-    def mlp(self, layer: StepLayer, padding: int) -> list[int]:
-        """Addresses of the matrices of an MLP, gate first, with as many features of zero at the end."""
-        gated = layer.hidden_norm is not None
-        expand, contract = layer.expand, layer.contract
-        assert not (gated and expand.bias is not None), "gated MLPs have no biases"
-        halves = expand.weight.detach().chunk(2 if gated else 1)
-        bias = None if expand.bias is None else F.pad(expand.bias.detach(), (0, padding))
-        found = [self._weights(F.pad(half, (0, 0, 0, padding)), bias) for half in halves]
-        addresses = [0, 0, 0] if not gated else found[0]
-        return addresses + found[-1] + self._weights(F.pad(contract.weight.detach(), (0, padding)), contract.bias)
+class PlainStep(PackedStep):
+    """A step in plain torch, on any device."""
 
-    def _weights(self, weight: Tensor, bias: Tensor | None) -> list[int]:
-        place = 0 if bias is None else self._small(bias)
-        if self.precision != "int8":
-            return [self._large(weight, getattr(torch, self.precision)), 0, place]
-        codes, scale = quantize_rows(weight)
-        return [self._large(codes.to(torch.int16) + 128, torch.uint8), self._small(scale), place]
+    def __init__(self, stack: Stack, precision: Precision) -> None:
+        super().__init__(stack)
+        self.cache_type = stack.layers[0].query_key_value.weight.dtype
+        self.linears = {
+            module: pack_linear(module, precision) for module in stack.modules() if isinstance(module, nn.Linear)
+        }
 
-    def _small(self, tensor: Tensor) -> int:
-        self.others.append(tensor.detach().clone())
-        return self.others[-1].data_ptr()
+    def __call__(
+        self, x: Tensor, keys: Tensor, values: Tensor, positions: Tensor, memory: Memory | None = None
+    ) -> Tensor:
+        heads, linears = self.stack.num_heads, self.linears
+        first, last = (int(limit) for limit in positions.aminmax())
+        for index, layer in enumerate(self.stack.layers):
+            token = linears[layer.query_key_value](layer.attention_norm(x)).unflatten(-1, (3, heads, 1, -1))
+            q, own_keys, own_values = token[:, 0], keys[:, index], values[:, index]
+            if first == last:
+                own_keys[:, :, last : last + 1], own_values[:, :, last : last + 1] = token[:, 1], token[:, 2]
+            else:
+                rows = torch.arange(len(x), device=x.device)
+                own_keys[rows, :, positions], own_values[rows, :, positions] = token[:, 1, :, 0], token[:, 2, :, 0]
+            seen, mask = self._seen(layer, positions, first, last)
+            y = F.scaled_dot_product_attention(q, own_keys[:, :, seen], own_values[:, :, seen], mask)
+            x = x + _normalized(linears[layer.projection](y.flatten(1)), layer.attention_out_norm)
+            if memory is not None:
+                x = x + self._cross(layer, x, memory[0][:, index], memory[1][:, index], memory[2])
+            hidden = linears[layer.expand](layer.mlp_norm(x))
+            if layer.hidden_norm is None:
+                hidden = layer.activation(hidden)
+            else:
+                gate, value = hidden.chunk(2, dim=-1)
+                hidden = layer.hidden_norm(F.gelu(gate) * value)
+            x = x + linears[layer.contract](hidden)
+        return x if self.stack.head is None else linears[self.stack.head[1]](self.stack.head[0](x))
 
-    def _large(self, weight: Tensor, dtype: torch.dtype) -> int:
-        """Rows in fours, whose parts of 64 bytes alternate, so that memory is read in order; the rest row by row."""
-        size = weight.numel() * dtype.itemsize
-        place = self.bytes[self.used : self.used + size].view(dtype)
-        self.used += -(-size // 64) * 64
-        fours = len(weight) // 4 * 4
-        tiles = weight[:fours].unflatten(0, (-1, 4)).unflatten(-1, (-1, 64 // dtype.itemsize)).transpose(1, 2)
-        place[: tiles.numel()].view(tiles.shape).copy_(tiles)
-        place[tiles.numel() :].view(-1, weight.shape[1]).copy_(weight[fours:])
-        return place.data_ptr()
+    def _seen(self, layer: StepLayer, positions: Tensor, first: int, last: int) -> tuple[slice | Tensor, Tensor | None]:
+        """Places of the cache that are read, and which of them each row sees; None: all."""
+        distances, visible = self.stack.distances, layer.visible
+        if first == last:
+            if distances is not None:
+                return last - distances[distances <= last], None
+            return slice(last + 1), None if visible is None else visible[last : last + 1, : last + 1]
+        back = positions[:, None] - torch.arange(last + 1, device=positions.device)
+        mask = back >= 0 if distances is None else torch.isin(back, distances)
+        if visible is not None:
+            mask = mask & visible[positions, : last + 1]
+        return slice(last + 1), mask[:, None, None]
+
+    def _cross(self, layer: StepLayer, x: Tensor, keys: Tensor, values: Tensor, lengths: Tensor) -> Tensor:
+        q = self.linears[layer.query](layer.cross_norm(x)).unflatten(-1, (self.stack.num_heads, 1, -1))
+        mask = (torch.arange(keys.shape[2], device=x.device) < lengths[:, None])[:, None, None]
+        y = F.scaled_dot_product_attention(q, keys, values, mask)
+        return _normalized(self.linears[layer.cross_projection](y.flatten(1)), layer.cross_out_norm)
+
+
+def _normalized(x: Tensor, norm: nn.LayerNorm | None) -> Tensor:
+    return x if norm is None else norm(x)
 
 
 def pack_linear(linear: nn.Linear, precision: Precision) -> Callable[[Tensor], Tensor]:
@@ -231,3 +240,185 @@ def quantize_rows(weight: Tensor) -> tuple[Tensor, Tensor]:
     """(K, E) -> int8 (K, E) in -127..127 and the scales (K,) of its rows."""
     scale = weight.abs().amax(1).clamp(min=torch.finfo(weight.dtype).tiny) / 127
     return (weight / scale[:, None]).round().to(torch.int8), scale
+
+
+class _Linear(ctypes.Structure):
+    _fields_ = pointers("weight", "scale", "bias")
+
+
+class _Norm(ctypes.Structure):
+    _fields_ = pointers("weight", "shift")
+
+
+class _Attention(ctypes.Structure):
+    _fields_ = [("norm", _Norm), ("out", _Norm), ("input", _Linear), ("projection", _Linear)]
+
+
+class _Layer(ctypes.Structure):
+    _fields_ = [
+        ("own", _Attention), ("cross", _Attention), ("norm", _Norm), ("hidden_norm", _Norm),
+        ("gate", _Linear), ("expand", _Linear), ("contract", _Linear),
+    ]  # fmt: skip
+
+
+class _Model(ctypes.Structure):
+    _fields_ = [
+        *integers("layers", "width", "heads", "outputs", "hidden", "padding"), ("epsilon", ctypes.c_double),
+        ("layer", ctypes.POINTER(_Layer)), ("norm", _Norm), ("head", _Linear),
+        *pointers("distances"), *integers("num_distances"),
+    ]  # fmt: skip
+
+
+class _Call(ctypes.Structure):
+    _fields_ = [
+        *integers("batch", "capacity", "threads"), *pointers("x", "out", "keys", "values", "positions"),
+        *pointers("memory_keys", "memory_values"), *integers("memory"), *pointers("lengths"),
+    ]  # fmt: skip
+
+
+KERNEL = Kernel("transformer", 1, (_Layer, _Model, _Call))
+
+
+def native_library(backend: Backend | None = None) -> ctypes.CDLL | None:
+    """The compiled `transformer.cpp`, or None; see `Kernel.load`.  It works in torch's own threads."""
+    library = KERNEL.load(backend)
+    if library is not None:
+        _use_openmp(library)
+    return library
+
+
+@functools.cache
+def _use_openmp(library: ctypes.CDLL) -> None:
+    runtimes = sorted(Path(torch.__file__).parent.glob("lib/libgomp*.so*"))
+    if runtimes:
+        openmp = ctypes.CDLL(str(runtimes[0]))
+        functions = (openmp.GOMP_parallel, openmp.omp_get_thread_num, openmp.omp_get_num_threads)
+        library.use_openmp(*(ctypes.cast(function, ctypes.c_void_p) for function in functions))
+
+
+class NativeStep(PackedStep):
+    """A step in compiled code."""
+
+    def __init__(self, stack: Stack, precision: Precision) -> None:
+        super().__init__(stack)
+        self.library = native_library("native")
+        self.function = getattr(self.library, f"step_{precision}")
+        self.cache_type = torch.float32 if precision == "float32" else torch.bfloat16
+        linears = [module for module in stack.modules() if isinstance(module, nn.Linear)]
+        size = sum((one.out_features + 2 * NATIVE_WIDTH) * (one.in_features + NATIVE_WIDTH) for one in linears)
+        self.weights = _Weights(self.library, size, precision)
+        features = stack.layers[0].contract.in_features
+        padding = -features % NATIVE_WIDTH
+        self.layers = (_Layer * len(stack.layers))(*(self.weights.layer(layer, padding) for layer in stack.layers))
+        self.model = _Model(
+            len(stack.layers), stack.width, stack.num_heads, 0, features + padding, padding,
+            stack.layers[0].attention_norm.eps, self.layers,
+        )  # fmt: skip
+        if stack.head is not None:
+            norm, linear = stack.head
+            self.model.outputs = linear.out_features
+            self.model.norm, self.model.head = self.weights.norm(norm), self.weights.linear(linear)
+        if stack.distances is not None:
+            self.distances = stack.distances.contiguous()
+            self.model.distances, self.model.num_distances = self.distances.data_ptr(), len(self.distances)
+
+    def init_cache(self, batch_size: int, capacity: int) -> tuple[Tensor, Tensor]:
+        stack = self.stack
+        shape = (batch_size, len(stack.layers), stack.num_heads, capacity, stack.width // stack.num_heads)
+        keys, values = (torch.empty(shape, dtype=self.cache_type) for _ in range(2))
+        for tensor in (keys, values):
+            _use_huge_pages(self.library, tensor.data_ptr(), tensor.nbytes)
+        return keys, values
+
+    def __call__(
+        self, x: Tensor, keys: Tensor, values: Tensor, positions: Tensor, memory: Memory | None = None
+    ) -> Tensor:
+        x = x.to(torch.float32, memory_format=torch.contiguous_format, copy=True)
+        y = x.new_empty(len(x), self.model.outputs) if self.model.outputs else x
+        assert all(tensor.is_contiguous() for tensor in (keys, values, positions, *(memory or ())))
+        call = _Call(
+            len(x), keys.shape[3], torch.get_num_threads(), x.data_ptr(), y.data_ptr(), keys.data_ptr(),
+            values.data_ptr(), positions.data_ptr(),
+        )  # fmt: skip
+        if memory is not None:
+            call.memory_keys, call.memory_values, call.lengths = (tensor.data_ptr() for tensor in memory)
+            call.memory = memory[0].shape[3]
+        self.function(ctypes.byref(self.model), ctypes.byref(call))
+        return y
+
+
+class _Weights:
+    """Weights one after the other, as a step reads them, in memory of huge pages; gives their addresses."""
+
+    def __init__(self, library: ctypes.CDLL, num_weights: int, precision: Precision) -> None:
+        self.precision = precision
+        size = num_weights * {"float32": 4, "bfloat16": 2, "int8": 1}[precision]
+        self.bytes = torch.empty(size + HUGE_PAGE, dtype=torch.uint8)
+        self.used = -self.bytes.data_ptr() % HUGE_PAGE
+        _use_huge_pages(library, self.bytes.data_ptr() + self.used, size)
+        self.others: list[Tensor] = []  # small and apart
+
+    def layer(self, layer: StepLayer, padding: int) -> _Layer:
+        own = _Attention(
+            self.norm(layer.attention_norm), self.norm(layer.attention_out_norm),
+            self.linear(layer.query_key_value), self.linear(layer.projection),
+        )  # fmt: skip
+        cross = _Attention(
+            self.norm(layer.cross_norm), self.norm(layer.cross_out_norm),
+            self.linear(layer.query), self.linear(layer.cross_projection),
+        )  # fmt: skip
+        return _Layer(
+            own, cross, self.norm(layer.mlp_norm), self.norm(layer.hidden_norm, padding), *self.mlp(layer, padding)
+        )
+
+    def norm(self, norm: nn.LayerNorm | None, padding: int = 0) -> _Norm:
+        """Gain and shift, with `padding` zeros behind them."""
+        if norm is None:
+            return _Norm()
+        size = norm.normalized_shape
+        pair = (norm.weight, norm.bias) if norm.elementwise_affine else (torch.ones(size), torch.zeros(size))
+        return _Norm(*(self._small(F.pad(tensor.detach(), (0, padding))) for tensor in pair))
+
+    def linear(self, linear: nn.Linear | None) -> _Linear:
+        return _Linear() if linear is None else self._linear(linear.weight.detach(), linear.bias)
+
+    def mlp(self, layer: StepLayer, padding: int) -> tuple[_Linear, _Linear, _Linear]:
+        """Gate, expand and contract, with `padding` features of zero at the end."""
+        gated = layer.hidden_norm is not None
+        expand, contract = layer.expand, layer.contract
+        assert not (gated and expand.bias is not None), "gated MLPs have no biases"
+        halves = expand.weight.detach().chunk(2 if gated else 1)
+        bias = None if expand.bias is None else F.pad(expand.bias.detach(), (0, padding))
+        found = [self._linear(F.pad(half, (0, 0, 0, padding)), bias) for half in halves]
+        last = self._linear(F.pad(contract.weight.detach(), (0, padding)), contract.bias)
+        return found[0] if gated else _Linear(), found[-1], last
+
+    def _linear(self, weight: Tensor, bias: Tensor | None) -> _Linear:
+        place = None if bias is None else self._small(bias)
+        if self.precision != "int8":
+            return _Linear(self._large(weight, getattr(torch, self.precision)), None, place)
+        codes, scale = quantize_rows(weight)
+        return _Linear(self._large(codes.to(torch.int16) + 128, torch.uint8), self._small(scale), place)
+
+    def _small(self, tensor: Tensor) -> int:
+        self.others.append(tensor.detach().clone())
+        return self.others[-1].data_ptr()
+
+    def _large(self, weight: Tensor, dtype: torch.dtype) -> int:
+        """Rows in fours, whose parts of 64 bytes alternate, so that memory is read in order; the rest row by row."""
+        size = weight.numel() * dtype.itemsize
+        place = self.bytes[self.used : self.used + size].view(dtype)
+        self.used += -(-size // 64) * 64
+        fours = len(weight) // 4 * 4
+        tiles = weight[:fours].unflatten(0, (-1, 4)).unflatten(-1, (-1, 64 // dtype.itemsize)).transpose(1, 2)
+        place[: tiles.numel()].view(tiles.shape).copy_(tiles)
+        place[tiles.numel() :].view(-1, weight.shape[1]).copy_(weight[fours:])
+        return place.data_ptr()
+
+
+def _use_huge_pages(library: ctypes.CDLL, address: int, size: int) -> None:
+    """Asks for huge pages where memory, not yet written to, has room for them: it is read faster then."""
+    first = -(-address // HUGE_PAGE) * HUGE_PAGE
+    room = (address + size - first) // HUGE_PAGE * HUGE_PAGE
+    if room > 0:
+        library.use_huge_pages(ctypes.c_void_p(first), ctypes.c_int64(room))

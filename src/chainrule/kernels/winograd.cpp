@@ -5,86 +5,87 @@
 // transform back, to which bias and residual are added. An image's numbers do not depend on the batch or on threads.
 #include <algorithm>
 #include <cstdint>
-#include <cstdlib>
+
+#include "common.h"
 #if defined(__AVX512F__) && defined(__AVX512BW__) && defined(__AVX512VL__) && defined(__AVX512BF16__) && !defined(__AMX_BF16__)
 #define SUPPORTED 1
-#include <immintrin.h>
 #else
 #define SUPPORTED 0  // with AMX, ordinary convolutions are faster
 #endif
 
 extern "C" int supported() { return SUPPORTED; }
 
-#if SUPPORTED
-#define UNROLL _Pragma("GCC unroll 24")  // so that arrays of accumulators become registers
-
 namespace {
 
-typedef __m512 Vector;
+// A convolution: sizes; whether the map is doubled first, activated first, and narrow (bfloat16) before and after.
+struct Shape {
+    int64_t batch, height, width, inputs, outputs, doubled, activated, narrow_inputs, narrow_outputs;
+};
+struct Call {
+    Shape shape;
+    const void* x;
+    const float *scale, *shift;
+    const void* weight;
+    const float *bias, *residual;
+    void* y;
+    float* sums;
+};
 
-constexpr int64_t kLanes = 16;
+}  // namespace
+
+INTERFACE(1, sizeof(Shape), sizeof(Call))
+
+#if SUPPORTED
+namespace {
+
 constexpr int64_t kPanel = 64;  // outputs at a time
 constexpr int64_t kColumns = 16, kTiles = 48, kTilesWide = 32;  // of a block; Wide: of many channels
 
-struct Shape {
-    int64_t batch, height, width, inputs, outputs, doubled, activated, narrow_inputs, narrow_outputs;
+struct Tiling : Shape {
+    Tiling(const Shape& shape) : Shape(shape) {}
     int64_t tile_rows() const { return doubled ? height : (height + 1) / 2; }
     int64_t tile_columns() const { return doubled ? width : (width + 1) / 2; }
     int64_t columns() const { return std::min(kColumns, tile_columns()); }
     int64_t rows() const { return std::min(tile_rows(), (inputs > 256 ? kTilesWide : kTiles) / columns()); }
     int64_t blocks_across() const { return (tile_columns() + columns() - 1) / columns(); }
     int64_t blocks_down() const { return (tile_rows() + rows() - 1) / rows(); }
-    int64_t components() const { return doubled ? 9 : 16; }
 };
 
 inline int64_t round_up(int64_t n) { return (n + kLanes - 1) / kLanes * kLanes; }
 inline __mmask16 lanes(int64_t count) { return count >= kLanes ? 0xffff : (1u << count) - 1; }
 
-// Memory that begins with a cache line.
-template <class T>
-class Array {
-  public:
-    explicit Array(int64_t size) : data_((T*)std::aligned_alloc(64, (size * sizeof(T) + 63) / 64 * 64)) {}
-    ~Array() { std::free(data_); }
-    Array(const Array&) = delete;
-    T* get() const { return data_; }
-
-  private:
-    T* const data_;
-};
-
-inline Vector swish(Vector x) {  // relative error below 1e-6
-    const Vector one = _mm512_set1_ps(1), log2e = _mm512_set1_ps(-1.44269504f), ln2 = _mm512_set1_ps(0.69314718f);
-    Vector y = _mm512_max_ps(_mm512_min_ps(_mm512_mul_ps(x, log2e), _mm512_set1_ps(126)), _mm512_set1_ps(-126));
-    Vector n = _mm512_roundscale_ps(y, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
-    Vector f = _mm512_mul_ps(_mm512_sub_ps(y, n), ln2), p = _mm512_set1_ps(1.f / 720);
+inline __m512 swish(__m512 x) {  // relative error below 1e-6
+    const __m512 one = _mm512_set1_ps(1), log2e = _mm512_set1_ps(-1.44269504f), ln2 = _mm512_set1_ps(0.69314718f);
+    __m512 y = _mm512_max_ps(_mm512_min_ps(_mm512_mul_ps(x, log2e), _mm512_set1_ps(126)), _mm512_set1_ps(-126));
+    __m512 n = _mm512_roundscale_ps(y, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+    __m512 f = _mm512_mul_ps(_mm512_sub_ps(y, n), ln2), p = _mm512_set1_ps(1.f / 720);
     p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(1.f / 120));
     p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(1.f / 24));
     p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(1.f / 6));
     p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(0.5f));
     p = _mm512_fmadd_ps(p, f, one);
-    Vector d = _mm512_add_ps(one, _mm512_scalef_ps(_mm512_fmadd_ps(p, f, one), n)), r = _mm512_rcp14_ps(d);
+    __m512 d = _mm512_add_ps(one, _mm512_scalef_ps(_mm512_fmadd_ps(p, f, one), n)), r = _mm512_rcp14_ps(d);
     r = _mm512_mul_ps(r, _mm512_fnmadd_ps(d, r, _mm512_set1_ps(2)));
     return _mm512_mul_ps(x, r);
 }
 
 // Maps are float32 or bfloat16; 16 channels of a position at a time.
-inline Vector load(const float* p, __mmask16 mask) { return _mm512_maskz_loadu_ps(mask, p); }
-inline Vector load(const uint16_t* p, __mmask16 mask) {
-    return (Vector)_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(mask, p)), 16);
+inline __m512 load(const float* p, __mmask16 mask) { return _mm512_maskz_loadu_ps(mask, p); }
+inline __m512 load(const uint16_t* p, __mmask16 mask) {
+    return (__m512)_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(mask, p)), 16);
 }
-inline void store(float* p, Vector v, __mmask16 mask) { _mm512_mask_storeu_ps(p, mask, v); }
-inline void store(uint16_t* p, Vector v, __mmask16 mask) {
+inline void store(float* p, __m512 v, __mmask16 mask) { _mm512_mask_storeu_ps(p, mask, v); }
+inline void store(uint16_t* p, __m512 v, __mmask16 mask) {
     _mm256_mask_storeu_epi16(p, mask, (__m256i)_mm512_cvtneps_pbh(v));
 }
 
-inline void store(float* p, Vector v) { _mm512_store_ps(p, v); }
-inline void store(uint16_t* p, Vector v) { _mm256_store_si256((__m256i*)p, (__m256i)_mm512_cvtneps_pbh(v)); }
+inline void store_aligned(float* p, __m512 v) { _mm512_store_ps(p, v); }
+inline void store_aligned(uint16_t* p, __m512 v) { _mm256_store_si256((__m256i*)p, (__m256i)_mm512_cvtneps_pbh(v)); }
 
 // M (N, 16 R) = V (N, inputs) times a panel of weights. In bfloat16, pairs of inputs are multiplied at once.
 template <int N, int R>
 inline void products(const uint16_t* v, const uint16_t* panel, int64_t inputs, float* m, int64_t stride) {
-    Vector sum[N][R];
+    __m512 sum[N][R];
     UNROLL for (int n = 0; n < N; n++) UNROLL for (int r = 0; r < R; r++) sum[n][r] = _mm512_setzero_ps();
     for (int64_t k = 0; k < inputs; k += 2) {
         __m512i w[R];
@@ -100,13 +101,13 @@ inline void products(const uint16_t* v, const uint16_t* panel, int64_t inputs, f
 
 template <int N, int R>
 inline void products(const float* v, const float* panel, int64_t inputs, float* m, int64_t stride) {
-    Vector sum[N][R];
+    __m512 sum[N][R];
     UNROLL for (int n = 0; n < N; n++) UNROLL for (int r = 0; r < R; r++) sum[n][r] = _mm512_setzero_ps();
     for (int64_t k = 0; k < inputs; k++) {
-        Vector w[R];
+        __m512 w[R];
         UNROLL for (int r = 0; r < R; r++) w[r] = _mm512_load_ps(panel + (k * R + r) * kLanes);
         UNROLL for (int n = 0; n < N; n++) {
-            Vector x = _mm512_set1_ps(v[n * inputs + k]);
+            __m512 x = _mm512_set1_ps(v[n * inputs + k]);
             UNROLL for (int r = 0; r < R; r++) sum[n][r] = _mm512_fmadd_ps(w[r], x, sum[n][r]);
         }
     }
@@ -125,17 +126,17 @@ void multiply(const T* v, const T* panel, int64_t tiles, int64_t inputs, float* 
 }
 
 // One dimension of the transforms. When the map is doubled, rows 1 and 2 of the four are one, and component 2 is zero.
-inline void forward(const Vector (&d)[4], Vector (&t)[4]) {
+inline void forward(const __m512 (&d)[4], __m512 (&t)[4]) {
     t[0] = _mm512_sub_ps(d[0], d[2]), t[1] = _mm512_add_ps(d[1], d[2]);
     t[2] = _mm512_sub_ps(d[2], d[1]), t[3] = _mm512_sub_ps(d[1], d[3]);
 }
-inline void forward(const Vector (&d)[3], Vector (&t)[3]) {
+inline void forward(const __m512 (&d)[3], __m512 (&t)[3]) {
     t[0] = _mm512_sub_ps(d[0], d[1]), t[1] = _mm512_add_ps(d[1], d[1]), t[2] = _mm512_sub_ps(d[1], d[2]);
 }
-inline void backward(const Vector (&m)[4], Vector (&y)[2]) {
+inline void backward(const __m512 (&m)[4], __m512 (&y)[2]) {
     y[0] = _mm512_add_ps(_mm512_add_ps(m[0], m[1]), m[2]), y[1] = _mm512_sub_ps(_mm512_sub_ps(m[1], m[2]), m[3]);
 }
-inline void backward(const Vector (&m)[3], Vector (&y)[2]) {
+inline void backward(const __m512 (&m)[3], __m512 (&y)[2]) {
     y[0] = _mm512_add_ps(m[0], m[1]), y[1] = _mm512_sub_ps(m[1], m[2]);
 }
 
@@ -145,7 +146,7 @@ struct Block {
 
 // V (components, tiles, inputs) of a block; S: side of a tile's inputs.
 template <int S, class T, class X>
-void transform_inputs(const Shape& s, const Block& b, const X* x, const float* scale, const float* shift,
+void transform_inputs(const Tiling& s, const Block& b, const X* x, const float* scale, const float* shift,
                       float* patch, T* v) {
     constexpr int kStep = S - 2;
     const int64_t inputs = round_up(s.inputs), tiles = b.rows * b.columns;
@@ -153,7 +154,7 @@ void transform_inputs(const Shape& s, const Block& b, const X* x, const float* s
     const int64_t height = b.rows * kStep + 2, width = b.columns * kStep + 2;
     for (int64_t c = 0; c < inputs; c += kLanes) {
         const __mmask16 mask = lanes(s.inputs - c);
-        Vector a = _mm512_setzero_ps(), o = a;
+        __m512 a = _mm512_setzero_ps(), o = a;
         if (s.activated) {
             a = _mm512_maskz_loadu_ps(mask, scale + b.image * s.inputs + c);
             o = _mm512_maskz_loadu_ps(mask, shift + b.image * s.inputs + c);
@@ -161,7 +162,7 @@ void transform_inputs(const Shape& s, const Block& b, const X* x, const float* s
         for (int64_t i = 0; i < height; i++) {
             for (int64_t j = 0; j < width; j++) {
                 const int64_t row = top + i, column = left + j;
-                Vector value = _mm512_setzero_ps();
+                __m512 value = _mm512_setzero_ps();
                 if (row >= 0 && row < s.height && column >= 0 && column < s.width) {
                     const X* p = x + ((b.image * s.height + row) * s.width + column) * s.inputs + c;
                     value = load(p, mask);
@@ -173,17 +174,17 @@ void transform_inputs(const Shape& s, const Block& b, const X* x, const float* s
         }
         for (int64_t t = 0; t < tiles; t++) {
             const float* p = patch + (t / b.columns * kStep * width + t % b.columns * kStep) * kLanes;
-            Vector half[S][S];  // [column][component of rows]
+            __m512 half[S][S];  // [column][component of rows]
             UNROLL for (int j = 0; j < S; j++) {
-                Vector d[S];
+                __m512 d[S];
                 UNROLL for (int i = 0; i < S; i++) d[i] = _mm512_load_ps(p + (i * width + j) * kLanes);
                 forward(d, half[j]);
             }
             UNROLL for (int i = 0; i < S; i++) {
-                Vector d[S], done[S];
+                __m512 d[S], done[S];
                 UNROLL for (int j = 0; j < S; j++) d[j] = half[j][i];
                 forward(d, done);
-                UNROLL for (int j = 0; j < S; j++) store(v + ((i * S + j) * tiles + t) * inputs + c, done[j]);
+                UNROLL for (int j = 0; j < S; j++) store_aligned(v + ((i * S + j) * tiles + t) * inputs + c, done[j]);
             }
         }
     }
@@ -191,22 +192,22 @@ void transform_inputs(const Shape& s, const Block& b, const X* x, const float* s
 
 // 16 outputs of all tiles of a block, from M (components, tiles, 64), and their sums and sums of squares (2, outputs).
 template <int S, class Y>
-void transform_outputs(const Shape& s, const Block& b, const float* m, int64_t channel, const float* bias,
+void transform_outputs(const Tiling& s, const Block& b, const float* m, int64_t channel, const float* bias,
                        const float* residual, Y* y, float* sums) {
     const int64_t tiles = b.rows * b.columns, height = s.height << s.doubled, width = s.width << s.doubled;
     const __mmask16 mask = lanes(s.outputs - channel);
-    const Vector offset = _mm512_maskz_loadu_ps(mask, bias + channel);
-    Vector sum = _mm512_setzero_ps(), squares = sum;
+    const __m512 offset = _mm512_maskz_loadu_ps(mask, bias + channel);
+    __m512 sum = _mm512_setzero_ps(), squares = sum;
     for (int64_t t = 0; t < tiles; t++) {
         const float* p = m + t * kPanel;
-        Vector half[S][2], done[2][2];
+        __m512 half[S][2], done[2][2];
         UNROLL for (int j = 0; j < S; j++) {
-            Vector d[S];
+            __m512 d[S];
             UNROLL for (int i = 0; i < S; i++) d[i] = _mm512_load_ps(p + (i * S + j) * tiles * kPanel);
             backward(d, half[j]);
         }
         UNROLL for (int i = 0; i < 2; i++) {
-            Vector d[S];
+            __m512 d[S];
             UNROLL for (int j = 0; j < S; j++) d[j] = half[j][i];
             backward(d, done[i]);
         }
@@ -215,7 +216,7 @@ void transform_outputs(const Shape& s, const Block& b, const float* m, int64_t c
             UNROLL for (int j = 0; j < 2; j++) {
                 if (row + i >= height || column + j >= width) continue;
                 const int64_t at = ((b.image * height + row + i) * width + column + j) * s.outputs + channel;
-                Vector value = _mm512_add_ps(done[i][j], offset);
+                __m512 value = _mm512_add_ps(done[i][j], offset);
                 if (residual) value = _mm512_add_ps(value, load(residual + at, mask));
                 if (residual) _mm_prefetch((const char*)(residual + at + kLanes), _MM_HINT_T0);
                 store(y + at, value, mask);
@@ -228,8 +229,8 @@ void transform_outputs(const Shape& s, const Block& b, const float* m, int64_t c
 }
 
 template <int S, class T>
-void convolve_blocks(const Shape& s, const void* x, const float* scale, const float* shift, const T* weight,
-                     const float* bias, const float* residual, void* y, float* sums, int64_t begin, int64_t end) {
+void convolve_blocks(const Call& call, int64_t begin, int64_t end) {
+    const Tiling s(call.shape);
     constexpr int64_t kComponents = S * S;
     const int64_t inputs = round_up(s.inputs), outputs = round_up(s.outputs), most = s.rows() * s.columns();
     Array<T> v(kComponents * most * inputs);
@@ -242,10 +243,10 @@ void convolve_blocks(const Shape& s, const void* x, const float* scale, const fl
         b.rows = std::min(s.rows(), s.tile_rows() - b.row), b.columns = std::min(s.columns(), s.tile_columns() - b.column);
         const int64_t tiles = b.rows * b.columns;
         if (s.narrow_inputs)
-            transform_inputs<S>(s, b, (const uint16_t*)x, scale, shift, patch.get(), v.get());
+            transform_inputs<S>(s, b, (const uint16_t*)call.x, call.scale, call.shift, patch.get(), v.get());
         else
-            transform_inputs<S>(s, b, (const float*)x, scale, shift, patch.get(), v.get());
-        const T* panel = weight;
+            transform_inputs<S>(s, b, (const float*)call.x, call.scale, call.shift, patch.get(), v.get());
+        const T* panel = (const T*)call.weight;
         for (int64_t channel = 0; channel < outputs; channel += kPanel) {
             const int64_t vectors = std::min(kPanel, outputs - channel) / kLanes;
             for (int64_t component = 0; component < kComponents; component++, panel += inputs * vectors * kLanes) {
@@ -260,42 +261,31 @@ void convolve_blocks(const Shape& s, const void* x, const float* scale, const fl
             }
             for (int64_t c = 0; c < vectors * kLanes; c += kLanes) {
                 const float* from = m.get() + c;
-                float* sum = sums + index * 2 * s.outputs;
+                float* sum = call.sums + index * 2 * s.outputs;
                 if (s.narrow_outputs)
-                    transform_outputs<S>(s, b, from, channel + c, bias, residual, (uint16_t*)y, sum);
+                    transform_outputs<S>(s, b, from, channel + c, call.bias, call.residual, (uint16_t*)call.y, sum);
                 else
-                    transform_outputs<S>(s, b, from, channel + c, bias, residual, (float*)y, sum);
+                    transform_outputs<S>(s, b, from, channel + c, call.bias, call.residual, (float*)call.y, sum);
             }
         }
     }
 }
 
-template <class T>
-void convolve(const int64_t* shape, const void* x, const float* scale, const float* shift, const T* weight,
-              const float* bias, const float* residual, void* y, float* sums, int64_t begin, int64_t end) {
-    const Shape& s = *(const Shape*)shape;
-    if (s.doubled)
-        convolve_blocks<3>(s, x, scale, shift, weight, bias, residual, y, sums, begin, end);
-    else
-        convolve_blocks<4>(s, x, scale, shift, weight, bias, residual, y, sums, begin, end);
-}
-
 }  // namespace
 
-extern "C" {
-
-int64_t num_blocks(const int64_t* shape) {
-    const Shape& s = *(const Shape*)shape;
+extern "C" int64_t num_blocks(const Call* call) {
+    const Tiling s(call->shape);
     return s.batch * s.blocks_across() * s.blocks_down();
 }
 
-#define CONVOLVE(NAME, T)                                                                                            \
-    void convolve_##NAME(const int64_t* shape, const void* x, const float* scale, const float* shift,               \
-                         const T* weight, const float* bias, const float* residual, void* y, float* sums,           \
-                         int64_t begin, int64_t end) {                                                               \
-        convolve(shape, x, scale, shift, weight, bias, residual, y, sums, begin, end);                               \
+// Blocks begin .. end - 1.
+#define EXPORT(NAME, T)                                                                \
+    extern "C" void convolve_##NAME(const Call* call, int64_t begin, int64_t end) {    \
+        if (call->shape.doubled)                                                       \
+            convolve_blocks<3, T>(*call, begin, end);                                  \
+        else                                                                           \
+            convolve_blocks<4, T>(*call, begin, end);                                  \
     }
-CONVOLVE(float32, float)
-CONVOLVE(bfloat16, uint16_t)
-}
+EXPORT(float32, float)
+EXPORT(bfloat16, uint16_t)
 #endif

@@ -20,16 +20,13 @@ Shape letters: B batch, H height, W width, C channels; maps are (B, H, W, C).
 from __future__ import annotations
 
 import ctypes
-import functools
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .native import compiled
+from .native import Backend, Kernel, integers, pointers, share
 
 LANES, PANEL = 16, 64  # of winograd.cpp
 TRANSFORM = ((1.0, 0.0, 0.0), (0.5, 0.5, 0.5), (0.5, -0.5, 0.5), (0.0, 0.0, 1.0))
@@ -70,14 +67,22 @@ class Convolution3x3:
         conv: the convolution; its weights are copied.
         precision: float32 or bfloat16, of the products.
         doubled: repeat pixels 2x2 before it.
+        backend: "native", "plain" or None: compiled code where it can be had and the CPU suits it.
+
+    Raises:
+        RuntimeError: "native", and there is no compiled code.
+        ValueError: "native", and the device does not suit it.
     """
 
-    def __init__(self, conv: nn.Conv2d, precision: str, doubled: bool = False) -> None:
+    def __init__(self, conv: nn.Conv2d, precision: str, doubled: bool = False, backend: Backend | None = None) -> None:
         assert conv.kernel_size == (3, 3) and conv.stride == (1, 1) and conv.groups == 1 and conv.bias is not None
         self.precision, self.doubled, self.num_outputs = precision, doubled, conv.out_channels
         weight = conv.weight.detach()
         self.bias = conv.bias.detach().float()
-        self.native = weight.device.type == "cpu" and native_library() is not None
+        library = native_library(backend) if weight.device.type == "cpu" else None
+        if backend == "native" and library is None:
+            raise ValueError("compiled convolutions need a CPU with AVX-512 and bfloat16, and without AMX")
+        self.native = library is not None
         dtype = getattr(torch, precision)
         if self.native:
             self.weight = _pack(weight, doubled, dtype)
@@ -110,23 +115,23 @@ class Convolution3x3:
             out = x.new_empty(batch, height * factor, width * factor, self.num_outputs, dtype=dtype)
         scale, shift = act or (None, None)
         flags = (self.doubled, act is not None, x.dtype == torch.bfloat16, narrow)
-        shape = (ctypes.c_int64 * 9)(batch, height, width, inputs, self.num_outputs, *map(int, flags))
-        library = native_library()
-        num_blocks = library.num_blocks(shape)
+        call = _Call(
+            _Shape(batch, height, width, inputs, self.num_outputs, *flags),
+            *(_pointer(t) for t in (x, scale, shift, self.weight, self.bias, residual, out)),
+        )
+        library = native_library("native")
+        num_blocks = library.num_blocks(ctypes.byref(call))
         sums = x.new_empty(batch, num_blocks // batch, 2, self.num_outputs, dtype=torch.float32)
+        call.sums = sums.data_ptr()
         function = getattr(library, f"convolve_{self.precision}")
-        pointers = [_pointer(t) for t in (x, scale, shift, self.weight, self.bias, residual, out, sums)]
         num_threads = torch.get_num_threads()
         num_parts = min(num_blocks, 4 * num_threads if num_threads > 1 else 1)
         cuts = [num_blocks * part // num_parts for part in range(num_parts + 1)]
 
         def work(part: int) -> None:
-            function(shape, *pointers, ctypes.c_int64(cuts[part]), ctypes.c_int64(cuts[part + 1]))
+            function(ctypes.byref(call), ctypes.c_int64(cuts[part]), ctypes.c_int64(cuts[part + 1]))
 
-        if num_parts == 1:
-            work(0)
-        else:
-            list(_pool(num_threads).map(work, range(num_parts)))
+        share(work, num_parts, num_threads)
         return Map(out, sums.double().sum(1))
 
     def _plain(self, x: Tensor, act: tuple[Tensor, Tensor] | None, residual: Tensor | None) -> Tensor:
@@ -139,8 +144,8 @@ class Convolution3x3:
         return y if residual is None else y + residual
 
 
-def _pointer(tensor: Tensor | None) -> ctypes.c_void_p:
-    return ctypes.c_void_p(None if tensor is None else tensor.data_ptr())
+def _pointer(tensor: Tensor | None) -> int | None:
+    return None if tensor is None else tensor.data_ptr()
 
 
 def _pack(weight: Tensor, doubled: bool, dtype: torch.dtype) -> Tensor:
@@ -155,15 +160,22 @@ def _pack(weight: Tensor, doubled: bool, dtype: torch.dtype) -> Tensor:
     return torch.cat([panel.flatten() for panel in panels])
 
 
-@functools.cache
-def _pool(num_threads: int) -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(num_threads)
+class _Shape(ctypes.Structure):
+    _fields_ = integers(
+        "batch", "height", "width", "inputs", "outputs", "doubled", "activated", "narrow_inputs", "narrow_outputs"
+    )
 
 
-@functools.cache
-def native_library() -> ctypes.CDLL | None:
-    """The compiled `winograd.cpp`, or None where it cannot be compiled or the CPU is not one it is for."""
-    library = compiled(Path(__file__).with_name("winograd.cpp"))
+class _Call(ctypes.Structure):
+    _fields_ = [("shape", _Shape), *pointers("x", "scale", "shift", "weight", "bias", "residual", "y", "sums")]
+
+
+KERNEL = Kernel("winograd", 1, (_Shape, _Call))
+
+
+def native_library(backend: Backend | None = None) -> ctypes.CDLL | None:
+    """The compiled `winograd.cpp`, or None, see `Kernel.load`; also None where the CPU is not one it is for."""
+    library = KERNEL.load(backend)
     if library is None or not library.supported():
         return None
     library.num_blocks.restype = ctypes.c_int64

@@ -7,23 +7,22 @@
 
 without biases (Vaswani et al. 2017, arXiv:1706.03762, with the norms N before each branch).  A model says which norms
 N and M are, and which of the two MLPs it has.  A `CrossDecoder` holds the blocks as one step reads them, in an explicit
-precision (see `transformer`); the keys and values of the memory are computed once, when the state is made.
+precision (see `kernels.transformer`); the keys and values of the memory are computed once, when the state is made.
 
 Shape letters: B batch, T tokens, S tokens of the memory, L blocks, E width, H heads, F features of a head, K outputs.
 """
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..kernels.transformer import NativeStep, Precision, StepLayer, pack_linear, suits_native
+from ..kernels.native import Backend
+from ..kernels.transformer import Precision, Stack, StepLayer, pack_stack
 from .transformer import Head, KVCache, attend
 
 Norm = Callable[[int], nn.Module]
@@ -47,13 +46,6 @@ class SelfAttention(nn.Module):
         y = attend(q, k, v, mask)
         return self.out_norm(self.projection(y.transpose(1, 2).flatten(2)))
 
-    def step(self, x: Tensor, keys: Tensor, values: Tensor, t: int, seen: slice | Tensor) -> Tensor:
-        """Token t, (B, E) -> (B, E), which sees the tokens `seen`; enters it into the caches (B, H, capacity, F)."""
-        heads = self.query_key_value(self.norm(x)).unflatten(-1, (3, self.num_heads, 1, -1))
-        q, keys[:, :, t : t + 1], values[:, :, t : t + 1] = heads.unbind(1)
-        y = F.scaled_dot_product_attention(q, keys[:, :, seen], values[:, :, seen])
-        return self.out_norm(self.projection(y.flatten(1)))
-
 
 class CrossAttention(nn.Module):
     """What tokens take from those of a memory."""
@@ -76,12 +68,6 @@ class CrossAttention(nn.Module):
         (q,) = _heads(self.query(self.norm(x)), 1, self.num_heads)
         y = attend(q, *self.read(memory), mask)
         return self.out_norm(self.projection(y.transpose(1, 2).flatten(2)))
-
-    def step(self, x: Tensor, keys: Tensor, values: Tensor, mask: Tensor) -> Tensor:
-        """One token (B, E) -> (B, E), with what `read` gave."""
-        q = self.query(self.norm(x)).unflatten(-1, (self.num_heads, 1, -1))
-        y = F.scaled_dot_product_attention(q, keys, values, attn_mask=mask)
-        return self.out_norm(self.projection(y.flatten(1)))
 
 
 def _heads(x: Tensor, count: int, num_heads: int) -> tuple[Tensor, ...]:
@@ -166,8 +152,7 @@ class CrossState:
 class CrossDecoder:
     """Decoder blocks with a head on top, one token at a time; without gradients.
 
-    Holds the weights packed for a precision, and no tensor of the batch: pack once, decode many images.  It is
-    compiled or plain as `transformer.Decoder` is.
+    Holds the weights packed for a precision, and no tensor of the batch: pack once, decode many images.
 
     Args:
         blocks: in evaluation mode; their dropout is not applied.
@@ -175,64 +160,43 @@ class CrossDecoder:
         head: gives the outputs.
         distances: int64 (n,), ascending from 0: how far back the tokens stand that a token sees; it sees all where
             these are 0, 1, 2 and so on.
+        backend: "native", "plain" or None, see `kernels.transformer.pack_stack`.
 
     Raises:
-        ValueError: no such precision.
+        ValueError: no such precision or backend.
     """
 
-    def __init__(self, blocks: Sequence[DecoderBlock], precision: Precision, head: Head, distances: Tensor) -> None:
-        if precision not in get_args(Precision):
-            raise ValueError(f"precision must be one of {', '.join(get_args(Precision))}, got {precision!r}")
-        self.blocks, self.distances = list(blocks), distances
-        self.is_dense = bool((distances == torch.arange(len(distances), device=distances.device)).all())
-        layers, num_heads = [_step_layer(block) for block in self.blocks], self.blocks[0].attention.num_heads
-        if suits_native(layers, num_heads, head):
-            self.form = NativeStep(layers, num_heads, precision, head)
-        else:
-            self.form = _PlainStep(self.blocks, precision, head)
+    def __init__(
+        self, blocks: Sequence[DecoderBlock], precision: Precision, head: Head, distances: Tensor,
+        backend: Backend | None = None,
+    ) -> None:  # fmt: skip
+        self.blocks = list(blocks)
+        is_dense = bool((distances == torch.arange(len(distances), device=distances.device)).all())
+        self.form = pack_stack(
+            Stack(
+                [_step_layer(block) for block in self.blocks], self.blocks[0].attention.num_heads,
+                (head.norm, head.linear), None if is_dense else distances,
+            ), precision, backend,
+        )  # fmt: skip
 
     @torch.no_grad()
     def start(self, memory: Tensor, mask: Tensor, capacity: int) -> CrossState:
         """The state before the first of at most `capacity` tokens, from a memory (B, S, E) and its mask."""
-        attention = self.blocks[0].attention
-        width = attention.projection.in_features
-        shape = (len(memory), len(self.blocks), attention.num_heads, capacity, width // attention.num_heads)
-        cache = [memory.new_zeros(shape, dtype=self.form.cache_type) for _ in range(2)]
         seen = mask[:, 0, 0]
         memory = memory.take_along_dim((~seen).long().argsort(dim=1, stable=True).unsqueeze(-1), 1)
         read = zip(*(block.cross.read(memory) for block in self.blocks), strict=True)
         keys, values = (torch.stack(tensors, 1).to(self.form.cache_type).contiguous() for tensors in read)
-        return CrossState(KVCache(*cache, 0), keys, values, seen.sum(1), self)
+        return CrossState(KVCache(*self.form.init_cache(len(memory), capacity), 0), keys, values, seen.sum(1), self)
 
     @torch.no_grad()
     def step(self, x: Tensor, state: CrossState) -> Tensor:
         """Reads one token (B, E): outputs (B, K); changes `state`."""
         cache, t = state.cache, state.cache.length
         assert t < cache.keys.shape[3], "the cache is full"
-        places = None if self.is_dense else t - self.distances[self.distances <= t]
-        y = self.form(x, cache.keys, cache.values, t, (state.keys, state.values, state.lengths), places)
+        positions = torch.full((len(x),), t, device=x.device)
+        y = self.form(x, cache.keys, cache.values, positions, (state.keys, state.values, state.lengths))
         cache.length += 1
         return y
-
-
-class _PlainStep:
-    """A step in plain torch, on any device."""
-
-    def __init__(self, blocks: Sequence[DecoderBlock], precision: Precision, head: Head) -> None:
-        self.cache_type = head.linear.weight.dtype
-        self.blocks, self.head = [_pack(block, precision) for block in blocks], _pack(head, precision)
-
-    def __call__(
-        self, x: Tensor, keys: Tensor, values: Tensor, t: int, crossed: Sequence[Tensor], places: Tensor | None
-    ) -> Tensor:
-        memory_keys, memory_values, lengths = crossed
-        seen = slice(0, t + 1) if places is None else places
-        mask = (torch.arange(memory_keys.shape[3], device=x.device) < lengths[:, None])[:, None, None]
-        for index, block in enumerate(self.blocks):
-            x = x + block.attention.step(x, keys[:, index], values[:, index], t, seen)
-            x = x + block.cross.step(x, memory_keys[:, index], memory_values[:, index], mask)
-            x = x + block.mlp(x)
-        return self.head(x)
 
 
 def _step_layer(block: DecoderBlock) -> StepLayer:
@@ -246,23 +210,3 @@ def _step_layer(block: DecoderBlock) -> StepLayer:
 def _norm(module: nn.Module) -> nn.LayerNorm | None:
     assert isinstance(module, (nn.LayerNorm, nn.Identity)), module
     return module if isinstance(module, nn.LayerNorm) else None
-
-
-class _PackedLinear(nn.Module):
-    def __init__(self, linear: nn.Linear, precision: Precision) -> None:
-        super().__init__()
-        self.apply_weights = pack_linear(linear, precision)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.apply_weights(x)
-
-
-def _pack(module: nn.Module, precision: Precision) -> nn.Module:
-    """The module, its linear layers replaced by packed ones; everything else is shared with it."""
-    if precision == "float32":
-        return module
-    if isinstance(module, nn.Linear):
-        return _PackedLinear(module, precision)
-    packed = copy.copy(module)
-    packed._modules = {name: _pack(child, precision) for name, child in module._modules.items()}
-    return packed

@@ -5,12 +5,7 @@
 Radford et al. 2019, "Language Models are Unsupervised Multitask Learners"; initialisation: normal, 0.02.
 
 A `Block` reads whole sequences (training, scoring).  A `Decoder` holds the weights of many blocks as one step reads
-them, in an explicit `precision`, and remembers keys and values in a `KVCache` of fixed size.  One token is bound by
-the bytes of the weights, so narrower weights are faster:
-
-    float32   the weights as they are (a float64 model stays float64)
-    bfloat16  weights, and inputs of products, of 8 significant bits
-    int8      weights of 8 bits with one scale per output; the embedding, norms and attention stay as they are
+them, in an explicit precision (see `kernels.transformer`), and remembers keys and values in a `KVCache` of fixed size.
 
 Shape letters: B batch, T tokens, L blocks, E width, H heads, F features of a head, K outputs.
 """
@@ -20,14 +15,15 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, get_args
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..core import Codes, Context, Prior
-from ..kernels.transformer import NativeStep, Precision, StepLayer, pack_linear, suits_native, use_huge_pages
+from ..kernels.native import Backend
+from ..kernels.transformer import Precision, Stack, StepLayer, pack_stack
 
 STD = 0.02
 
@@ -124,43 +120,29 @@ class KVCache:
 class Decoder:
     """Blocks, and a head on top where one is given, one token at a time; without gradients.
 
-    Holds the weights packed for a precision, and no tensor of the batch: pack once, decode many images.  On the CPU, a
-    step is one call of `transformer.cpp`, where there is a C++ compiler and the sizes suit it (float32 models, E a
-    multiple of 64, F of 16); elsewhere it is plain torch.
+    Holds the weights packed for a precision, and no tensor of the batch: pack once, decode many images.
 
     Args:
         blocks: in evaluation mode; their dropout is not applied.
         precision: see above.
         head: gives the outputs; without one they are the states after the last block.
+        backend: "native", "plain" or None, see `kernels.transformer.pack_stack`.
 
     Raises:
-        ValueError: no such precision.
+        ValueError: no such precision or backend.
     """
 
-    def __init__(self, blocks: Sequence[Block], precision: Precision, head: Head | None = None) -> None:
-        if precision not in get_args(Precision):
-            raise ValueError(f"precision must be one of {', '.join(get_args(Precision))}, got {precision!r}")
-        self.blocks, self.head, self.precision = list(blocks), head, precision
-        layers = [
-            StepLayer(block.attention_norm, *_linears(block)[:2], block.mlp_norm, *_linears(block)[2:])
-            for block in self.blocks
-        ]
-        same = all(block.visible is None and block.activation is F.gelu for block in self.blocks)
-        if same and suits_native(layers, self.blocks[0].num_heads, head):
-            self.form = NativeStep(layers, self.blocks[0].num_heads, precision, head)
-        else:
-            self.form = _PlainStep(self.blocks, precision, head)
+    def __init__(
+        self, blocks: Sequence[Block], precision: Precision, head: Head | None = None, backend: Backend | None = None
+    ) -> None:
+        self.blocks, self.precision = list(blocks), precision
+        top = None if head is None else (head.norm, head.linear)
+        stack = Stack([_step_layer(block) for block in self.blocks], self.blocks[0].num_heads, top)
+        self.form = pack_stack(stack, precision, backend)
 
     def init_cache(self, batch_size: int, capacity: int) -> KVCache:
         """An empty cache for at most `capacity` tokens."""
-        weight = self.blocks[0].query_key_value.weight
-        heads = self.blocks[0].num_heads
-        shape = (batch_size, len(self.blocks), heads, capacity, weight.shape[1] // heads)
-        keys, values = (torch.empty(shape, dtype=self.form.cache_type, device=weight.device) for _ in range(2))
-        if isinstance(self.form, NativeStep):
-            for tensor in (keys, values):
-                use_huge_pages(tensor.data_ptr(), tensor.nbytes)
-        return KVCache(keys, values, 0)
+        return KVCache(*self.form.init_cache(batch_size, capacity), 0)
 
     @torch.no_grad()
     def prefill(self, x: Tensor, cache: KVCache) -> None:
@@ -176,35 +158,17 @@ class Decoder:
     def step(self, x: Tensor, cache: KVCache) -> Tensor:
         """Reads one token (B, E): outputs (B, K), or states (B, E) without a head; changes `cache`."""
         assert cache.length < cache.keys.shape[3], "the cache is full"
-        y = self.form(x, cache.keys, cache.values, cache.length)
+        positions = torch.full((len(x),), cache.length, device=x.device)
+        y = self.form(x, cache.keys, cache.values, positions)
         cache.length += 1
         return y
 
 
-class _PlainStep:
-    """A step in plain torch, on any device."""
-
-    def __init__(self, blocks: Sequence[Block], precision: Precision, head: Head | None) -> None:
-        self.blocks, self.head = blocks, head
-        self.cache_type = blocks[0].query_key_value.weight.dtype
-        self.layers = [tuple(pack_linear(linear, precision) for linear in _linears(block)) for block in blocks]
-        self.output = None if head is None else pack_linear(head.linear, precision)
-
-    def __call__(self, x: Tensor, keys: Tensor, values: Tensor, length: int) -> Tensor:
-        for index, (block, (query_key_value, projection, expand, contract)) in enumerate(
-            zip(self.blocks, self.layers, strict=True)
-        ):
-            heads = query_key_value(block.attention_norm(x)).unflatten(-1, (3, block.num_heads, 1, -1))
-            q, keys[:, index, :, length : length + 1], values[:, index, :, length : length + 1] = heads.unbind(1)
-            k, v = keys[:, index, :, : length + 1], values[:, index, :, : length + 1]
-            mask = None if block.visible is None else block.visible[length : length + 1, : length + 1]
-            x = x + projection(F.scaled_dot_product_attention(q, k, v, mask).flatten(1))
-            x = x + contract(block.activation(expand(block.mlp_norm(x))))
-        return x if self.head is None else self.output(self.head.norm(x))
-
-
-def _linears(block: Block) -> tuple[nn.Linear, nn.Linear, nn.Linear, nn.Linear]:
-    return block.query_key_value, block.projection, block.expand, block.contract
+def _step_layer(block: Block) -> StepLayer:
+    return StepLayer(
+        block.attention_norm, block.query_key_value, block.projection, block.mlp_norm, block.expand, block.contract,
+        activation=block.activation, visible=block.visible,
+    )  # fmt: skip
 
 
 class TransformerPrior(Prior):

@@ -1,0 +1,79 @@
+// What the compiled kernels share: vectors of 64 bytes, bfloat16, aligned memory, and the check of the interface.
+#pragma once
+#include <cstdint>
+#include <cstdlib>
+#include <cstring>
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+#define UNROLL _Pragma("GCC unroll 24")  // so that arrays of accumulators become registers
+
+// The version of the interface and the sizes of its structures, one after the other, then -1; compared by native.py.
+#define INTERFACE(...)                                                        \
+    extern "C" int64_t interface(int64_t index) {                             \
+        constexpr int64_t values[] = {__VA_ARGS__, -1};                       \
+        constexpr int64_t last = (int64_t)(sizeof(values) / sizeof(int64_t)); \
+        return values[index < last ? index : last - 1];                       \
+    }
+
+namespace {
+
+template <class T>
+struct VectorOf {
+    typedef T type __attribute__((vector_size(64), aligned(sizeof(T))));  // unaligned loads
+    static constexpr int lanes = 64 / sizeof(T);
+};
+typedef VectorOf<float>::type Vector;
+typedef uint32_t Words __attribute__((vector_size(64), aligned(4)));
+typedef uint16_t Shorts __attribute__((vector_size(32), aligned(2)));
+
+constexpr int64_t kLanes = VectorOf<float>::lanes;
+
+inline Vector load(const float* p) { return *(const Vector*)p; }
+inline void store(float* p, Vector v) { *(Vector*)p = v; }
+inline Vector load(const uint16_t* p) {  // bfloat16 -> float32
+#if defined(__AVX512F__)
+    return (Vector)_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)p)), 16);
+#else
+    return (Vector)(__builtin_convertvector(*(const Shorts*)p, Words) << 16);
+#endif
+}
+inline void store(uint16_t* p, Vector v) {  // to the nearest, ties to even
+    Words bits = (Words)v;
+    bits = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
+    *(Shorts*)p = __builtin_convertvector(bits, Shorts);
+}
+
+// One bfloat16.
+struct BFloat16 {
+    uint16_t bits;
+    BFloat16() = default;
+    explicit BFloat16(float x) {  // to the nearest, ties to even; a NaN stays one
+        uint32_t wide;
+        std::memcpy(&wide, &x, 4);
+        bits = x != x ? 0x7fc0 : (wide + 0x7fff + ((wide >> 16) & 1)) >> 16;
+    }
+    operator float() const {
+        uint32_t wide = (uint32_t)bits << 16;
+        float x;
+        std::memcpy(&x, &wide, 4);
+        return x;
+    }
+};
+
+// Memory that begins with a cache line, so that no vector lies across two.
+template <class T>
+class Array {
+  public:
+    explicit Array(int64_t size) : data_((T*)std::aligned_alloc(64, (size * sizeof(T) + 63) / 64 * 64)) {}
+    ~Array() { std::free(data_); }
+    Array(const Array&) = delete;
+    T* get() const { return data_; }
+    T& operator[](int64_t i) const { return data_[i]; }
+
+  private:
+    T* const data_;
+};
+
+}  // namespace
