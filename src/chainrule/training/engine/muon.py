@@ -1,7 +1,7 @@
 """Muon (Jordan et al. 2024, "Muon: an optimizer for hidden layers in neural networks"), with Adam for the rest.
 
 The update of a matrix is its momentum with all singular values made equal, by a Newton-Schulz iteration.  On
-the likelihood models of this package it needs several times fewer images than Adam (docs/how-to/own-images.md).
+the likelihood models of this package it needs several times fewer images than Adam (docs/experiments/pixels.md).
 """
 
 from __future__ import annotations
