@@ -19,6 +19,7 @@ import yaml
 
 import chainrule
 from chainrule.core import LearnedTokenizer
+from chainrule.evaluation.records import weights_sha256
 from chainrule.saving.folder import SUPER_RESOLUTION, read_config, tokenizer_hash
 from chainrule.saving.hub import PRETRAINED, find
 from chainrule.scorers import load_scorer
@@ -42,6 +43,7 @@ def bundle(run: str, name: str, faults: str, dtype: torch.dtype | None) -> None:
         raise SystemExit(f"{source} has no row in {LICENCES}")
     data_licence, weights_licence = licences()[source]
     card |= {"data_licence": data_licence, "weights_licence": weights_licence, "known_faults": faults}
+    card |= {"parents": parents(card["recipe"])}
     what = kind(run)
     if what is not None:
         card["figures"] = {figure: round(value, 3) for figure, value in card.pop("metrics").items()}
@@ -68,6 +70,12 @@ def licences() -> dict[str, tuple[str, str]]:
     """For each data source of docs/licences.md the licence of the data and of weights trained on it."""
     rows = re.findall(r"^\| `(.+?)` \| (.+?) \| (.+?) \|$", LICENCES.read_text(encoding="utf-8"), re.MULTILINE)
     return {source: (data, weights) for source, data, weights in rows}
+
+
+def parents(recipe: dict[str, Any]) -> list[dict[str, str]]:
+    """Path and hash of the models that a recipe starts from: a tokenizer, or the prior of an earlier stage."""
+    paths = [recipe[section]["path"] for section in ("tokenizer", "prior") if "path" in recipe.get(section, {})]
+    return [{"name": path, "sha256": weights_sha256(find(path))} for path in paths]
 
 
 def kind(name: str) -> str | None:

