@@ -1,5 +1,8 @@
-"""Every block of YAML, Python and commands in README and docs works."""
+"""Every block of YAML, Python and commands in README and docs works, and so do the examples in docstrings."""
 
+import doctest
+import importlib
+import pkgutil
 import re
 import shlex
 from importlib.util import find_spec
@@ -131,3 +134,36 @@ def test_benchmarks_and_files_that_a_page_names_exist(page):
             assert f'"{option}"' in source, f"{script} has no option {option}"
     for name in re.findall(r"`([\w/]+/\w+\.(?:py|cpp))`", text):
         assert (ROOT / "src/chainrule" / name).exists() or (ROOT / name).exists(), f"{page.name} names {name}"
+
+
+def documented() -> list[str]:
+    """The public modules of the API reference: those after `:::`, and all below them without an underscore."""
+    names = set()
+    for page in (ROOT / "docs" / "reference").glob("*.md"):
+        for name in re.findall(r"^::: (\S+)", page.read_text(encoding="utf-8"), re.MULTILINE):
+            names.add(name)
+            package = getattr(importlib.import_module(name), "__path__", None) if name != "chainrule" else None
+            below = pkgutil.walk_packages(package, f"{name}.") if package else ()
+            names |= {module.name for module in below if "._" not in module.name}
+    return sorted(names)
+
+
+@pytest.mark.parametrize("name", documented())
+def test_examples_in_docstrings(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    result = doctest.testmod(importlib.import_module(name), extraglobs={"chainrule": chainrule, "torch": torch})
+    assert result.failed == 0
+
+
+def examples_of_commands() -> list:
+    """The examples in `--help`."""
+    found = []
+    for name, command in typer.main.get_command(app).commands.items():
+        for line in re.findall(r"^\s+chainrule (.*)$", command.help or "", re.MULTILINE):
+            found.append(pytest.param(shlex.split(line), id=f"{name}: {line}"))
+    return found
+
+
+@pytest.mark.parametrize("words", examples_of_commands())
+def test_examples_of_commands_are_understood(words):
+    typer.main.get_command(app).commands[words[0]].make_context(words[0], words[1:])

@@ -19,6 +19,11 @@ def to_pil(images: Tensor) -> list[Image]:
 
     Raises:
         ValueError: on another type or shape.
+
+    Examples:
+        >>> pictures = to_pil(torch.zeros(2, 3, 16, 24, dtype=torch.uint8))
+        >>> len(pictures), pictures[0].mode, pictures[0].size
+        (2, 'RGB', (24, 16))
     """
     from PIL import Image
 
@@ -36,6 +41,10 @@ def grid(images: Tensor, columns: int | None = None, scale: int = 1) -> Image:
 
     Raises:
         ValueError: no image, another type or shape, or a number below 1.
+
+    Examples:
+        >>> grid(torch.zeros(6, 1, 28, 28, dtype=torch.uint8), columns=3, scale=2).size
+        (176, 118)
     """
     from PIL import Image
 

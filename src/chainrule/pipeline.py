@@ -54,6 +54,7 @@ class Pipeline:
 
     @property
     def device(self) -> torch.device:
+        """Where the prior is."""
         return next(self.prior.parameters()).device
 
     @property

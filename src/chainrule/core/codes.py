@@ -42,10 +42,12 @@ class GridSpec:
 
     @property
     def shape(self) -> tuple[int, int, int]:
+        """(height, width, depth)."""
         return self.height, self.width, self.depth
 
     @property
     def num_positions(self) -> int:
+        """Number of codes of the grid."""
         return self.height * self.width * self.depth
 
 
@@ -61,7 +63,15 @@ class Position:
 
 @dataclass(frozen=True)
 class CodeSpec:
-    """Shapes and vocabulary sizes of all grids of an image, coarse to fine."""
+    """Shapes and codebook sizes of all grids of an image, coarse to fine.
+
+    Examples:
+        >>> spec = CodeSpec((GridSpec(8, 8, 1, 256), GridSpec(16, 16, 1, 256)))  # as in VQ-VAE-2
+        >>> spec.length
+        320
+        >>> spec.position(64)
+        Position(grid=1, row=0, column=0, depth=0)
+    """
 
     grids: tuple[GridSpec, ...]
 
@@ -132,4 +142,5 @@ class CodeSpec:
 
     @classmethod
     def from_dict(cls, value: Sequence[Sequence[int]]) -> CodeSpec:
+        """The specification from a list of (height, width, depth, codebook_size), as a saved model has it."""
         return cls(tuple(GridSpec(*grid) for grid in value))

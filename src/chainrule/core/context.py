@@ -31,4 +31,5 @@ class Context:
         return self._map(lambda value: value[index])
 
     def to(self, device) -> Context:
+        """The context on another device."""
         return self._map(lambda value: value.to(device))

@@ -76,6 +76,11 @@ def scene(index: int, split: str = "train", seed: int = 0) -> Scene:
 
     Raises:
         ValueError: on an unknown split or a negative index.
+
+    Examples:
+        >>> one = scene(7)
+        >>> matches(render(one, 64), caption(one))
+        True
     """
     if split not in SPLITS:
         raise ValueError(f"shapes has no split {split!r}; it has {', '.join(SPLITS)}")

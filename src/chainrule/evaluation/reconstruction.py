@@ -30,6 +30,11 @@ def psnr(a: Tensor, b: Tensor) -> Tensor:
 
     Returns:
         float64 (B,).
+
+    Examples:
+        >>> black = torch.zeros(1, 3, 8, 8, dtype=torch.uint8)
+        >>> f"{psnr(black, black + 1).item():.2f} dB"
+        '48.13 dB'
     """
     _check(a, b)
     error = (a.double() - b.double()).square().mean((1, 2, 3))

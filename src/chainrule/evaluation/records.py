@@ -37,6 +37,7 @@ def versions() -> dict[str, str]:
 
 
 def today() -> str:
+    """The time now, in UTC, as ISO 8601 has it."""
     return datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
 
 
@@ -68,6 +69,7 @@ class Record(ABC):
         """What a repetition must give again: figures by name, with their units."""
 
     def to_json(self) -> dict[str, Any]:
+        """The record as plain values."""
         return asdict(self)
 
     def differences(self, again: Record) -> list[str]:

@@ -72,6 +72,7 @@ class Files:
     detokenizer: Path
 
     def all(self) -> tuple[Path, ...]:
+        """All files of the release."""
         return self.encoder, self.decoder, self.vocabulary, self.merges, self.detokenizer
 
 

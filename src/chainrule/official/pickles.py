@@ -106,6 +106,7 @@ class Machine:
         self.memo: dict[int, Any] = {}
 
     def run(self) -> Any:
+        """Reads the whole pickle and returns the object that it holds."""
         for opcode, argument, _ in pickletools.genops(self.file):
             self._do(opcode.name, argument)
         return self.stack[-1]

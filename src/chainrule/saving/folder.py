@@ -81,6 +81,7 @@ def read_config(folder: Path) -> Mapping[str, Any]:
 
 
 def holds(value: Any, *keys: str) -> bool:
+    """Whether a value is a mapping with all of these keys."""
     return isinstance(value, Mapping) and all(key in value for key in keys)
 
 

@@ -60,6 +60,7 @@ class FeatureNetwork(nn.Module, ABC):
 
     @property
     def weights(self) -> list[Tensor] | None:
+        """Weights of the channels of each map in the perceptual distance; None: all channels count alike."""
         return None
 
     def forward(self, images: Tensor) -> list[Tensor]:
@@ -259,6 +260,7 @@ class VGG16LPIPS(FeatureNetwork):
 
     @property
     def weights(self) -> list[Tensor]:
+        """The weights of LPIPS, scaled so that the mean over layers is their sum."""
         return [len(self.linear) * weight for weight in self.linear]
 
     def maps(self, images: Tensor) -> list[Tensor]:

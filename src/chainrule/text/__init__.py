@@ -1,0 +1,1 @@
+"""Text tokenizers: a caption becomes a fixed number of tokens."""

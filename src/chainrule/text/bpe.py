@@ -209,6 +209,11 @@ def train_bpe(texts: Iterable[str], text_vocab_size: int, length: int, lowercase
 
     Raises:
         ValueError: a vocabulary that is too small.
+
+    Examples:
+        >>> tokenizer = train_bpe(["a red circle", "a red square"], text_vocab_size=300, length=16)
+        >>> tokenizer.encode(["A red circle"]).shape
+        torch.Size([1, 16])
     """
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     if text_vocab_size < len(alphabet) + 1:

@@ -160,6 +160,7 @@ class Encoder(nn.Module):
         return self.output(self.before_output(x))
 
     def before_output(self, x: Tensor) -> Tensor:
+        """Features before the last layer, (B, C, h, w)."""
         x = self.input(x)
         for index, group in enumerate(self.groups):
             x = group(F.max_pool2d(x, 2) if index else x)

@@ -58,6 +58,7 @@ class VQVAEConfig(ImageConfig):
 
     @property
     def num_halvings(self) -> int:
+        """How often the encoder halves the height and the width."""
         return self.downsampling.bit_length() - 1
 
 

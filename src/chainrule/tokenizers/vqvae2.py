@@ -88,6 +88,8 @@ class VQVAE2Config(ImageConfig):
 
 
 class ResidualBlock(nn.Module):
+    """A residual block, x + W_1x1 relu(W_3x3 relu(x))."""
+
     def __init__(self, channels: int, inside: int) -> None:
         super().__init__()
         self.wide = nn.Conv2d(channels, inside, 3, padding=1)
@@ -98,6 +100,7 @@ class ResidualBlock(nn.Module):
 
 
 def residual_blocks(config: VQVAE2Config) -> nn.Sequential:
+    """The residual blocks of an encoder or a decoder."""
     return nn.Sequential(
         *(ResidualBlock(config.hidden_channels, config.residual_channels) for _ in range(config.num_blocks))
     )

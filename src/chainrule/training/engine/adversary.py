@@ -54,8 +54,10 @@ class AdversaryTraining:
         return loss.detach()
 
     def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint keeps."""
         return {"module": self.module.state_dict(), "optimizer": self.optimizer.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restores what `state_dict` returned."""
         self.module.load_state_dict(state["module"])
         self.optimizer.load_state_dict(state["optimizer"])

@@ -37,9 +37,11 @@ class Average:
         self.num_updates += 1
 
     def state_dict(self) -> dict | None:
+        """What a checkpoint keeps; None without an average."""
         return None if self.decay == 0 else {"module": self.module.state_dict(), "num_updates": self.num_updates}
 
     def load_state_dict(self, state: dict | None) -> None:
+        """Restores what `state_dict` returned."""
         assert (state is None) == (self.decay == 0)
         if state is not None:
             self.module.load_state_dict(state["module"])

@@ -49,6 +49,7 @@ class TensorBoard:
             self.writer = SummaryWriter(str(folder), purge_step=start + 1, max_queue=1000)
 
     def add(self, group: str, row: dict[str, float], step: int) -> None:
+        """Adds the numbers of a step."""
         if self.writer is not None:
             for name, value in row.items():
                 self.writer.add_scalar(f"{group}/{name}", value, step)
@@ -59,6 +60,7 @@ class TensorBoard:
             self.writer.add_image("samples", image, step, dataformats="HWC")
 
     def close(self) -> None:
+        """Stops; nothing is shown or written afterwards."""
         if self.writer is not None:
             self.writer.close()
 
@@ -89,6 +91,7 @@ class Progress:
             self.bar.start()
 
     def advance(self, step: int) -> None:
+        """Shows that a step is done."""
         self.step = step
         if self.bar is not None:
             self.bar.update(self.row, completed=step)
@@ -117,11 +120,13 @@ class Progress:
             self.say(f"step {self.step}/{self.steps}  {text}  {_duration(left)} left")
 
     def say(self, sentence: str) -> None:
+        """Shows a sentence above the bar."""
         from rich.text import Text
 
         self.console.print(Text(sentence), soft_wrap=True)
 
     def close(self) -> None:
+        """Stops; nothing is shown or written afterwards."""
         if self.bar is not None:
             self.bar.stop()
 

@@ -116,6 +116,7 @@ class DataTask:
         self.device = torch.device("cpu")
 
     def setup(self, device: torch.device) -> None:
+        """Remembers the device."""
         self.device = device
 
     def num_evaluated(self, final: bool) -> int:

@@ -119,6 +119,7 @@ class Halving(nn.Module):
         self.register_buffer("kernel", (kernel[:, None] * kernel).expand(channels, 1, 4, 4).clone(), persistent=False)
 
     def smooth(self, x: Tensor, padding: int) -> Tensor:
+        """Blurs the maps (B, C, H, W) before they are halved."""
         return F.conv2d(x, self.kernel.to(x.dtype), padding=padding, groups=x.shape[1])
 
     def forward(self, x: Tensor) -> Tensor:

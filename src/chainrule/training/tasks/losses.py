@@ -98,6 +98,7 @@ class ImageLosses:
         self.made: Tensor | None = None  # by the model, of the last batch: what the adversary is to judge
 
     def to(self, device: torch.device) -> None:
+        """Moves the networks of the losses to a device."""
         if self.perceptual is not None:
             self.perceptual.to(device)
 
