@@ -18,6 +18,7 @@ from PIL import Image
 import chainrule
 from chainrule.cli.app import app
 from chainrule.config import recipe_names
+from chainrule.core import entries
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", ROOT / "README.zh.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -167,3 +168,15 @@ def examples_of_commands() -> list:
 @pytest.mark.parametrize("words", examples_of_commands())
 def test_examples_of_commands_are_understood(words):
     typer.main.get_command(app).commands[words[0]].make_context(words[0], words[1:])
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_presets_that_a_page_names_exist(page):
+    models = {name: entry for kind in ("tokenizers", "priors") for name, entry in entries(kind).items()}
+    presets = {preset for entry in models.values() for preset in entry.presets}
+    for table in re.findall(
+        r"^\| preset \|.*\n\|[-|\s]+\n((?:\|.*\n)+)", page.read_text(encoding="utf-8"), re.MULTILINE
+    ):
+        for row in table.splitlines():
+            for name in re.findall(r"`([^`]+)`", row.split("|")[1]):
+                assert name in presets or name in models, f"{page.name} names the preset {name}"
