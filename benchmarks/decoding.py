@@ -43,9 +43,10 @@ def model(name: str = "gpt"):
 
 def context(prior, batch_size: int) -> Context:
     """Texts without padding, for a prior of texts."""
-    if not prior.text_length:
+    given = prior.conditions
+    if not given.text_length:
         return Context()
-    return Context(text=torch.randint(1, prior.text_vocab_size, (batch_size, prior.text_length)))
+    return Context(text=torch.randint(1, given.text_vocab_size, (batch_size, given.text_length)))
 
 
 def decoding(prior, precision: str, native: bool):

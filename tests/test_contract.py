@@ -44,10 +44,11 @@ def random_codes(spec: CodeSpec, count: int):
 
 def context(model: Prior, count: int) -> Context:
     """What the model is conditioned on, of a class or a text that differs between images."""
-    label = torch.arange(count) % model.num_classes if model.num_classes else None
+    given = model.conditions
+    label = torch.arange(count) % given.num_labels if given.num_labels else None
     text = None
-    if length := getattr(model, "text_length", 0):
-        text = torch.arange(count * length).view(count, length) % model.config.text_vocab_size
+    if length := given.text_length:
+        text = torch.arange(count * length).view(count, length) % given.text_vocab_size
     return Context(label=label, text=text)
 
 
@@ -93,8 +94,8 @@ def test_gradient_reaches_earlier_codes_only(entry, preset):
     rasters = [m for m in model.modules() if isinstance(m, RasterPrior)]
     for raster in rasters:
         grid, condition = raster.grid, context(raster, 1)
-        if raster.spatial_channels:
-            spatial = torch.randn(1, raster.spatial_channels, grid.height, grid.width).double()
+        if raster.conditions.spatial_channels:
+            spatial = torch.randn(1, raster.conditions.spatial_channels, grid.height, grid.width).double()
             condition = Context(condition.label, spatial=spatial)
         inputs = raster.embed(random_codes(raster.spec, 1)).requires_grad_()
         logits = raster.logits(raster.features(inputs, condition)).unflatten(1, (grid.depth, grid.codebook_size))

@@ -38,8 +38,8 @@ class RunningSum(Prior):
     """The simplest prior over any codes: logits are a linear map of the sum of embeddings so far."""
 
     def __init__(self, spec: CodeSpec, config: RunningSumConfig) -> None:
-        super().__init__()
-        self.spec, self.config = spec, config
+        super().__init__(spec)
+        self.config = config
         self.places = [grid for grid in spec.grids for _ in range(grid.num_positions)]
         self.embeddings = nn.ModuleList(nn.Embedding(g.codebook_size, config.features) for g in self.places)
         self.heads = nn.ModuleList(nn.Linear(config.features, g.codebook_size) for g in self.places)

@@ -14,11 +14,10 @@ def pipeline(null_label: bool = True, classes: int = 2) -> Pipeline:
     """Images of 3x4 black or white pixels, with weights large enough that classes matter."""
     torch.manual_seed(0)
     tokenizer = Pixels(PixelsConfig(3, 4, 1, 2))
-    prior = PixelCNN(tokenizer.spec, PixelCNNConfig(2, 4, 6, classes + null_label if classes else 0))
+    prior = PixelCNN(tokenizer.spec, PixelCNNConfig(2, 4, 6, num_classes=classes, null_label=null_label))
     with torch.no_grad():
         for parameter in prior.parameters():
             parameter.normal_(std=0.5)
-    prior.null_label = null_label
     return Pipeline(tokenizer, prior, ["cat", "dog"] if classes else None)
 
 
@@ -79,15 +78,14 @@ def test_no_class_is_saved_and_is_no_class_of_the_user(tmp_path):
     model = pipeline()
     model.save(tmp_path / "model")
     again = load(tmp_path / "model")
-    assert again.prior.null_label and again.num_classes == 2 and again.class_names == ("cat", "dog")
+    assert again.prior.conditions.null_label and again.num_classes == 2 and again.class_names == ("cat", "dog")
     images = model.sample(4, guidance=2.0, label=[0, 1, 1, 0])
     assert torch.equal(images, again.sample(4, guidance=2.0, label=[0, 1, 1, 0]))
     assert torch.equal(again.log_prob(images), model.prior.log_prob(model.tokenizer.encode(images), null(4)))
     with pytest.raises(ValueError, match=r"label must lie in 0\.\.1, got 2"):
         again.sample(1, 2)
     pipeline(null_label=False).save(tmp_path / "plain")
-    assert "null_label" not in (tmp_path / "plain" / "config.yaml").read_text()
-    assert not load(tmp_path / "plain").prior.null_label
+    assert not load(tmp_path / "plain").prior.conditions.null_label
 
 
 def null(count: int) -> Context:

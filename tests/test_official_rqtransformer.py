@@ -90,7 +90,7 @@ def test_texts_and_models_without_a_condition(tmp_path):
         tensors["cond_emb.weight"] = tensors["cond_emb.weight"][4:5]
 
     prior = import_release(altered(tmp_path, text)).prior
-    assert (prior.config.text_length, prior.config.text_vocab_size, prior.num_classes) == (5, 7, 0)
+    assert (prior.config.text_length, prior.config.text_vocab_size, prior.conditions.num_classes) == (5, 7, 0)
     codes = torch.randint(0, 40, (2, 8, 8, 4))
     assert prior.forward_with_text((codes,), Context(text=torch.randint(0, 7, (2, 5))))[1].shape == (2, 4, 7)
     original = import_release(SOURCE).prior

@@ -92,7 +92,7 @@ def assert_steps_agree(network, context=Context()):
 @pytest.mark.parametrize("spec", SPECS, ids=str)
 @pytest.mark.parametrize(("hidden", "num_classes", "residual"), [(16, 0, True), (4, 3, False)])
 def test_steps_agree_with_forward(model, spec, hidden, num_classes, residual):
-    network = build(model, spec, 2, hidden, 8, num_classes, residual)
+    network = build(model, spec, 2, hidden, 8, num_classes=num_classes, residual=residual)
     assert_steps_agree(network, Context(label=torch.tensor([0, 2])) if num_classes else Context())
 
 
@@ -100,7 +100,7 @@ def test_steps_agree_with_forward(model, spec, hidden, num_classes, residual):
 @pytest.mark.parametrize("factor", [2, 3])
 def test_multiscale_steps_agree_with_forward(variant, factor):
     spec = CodeSpec((GridSpec(2, 1, 2, 3), GridSpec(2 * factor, factor, 2, 3)))
-    network = build(MultiScalePixelRNN, spec, 2, 16, 8, 2, variant=variant, condition_features=5)
+    network = build(MultiScalePixelRNN, spec, 2, 16, 8, num_classes=2, variant=variant, condition_features=5)
     assert_steps_agree(network, Context(label=torch.tensor([1, 0])))
 
 

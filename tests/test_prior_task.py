@@ -113,7 +113,7 @@ def test_a_run_over_codes_resumes_bit_for_bit_and_can_be_guided(saved, tmp_path)
     for name, value in one.prior.state_dict().items():
         assert torch.equal(value, two.prior.state_dict()[name])
     assert tokenizer_hash(one.tokenizer) == tokenizer_hash(load_tokenizer(saved))
-    assert one.num_classes == 2 and one.prior.num_classes == 3 and one.prior.null_label
+    assert one.num_classes == 2 and one.prior.conditions.num_labels == 3 and one.prior.conditions.null_label
     assert one.sample(3, "left", guidance=2.0).shape == (3, 1, 8, 12)
     assert one.log_prob(images(4).images).shape == (4,)  # of no class
 
@@ -205,7 +205,7 @@ def test_another_tokenizer_at_the_same_path_is_noticed(saved, tmp_path):
         ({"tokenizer": ModelConfig("vqvae")}, r"vqvae must be trained before a prior over its codes; write tokenizer"),
         ({"data": DataConfig("halves", split="small")}, r"for images \(1, 8, 12\), those of halves are \(1, 4, 12\)"),
         ({"prior": ModelConfig("gated_pixelcnn", {})}, "label_dropout would be ignored: the prior has no classes"),
-        ({"prior": ModelConfig("gated_pixelcnn", {"num_classes": 2})}, "halves has 2 and label_dropout adds one"),
+        ({"prior": ModelConfig("gated_pixelcnn", {"num_classes": 3})}, "the prior has num_classes 3 but halves has 2"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_trained_is_refused(saved, monkeypatch, change, sentence):

@@ -40,7 +40,7 @@ class Pipeline:
         self, tokenizer: Tokenizer, prior: Prior, class_names: Sequence[str] | None = None, card: dict | None = None,
         text_tokenizer: TextTokenizer | None = None,
     ) -> None:  # fmt: skip
-        if tokenizer.spec.grids != prior.spec.grids[int(prior.joint_text) :]:
+        if tokenizer.spec.grids != prior.spec.grids[int(prior.conditions.joint_text) :]:
             raise ValueError(f"this tokenizer gives codes {tokenizer.spec}, this prior models {prior.spec}")
         if text_tokenizer is not None:
             check_text_tokenizer(text_tokenizer, prior)
@@ -60,7 +60,7 @@ class Pipeline:
     @property
     def num_classes(self) -> int:
         """Classes that can be asked for, 0 for none; the label "no class" is not among them."""
-        return self.prior.num_classes - int(self.prior.null_label)
+        return self.prior.conditions.num_classes
 
     def to(self, device: str | torch.device) -> Pipeline:
         """Moves the pipeline, as `torch.nn.Module.to` does; returns it."""
@@ -184,7 +184,7 @@ class Pipeline:
         Raises:
             ValueError: a model that draws no texts.
         """
-        if not self.prior.joint_text:
+        if not self.prior.conditions.joint_text:
             raise ValueError("this model gives texts no probability; only one of a joint stream does")
         text = [text] if isinstance(text, str) else text
         count = len(text)
@@ -256,8 +256,7 @@ class Pipeline:
             "format": FORMAT,
             "tokenizer": describe("tokenizers", self.tokenizer),
             "prior": describe("priors", self.prior)
-            | {"codes": self.prior.spec.to_dict(), "tokenizer_hash": tokenizer_hash(self.tokenizer)}
-            | ({"null_label": True} if self.prior.null_label else {}),
+            | {"codes": self.prior.spec.to_dict(), "tokenizer_hash": tokenizer_hash(self.tokenizer)},
             "class_names": list(self.class_names) if self.class_names is not None else None,
             "card": self.card,
         }
@@ -286,7 +285,7 @@ class Pipeline:
 
     def _caption(self, text: Any, count: int) -> tuple[Tensor, ...]:
         """The grid of codes that a text is, (count, 1, L, 1), where the prior models one before the image."""
-        return (self._text(text, count)[:, None, :, None],) if self.prior.joint_text else ()
+        return (self._text(text, count)[:, None, :, None],) if self.prior.conditions.joint_text else ()
 
     def _known(self, text: Any, count: int, known: Known | None = None) -> Known | None:
         """Known codes of images, and of the text before them."""
@@ -300,20 +299,20 @@ class Pipeline:
         return known
 
     def _decode(self, codes: tuple[Tensor, ...]) -> Tensor:
-        return self.tokenizer.decode(codes[int(self.prior.joint_text) :])
+        return self.tokenizer.decode(codes[int(self.prior.conditions.joint_text) :])
 
     def _encode(self, images: Tensor) -> tuple[Tensor, ...]:
         return self.tokenizer.encode(images.to(self.device))
 
     def _context(self, label: Any, count: int, text: Any = None) -> Context:
-        if text is not None and not (self.prior.joint_text or self.prior.text_length):
+        if text is not None and not self.prior.conditions.reads_text:
             raise ValueError("this model reads no texts: a text would be ignored; leave it out")
         context = self._label_context(label, count)
-        return replace(context, text=self._text(text, count)) if self.prior.text_length else context
+        return replace(context, text=self._text(text, count)) if self.prior.conditions.text_length else context
 
     def _label_context(self, label: Any, count: int) -> Context:
         if label is None:
-            return self._null_context(count) if self.prior.null_label else Context()
+            return self._null_context(count) if self.prior.conditions.null_label else Context()
         if isinstance(label, (int, str)):
             label = [label] * count
         numbers = [self.label_number(one) for one in (label.tolist() if isinstance(label, Tensor) else label)]
@@ -334,13 +333,13 @@ class Pipeline:
             if negative is not None:
                 raise ValueError("a negative text would be ignored without guidance; set guidance, 3 is a start")
             return prior, context
-        texts = self.prior.joint_text or self.prior.text_length > 0
-        if not (self.prior.null_label or texts):
+        texts = self.prior.conditions.reads_text
+        if not (self.prior.conditions.null_label or texts):
             raise ValueError("guidance needs a model that was trained with labels dropped (training.label_dropout)")
         if label is None and text is None and negative is None:
             raise ValueError("guidance needs a label or a text to draw towards; give one, or leave guidance at 1")
         other = self._context(label if texts else None, count, negative)
-        negative_text = self._text(negative, count) if self.prior.joint_text else None
+        negative_text = self._text(negative, count) if self.prior.conditions.joint_text else None
         return Guided(prior, guidance), GuidedContext(context, other, negative_text)
 
     def label_number(self, label: int | str) -> int:
@@ -377,15 +376,16 @@ def class_number(label: int | str, count: int, names: Sequence[str] | None, what
 
 def check_text_tokenizer(text_tokenizer: TextTokenizer, prior: Prior) -> None:
     """Raises ValueError unless a prior reads texts as this tokenizer gives them."""
-    if prior.joint_text:
+    reads = prior.conditions
+    if reads.joint_text:
         grid, given = prior.spec.grids[0], text_tokenizer
         if given.length != grid.num_positions or given.text_vocab_size > grid.codebook_size or given.pad != 0:
             raise ValueError(
                 f"the prior models texts of {grid.num_positions} tokens in 0..{grid.codebook_size - 1}, padded with 0; the "
                 f"text tokenizer gives {given.length} in 0..{given.text_vocab_size - 1}, padded with {given.pad}"
             )
-    elif prior.text_length != text_tokenizer.length or prior.text_vocab_size < text_tokenizer.text_vocab_size:
+    elif reads.text_length != text_tokenizer.length or reads.text_vocab_size < text_tokenizer.text_vocab_size:
         raise ValueError(
-            f"the prior reads texts of {prior.text_length} tokens in 0..{prior.text_vocab_size - 1}, the text "
+            f"the prior reads texts of {reads.text_length} tokens in 0..{reads.text_vocab_size - 1}, the text "
             f"tokenizer gives {text_tokenizer.length} in 0..{text_tokenizer.text_vocab_size - 1}"
         )

@@ -67,7 +67,6 @@ def _read(folder: Path) -> Pipeline:
         raise ValueError(f"{path} is incomplete or damaged; copy it again")
     tokenizer = read_tokenizer(folder, config["tokenizer"])
     prior = read_part(folder, "priors", config["prior"])
-    prior.null_label = config["prior"].get("null_label", False)
     if config["prior"]["tokenizer_hash"] != tokenizer_hash(tokenizer):
         raise ValueError(f"the prior in {folder} was trained on the codes of another tokenizer than the one beside it")
     text = config.get("text_tokenizer")

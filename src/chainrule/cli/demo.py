@@ -105,7 +105,7 @@ def _sample(name: str, pipeline: Pipeline, captions: list[str] | None, seed: int
                 frames.append(images())
 
         label = [index % classes for index in range(NUM_SAMPLES)] if classes else None
-        guidance = GUIDANCE if captions or pipeline.prior.null_label else 1.0
+        guidance = GUIDANCE if captions or pipeline.prior.conditions.null_label else 1.0
         images = pipeline.sample(
             NUM_SAMPLES, label, text=captions, guidance=guidance, seed=seed, on_image=watching
         )  # fmt: skip

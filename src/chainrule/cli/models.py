@@ -91,7 +91,7 @@ def _parts(model: str) -> dict[str, Any]:
     if pipeline is not None:
         value |= {
             "num_classes": pipeline.num_classes,
-            "guidance": pipeline.prior.null_label,
+            "guidance": pipeline.prior.conditions.null_label,
             "class_names": None if pipeline.class_names is None else list(pipeline.class_names),
         }
     return value | {"tokenizer_hash": tokenizer_hash(tokenizer)}

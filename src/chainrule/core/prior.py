@@ -14,7 +14,8 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-from .codes import Codes, CodeSpec
+from .codes import Codes, CodeSpec, GridSpec
+from .conditions import Conditions
 from .context import Context
 
 StateT = TypeVar("StateT")
@@ -23,20 +24,25 @@ StateT = TypeVar("StateT")
 class Prior(nn.Module, ABC):
     """p(codes | context), built from a CodeSpec and a config.
 
-    `num_classes` is the number of class labels the model is conditioned on, 0 for none.  With `null_label` the last
-    of them says "no class": the model was trained with labels dropped, and can be guided (`decoding.Guided`).
-    `text_length` is the number of tokens of a text in its context, each below `text_vocab_size`; 0 for none.  A model
-    with `joint_text` has no text in its context: the first grid of its codes is the text, (1, L, 1), in which code 0 is
-    padding.
+    Args:
+        spec: the codes that are modelled.
+        conditions: what the model is conditioned on; by default nothing.
     """
 
     name: str  # set by the registry
-    spec: CodeSpec
-    num_classes: int = 0
-    null_label: bool = False
-    text_length: int = 0
-    text_vocab_size: int = 0
-    joint_text: bool = False
+
+    def __init__(self, spec: CodeSpec, conditions: Conditions = Conditions()) -> None:
+        super().__init__()
+        self.spec, self.conditions = spec, conditions
+
+    @classmethod
+    def spec_of(cls, image: CodeSpec, text: GridSpec | None) -> CodeSpec:
+        """The codes that a prior of this class models, from those of an image and of the text given with it, if any.
+
+        Raises:
+            ValueError: a model of texts without a text.
+        """
+        return image
 
     @property
     def grid_weights(self) -> tuple[float, ...]:
@@ -100,20 +106,7 @@ class Prior(nn.Module, ABC):
 
     def check_context(self, context: Context, batch_size: int) -> None:
         """Raises ValueError unless the context holds what this model is conditioned on, in range."""
-        self._check_label(context.label, batch_size)
-        self._check_text(context.text, batch_size)
-
-    def _check_label(self, label: Tensor | None, batch_size: int) -> None:
-        if self.num_classes == 0:
-            if label is not None:
-                raise ValueError("this model has no classes: a label would be ignored; leave it out")
-            return
-        if label is None:
-            raise ValueError(f"this model is conditioned on a class: give a label in 0..{self.num_classes - 1}")
-        if tuple(label.shape) != (batch_size,):
-            raise ValueError(f"label must be int64 ({batch_size},), got {tuple(label.shape)}")
-        if label.numel() and not (int(label.min()) >= 0 and int(label.max()) < self.num_classes):
-            raise ValueError(f"label must lie in 0..{self.num_classes - 1}, got {int(label.min())}..{int(label.max())}")
+        self.conditions.check(context, batch_size)
 
     def attach(self, vectors: tuple[Tensor, ...] | None) -> None:
         """Takes the tokenizer's vectors of the codes (`Tokenizer.vectors`) before training.
@@ -121,20 +114,6 @@ class Prior(nn.Module, ABC):
         A model that reads them keeps them in a buffer, and raises ValueError where they do not suit it; one that learns
         its own, as here, needs none.
         """
-
-    def _check_text(self, text: Tensor | None, batch_size: int) -> None:
-        if self.text_length == 0:
-            if text is not None:
-                where = ": it is the first grid of the codes" if self.joint_text else ""
-                raise ValueError(f"this model takes no text in its context{where}; leave it out")
-            return
-        if text is None or text.dtype != torch.int64 or tuple(text.shape) != (batch_size, self.text_length):
-            found = "nothing" if text is None else f"{str(text.dtype)[6:]} {tuple(text.shape)}"
-            raise ValueError(f"text must be token ids, int64 ({batch_size}, {self.text_length}), got {found}")
-        if text.numel() and not (int(text.min()) >= 0 and int(text.max()) < self.text_vocab_size):
-            raise ValueError(
-                f"text must lie in 0..{self.text_vocab_size - 1}, got {int(text.min())}..{int(text.max())}"
-            )
 
 
 def _float(logits: Tensor) -> Tensor:

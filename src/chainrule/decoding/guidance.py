@@ -81,9 +81,8 @@ class Guided(Prior):
     """
 
     def __init__(self, prior: Prior, scale: float) -> None:
-        super().__init__()
+        super().__init__(prior.spec, prior.conditions)
         self.prior, self.scale = prior, scale
-        self.spec, self.num_classes, self.null_label = prior.spec, prior.num_classes, prior.null_label
 
     def combine(self, logits: Tensor) -> Tensor:
         """(2 B, ...) -> (B, ...)."""
@@ -117,7 +116,7 @@ class Guided(Prior):
         text = context.negative_text
         if text is None:
             return
-        if not self.prior.joint_text:
+        if not self.conditions.joint_text:
             raise ValueError("a negative_text is of models whose codes begin with a text; this one's is in the context")
         grid = self.spec.grids[0]
         if text.dtype != torch.int64 or tuple(text.shape) != (batch_size, grid.num_positions):

@@ -103,8 +103,8 @@ class Rerun(Prior):
     """A prior that re-reads the whole image at every code: the slow path that `step` is checked against."""
 
     def __init__(self, prior: Prior) -> None:
-        super().__init__()
-        self.prior, self.spec, self.num_classes = prior, prior.spec, prior.num_classes
+        super().__init__(prior.spec, prior.conditions)
+        self.prior = prior
 
     def check_context(self, context: Context, batch_size: int) -> None:
         self.prior.check_context(context, batch_size)

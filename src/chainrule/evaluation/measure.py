@@ -80,7 +80,7 @@ def _check(pipeline: Pipeline, dataset: ImageDataset) -> None:
 
 
 def _reads(pipeline: Pipeline) -> bool:
-    return pipeline.prior.joint_text or pipeline.prior.text_length > 0
+    return pipeline.prior.conditions.reads_text
 
 
 def _conditions(pipeline: Pipeline, batch: Batch) -> dict[str, Any]:

@@ -193,9 +193,8 @@ class Packed(Prior):
     """A transformer prior with its weights packed for decoding in a precision; `forward` is the model's own."""
 
     def __init__(self, prior: TransformerPrior, precision: Precision) -> None:
-        super().__init__()
-        self.prior, self.spec, self.num_classes = prior, prior.spec, prior.num_classes
-        self.text_length, self.joint_text = prior.text_length, prior.joint_text
+        super().__init__(prior.spec, prior.conditions)
+        self.prior = prior
         self.packed = prior.pack(precision)
 
     def check_context(self, context: Context, batch_size: int) -> None:

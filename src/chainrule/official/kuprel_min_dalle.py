@@ -124,7 +124,7 @@ def load(source: Path) -> Imported:
     except (KeyError, IndexError, AttributeError) as error:
         raise ValueError(f"{files.encoder.parent} is not DALL-E Mini: {error} is missing or wrong") from None
     text_tokenizer = DalleMiniTokenizer(
-        _text(files.vocabulary), _text(files.merges), prior.text_length, prior.config.text_vocab_size
+        _text(files.vocabulary), _text(files.merges), prior.config.text_length, prior.config.text_vocab_size
     )
     hashes = {path.name: sha256(path) for path in files.all()}
     return Imported(tokenizer, ORIGIN, LICENCE, False, hashes, prior, text_tokenizer)

@@ -31,18 +31,16 @@ class Cascade(Prior):
 
     Args:
         spec: the grids, coarse to fine.
-        levels: one prior per grid, over that grid alone, all with the same num_classes.
+        levels: one prior per grid, over that grid alone, all of the same classes.
         conditioners: one module for each level but the first: codes of all coarser grids -> the level's
             `Context.spatial`, (B, C, H, W) at the size of its grid.
     """
 
     def __init__(self, spec: CodeSpec, levels: Sequence[Prior], conditioners: Sequence[nn.Module]) -> None:
-        super().__init__()
+        super().__init__(spec, levels[0].conditions)
         assert len(levels) == len(spec.grids) == len(conditioners) + 1
         assert all(level.spec.only == grid for level, grid in zip(levels, spec.grids, strict=True))
-        assert len({level.num_classes for level in levels}) == 1
-        self.spec = spec
-        self.num_classes = levels[0].num_classes
+        assert all(replace(level.conditions, spatial_channels=0) == self.conditions for level in levels)
         self.levels = nn.ModuleList(levels)
         self.conditioners = nn.ModuleList(conditioners)
 

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..core import Codes, CodeSpec, Context, Prior
+from ..core import Codes, CodeSpec, Conditions, Context, Prior
 from ..layers.masked import AboveConv2d, LeftConv2d
 
 FREE_CHANNELS = 3
@@ -41,17 +41,14 @@ class RasterPrior(Prior):
 
     Args:
         spec: of one grid.
-        num_classes, spatial_channels: what the model is conditioned on, 0 for none.
+        conditions: classes and a map of `spatial_channels`.
         embedding: channels of a learned vector per code, for vocabularies without an order (the codes of a VQ-VAE);
             0 where codes are levels, which enter as one number.
     """
 
-    def __init__(self, spec: CodeSpec, num_classes: int, spatial_channels: int = 0, embedding: int = 0) -> None:
-        super().__init__()
-        self.spec = spec
+    def __init__(self, spec: CodeSpec, conditions: Conditions, embedding: int = 0) -> None:
+        super().__init__(spec, conditions)
         self.grid = spec.only
-        self.num_classes = num_classes
-        self.spatial_channels = spatial_channels
         self.embedding = nn.Embedding(self.grid.codebook_size, embedding) if embedding else None
         self.code_channels = embedding or 1
         self.in_channels = self.grid.depth * self.code_channels + FREE_CHANNELS

@@ -34,7 +34,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..core import Codes, CodeSpec, Context, GridSpec, Preset, register
+from ..core import Codes, CodeSpec, Conditions, Context, GridSpec, Preset, register
 from ..kernels.transformer import Precision, pack_linear
 from ..layers.transformer import (
     STD,
@@ -148,11 +148,15 @@ def stream(length: int, text_vocab_size: int, height: int, width: int, codebook_
 class DALLE(TransformerPrior):
     """A decoder-only transformer over a text and its image."""
 
-    joint_text = True
+    @classmethod
+    def spec_of(cls, image: CodeSpec, text: GridSpec | None) -> CodeSpec:
+        if text is None:
+            raise ValueError(f"{cls.name} draws a text and its image; add the section 'text'")
+        return CodeSpec((text, *image.grids))
 
     def __init__(self, spec: CodeSpec, config: DALLEConfig) -> None:
-        super().__init__()
-        self.spec, self.config = spec, config
+        super().__init__(spec, Conditions(joint_text=True))
+        self.config = config
         if len(spec.grids) != 2 or spec.grids[0].shape[::2] != (1, 1) or spec.grids[1].depth != 1:
             shapes = ", ".join(str(grid.shape) for grid in spec.grids)
             raise ValueError(f"codes must be a text (1, L, 1) and an image (h, w, 1), got {shapes}")

@@ -25,7 +25,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from ..core import Codes, CodeSpec, Context, Preset, register
+from ..core import Codes, CodeSpec, Conditions, Context, Preset, register
 from ..kernels.transformer import Precision
 from ..layers.encoder_decoder import CrossDecoder, CrossState, DecoderBlock, EncoderBlock, GatedMLP
 from ..layers.transformer import STD, Head, TransformerPrior, initialize
@@ -85,9 +85,8 @@ class DalleBart(TransformerPrior):
     """
 
     def __init__(self, spec: CodeSpec, config: DalleBartConfig) -> None:
-        super().__init__()
-        self.spec, self.config = spec, config
-        self.text_length, self.text_vocab_size = config.text_length, config.text_vocab_size
+        super().__init__(spec, Conditions(text_length=config.text_length, text_vocab_size=config.text_vocab_size))
+        self.config = config
         grid, width = spec.only, config.width
         if config.num_rows < grid.codebook_size:
             raise ValueError(f"num_rows ({config.num_rows}) must be at least the number of codes, {grid.codebook_size}")

@@ -23,13 +23,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..core import CodeSpec, Context, Preset, register
+from ..core import ClassLabels, CodeSpec, Context, Preset, register
 from ..layers.masked import AboveConv2d, LeftConv2d
 from ._raster import FREE_CHANNELS, RasterPrior, taps_left, window_above
 
 
 @dataclass(frozen=True)
-class GatedPixelCNNConfig:
+class GatedPixelCNNConfig(ClassLabels):
     """num_layers layers of `channels` (p) features; kernel_size x kernel_size after the first 7x7.
 
     embedding: channels of a learned vector per code, for codes without an order; 0 for the levels of pixels.
@@ -39,7 +39,6 @@ class GatedPixelCNNConfig:
     channels: int = 384
     kernel_size: int = 5
     head_features: int = 1024
-    num_classes: int = 0
     spatial_channels: int = 0
     embedding: int = 0
 
@@ -66,7 +65,7 @@ class GatedLayer(nn.Module):
         self.down = nn.Conv2d(2 * p, 2 * p, 1)
         self.residual, self.skip = (LeftConv2d(p, p, 0, "B", groups) for _ in range(2))
         self.first = first
-        self.label = nn.Embedding(config.num_classes, 4 * p) if config.num_classes else None
+        self.label = nn.Embedding(config.num_labels, 4 * p) if config.num_labels else None
         self.spatial = nn.Conv2d(config.spatial_channels, 4 * p, 1) if config.spatial_channels else None
 
     def condition(self, context: Context) -> Tensor | None:
@@ -126,7 +125,7 @@ class Matrices:
     {
         "tiny": Preset(GatedPixelCNNConfig(2, 4, 3, 6), CodeSpec.single(3, 4, 1, 2)),
         "tiny-rgb": Preset(GatedPixelCNNConfig(3, 3, 5, 6, num_classes=2), CodeSpec.single(2, 2, 3, 2)),
-        "tiny-codes": Preset(GatedPixelCNNConfig(2, 8, 3, 8, 2, embedding=4), CodeSpec.single(2, 2, 2, 3)),
+        "tiny-codes": Preset(GatedPixelCNNConfig(2, 8, 3, 8, num_classes=2, embedding=4), CodeSpec.single(2, 2, 2, 3)),
         "imagenet32": Preset(GatedPixelCNNConfig(), CodeSpec.single(32, 32, 3, 256)),
         "benchmark": Preset(GatedPixelCNNConfig(10, 128, 3, 128), CodeSpec.single(28, 28, 1, 2)),
     },
@@ -135,7 +134,7 @@ class GatedPixelCNN(RasterPrior):
     """Vertical and horizontal stacks of gated convolutions."""
 
     def __init__(self, spec: CodeSpec, config: GatedPixelCNNConfig) -> None:
-        super().__init__(spec, config.num_classes, config.spatial_channels, config.embedding)
+        super().__init__(spec, config.conditions(spatial_channels=config.spatial_channels), config.embedding)
         self.config = config
         depth, p = self.grid.depth, config.channels
         self.layers = nn.ModuleList(

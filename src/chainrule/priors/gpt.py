@@ -26,13 +26,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from ..core import Codes, CodeSpec, Context, Preset, register
+from ..core import ClassLabels, Codes, CodeSpec, Context, Preset, register
 from ..kernels.transformer import Precision
 from ..layers.transformer import STD, Block, Decoder, Head, KVCache, TransformerPrior, initialize
 
 
 @dataclass(frozen=True)
-class GPTConfig:
+class GPTConfig(ClassLabels):
     """num_layers blocks of `width` features and num_heads heads.
 
     num_classes:        a class as prefix
@@ -45,7 +45,6 @@ class GPTConfig:
     num_layers: int = 24
     width: int = 1024
     num_heads: int = 16
-    num_classes: int = 0
     prefix_length: int = 0
     prefix_codebook_size: int = 0
     dropout: float = 0.0
@@ -107,12 +106,11 @@ class GPT(TransformerPrior):
     """A decoder-only transformer over one grid of codes."""
 
     def __init__(self, spec: CodeSpec, config: GPTConfig) -> None:
-        super().__init__()
-        self.spec, self.config = spec, config
-        self.num_classes = config.num_classes
-        grid = spec.only
+        prefix = {"prefix_length": config.prefix_length, "prefix_codebook_size": config.prefix_codebook_size}
+        super().__init__(spec, config.conditions(**prefix))
+        self.config, grid = config, spec.only
         self.prefix_length = config.prefix_length or 1
-        rows = max(grid.codebook_size, config.num_classes, config.prefix_codebook_size)
+        rows = max(grid.codebook_size, config.num_labels, config.prefix_codebook_size)
         self.tokens = nn.Embedding(rows, config.width)
         self.positions = nn.Parameter(torch.zeros(self.prefix_length + grid.num_positions, config.width))
         self.dropout = nn.Dropout(config.embedding_dropout)
@@ -124,19 +122,6 @@ class GPT(TransformerPrior):
         self.apply(initialize)
         conditional = config.num_classes or config.prefix_length
         self.beginning = None if conditional else nn.Parameter(torch.randn(config.width) * STD)
-
-    def check_context(self, context: Context, batch_size: int) -> None:
-        super().check_context(context, batch_size)
-        length, size, prefix = self.config.prefix_length, self.config.prefix_codebook_size, context.prefix
-        if not length:
-            if prefix is not None:
-                raise ValueError("this model has no prefix of codes: it would be ignored; leave it out")
-            return
-        if prefix is None or prefix.dtype != torch.int64 or tuple(prefix.shape) != (batch_size, length):
-            found = "nothing" if prefix is None else f"{str(prefix.dtype)[6:]} {tuple(prefix.shape)}"
-            raise ValueError(f"prefix must be the codes of another image, int64 ({batch_size}, {length}), got {found}")
-        if prefix.numel() and not (int(prefix.min()) >= 0 and int(prefix.max()) < size):
-            raise ValueError(f"prefix must lie in 0..{size - 1}, got {int(prefix.min())}..{int(prefix.max())}")
 
     def prefix(self, batch_size: int, context: Context) -> Tensor:
         """The tokens before the first code, embedded: (B, P, E)."""
@@ -196,7 +181,6 @@ class SlidingWindow(TransformerPrior):
     """
 
     def __init__(self, prior: GPT, height: int, width: int) -> None:
-        super().__init__()
         grid = prior.spec.only
         if height < grid.height or width < grid.width:
             raise ValueError(
@@ -204,8 +188,8 @@ class SlidingWindow(TransformerPrior):
             )
         if prior.config.prefix_length:
             raise ValueError("a model whose prefix is the codes of another image has no sliding window")
-        self.prior, self.num_classes = prior, prior.num_classes
-        self.spec = CodeSpec.single(height, width, grid.depth, grid.codebook_size)
+        super().__init__(CodeSpec.single(height, width, grid.depth, grid.codebook_size), prior.conditions)
+        self.prior = prior
 
     def window(self, row: int, column: int) -> tuple[int, int]:
         """The first row and column of the window in which a code is drawn."""

@@ -32,7 +32,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from ..core import Codes, CodeSpec, Context, Preset, register
+from ..core import Codes, CodeSpec, Conditions, Context, Preset, register
 from ..kernels.transformer import Precision
 from ..layers.encoder_decoder import MLP, CrossDecoder, CrossState, DecoderBlock, EncoderBlock
 from ..layers.transformer import STD, Head, TransformerPrior, initialize
@@ -103,9 +103,8 @@ class Parti(TransformerPrior):
     """
 
     def __init__(self, spec: CodeSpec, config: PartiConfig) -> None:
-        super().__init__()
-        self.spec, self.config = spec, config
-        self.text_length, self.text_vocab_size = config.text_length, config.text_vocab_size
+        super().__init__(spec, Conditions(text_length=config.text_length, text_vocab_size=config.text_vocab_size))
+        self.config = config
         grid, width = spec.only, config.width
         block = {"norm": plain_norm, "out_norm": nn.Identity, "dropout": config.dropout}
         self.words = nn.Embedding(config.text_vocab_size, width)

@@ -21,13 +21,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..core import CodeSpec, Context, Preset, register
+from ..core import ClassLabels, CodeSpec, Context, Preset, register
 from ..layers.masked import AboveConv2d, LeftConv2d
 from ._raster import InputConv2d, RasterPrior, taps_left, window_above
 
 
 @dataclass(frozen=True)
-class PixelCNNConfig:
+class PixelCNNConfig(ClassLabels):
     """num_layers residual blocks on maps of 2 * hidden features; the head has head_features.
 
     embedding: channels of a learned vector per code, for codes without an order; 0 for the levels of pixels.
@@ -36,20 +36,19 @@ class PixelCNNConfig:
     num_layers: int = 15
     hidden: int = 128
     head_features: int = 1024
-    num_classes: int = 0
     embedding: int = 0
 
 
 class Block(nn.Module):
     """One residual block; the 3x3 convolution is kept in its two causal parts."""
 
-    def __init__(self, hidden: int, groups: int, num_classes: int) -> None:
+    def __init__(self, hidden: int, groups: int, num_labels: int) -> None:
         super().__init__()
         self.reduce = LeftConv2d(2 * hidden, hidden, 0, "B", groups)
         self.above = AboveConv2d(hidden, hidden, 1, 1)
         self.left = LeftConv2d(hidden, hidden, 1, "B", groups, bias=False)
         self.expand = LeftConv2d(hidden, 2 * hidden, 0, "B", groups)
-        self.label = nn.Embedding(num_classes, hidden) if num_classes else None
+        self.label = nn.Embedding(num_labels, hidden) if num_labels else None
 
     def forward(self, x: Tensor, context: Context) -> Tensor:
         y = F.relu(self.reduce(F.relu(x)))
@@ -98,11 +97,11 @@ class PixelCNN(RasterPrior):
     """Masked convolutions with residual blocks."""
 
     def __init__(self, spec: CodeSpec, config: PixelCNNConfig) -> None:
-        super().__init__(spec, config.num_classes, embedding=config.embedding)
+        super().__init__(spec, config.conditions(), config.embedding)
         self.config = config
         groups, width = self.grid.depth, 2 * config.hidden
         self.input = InputConv2d(self.in_channels, width, 7, groups)
-        self.blocks = nn.ModuleList(Block(config.hidden, groups, config.num_classes) for _ in range(config.num_layers))
+        self.blocks = nn.ModuleList(Block(config.hidden, groups, config.num_labels) for _ in range(config.num_layers))
         self.head = nn.ModuleList(
             [
                 LeftConv2d(width, config.head_features, 0, "B", groups),

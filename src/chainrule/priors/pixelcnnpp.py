@@ -29,7 +29,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..core import Codes, CodeSpec, Context, Preset, Prior, register
+from ..core import ClassLabels, Codes, CodeSpec, Context, Preset, Prior, register
 from ..layers.weight_norm import WeightNormConv2d, WeightNormKernel
 from ._logistic_mixture import LogisticMixture
 from ._raster import window_above
@@ -38,13 +38,12 @@ NUM_LEVELS = 3
 
 
 @dataclass(frozen=True)
-class PixelCNNPPConfig:
+class PixelCNNPPConfig(ClassLabels):
     """num_residual layers of `channels` features per scale and stream, and num_mixtures logistics per pixel."""
 
     channels: int = 160
     num_residual: int = 5
     num_mixtures: int = 10
-    num_classes: int = 0
     dropout: float = 0.5
 
 
@@ -83,7 +82,7 @@ class GatedResidual(nn.Module):
         self.first = convolution(stream, 2 * channels, channels)
         self.second = convolution(stream, 2 * channels, 2 * channels)
         self.skip = WeightNormConv2d(2 * num_skips * channels, channels) if num_skips else None
-        self.label = nn.Embedding(config.num_classes, 2 * channels) if config.num_classes else None
+        self.label = nn.Embedding(config.num_labels, 2 * channels) if config.num_labels else None
         self.dropout = config.dropout
 
     def forward(self, x: Tensor, skip: Tensor | None, context: Context) -> Tensor:
@@ -350,7 +349,7 @@ class PixelCNNPPState:
     "pixelcnnpp",
     PixelCNNPPConfig,
     {
-        "tiny": Preset(PixelCNNPPConfig(4, 1, 2, 2, 0.0), CodeSpec.single(2, 2, 3, 2)),
+        "tiny": Preset(PixelCNNPPConfig(4, 1, 2, 0.0, num_classes=2), CodeSpec.single(2, 2, 3, 2)),
         "tiny-grey": Preset(PixelCNNPPConfig(3, 2, 3), CodeSpec.single(3, 3, 1, 3)),
         "cifar10": Preset(PixelCNNPPConfig(), CodeSpec.single(32, 32, 3, 256)),
     },
@@ -359,9 +358,8 @@ class PixelCNNPP(Prior):
     """Two streams at three scales, and a mixture of discretised logistics per pixel of grey or colour images."""
 
     def __init__(self, spec: CodeSpec, config: PixelCNNPPConfig) -> None:
-        super().__init__()
-        self.spec, self.config, self.grid = spec, config, spec.only
-        self.num_classes = config.num_classes
+        super().__init__(spec, config.conditions())
+        self.config, self.grid = config, spec.only
         depth, channels = self.grid.depth, config.channels
         if depth not in (1, 3):
             raise ValueError(

@@ -43,7 +43,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..core import Codes, CodeSpec, Context, GridSpec, Preset, register
+from ..core import ClassLabels, Codes, CodeSpec, Context, GridSpec, Preset, register
 from ..kernels.scan import NUM_TAPS, lstm_cell, lstm_scan, neighbours_above
 from ..layers.masked import LeftConv2d
 from ._cascade import Cascade, CascadeState
@@ -51,7 +51,7 @@ from ._raster import InputConv2d, RasterPrior, taps_left, window_above
 
 
 @dataclass(frozen=True)
-class PixelRNNConfig:
+class PixelRNNConfig(ClassLabels):
     """num_layers LSTM layers of `hidden` states on maps of 2 * hidden features; the head has head_features.
 
     residual: whether a layer's output is added to its input, as in all the paper's networks but one.
@@ -61,7 +61,6 @@ class PixelRNNConfig:
     num_layers: int = 12
     hidden: int = 128
     head_features: int = 1024
-    num_classes: int = 0
     residual: bool = True
     embedding: int = 0
 
@@ -109,7 +108,7 @@ class Layer(nn.Module, ABC):
         self.scans = nn.ModuleList(scans)
         self.up = LeftConv2d(config.hidden, 2 * config.hidden, 0, "B", groups, bias=False)
         num_gates = 4 * config.hidden * len(scans)
-        self.label = nn.Embedding(config.num_classes, num_gates) if config.num_classes else None
+        self.label = nn.Embedding(config.num_labels, num_gates) if config.num_labels else None
         self.spatial = nn.Linear(spatial_channels, num_gates, bias=False) if spatial_channels else None
 
     def condition(self, context: Context) -> Tensor | None:
@@ -227,7 +226,7 @@ class PixelRNN(RasterPrior):
     compile_training = False  # the scans are compiled already
 
     def __init__(self, spec: CodeSpec, config: PixelRNNConfig, spatial_channels: int = 0) -> None:
-        super().__init__(spec, config.num_classes, spatial_channels, config.embedding)
+        super().__init__(spec, config.conditions(spatial_channels=spatial_channels), config.embedding)
         self.config = config
         groups, width = self.grid.depth, 2 * config.hidden
         self.input = InputConv2d(self.in_channels, width, 7, groups)
@@ -343,7 +342,7 @@ class Upsampler(nn.Module):
             CodeSpec((GridSpec(1, 2, 1, 2), GridSpec(2, 4, 1, 2))),
         ),
         "tiny-diagonal": Preset(
-            MultiScalePixelRNNConfig(1, 4, 6, 2, variant="diagonal_bilstm", condition_features=3),
+            MultiScalePixelRNNConfig(1, 4, 6, num_classes=2, variant="diagonal_bilstm", condition_features=3),
             CodeSpec((GridSpec(1, 1, 2, 2), GridSpec(2, 2, 2, 2))),
         ),
         "imagenet64": Preset(

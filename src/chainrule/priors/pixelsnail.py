@@ -37,7 +37,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..core import Codes, CodeSpec, Context, GridSpec, Preset, register
+from ..core import ClassLabels, Codes, CodeSpec, Context, GridSpec, Preset, register
 from ..layers.transformer import attend
 from ..layers.weight_norm import WeightNormConv2d
 from ._cascade import Cascade
@@ -75,10 +75,9 @@ class PixelSNAILSizes:
 
 
 @dataclass(frozen=True)
-class PixelSNAILConfig(PixelSNAILSizes):
+class PixelSNAILConfig(PixelSNAILSizes, ClassLabels):
     """As PixelSNAILSizes, with what the network is conditioned on: classes and a map, 0 for none."""
 
-    num_classes: int = 0
     spatial_channels: int = 0
 
 
@@ -89,12 +88,12 @@ class GatedResidual(nn.Module):
         channels, hidden: of its input and output, and between its convolutions.
         kernel_size, causal: of both convolutions; one that is not causal reads its surroundings.
         auxiliary: channels of a map that is added between the convolutions, through a 1x1 one.
-        spatial, num_classes: what conditions the gates.
+        spatial, num_labels: what conditions the gates.
     """
 
     def __init__(
         self, channels: int, hidden: int, dropout: float, kernel_size: int = 1, causal: bool = False,
-        auxiliary: int = 0, spatial: int = 0, num_classes: int = 0,
+        auxiliary: int = 0, spatial: int = 0, num_labels: int = 0,
     ) -> None:  # fmt: skip
         super().__init__()
         half = kernel_size // 2
@@ -105,7 +104,7 @@ class GatedResidual(nn.Module):
         self.second = WeightNormConv2d(hidden, 2 * channels, shape, padding, hidden=taken)
         self.auxiliary = WeightNormConv2d(auxiliary, hidden) if auxiliary else None
         self.spatial = WeightNormConv2d(spatial, 2 * channels, bias=False) if spatial else None
-        self.label = nn.Embedding(num_classes, 2 * channels) if num_classes else None
+        self.label = nn.Embedding(num_labels, 2 * channels) if num_labels else None
         self.dropout = dropout
 
     def condition(self, context: Context) -> Tensor | None:
@@ -162,7 +161,7 @@ class Block(nn.Module):
         self.residual = nn.ModuleList(
             GatedResidual(
                 config.channels, config.residual_channels, config.dropout, config.kernel_size, causal=True,
-                spatial=config.spatial_channels, num_classes=config.num_classes,
+                spatial=config.spatial_channels, num_labels=config.num_labels,
             )
             for _ in range(config.num_residual)
         )  # fmt: skip
@@ -264,7 +263,7 @@ class PixelSNAIL(RasterPrior):
     """Gated causal convolutions with attention, over one grid of depth 1."""
 
     def __init__(self, spec: CodeSpec, config: PixelSNAILConfig) -> None:
-        super().__init__(spec, config.num_classes, config.spatial_channels)
+        super().__init__(spec, config.conditions(spatial_channels=config.spatial_channels))
         if self.grid.depth != 1:
             raise ValueError(f"PixelSNAIL models one code per position; this tokenizer gives {self.grid.depth}")
         self.config = config
@@ -418,7 +417,7 @@ class BottomSizes(PixelSNAILSizes):
 
 
 @dataclass(frozen=True)
-class HierarchicalPixelSNAILConfig:
+class HierarchicalPixelSNAILConfig(ClassLabels):
     """top: of the coarsest grid; bottom: of every finer one, conditioned on the coarser.
 
     condition_channels, num_condition_residual: of the network, and its residual blocks, that reads the coarser grids
@@ -428,7 +427,6 @@ class HierarchicalPixelSNAILConfig:
     bottom: BottomSizes = BottomSizes()
     condition_channels: int = 256
     num_condition_residual: int = 3
-    num_classes: int = 0
 
 
 class Conditioner(nn.Module):
@@ -495,7 +493,8 @@ class HierarchicalPixelSNAIL(Cascade):
         for index, grid in enumerate(spec.grids):
             sizes = config.bottom if index else config.top
             spatial_channels = config.condition_channels if index else 0
-            level = PixelSNAILConfig(**asdict(sizes), num_classes=config.num_classes, spatial_channels=spatial_channels)
+            labels = {"num_classes": config.num_classes, "null_label": config.null_label}
+            level = PixelSNAILConfig(**asdict(sizes), **labels, spatial_channels=spatial_channels)
             levels.append(PixelSNAIL(CodeSpec((grid,)), level))
             if index:
                 conditioners.append(Conditioner(spec.grids[:index], grid, config))

@@ -26,13 +26,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..core import Codes, CodeSpec, Context, Preset, register
+from ..core import ClassLabels, Codes, CodeSpec, Context, Preset, register
 from ..kernels.transformer import Precision
 from ..layers.transformer import STD, Block, Decoder, Head, KVCache, TransformerPrior, initialize
 
 
 @dataclass(frozen=True)
-class RQTransformerConfig:
+class RQTransformerConfig(ClassLabels):
     """Sizes; one of classes, text or neither is the condition.
 
     width:                          features of both transformers
@@ -52,7 +52,6 @@ class RQTransformerConfig:
     depth_heads: int = 16
     codebook_dim: int = 256
     shared_codebook: bool = True
-    num_classes: int = 0
     text_length: int = 0
     text_vocab_size: int = 0
     dropout: float = 0.1
@@ -149,17 +148,15 @@ class RQTransformer(TransformerPrior):
     """
 
     def __init__(self, spec: CodeSpec, config: RQTransformerConfig) -> None:
-        super().__init__()
-        self.spec, self.config = spec, config
-        self.grid = spec.only
-        self.num_classes = config.num_classes
-        self.text_length, self.text_vocab_size = config.text_length, config.text_vocab_size
+        text = {"text_length": config.text_length, "text_vocab_size": config.text_vocab_size}
+        super().__init__(spec, config.conditions(**text))
+        self.config, self.grid = config, spec.only
         depth, width, codebook_size = self.grid.depth, config.width, self.grid.codebook_size
         self.prefix_length = max(config.text_length, 1)
         self.num_positions = self.grid.height * self.grid.width
         rows = () if config.shared_codebook else (depth,)
         self.register_buffer("codebook", torch.randn(*rows, codebook_size, config.codebook_dim))
-        self.prefix = nn.Embedding(config.num_classes or config.text_vocab_size or 1, width)
+        self.prefix = nn.Embedding(config.num_labels or config.text_vocab_size or 1, width)
         self.prefix_positions = nn.Parameter(torch.empty(self.prefix_length, width))
         self.positions = nn.Parameter(torch.empty(self.num_positions, width))  # the last is never read, but counted
         self.depths = nn.Parameter(torch.empty(depth, width))
@@ -239,9 +236,9 @@ class RQTransformer(TransformerPrior):
 
     def _prefix(self, context: Context, batch_size: int) -> Tensor:
         """(B, L, width)."""
-        if self.text_length:
+        if self.config.text_length:
             tokens = context.text
-        elif self.num_classes:
+        elif self.config.num_classes:
             tokens = context.label[:, None]
         else:
             tokens = torch.zeros(batch_size, 1, dtype=torch.int64, device=self.positions.device)

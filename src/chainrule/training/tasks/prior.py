@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...config import Recipe, SavedPrior, SavedTokenizer, TextConfig, build_model_config, to_plain
-from ...core import Codes, CodeSpec, Context, LearnedTokenizer, Prior, StochasticTokenizer, Tokenizer, entry
+from ...core import ClassLabels, Codes, Context, LearnedTokenizer, Prior, StochasticTokenizer, Tokenizer, entry
 from ...data import DataConfig, ImageDataset, augment, binarize, draw_flips, load
 from ...pipeline import Pipeline, check_text_tokenizer
 from ...saving.folder import tokenizer_hash
@@ -100,18 +100,18 @@ class PriorTask(DataTask):
         self.text_tokenizer, self.caption_dropout, self.bpe_dropout = text_tokenizer, caption_dropout, bpe_dropout
         self.training_codes: list[Codes] = []  # of the images and, with flips, of their mirror images, if kept
         self.evaluation_codes: Codes | None = None
-        num_classes = training.num_classes or 0
-        if prior.num_classes and not (num_classes and prior.num_classes == num_classes + (label_dropout > 0)):
-            more = " and label_dropout adds one" if label_dropout else ""
+        given = prior.conditions
+        if given.num_classes and given.num_classes != training.num_classes:
             raise ValueError(
-                f"the prior has num_classes {prior.num_classes} but {training.name} has {num_classes}{more}; "
+                f"the prior has num_classes {given.num_classes} but {training.name} has {training.num_classes or 0}; "
                 "write num_classes: data"
             )
-        if label_dropout and not prior.num_classes:
+        if label_dropout and not given.num_classes:
             raise ValueError("label_dropout would be ignored: the prior has no classes; write num_classes: data")
+        if given.null_label != (label_dropout > 0):
+            raise ValueError("a prior has a null_label exactly if label_dropout is above 0: leave null_label out")
         if soft_targets and not isinstance(tokenizer, StochasticTokenizer):
             raise ValueError(f"soft_targets need a tokenizer whose codes can be drawn, as rqvae, not {tokenizer.name}")
-        prior.null_label = label_dropout > 0
         self.training_text, self.evaluation_text = None, None  # int64 (N, L)
         if text_tokenizer is not None:
             check_text_tokenizer(text_tokenizer, prior)
@@ -203,7 +203,7 @@ class PriorTask(DataTask):
         """
         if not self.code_noise:
             return codes
-        text = int(self.model.joint_text)
+        text = int(self.model.conditions.joint_text)
         sizes = [grid.codebook_size for grid in self.model.spec.grids[text:]]
         share = self.code_noise * torch.rand(len(codes[0]), 1, 1, 1, device=self.device)
         image = [
@@ -239,7 +239,7 @@ class PriorTask(DataTask):
         self._pipeline(model, card).save(folder)
 
     def _pipeline(self, model: Prior, card: dict[str, Any]) -> Pipeline:
-        names = self.training.class_names if model.num_classes else None
+        names = self.training.class_names if model.conditions.num_classes else None
         return Pipeline(self.tokenizer, model, names, self.card | card, self.text_tokenizer)
 
     def _encode(self, batch: PriorBatch) -> tuple[Codes, Context]:
@@ -248,20 +248,22 @@ class PriorTask(DataTask):
             codes = encode(self.tokenizer, batch.images.to(self.device))
         else:
             codes = tuple(grid.to(self.device) for grid in batch.codes)
-        if self.model.joint_text:
+        if self.model.conditions.joint_text:
             codes = batch.text[:, None, :, None].to(self.device), *codes
         return codes, self._context(batch)
 
     def _context(self, batch: PriorBatch) -> Context:
         return Context(
-            label=batch.labels.to(self.device) if self.model.num_classes else None,
-            text=batch.text.to(self.device) if self.model.text_length else None,
+            label=batch.labels.to(self.device) if self.model.conditions.num_classes else None,
+            text=batch.text.to(self.device) if self.model.conditions.text_length else None,
         )
 
     def _figures(self, nats: list[Any]) -> dict[str, Any]:
         """What is reported of the nats of each grid: those of the image, and those of a text before it."""
-        image = sum(nats[int(self.model.joint_text) :])
-        return {"nats": image} | self._rates(image) | ({"text_nats": nats[0]} if self.model.joint_text else {})
+        image = sum(nats[int(self.model.conditions.joint_text) :])
+        return (
+            {"nats": image} | self._rates(image) | ({"text_nats": nats[0]} if self.model.conditions.joint_text else {})
+        )
 
     def _rates(self, nats: Any) -> dict[str, Any]:
         """What is reported beside the nats of an image, a number or a tensor."""
@@ -359,7 +361,7 @@ def _build(
     """The tokenizer, the new prior and what reads captions, and their sections of the recipe in full."""
     channels, height, width = training.image_shape
     levels = 2 if recipe.data.binarize != "none" else recipe.data.levels
-    words = {"num_classes": training.num_classes and training.num_classes + (recipe.training.label_dropout > 0)}
+    words = {"num_classes": training.num_classes}
     if isinstance(recipe.tokenizer, SavedTokenizer):
         tokenizer, tokenizer_plain = open_tokenizer(recipe.tokenizer, recipe.where)
     else:
@@ -379,13 +381,15 @@ def _build(
         "text_vocab_size": text_tokenizer and text_tokenizer.text_vocab_size,
     }
     prior_config = build_model_config("priors", recipe.prior, recipe.where, {}, words)
-    model, spec = entry("priors", recipe.prior.name).model, tokenizer.spec
-    if model.joint_text:
-        if text_tokenizer is None:
-            raise ValueError(f"{recipe.where}: {recipe.prior.name} draws a text and its image; add the section 'text'")
-        spec = CodeSpec((text_tokenizer.grid, *spec.grids))
+    if recipe.training.label_dropout and isinstance(prior_config, ClassLabels) and prior_config.num_classes:
+        prior_config = replace(prior_config, null_label=True)
+    model = entry("priors", recipe.prior.name).model
+    try:
+        spec = model.spec_of(tokenizer.spec, text_tokenizer and text_tokenizer.grid)
+    except ValueError as error:
+        raise ValueError(f"{recipe.where}: {error}") from error
     prior = model(spec, prior_config)
-    reads = prior.joint_text or prior.text_length > 0
+    reads = prior.conditions.reads_text
     if reads and text_tokenizer is None:
         raise ValueError(f"{recipe.where}: the prior reads texts (text_length); add the section 'text'")
     if text_tokenizer is not None and not reads:

@@ -1,0 +1,101 @@
+"""What a prior can be conditioned on, and the check of a context against it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .context import Context
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassLabels:
+    """The fields of a config, and of `Conditions`, that describe class labels.
+
+    num_classes: classes that can be asked for, 0 for none
+    null_label:  whether one more label, the last, means "no class": the model was trained with labels dropped
+    """
+
+    num_classes: int = 0
+    null_label: bool = False
+
+    @property
+    def num_labels(self) -> int:
+        """Labels that the model knows: its classes and, if there is one, the label "no class"."""
+        return self.num_classes + self.null_label
+
+    def conditions(self, **others: int) -> Conditions:
+        """These labels with other conditions, the fields of `Conditions`."""
+        return Conditions(num_classes=self.num_classes, null_label=self.null_label, **others)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Conditions(ClassLabels):
+    """Everything a prior is conditioned on; wrappers of a prior have the same conditions as it.
+
+    text_length:          tokens of the text in the context, 0 for none
+    text_vocab_size:      each of these tokens is below it
+    joint_text:           the first grid of the codes is a text (1, L, 1) in which code 0 is padding, and the context
+                          holds no text
+    prefix_length:        codes of another image in the context, 0 for none
+    prefix_codebook_size: each of these codes is below it
+    spatial_channels:     channels of the map in the context, 0 for none
+    """
+
+    text_length: int = 0
+    text_vocab_size: int = 0
+    joint_text: bool = False
+    prefix_length: int = 0
+    prefix_codebook_size: int = 0
+    spatial_channels: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("num_classes", "text_length", "prefix_length", "spatial_channels"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must be at least 0, got {getattr(self, name)}")
+        if self.null_label and not self.num_classes:
+            raise ValueError("null_label needs a model with classes: set num_classes, or leave null_label out")
+
+    @property
+    def reads_text(self) -> bool:
+        """Whether a text is part of the context or of the codes."""
+        return self.joint_text or self.text_length > 0
+
+    def check(self, context: Context, batch_size: int) -> None:
+        """Raises ValueError unless a context holds these conditions for `batch_size` images, all in range."""
+        self._check_label(context.label, batch_size)
+        if self.text_length:
+            _check_ids("text", "token ids", context.text, (batch_size, self.text_length), self.text_vocab_size)
+        elif context.text is not None:
+            where = ": it is the first grid of the codes" if self.joint_text else ""
+            raise ValueError(f"this model takes no text in its context{where}; leave it out")
+        if self.prefix_length:
+            shape = batch_size, self.prefix_length
+            _check_ids("prefix", "the codes of another image", context.prefix, shape, self.prefix_codebook_size)
+        elif context.prefix is not None:
+            raise ValueError("this model has no prefix of codes: it would be ignored; leave it out")
+
+    def _check_label(self, label: Tensor | None, batch_size: int) -> None:
+        if self.num_classes == 0:
+            if label is not None:
+                raise ValueError("this model has no classes: a label would be ignored; leave it out")
+            return
+        if label is None:
+            raise ValueError(f"this model is conditioned on a class: give a label in 0..{self.num_labels - 1}")
+        if tuple(label.shape) != (batch_size,):
+            raise ValueError(f"label must be int64 ({batch_size},), got {tuple(label.shape)}")
+        _check_range("label", label, self.num_labels)
+
+
+def _check_ids(name: str, what: str, ids: Tensor | None, shape: tuple[int, int], size: int) -> None:
+    if ids is None or ids.dtype != torch.int64 or tuple(ids.shape) != shape:
+        found = "nothing" if ids is None else f"{str(ids.dtype)[6:]} {tuple(ids.shape)}"
+        raise ValueError(f"{name} must be {what}, int64 {shape}, got {found}")
+    _check_range(name, ids, size)
+
+
+def _check_range(name: str, values: Tensor, size: int) -> None:
+    if values.numel() and not (int(values.min()) >= 0 and int(values.max()) < size):
+        raise ValueError(f"{name} must lie in 0..{size - 1}, got {int(values.min())}..{int(values.max())}")
