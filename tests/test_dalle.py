@@ -191,7 +191,7 @@ def test_narrow_weights_give_nearly_the_same_logits():
     prior = random_model(DALLEConfig(2, 16, 2, kernel_size=3), stream(2, 7, 2, 2, 5))
     for precision, tolerance in (("float32", 0.0), ("bfloat16", 0.02), ("int8", 0.02)):
         packed = prior.decoding(precision)
-        assert packed.joint_text
+        assert packed.conditions.joint_text
         states, previous = [one.init_state(3, Context()) for one in (prior, packed)], torch.zeros(3, dtype=torch.int64)
         for _ in range(6):
             (one, states[0]), (two, states[1]) = prior.step(previous, states[0]), packed.step(previous, states[1])

@@ -338,7 +338,7 @@ def test_a_trained_prior_goes_on_with_other_images(saved, monkeypatch, tmp_path)
             config.build_recipe(mapping | {section: value}, "mine")
     with pytest.raises(ValueError, match="unknown key 'width' in 'prior'"):
         config.build_recipe(mapping | {"prior": mapping["prior"] | {"width": 8}}, "mine")
-    with pytest.raises(ValueError, match="the prior has num_classes 3 but halves has 2"):
+    with pytest.raises(ValueError, match="the prior has the label for no class, which label_dropout 0.0 contradicts"):
         prior_task(config.build_recipe(mapping | {"training": mapping["training"] | {"label_dropout": 0.0}}, "mine"))
     monkeypatch.setattr("chainrule.training.tasks.prior.load", lambda c: images(20, 3))
     with pytest.raises(ValueError, match=r"the tokenizer is for images \(1, 8, 12\)"):

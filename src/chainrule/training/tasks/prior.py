@@ -109,7 +109,8 @@ class PriorTask(DataTask):
         if label_dropout and not given.num_classes:
             raise ValueError("label_dropout would be ignored: the prior has no classes; write num_classes: data")
         if given.null_label != (label_dropout > 0):
-            raise ValueError("a prior has a null_label exactly if label_dropout is above 0: leave null_label out")
+            has = "has" if given.null_label else "lacks"
+            raise ValueError(f"the prior {has} the label for no class, which label_dropout {label_dropout} contradicts")
         if soft_targets and not isinstance(tokenizer, StochasticTokenizer):
             raise ValueError(f"soft_targets need a tokenizer whose codes can be drawn, as rqvae, not {tokenizer.name}")
         self.training_text, self.evaluation_text = None, None  # int64 (N, L)
