@@ -180,9 +180,7 @@ def test_a_prior_of_the_old_codes_draws_by_the_new_decoder(here):
         new.decoder.conv_in.bias.add_(1.0)
     save_tokenizer(new, "new")
     prior = PixelCNN(old.spec, PixelCNNConfig(2, 4, 6, num_classes=3))
-    Pipeline(old, prior, ["a", "b", "c"], {"note": "prior"}).save(
-        "model"
-    )
+    Pipeline(old, prior, ["a", "b", "c"], {"note": "prior"}).save("model")
     model = chainrule.load("model")
     better = model.with_tokenizer(chainrule.load_tokenizer("new"))
     better.save("better")
