@@ -56,7 +56,7 @@ def test_links_of_a_page_lead_somewhere(page):
 
 def test_the_site_builds(tmp_path):
     """`make docs`: every page is in the navigation, and every link, anchor and documented name exists."""
-    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(tmp_path / "site")]
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path / "site")]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
     for page in (tmp_path / "site").rglob("*.html"):
