@@ -201,7 +201,7 @@ def test_narrow_weights_give_nearly_the_same_logits():
 
 def test_the_page_runs(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    page = Path(__file__).resolve().parents[1] / "docs" / "dalle.md"
+    page = Path(__file__).resolve().parents[1] / "docs" / "systems" / "dalle.md"
     (code,) = re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
     exec(compile(code, page.name, "exec"), {})
-    assert (tmp_path / "drawer" / "text.json").exists()
+    assert (tmp_path / "my_dalle" / "text.json").exists()

@@ -93,6 +93,13 @@ def test_containers_become_plain_and_foreign_classes_stubs(tmp_path, container):
     assert found["callbacks"][key]["score"] == 0.5
 
 
+def test_paths_saved_by_python_3_13(tmp_path):
+    pickled = b"\x80\x02}X\x04\x00\x00\x00pathcpathlib._local\nPosixPath\nX\x01\x00\x00\x00a\x85Rs."
+    with zipfile.ZipFile(tmp_path / "x.pt", "w") as archive:
+        archive.writestr("x/data.pkl", pickled)
+    assert read_checkpoint(tmp_path / "x.pt")["path"].type_name == "pathlib._local.PosixPath"
+
+
 @container
 def test_a_whole_module_becomes_a_stub_with_tensors(tmp_path, container):
     module = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Sequential(nn.ReLU(), nn.Linear(4, 2)))

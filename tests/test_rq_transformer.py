@@ -43,7 +43,7 @@ def test_parameter_counts_of_the_paper(name):
 
 
 def test_the_page_says_what_the_presets_are():
-    page = Path(__file__).resolve().parents[1] / "docs" / "rq_transformer.md"
+    page = Path(__file__).resolve().parents[1] / "docs" / "systems" / "rq_transformer.md"
     found = set()
     for line in page.read_text(encoding="utf-8").splitlines():
         names = re.findall(r"`([a-z0-9.-]+)`", line.split("|")[1]) if line.startswith("| `") else []

@@ -29,7 +29,7 @@ DTYPES = {
 STORAGES = {f"{place}.{name}Storage": dtype for name, dtype in DTYPES.items() for place in ("torch", "torch.cuda")}
 STORAGES |= {"torch.storage.UntypedStorage": torch.uint8, "torch.UntypedStorage": torch.uint8}
 HARMLESS = re.compile(  # names of the standard library, numpy and torch that stay stubs, whatever is done to them
-    r"argparse\.Namespace|types\.SimpleNamespace|typing\.[A-Z]\w*|pathlib\.\w*Path|datetime\.[a-z]+|uuid\.UUID"
+    r"argparse\.Namespace|types\.SimpleNamespace|typing\.[A-Z]\w*|pathlib(\._local)?\.\w*Path|datetime\.[a-z]+|uuid\.UUID"
     r"|copyreg\._reconstructor|builtins\.(object|int|float|str|bool|bytes|bytearray|complex|list|tuple|slice|range)"
     r"|numpy(\._?core\.multiarray)?\.(_reconstruct|scalar|dtype|ndarray)|torch\.(device|dtype|_C\._nn\.\w+)"
     r"|torch\.(nn|optim)\.[\w.]+"
