@@ -30,13 +30,14 @@ from sampling import median, seconds_rerun  # of this folder
 from chainrule.core import Context, entry
 from chainrule.decoding import image_seeds, sample
 from chainrule.kernels import transformer
+from sizes import SIZES
 
 PRECISIONS = ("float32", "bfloat16", "int8")
 
 
 def model(name: str = "gpt"):
     prior = entry("priors", name)
-    preset = prior.presets["benchmark"]
+    preset = SIZES[name]
     torch.manual_seed(0)
     return prior.model(preset.spec, preset.config).eval().requires_grad_(False)
 

@@ -18,6 +18,7 @@ import torch
 
 from chainrule.core import Context, Prior, entry
 from chainrule.decoding import image_seeds, sample
+from sizes import SIZES  # of this folder
 
 
 def seconds(prior: Prior, batch_size: int) -> float:
@@ -29,7 +30,7 @@ def seconds(prior: Prior, batch_size: int) -> float:
 def models() -> dict[str, Prior]:
     torch.manual_seed(0)
     rq, gpt = entry("priors", "rq_transformer"), entry("priors", "gpt")
-    ours, flat = rq.presets["benchmark"], gpt.presets["benchmark"]
+    ours, flat = SIZES["rq_transformer"], SIZES["gpt"]
     layers = ours.config.num_layers + ours.config.depth_layers
     return {
         "rq_transformer": rq.model(ours.spec, ours.config).eval(),

@@ -15,12 +15,13 @@ import torch
 
 from chainrule.core import CodeSpec, Context, entry
 from chainrule.decoding import Rerun, image_seeds, sample
+from sizes import SIZES  # of this folder
 
 
 def model(height: int, width: int):
     gated = entry("priors", "gated_pixelcnn")
     torch.manual_seed(0)
-    return gated.model(CodeSpec.single(height, width, 1, 2), gated.presets["benchmark"].config).eval()
+    return gated.model(CodeSpec.single(height, width, 1, 2), SIZES["gated_pixelcnn"].config).eval()
 
 
 def seconds_cached(prior, batch_size: int) -> float:

@@ -2,7 +2,7 @@
 
     python benchmarks/training.py                       # the systems, in the sizes of the MNIST recipes
     python benchmarks/training.py gated_pixelcnn        # one of them
-    python benchmarks/training.py gated_pixelcnn --preset benchmark   # in the size of a preset
+    python benchmarks/training.py gated_pixelcnn --large    # in the size of benchmarks/sizes.py
 
 Both settings run in one process, turn by turn.  "Plain" is eager mode, float32, default memory format, and for
 the PixelRNNs the scan in plain PyTorch, for the gated PixelCNN torch.tanh; "best" is what the recipes train with.
@@ -24,6 +24,7 @@ from chainrule.core import CodeSpec, Context, entry
 from chainrule.priors import gated_pixelcnn
 from chainrule.training.engine.hardware import autocast, compiled
 from chainrule.training.engine.muon import Muon
+from sizes import SIZES  # of this folder
 
 SPEC = CodeSpec.single(28, 28, 1, 2)
 SYSTEMS = ("gated_pixelcnn", "pixelcnn", "row_lstm", "diagonal_bilstm")
@@ -49,12 +50,12 @@ def steps(model, network, batch_size: int, precision: str):
         yield time.perf_counter() - start
 
 
-def compare(system: str, preset: str | None, batch_size: int, rounds: int) -> dict:
+def compare(system: str, large: bool, batch_size: int, rounds: int) -> dict:
     recipe = read_recipe(f"mnist_{system}")
-    if preset is None:
-        config = build_model_config("priors", recipe.prior, recipe.where, {}, {})
+    if large:
+        config = SIZES[system].config
     else:
-        config = entry("priors", system).presets[preset].config
+        config = build_model_config("priors", recipe.prior, recipe.where, {}, {})
     torch.manual_seed(0)
     plain = entry("priors", system).model(SPEC, config)
     best = copy.deepcopy(plain)
@@ -83,12 +84,12 @@ def compare(system: str, preset: str | None, batch_size: int, rounds: int) -> di
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("systems", nargs="*", default=SYSTEMS)
-    parser.add_argument("--preset")
+    parser.add_argument("--large", action="store_true")
     parser.add_argument("--batch-size", type=int, default=48)
     parser.add_argument("--rounds", type=int, default=7)
     arguments = parser.parse_args()
     for system in arguments.systems:
-        print(json.dumps(compare(system, arguments.preset, arguments.batch_size, arguments.rounds)), flush=True)
+        print(json.dumps(compare(system, arguments.large, arguments.batch_size, arguments.rounds)), flush=True)
 
 
 if __name__ == "__main__":

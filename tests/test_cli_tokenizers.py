@@ -20,6 +20,7 @@ from chainrule.images import to_pil
 from chainrule.official import Imported
 from chainrule.saving.code_file import _pack, _unpack
 from chainrule.zoo import load_tokenizer, save_tokenizer
+from sizes import tiny
 from test_cli import refused, run
 from test_reconstruction import Brightness, noise
 
@@ -116,7 +117,7 @@ def test_encode_and_decode(here):
 
 def test_encode_and_decode_in_bfloat16(here):
     vqgan = entry("tokenizers", "vqgan")
-    config = replace(vqgan.presets["tiny"].config, height=16, width=16, channels=3)
+    config = replace(tiny("tokenizers", "vqgan").config, height=16, width=16, channels=3)
     torch.manual_seed(0)
     save_tokenizer(vqgan.model(config), here / "vqgan")
     for precision in ("float32", "bfloat16"):

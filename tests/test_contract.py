@@ -1,32 +1,17 @@
-"""What every registered model is held to; a new one is found here by its tiny presets."""
+"""What every registered model is held to; a new one is found here as soon as it is registered."""
 
 import itertools
 
 import pytest
 import torch
 
-from chainrule.core import CodeSpec, Context, Prior, entries, select
+from chainrule.core import CodeSpec, Context, Prior, select
 from chainrule.decoding import Filter, Guided, GuidedContext, Known, Rerun, complete, image_seeds, sample
 from chainrule.priors._raster import RasterPrior
+from sizes import cases, paper_cases
 
-PRIORS = [
-    pytest.param(entry, preset, id=f"{entry.name}-{name}")
-    for entry in entries("priors").values()
-    for name, preset in entry.presets.items()
-    if name.startswith("tiny")
-]
-TOKENIZERS = [
-    pytest.param(entry, preset, id=f"{entry.name}-{name}")
-    for entry in entries("tokenizers").values()
-    for name, preset in entry.presets.items()
-    if name.startswith("tiny")
-]
-LARGE = [
-    pytest.param(entry, preset, id=f"{entry.name}-{name}")
-    for entry in entries("priors").values()
-    for name, preset in entry.presets.items()
-    if not name.startswith("tiny")
-]
+PRIORS, TOKENIZERS = cases("priors"), cases("tokenizers")
+LARGE = paper_cases("priors")
 
 
 def build(entry, preset) -> Prior:

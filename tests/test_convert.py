@@ -16,6 +16,7 @@ from chainrule.official import convert, importers
 from chainrule.official.reader import sha256
 from chainrule.saving.folder import tokenizer_hash
 from chainrule.zoo import load_tokenizer, read_card, save_tokenizer
+from sizes import tiny
 
 FIXTURES = Path(
     os.environ.get("CHAINRULE_FIXTURES", Path(__file__).resolve().parents[1].parent / "shared" / "fixtures")
@@ -96,7 +97,7 @@ def test_a_hostile_file_is_refused_and_nothing_is_written(tmp_path, monkeypatch,
 
 # ---------------------------------------------------------------- the artefact of a tokenizer alone
 
-TINY = entry("tokenizers", "vit_vqgan").presets["tiny"].config
+TINY = tiny("tokenizers", "vit_vqgan").config
 
 
 def test_a_tokenizer_is_saved_and_loaded(tmp_path):
@@ -115,7 +116,7 @@ def test_weights_are_stored_in_half_the_bytes(tmp_path):
     torch.manual_seed(0)
     tokenizer = entry("tokenizers", "vit_vqgan").model(TINY).eval()
     gpt = entry("priors", "gpt")
-    prior = gpt.model(tokenizer.spec, gpt.presets["tiny"].config)
+    prior = gpt.model(tokenizer.spec, tiny("priors", "gpt").config)
     pipeline = chainrule.Pipeline(tokenizer, prior)
     pipeline.save(tmp_path / "whole")
     pipeline.save(tmp_path / "half", dtype=torch.bfloat16)
@@ -136,7 +137,7 @@ def test_weights_are_stored_in_half_the_bytes(tmp_path):
 def test_a_model_shares_the_tokenizer_of_another(tmp_path, monkeypatch):
     tokenizer, gpt = entry("tokenizers", "vit_vqgan").model(TINY).eval(), entry("priors", "gpt")
     save_tokenizer(tokenizer, tmp_path / "codes")
-    chainrule.Pipeline(tokenizer, gpt.model(tokenizer.spec, gpt.presets["tiny"].config)).save(tmp_path / "model")
+    chainrule.Pipeline(tokenizer, gpt.model(tokenizer.spec, tiny("priors", "gpt").config)).save(tmp_path / "model")
     (tmp_path / "model" / "tokenizer.safetensors").unlink()
     path = tmp_path / "model" / "config.yaml"
     config = yaml.safe_load(path.read_text())
@@ -152,7 +153,7 @@ def test_a_model_shares_the_tokenizer_of_another(tmp_path, monkeypatch):
 
 def test_the_tokenizer_of_a_whole_model_is_loaded_and_a_tokenizer_alone_is_no_whole_model(tmp_path):
     gated = entry("priors", "gated_pixelcnn")
-    preset = next(preset for name, preset in gated.presets.items() if name.startswith("tiny"))
+    preset = tiny("priors", "gated_pixelcnn")
     grid = preset.spec.only
     pixels = entry("tokenizers", "pixels")
     tokenizer = pixels.model(pixels.config(grid.height, grid.width, grid.depth, grid.codebook_size))

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from chainrule import Pipeline, load, load_tokenizer
-from chainrule.core import Codes, CodeSpec, Context, GridSpec, Position, Preset, Prior, Tokenizer, entry, register
+from chainrule.core import Codes, CodeSpec, Context, GridSpec, Position, Prior, Tokenizer, entry, register
 from chainrule.decoding import Known, Rerun, complete, image_seeds, sample
 from chainrule.images import extend
 
@@ -33,7 +33,7 @@ class RunningSumState:
     total: torch.Tensor  # (B, F)
 
 
-@register("priors", "toy_running_sum", RunningSumConfig, {"tiny": Preset(RunningSumConfig(), TWO_GRIDS)})
+@register("priors", "toy_running_sum", RunningSumConfig)
 class RunningSum(Prior):
     """The simplest prior over any codes: logits are a linear map of the sum of embeddings so far."""
 
@@ -72,7 +72,7 @@ class PyramidConfig:
     scale: float = 1.0
 
 
-@register("tokenizers", "toy_pyramid", PyramidConfig, {"tiny": Preset(PyramidConfig())})
+@register("tokenizers", "toy_pyramid", PyramidConfig)
 class Pyramid(Tokenizer):
     """Two grids of a 2x2 grey image, with a learned parameter: is the left or right column lit; which pixels are."""
 

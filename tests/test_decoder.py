@@ -16,6 +16,7 @@ from chainrule.priors.pixelcnn import PixelCNN, PixelCNNConfig
 from chainrule.saving.folder import tokenizer_hash
 from chainrule.training import fit, tokenizer_task
 from chainrule.zoo import read_card, save_tokenizer
+from sizes import tiny
 from test_cli import refused, run
 
 CHANGES = {
@@ -34,7 +35,7 @@ ABLE = [name for name, one in entries("tokenizers").items() if getattr(one.model
 def build(name: str) -> Tokenizer:
     torch.manual_seed(0)
     found = entry("tokenizers", name)
-    return found.model(found.presets["tiny"].config).eval()
+    return found.model(tiny("tokenizers", name).config).eval()
 
 
 def noise(tokenizer: Tokenizer, count: int = 6) -> torch.Tensor:

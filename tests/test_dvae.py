@@ -10,9 +10,10 @@ import torch.nn.functional as F
 from chainrule.core import entry
 from chainrule.layers.logit_laplace import logit_laplace_image, logit_laplace_log_prob, map_pixels, unmap_pixels
 from chainrule.tokenizers.dvae import DVAE, DVAEConfig
+from sizes import tiny
 
 PRESETS = entry("tokenizers", "dvae").presets
-TINY = PRESETS["tiny"].config
+TINY = tiny("tokenizers", "dvae").config
 
 
 def random_images(model, count=3, size=None):

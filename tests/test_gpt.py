@@ -7,6 +7,7 @@ import chainrule
 from chainrule.core import CodeSpec, Context, entry, select
 from chainrule.decoding import Rerun, image_seeds, sample
 from chainrule.priors.gpt import GPT, GPTConfig, SlidingWindow
+from sizes import tiny
 
 
 def num_parameters(preset: str) -> int:
@@ -190,6 +191,6 @@ def test_a_pipeline_samples_and_completes_in_a_precision():
     with pytest.raises(ValueError, match="precision must be one of"):
         pipeline.sample(1, precision="int4")
     pixelcnn = entry("priors", "pixelcnn")
-    other = chainrule.Pipeline(tokenizer, pixelcnn.model(tokenizer.spec, pixelcnn.presets["tiny"].config))
+    other = chainrule.Pipeline(tokenizer, pixelcnn.model(tokenizer.spec, tiny("priors", "pixelcnn").config))
     with pytest.raises(ValueError, match="pixelcnn decodes in float32 only, not in int8"):
         other.sample(1, precision="int8")

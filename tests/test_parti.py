@@ -8,9 +8,10 @@ import torch
 from chainrule.core import CodeSpec, Context, entry
 from chainrule.decoding import image_seeds, sample
 from chainrule.priors.parti import PADDING, Parti, PartiConfig, attention_distances
+from sizes import tiny
 
 PRESETS = entry("priors", "parti").presets
-TINY = PRESETS["tiny"]
+TINY = tiny("priors", "parti")
 
 
 def build(config=TINY.config, spec=TINY.spec) -> Parti:

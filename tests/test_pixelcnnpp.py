@@ -1,4 +1,4 @@
-"""PixelCNN++: its size, the mixture's likelihood, incremental evaluation beyond the tiny presets."""
+"""PixelCNN++: its size, the mixture's likelihood, incremental evaluation beyond the tiny sizes."""
 
 import pytest
 import torch

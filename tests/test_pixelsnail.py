@@ -1,4 +1,4 @@
-"""PixelSNAIL: sizes, condition, incremental evaluation beyond the tiny presets; priors over codes without an order."""
+"""PixelSNAIL: sizes, condition, incremental evaluation beyond the tiny sizes; priors over codes without an order."""
 
 import pytest
 import torch

@@ -20,6 +20,7 @@ from chainrule.training import fit, prior_task
 from chainrule.training.run import check_folder
 from chainrule.training.tasks.codes import encode
 from chainrule.zoo import load_tokenizer, save_tokenizer
+from sizes import tiny
 
 TINY = VQVAEConfig(8, 12, 1, hidden_channels=8, residual_channels=4, codebook_size=12, dim=3)
 
@@ -38,7 +39,7 @@ def tokenizer(name: str = "vqvae", preset: str = "tiny", seed: int = 0):
     """A tokenizer whose codebook holds features of images, so that many codes are in use."""
     torch.manual_seed(seed)
     found = entry("tokenizers", name)
-    model = found.model(found.presets[preset].config).train()
+    model = found.model(tiny("tokenizers", name, preset).config).train()
     with torch.no_grad():
         model.reconstruction(images(32, *model.image_shape).images, 0.0)
     return model.eval()
@@ -248,7 +249,7 @@ def test_a_run_of_an_older_version_goes_on(saved, tmp_path):
 @torch.no_grad()
 def test_the_quantized_features_are_sums_of_vectors(name, preset):
     found = entry("tokenizers", name)
-    model = found.model(found.presets[preset].config).eval()
+    model = found.model(tiny("tokenizers", name, preset).config).eval()
     (vectors,) = model.vectors()
     grid = model.spec.only
     assert vectors.shape[:2] == (grid.depth, grid.codebook_size)

@@ -8,6 +8,7 @@ import torch
 
 from chainrule.core import CodeSpec, Context, entry
 from chainrule.priors.rq_transformer import RQTransformer, RQTransformerConfig
+from sizes import tiny
 
 ENTRY = entry("priors", "rq_transformer")
 COUNTS = {  # of the released models
@@ -23,8 +24,8 @@ COUNTS = {  # of the released models
 }
 
 
-def tiny(name: str) -> RQTransformer:
-    preset = ENTRY.presets[name]
+def build(size: str) -> RQTransformer:
+    preset = tiny("priors", "rq_transformer", size)
     torch.manual_seed(0)
     return RQTransformer(preset.spec, preset.config).double().eval()
 
@@ -66,7 +67,7 @@ def test_the_page_says_what_the_presets_are():
 
 @torch.no_grad()
 def test_the_codebook_is_taken_from_the_tokenizer_and_saved():
-    model = tiny("tiny")
+    model = build("tiny")
     weight = torch.randn(2, 3)
     model.set_codebook(weight)
     assert torch.equal(model.codebook, weight.double()) and torch.equal(model.state_dict()["codebook"], model.codebook)
@@ -78,7 +79,7 @@ def test_the_codebook_is_taken_from_the_tokenizer_and_saved():
         model.set_codebook(weight.T)
     with pytest.raises(ValueError, match="set shared_codebook to false"):
         model.set_codebook(torch.randn(3, 2, 3))
-    separate = tiny("tiny-class")
+    separate = build("tiny-class")
     weight = torch.randn(2, 2, 3).double()
     separate.attach((weight,))
     codes = codes_of(separate, 3)
@@ -90,7 +91,7 @@ def test_the_codebook_is_taken_from_the_tokenizer_and_saved():
 @torch.no_grad()
 def test_order_of_codes_whose_vectors_have_the_same_sum_does_not_matter_to_later_positions():
     """Positions are known by sums, the depths of one position by partial sums."""
-    model = tiny("tiny")
+    model = build("tiny")
     one = torch.tensor([0, 1, 1, 0, 0, 0]).view(1, 2, 1, 3)
     two = torch.tensor([1, 0, 1, 0, 0, 0]).view(1, 2, 1, 3)
     (first,), (second,) = model((one,), Context()), model((two,), Context())
@@ -101,7 +102,7 @@ def test_order_of_codes_whose_vectors_have_the_same_sum_does_not_matter_to_later
 
 @torch.no_grad()
 def test_likelihood_of_texts():
-    model = tiny("tiny-text")
+    model = build("tiny-text")
     codes, text = codes_of(model, 4), torch.randint(0, 5, (4, 3))
     image, words = model.forward_with_text(codes, Context(text=text))
     assert torch.equal(image, model(codes, Context(text=text))[0])
@@ -124,7 +125,7 @@ def test_likelihood_of_texts():
     ],
 )
 def test_a_context_that_does_not_fit_is_refused(name, context, words):
-    model = tiny(name)
+    model = build(name)
     with pytest.raises(ValueError, match=words):
         model.log_prob(codes_of(model, 1), context)
     with pytest.raises(ValueError, match=words):

@@ -4,12 +4,13 @@ import pytest
 import torch
 
 from chainrule.core import entry
+from sizes import tiny
 
 
 def build(preset: str, device: str = "cpu"):
     found = entry("tokenizers", "rqvae")
     with torch.device(device):
-        return found.model(found.presets[preset].config)
+        return found.model(tiny("tokenizers", "rqvae", preset).config)
 
 
 @pytest.mark.parametrize(("preset", "size"), [("imagenet256", 104_401_795), ("ffhq256", 100_731_779)])

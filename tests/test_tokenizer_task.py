@@ -25,11 +25,12 @@ from chainrule.config import (
     Recipe,
     TrainingConfig,
 )
-from chainrule.core import LearnedTokenizer, entries
+from chainrule.core import LearnedTokenizer
 from chainrule.data import DataConfig, ImageDataset, load
 from chainrule.tokenizers.vqvae import VQVAE, VQVAEConfig
 from chainrule.training import Hardware, TokenizerTask, fit, tokenizer_task, train
 from chainrule.training.tasks.losses import ImageLosses, adaptive_weight, known_loss
+from sizes import cases
 
 TINY = {"hidden_channels": 16, "residual_channels": 8, "num_blocks": 1, "codebook_size": 32, "dim": 8}
 TRAINING = TrainingConfig(
@@ -37,13 +38,7 @@ TRAINING = TrainingConfig(
     sample_every=40,
 )  # fmt: skip
 ADVERSARIAL = AdversarialConfig(channels=4, num_layers=2, start=0.5, learning_rate=1e-3)
-LEARNED = [
-    pytest.param(entry, preset, id=f"{entry.name}-{name}")
-    for entry in entries("tokenizers").values()
-    if issubclass(entry.model, LearnedTokenizer)
-    for name, preset in entry.presets.items()
-    if name.startswith("tiny")
-]
+LEARNED = cases("tokenizers", LearnedTokenizer)
 
 
 class Blur(nn.Module):

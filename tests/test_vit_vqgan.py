@@ -10,9 +10,10 @@ from chainrule.config import build_dataclass, to_plain
 from chainrule.core import entry
 from chainrule.layers.logit_laplace import logit_laplace_log_prob, map_pixels
 from chainrule.tokenizers.vit_vqgan import ENHANCING, ViTVQGAN, ViTVQGANConfig, sine_cosine_positions
+from sizes import tiny
 
 PRESETS = entry("tokenizers", "vit_vqgan").presets
-TINY = PRESETS["tiny"].config
+TINY = tiny("tokenizers", "vit_vqgan").config
 
 
 def images(config=TINY, count=4):
@@ -60,9 +61,9 @@ def test_positions_tell_rows_from_columns():
         torch.tensor([True, True, False, False]), torch.tensor([4.0, 0.04, 4.0, 0.04]).cos()))  # fmt: skip
 
 
-@pytest.mark.parametrize("preset", ["tiny", "tiny_enhancing"])
+@pytest.mark.parametrize("preset", ["tiny", "tiny-enhancing"])
 def test_features_codes_and_pictures_have_the_shape_of_the_config(preset):
-    config = PRESETS[preset].config
+    config = tiny("tokenizers", "vit_vqgan", preset).config
     model = ViTVQGAN(config).eval()
     pixels = images(config) / 255
     features = model.features(pixels)
@@ -108,10 +109,11 @@ def test_the_loss_is_the_sum_that_the_paper_names():
     assert not any(value.requires_grad for value in made.metrics.values())
 
 
-@pytest.mark.parametrize("preset", ["tiny", "tiny_enhancing"])
+@pytest.mark.parametrize("preset", ["tiny", "tiny-enhancing"])
 def test_every_parameter_learns_and_the_loss_falls(preset):
-    model = ViTVQGAN(PRESETS[preset].config).train()
-    batch = images(PRESETS[preset].config, 8) // 2 + 64
+    config = tiny("tokenizers", "vit_vqgan", preset).config
+    model = ViTVQGAN(config).train()
+    batch = images(config, 8) // 2 + 64
     optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], 1e-2)
     losses = []
     for step in range(30):

@@ -6,12 +6,13 @@ from torch import nn
 
 from chainrule.core import entry
 from chainrule.tokenizers.vqgan import VQGAN, VQGANConfig, VQGANGumbel, VQGANGumbelConfig
+from sizes import tiny
 
 
 def build(name: str, preset: str, device: str = "cpu"):
     found = entry("tokenizers", name)
     with torch.device(device):
-        return found.model(found.presets[preset].config)
+        return found.model(tiny("tokenizers", name, preset).config)
 
 
 def count(module: nn.Module) -> int:

@@ -8,9 +8,13 @@ import torch
 
 from chainrule.core import entry
 from chainrule.tokenizers.vqvae2 import VQVAE2, VQVAE2Config
+from sizes import tiny
 
 PRESETS = entry("tokenizers", "vqvae2").presets
-TINY = [PRESETS["tiny"].config, replace(PRESETS["tiny-three"].config, codebook_size=(16, 8, 4))]
+TINY = [
+    tiny("tokenizers", "vqvae2").config,
+    replace(tiny("tokenizers", "vqvae2", "tiny-three").config, codebook_size=(16, 8, 4)),
+]
 
 
 def random_images(model, count=3, size=None):
@@ -78,7 +82,7 @@ def test_other_sizes(config):
 
 
 def test_wrong_images_are_refused_with_the_nearest_sizes():
-    model = VQVAE2(PRESETS["tiny"].config)
+    model = VQVAE2(TINY[0])
     with pytest.raises(ValueError, match="multiples of 4, got 10x8; nearest: 8x8 and 12x8"):
         model.encode(random_images(model, 1, (10, 8)))
     with pytest.raises(ValueError, match="must be uint8"):
@@ -124,7 +128,7 @@ def test_training_lowers_the_loss(config):
 
 
 def test_a_code_is_known_where_its_cell_is():
-    model = VQVAE2(PRESETS["tiny"].config)  # 16x8, factors 4 and 2
+    model = VQVAE2(TINY[0])  # 16x8, factors 4 and 2
     mask = torch.zeros(16, 8, dtype=torch.bool)
     mask[:6] = True
     known = model.known_codes(mask)

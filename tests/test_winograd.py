@@ -9,6 +9,7 @@ from chainrule.core import entry
 from chainrule.evaluation import psnr
 from chainrule.kernels import winograd
 from chainrule.kernels.winograd import Convolution3x3, Map, normalization
+from sizes import tiny
 
 needs_native = pytest.mark.skipif(winograd.native_library() is None, reason="winograd.cpp is not for this machine")
 SIZES = [(3, 20, 7, 9, False), (70, 3, 20, 34, False), (40, 70, 9, 5, True), (16, 128, 1, 1, False)]
@@ -71,7 +72,7 @@ def test_packed_tokenizers(native, name, preset, monkeypatch):
     monkeypatch.setenv("CHAINRULE_NATIVE", "require" if native else "off")
     torch.manual_seed(0)
     found = entry("tokenizers", name)
-    model = found.model(found.presets[preset].config).eval()
+    model = found.model(tiny("tokenizers", name, preset).config).eval()
     before = {key: value.clone() for key, value in model.state_dict().items()}
     packed = model.packed("bfloat16")
     images = torch.randint(0, 256, (2, 3, 12, 20), dtype=torch.uint8)
@@ -88,10 +89,10 @@ def test_packed_tokenizers(native, name, preset, monkeypatch):
 
 def test_precisions():
     model = entry("tokenizers", "vqgan")
-    tokenizer = model.model(model.presets["tiny"].config)
+    tokenizer = model.model(tiny("tokenizers", model.name).config)
     assert tokenizer.packed("float32") is tokenizer
     with pytest.raises(ValueError, match="float32, bfloat16, got 'int8'"):
         tokenizer.packed("int8")
     pixels = entry("tokenizers", "pixels")
     with pytest.raises(ValueError, match="in float32 only"):
-        pixels.model(next(iter(pixels.presets.values())).config).packed("bfloat16")
+        pixels.model(tiny("tokenizers", "pixels").config).packed("bfloat16")

@@ -126,21 +126,9 @@ def stream(length: int, text_vocab_size: int, height: int, width: int, codebook_
     "dalle",
     DALLEConfig,
     {
-        "tiny": Preset(DALLEConfig(3, 8, 2, kernel_size=3), stream(2, 3, 3, 2, 2)),
-        "tiny-row": Preset(DALLEConfig(1, 8, 2, "row"), stream(2, 3, 3, 2, 2)),
-        "tiny-column": Preset(DALLEConfig(2, 8, 2, "column"), stream(2, 3, 2, 3, 2)),
-        "tiny-convolutional": Preset(DALLEConfig(1, 8, 2, "convolutional", 3), stream(1, 3, 3, 3, 2)),
-        "tiny-full": Preset(
-            DALLEConfig(2, 8, 2, "full", start_token=False, axial_positions=False, quick_gelu=True),
-            stream(2, 3, 2, 3, 2),
-        ),
         "dalle": Preset(DALLEConfig(), stream(256, 16385, 32, 32, 8192)),
         "mindalle": Preset(
             DALLEConfig(42, 1536, 24, "full", start_token=False, axial_positions=False),
-            stream(64, 16384, 16, 16, 16384),
-        ),
-        "mindalle-benchmark": Preset(
-            DALLEConfig(12, 768, 12, "full", start_token=False, axial_positions=False),
             stream(64, 16384, 16, 16, 16384),
         ),
     },

@@ -68,7 +68,6 @@ class DalleBartConfig:
     "dalle_bart",
     DalleBartConfig,
     {
-        "tiny": Preset(DalleBartConfig(2, 8, 2, 6, 4, 3, 5), CodeSpec.single(2, 3, 1, 3)),
         "mini": Preset(DalleBartConfig(), CodeSpec.single(16, 16, 1, 16384)),
         "mega": Preset(DalleBartConfig(24, 2048, 32, 4096, 16416, 64, 50272), CodeSpec.single(16, 16, 1, 16384)),
     },

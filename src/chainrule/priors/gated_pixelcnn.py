@@ -123,11 +123,7 @@ class Matrices:
     "gated_pixelcnn",
     GatedPixelCNNConfig,
     {
-        "tiny": Preset(GatedPixelCNNConfig(2, 4, 3, 6), CodeSpec.single(3, 4, 1, 2)),
-        "tiny-rgb": Preset(GatedPixelCNNConfig(3, 3, 5, 6, num_classes=2), CodeSpec.single(2, 2, 3, 2)),
-        "tiny-codes": Preset(GatedPixelCNNConfig(2, 8, 3, 8, num_classes=2, embedding=4), CodeSpec.single(2, 2, 2, 3)),
         "imagenet32": Preset(GatedPixelCNNConfig(), CodeSpec.single(32, 32, 3, 256)),
-        "benchmark": Preset(GatedPixelCNNConfig(10, 128, 3, 128), CodeSpec.single(28, 28, 1, 2)),
     },
 )
 class GatedPixelCNN(RasterPrior):

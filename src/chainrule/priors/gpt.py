@@ -81,9 +81,6 @@ class GPTState:
     "gpt",
     GPTConfig,
     {
-        "tiny": Preset(GPTConfig(2, 8, 2), CodeSpec.single(3, 3, 1, 2)),
-        "tiny-class": Preset(GPTConfig(2, 8, 2, num_classes=3), CodeSpec.single(2, 2, 2, 2)),
-        "benchmark": Preset(GPTConfig(12, 768, 12), CodeSpec.single(16, 16, 1, 1024)),
         "rin": Preset(GPTConfig(12, 768, 16), CodeSpec.single(16, 16, 1, 768)),
         "imagenet": Preset(GPTConfig(24, 1024, 16, num_classes=1000), CodeSpec.single(16, 16, 1, 1024)),
         "imagenet-big": Preset(GPTConfig(48, 1536, 16, num_classes=1000), CodeSpec.single(16, 16, 1, 16384)),

@@ -75,7 +75,6 @@ class PartiConfig:
 
 
 plain_norm = partial(nn.LayerNorm, elementwise_affine=False)
-TINY = {"encoder_layers": 1, "decoder_layers": 2, "width": 8, "num_heads": 2, "text_length": 3, "text_vocab_size": 5}
 PAPER = {"attention_radius": 5}
 PAPER_SPEC = CodeSpec.single(32, 32, 1, 8192)
 
@@ -85,9 +84,6 @@ PAPER_SPEC = CodeSpec.single(32, 32, 1, 8192)
     "parti",
     PartiConfig,
     {
-        "tiny": Preset(PartiConfig(**TINY), CodeSpec.single(2, 2, 2, 2)),
-        "tiny-sparse": Preset(PartiConfig(**TINY, attention_radius=1), CodeSpec.single(2, 5, 1, 2)),
-        "benchmark": Preset(PartiConfig(4, 8, 320, 5, 32, 4096), CodeSpec.single(16, 16, 1, 1024)),
         "350m": Preset(PartiConfig(12, 12, 1024, 16, **PAPER), PAPER_SPEC),
         "750m": Preset(PartiConfig(12, 36, 1024, 16, **PAPER), PAPER_SPEC),
         "3b": Preset(PartiConfig(12, 36, 2048, 32, **PAPER), PAPER_SPEC),

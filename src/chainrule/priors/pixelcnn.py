@@ -87,8 +87,6 @@ class Matrices:
     "pixelcnn",
     PixelCNNConfig,
     {
-        "tiny": Preset(PixelCNNConfig(2, 4, 6), CodeSpec.single(3, 4, 1, 2)),
-        "tiny-rgb": Preset(PixelCNNConfig(2, 4, 6, num_classes=3), CodeSpec.single(2, 2, 3, 2)),
         "mnist": Preset(PixelCNNConfig(7, 16, 32), CodeSpec.single(28, 28, 1, 2)),
         "cifar10": Preset(PixelCNNConfig(15, 128, 1024), CodeSpec.single(32, 32, 3, 256)),
     },

@@ -349,8 +349,6 @@ class PixelCNNPPState:
     "pixelcnnpp",
     PixelCNNPPConfig,
     {
-        "tiny": Preset(PixelCNNPPConfig(4, 1, 2, 0.0, num_classes=2), CodeSpec.single(2, 2, 3, 2)),
-        "tiny-grey": Preset(PixelCNNPPConfig(3, 2, 3), CodeSpec.single(3, 3, 1, 3)),
         "cifar10": Preset(PixelCNNPPConfig(), CodeSpec.single(32, 32, 3, 256)),
     },
 )

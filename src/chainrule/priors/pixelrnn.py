@@ -278,8 +278,6 @@ class PixelRNN(RasterPrior):
     "row_lstm",
     PixelRNNConfig,
     {
-        "tiny": Preset(PixelRNNConfig(2, 4, 6), CodeSpec.single(3, 4, 1, 2)),
-        "tiny-rgb": Preset(PixelRNNConfig(2, 4, 6, num_classes=3), CodeSpec.single(2, 2, 3, 2)),
         "mnist": Preset(PixelRNNConfig(7, 16, 32), CodeSpec.single(28, 28, 1, 2)),
         "cifar10": Preset(PixelRNNConfig(12, 128, 1024), CodeSpec.single(32, 32, 3, 256)),
         "imagenet32": Preset(PixelRNNConfig(12, 384, 1024), CodeSpec.single(32, 32, 3, 256)),
@@ -297,8 +295,6 @@ class RowLSTM(PixelRNN):
     "diagonal_bilstm",
     PixelRNNConfig,
     {
-        "tiny": Preset(PixelRNNConfig(2, 4, 6), CodeSpec.single(3, 4, 1, 2)),
-        "tiny-rgb": Preset(PixelRNNConfig(2, 4, 6, num_classes=3), CodeSpec.single(2, 2, 3, 2)),
         "mnist": Preset(PixelRNNConfig(7, 16, 32), CodeSpec.single(28, 28, 1, 2)),
         "cifar10": Preset(PixelRNNConfig(12, 128, 1024), CodeSpec.single(32, 32, 3, 256)),
     },
@@ -337,14 +333,6 @@ class Upsampler(nn.Module):
     "multiscale_pixelrnn",
     MultiScalePixelRNNConfig,
     {
-        "tiny": Preset(
-            MultiScalePixelRNNConfig(2, 4, 6, variant="row_lstm", condition_features=3),
-            CodeSpec((GridSpec(1, 2, 1, 2), GridSpec(2, 4, 1, 2))),
-        ),
-        "tiny-diagonal": Preset(
-            MultiScalePixelRNNConfig(1, 4, 6, num_classes=2, variant="diagonal_bilstm", condition_features=3),
-            CodeSpec((GridSpec(1, 1, 2, 2), GridSpec(2, 2, 2, 2))),
-        ),
         "imagenet64": Preset(
             MultiScalePixelRNNConfig(4, 512, 1024, residual=False),
             CodeSpec((GridSpec(32, 32, 3, 256), GridSpec(64, 64, 3, 256))),

@@ -254,8 +254,6 @@ class NetworkState:
     "pixelsnail",
     PixelSNAILConfig,
     {
-        "tiny": Preset(PixelSNAILConfig(4, 3, 2, 2, 3, 2, 1, num_classes=2), CodeSpec.single(3, 3, 1, 3)),
-        "tiny-convolutional": Preset(PixelSNAILConfig(4, 3, 1, 2, 5, 0), CodeSpec.single(3, 4, 1, 2)),
         "rosinality-top": Preset(PixelSNAILConfig(), CodeSpec.single(32, 32, 1, 512)),
     },
 )
@@ -465,16 +463,6 @@ def enlarge(x: Tensor, grid: GridSpec) -> Tensor:
     "hierarchical_pixelsnail",
     HierarchicalPixelSNAILConfig,
     {
-        "tiny": Preset(
-            HierarchicalPixelSNAILConfig(
-                PixelSNAILSizes(4, 3, 1, 1, 3, 1), BottomSizes(3, 4, 2, 1, 3), 3, 1, num_classes=2
-            ),
-            CodeSpec((GridSpec(1, 2, 1, 3), GridSpec(2, 4, 1, 2))),
-        ),
-        "tiny-three": Preset(
-            HierarchicalPixelSNAILConfig(PixelSNAILSizes(4, 3, 1, 1, 3, 1), BottomSizes(3, 4, 1, 1, 3), 3, 1),
-            CodeSpec((GridSpec(1, 1, 1, 2), GridSpec(1, 2, 1, 2), GridSpec(2, 4, 1, 2))),
-        ),
         "rosinality": Preset(
             HierarchicalPixelSNAILConfig(), CodeSpec((GridSpec(32, 32, 1, 512), GridSpec(64, 64, 1, 512)))
         ),

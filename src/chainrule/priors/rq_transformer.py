@@ -106,9 +106,7 @@ TABLE = {  # width, layers, depth layers, heads, codebook_size, classes, text le
     "imagenet-1.4b": (1536, 42, 6, 24, 16384, 1000, 0, 0),
     "imagenet-3.8b": (2560, 42, 6, 40, 16384, 1000, 0, 0),
     "cc3m": (1280, 26, 4, 20, 16384, 0, 32, 16384),
-    "benchmark": (768, 12, 4, 12, 1024, 0, 0, 0),
 }
-TINY = {"width": 8, "num_layers": 2, "num_heads": 2, "depth_layers": 2, "depth_heads": 4, "codebook_dim": 3}
 
 
 def paper_preset(
@@ -127,14 +125,7 @@ def paper_preset(
     "priors",
     "rq_transformer",
     RQTransformerConfig,
-    {
-        "tiny": Preset(RQTransformerConfig(**TINY), CodeSpec.single(2, 1, 3, 2)),
-        "tiny-class": Preset(
-            RQTransformerConfig(**TINY, shared_codebook=False, num_classes=3), CodeSpec.single(2, 2, 2, 2)
-        ),
-        "tiny-text": Preset(RQTransformerConfig(**TINY, text_length=3, text_vocab_size=5), CodeSpec.single(1, 3, 2, 2)),
-    }
-    | {name: paper_preset(*row) for name, row in TABLE.items()},
+    {name: paper_preset(*row) for name, row in TABLE.items()},
 )
 class RQTransformer(TransformerPrior):
     """A spatial transformer over positions, a depth transformer over the codes of each.

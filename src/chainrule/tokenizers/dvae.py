@@ -188,7 +188,6 @@ class Decoder(nn.Module):
     "dvae",
     DVAEConfig,
     {
-        "tiny": Preset(DVAEConfig(16, 8, 3, 12, 8, 1, 3, 6, final_temperature=0.5, temperature_share=0.5)),
         "dalle": Preset(DVAEConfig(256, 256)),
     },
 )

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..core import Codes, CodeSpec, GridSpec, Preset, Tokenizer, register
+from ..core import Codes, CodeSpec, GridSpec, Tokenizer, register
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class PixelsConfig:
             raise ValueError(f"levels must lie in 2..256, got {self.levels}")
 
 
-@register("tokenizers", "pixels", PixelsConfig, {"tiny": Preset(PixelsConfig(4, 6, 3, 5))})
+@register("tokenizers", "pixels", PixelsConfig)
 class Pixels(Tokenizer):
     """Levels of pixels: uint8 v -> the nearest of `levels` values spread evenly over 0..255."""
 
@@ -71,7 +71,6 @@ class MultiScalePixelsConfig(PixelsConfig):
     "tokenizers",
     "multiscale_pixels",
     MultiScalePixelsConfig,
-    {"tiny": Preset(MultiScalePixelsConfig(4, 6, 3, 5, factor=2))},
 )
 class MultiScalePixels(Tokenizer):
     """Two grids of levels: every factor-th pixel, then all of them."""

@@ -51,19 +51,11 @@ class RQVAEConfig(ConvAutoencoderConfig):
     spread: float = 0.0
 
 
-TINY = {
-    "height": 8, "width": 16, "base_channels": 8, "multipliers": (1, 2, 2), "num_blocks": 1, "attention_levels": (2,),
-    "latent_channels": 6, "norm_groups": 4, "codebook_size": 12, "dim": 5,
-}  # fmt: skip
-
-
 @register(
     "tokenizers",
     "rqvae",
     RQVAEConfig,
     {
-        "tiny": Preset(RQVAEConfig(**TINY, depth=3)),
-        "tiny-separate": Preset(RQVAEConfig(**TINY, depth=2, shared=False)),
         "imagenet256": Preset(RQVAEConfig(256, 256)),
         "ffhq256": Preset(RQVAEConfig(256, 256, codebook_size=2048, attention_levels=(4,))),
         "emoji64": Preset(

@@ -224,17 +224,6 @@ def _initialise(module: nn.Module) -> None:
             nn.init.zeros_(module.bias)
 
 
-_TINY = ViTVQGANConfig(
-    16,
-    8,
-    3,
-    4,
-    TransformerSize(16, 1, 2, 24),
-    TransformerSize(12, 2, 1, 16),
-    codebook_size=16,
-    lookup_dim=4,
-    head_dim=8,
-)
 _SIZES = {"small": (SMALL, SMALL), "base": (BASE, BASE), "small_large": (SMALL, LARGE), "large": (LARGE, LARGE)}
 ENHANCING = {"variant": "enhancing", "output": "pixels", "logit_laplace_weight": 0.0, "legacy_beta": True}
 """What sets the public code's models apart from the paper's."""
@@ -242,10 +231,8 @@ ENHANCING = {"variant": "enhancing", "output": "pixels", "logit_laplace_weight":
 
 def _presets() -> dict[str, Preset]:
     sizes = {name: ViTVQGANConfig(256, 256, encoder=one, decoder=two) for name, (one, two) in _SIZES.items()}
-    configs = {"tiny": _TINY, **sizes}
-    configs |= {f"{'tiny_' * (n == 'tiny')}enhancing{f'_{n}' * (n != 'tiny')}": replace(c, **ENHANCING)
-                for n, c in configs.items()}  # fmt: skip
-    return {name: Preset(config) for name, config in configs.items()}
+    sizes |= {f"enhancing_{name}": replace(config, **ENHANCING) for name, config in sizes.items()}
+    return {name: Preset(config) for name, config in sizes.items()}
 
 
 @register("tokenizers", "vit_vqgan", ViTVQGANConfig, _presets())

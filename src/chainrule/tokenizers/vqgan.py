@@ -75,19 +75,11 @@ class VQGANGumbelConfig(ConvAutoencoderConfig):
             raise ValueError(f"temperatures must be above 0, got {list(self.temperatures)}")
 
 
-TINY = {
-    "height": 16, "width": 8, "base_channels": 8, "multipliers": (1, 2, 2), "num_blocks": 1, "attention_levels": (2,),
-    "latent_channels": 6, "norm_groups": 4,
-}  # fmt: skip
-
-
 @register(
     "tokenizers",
     "vqgan",
     VQGANConfig,
     {
-        "tiny": Preset(VQGANConfig(**TINY, codebook_size=12, dim=5)),
-        "tiny-ema": Preset(VQGANConfig(**TINY, channels=1, codebook_size=12, dim=5, learning="ema")),
         "f16-1024": Preset(VQGANConfig(256, 256)),
         "f16-16384": Preset(VQGANConfig(256, 256, codebook_size=16384)),
         "dalle-mini": Preset(VQGANConfig(256, 256, codebook_size=16384, norm_eps=1e-5, has_encoder=False)),
@@ -145,7 +137,6 @@ class VQGAN(PackableTokenizer):
     "vqgan_gumbel",
     VQGANGumbelConfig,
     {
-        "tiny": Preset(VQGANGumbelConfig(**TINY, codebook_size=12, dim=5)),
         "f8-8192": Preset(VQGANGumbelConfig(256, 256, multipliers=(1, 1, 2, 4), attention_levels=(3,))),
     },
 )

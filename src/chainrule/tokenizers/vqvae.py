@@ -116,10 +116,6 @@ class Decoder(nn.Module):
     "vqvae",
     VQVAEConfig,
     {
-        "tiny": Preset(VQVAEConfig(8, 12, 1, hidden_channels=8, residual_channels=4, codebook_size=12, dim=3)),
-        "tiny-loss": Preset(
-            VQVAEConfig(8, 8, 3, hidden_channels=8, residual_channels=4, codebook_size=12, dim=3, learning="loss")
-        ),
         "imagenet128": Preset(VQVAEConfig(128, 128, learning="loss")),
         "dmlab84": Preset(VQVAEConfig(84, 84, learning="loss")),
         "cifar10": Preset(VQVAEConfig(32, 32, hidden_channels=128, residual_channels=32)),

@@ -146,8 +146,6 @@ class Decoder(nn.Module):
     "vqvae2",
     VQVAE2Config,
     {
-        "tiny": Preset(VQVAE2Config(16, 8, 3, 2, 2, 8, 4, 1, 8, 4)),
-        "tiny-three": Preset(VQVAE2Config(8, 16, 1, 3, 2, 8, 4, 1, 8, 4)),
         "rosinality": Preset(VQVAE2Config(256, 256)),
     },
 )

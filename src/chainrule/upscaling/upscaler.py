@@ -44,7 +44,6 @@ class UpscalerConfig:
 
 
 PRESETS = {
-    "tiny": UpscalerConfig(3, 2, 8, 2),
     "parti": UpscalerConfig(),
 }
 
