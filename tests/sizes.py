@@ -19,7 +19,7 @@ PRIOR_STANDARD = {
     "mlp_width": 6, "embedding_dim": 3, "text_length": 3, "text_vocab_size": 5, "dropout": 0.0,
 }  # fmt: skip
 TOKENIZER_STANDARD = {
-    "height": 8, "width": 12, "codebook_size": 12, "dim": 3, "hidden_channels": 8, "residual_channels": 4,
+    "image_height": 8, "image_width": 12, "codebook_size": 12, "embedding_dim": 3, "width": 8, "residual_width": 4,
 }  # fmt: skip
 STANDARD_SPEC = CodeSpec.single(2, 2, 1, 2)
 
@@ -139,31 +139,31 @@ PRIORS = {
     },
 }  # fmt: skip
 NETWORKS = {
-    "base_channels": 8, "multipliers": (1, 2, 2), "num_blocks": 1, "attention_levels": (2,), "latent_channels": 6,
-    "norm_groups": 4, "codebook_size": 12, "dim": 5,
+    "width": 8, "multipliers": (1, 2, 2), "num_blocks": 1, "attention_levels": (2,), "latent_channels": 6,
+    "norm_groups": 4, "codebook_size": 12, "embedding_dim": 5,
 }  # fmt: skip
-PIXEL_GRID = {"height": 4, "width": 6, "channels": 3, "levels": 5}
-VQVAE = {"hidden_channels": 8, "residual_channels": 4, "codebook_size": 12, "dim": 3}
+PIXEL_GRID = {"image_height": 4, "image_width": 6, "image_channels": 3, "levels": 5}
+VQVAE = {"width": 8, "residual_width": 4, "codebook_size": 12, "embedding_dim": 3}
 VQVAE2 = {
-    "downsampling": 2, "hidden_channels": 8, "residual_channels": 4, "num_blocks": 1, "codebook_size": 8, "dim": 4,
+    "downsampling": 2, "width": 8, "residual_width": 4, "num_blocks": 1, "codebook_size": 8, "embedding_dim": 4,
 }  # fmt: skip
 VIT = {
-    "height": 16, "width": 8, "patch_size": 4, "codebook_size": 16, "lookup_dim": 4, "head_dim": 8,
-    "encoder": TransformerSize(dim=16, depth=1, heads=2, mlp_dim=24),
-    "decoder": TransformerSize(dim=12, depth=2, heads=1, mlp_dim=16),
+    "image_height": 16, "image_width": 8, "patch_size": 4, "codebook_size": 16, "embedding_dim": 4, "head_width": 8,
+    "encoder": TransformerSize(width=16, num_layers=1, num_heads=2, mlp_width=24),
+    "decoder": TransformerSize(width=12, num_layers=2, num_heads=1, mlp_width=16),
 }  # fmt: skip
 TOKENIZERS = {
     "dvae": {
         "tiny": {
-            "height": 16, "width": 8, "codebook_size": 12, "hidden_channels": 8, "blocks_per_group": 1,
-            "num_groups": 3, "initial_channels": 6, "final_temperature": 0.5, "temperature_share": 0.5,
+            "image_height": 16, "image_width": 8, "codebook_size": 12, "width": 8, "blocks_per_group": 1,
+            "num_groups": 3, "initial_width": 6, "final_temperature": 0.5, "temperature_share": 0.5,
         }
     },
     "multiscale_pixels": {"tiny": {**PIXEL_GRID, "factor": 2}},
     "pixels": {"tiny": PIXEL_GRID},
     "rqvae": {
-        "tiny": {**NETWORKS, "height": 8, "width": 16, "depth": 3},
-        "tiny-separate": {**NETWORKS, "height": 8, "width": 16, "depth": 2, "shared": False},
+        "tiny": {**NETWORKS, "image_height": 8, "image_width": 16, "depth": 3},
+        "tiny-separate": {**NETWORKS, "image_height": 8, "image_width": 16, "depth": 2, "shared": False},
     },
     "vit_vqgan": {
         "tiny": VIT,
@@ -172,17 +172,17 @@ TOKENIZERS = {
         },
     },
     "vqgan": {
-        "tiny": {**NETWORKS, "height": 16, "width": 8},
-        "tiny-ema": {**NETWORKS, "height": 16, "width": 8, "channels": 1, "learning": "ema"},
+        "tiny": {**NETWORKS, "image_height": 16, "image_width": 8},
+        "tiny-ema": {**NETWORKS, "image_height": 16, "image_width": 8, "image_channels": 1, "learning": "ema"},
     },
-    "vqgan_gumbel": {"tiny": {**NETWORKS, "height": 16, "width": 8}},
+    "vqgan_gumbel": {"tiny": {**NETWORKS, "image_height": 16, "image_width": 8}},
     "vqvae": {
-        "tiny": {**VQVAE, "height": 8, "width": 12, "channels": 1},
-        "tiny-loss": {**VQVAE, "height": 8, "width": 8, "learning": "loss"},
+        "tiny": {**VQVAE, "image_height": 8, "image_width": 12, "image_channels": 1},
+        "tiny-loss": {**VQVAE, "image_height": 8, "image_width": 8, "learning": "loss"},
     },
     "vqvae2": {
-        "tiny": {**VQVAE2, "height": 16, "width": 8},
-        "tiny-three": {**VQVAE2, "height": 8, "width": 16, "channels": 1, "num_levels": 3},
+        "tiny": {**VQVAE2, "image_height": 16, "image_width": 8},
+        "tiny-three": {**VQVAE2, "image_height": 8, "image_width": 16, "image_channels": 1, "num_levels": 3},
     },
 }  # fmt: skip
 

@@ -375,7 +375,7 @@ def test_evaluate_and_repeat(here, digits):
 
 
 def test_evaluate_a_prior_over_codes(here, digits):
-    tokenizer = VQVAE(VQVAEConfig(SIDE, SIDE, 1, hidden_channels=8, residual_channels=4, codebook_size=12, dim=3))
+    tokenizer = VQVAE(VQVAEConfig(SIDE, SIDE, 1, width=8, residual_width=4, codebook_size=12, embedding_dim=3))
     Pipeline(tokenizer, PixelCNN(tokenizer.spec, PixelCNNConfig(2, 4, 6)), None, CARD).save("codes")
     text = run("evaluate", "codes", "--limit", "5", "--binarize", "none", "--record", "r.json")
     value = json.loads(Path("r.json").read_text())
@@ -436,7 +436,7 @@ def test_evaluate_draws_and_compares(here, digits, brightness, monkeypatch):
 
 
 def test_evaluate_draws_over_codes_and_without_labels(here, digits, brightness):
-    tokenizer = VQVAE(VQVAEConfig(SIDE, SIDE, 1, hidden_channels=8, residual_channels=4, codebook_size=12, dim=3))
+    tokenizer = VQVAE(VQVAEConfig(SIDE, SIDE, 1, width=8, residual_width=4, codebook_size=12, embedding_dim=3))
     Pipeline(tokenizer, PixelCNN(tokenizer.spec, PixelCNNConfig(2, 4, 6)), None, CARD).save("codes")
     words = shlex.split("codes --samples 50 --seed 3 --binarize none --record r.json --json")
     value = json.loads(run("evaluate", *words))

@@ -117,7 +117,7 @@ def test_encode_and_decode(here):
 
 def test_encode_and_decode_in_bfloat16(here):
     vqgan = entry("tokenizers", "vqgan")
-    config = replace(tiny("tokenizers", "vqgan").config, height=16, width=16, channels=3)
+    config = replace(tiny("tokenizers", "vqgan").config, image_height=16, image_width=16, image_channels=3)
     torch.manual_seed(0)
     save_tokenizer(vqgan.model(config), here / "vqgan")
     for precision in ("float32", "bfloat16"):

@@ -20,14 +20,15 @@ from sizes import tiny
 from test_cli import refused, run
 
 CHANGES = {
-    "dvae": {"hidden_channels": 12, "blocks_per_group": 2, "initial_channels": 8},
-    "rqvae": {"base_channels": 12, "num_blocks": 2},
+    "dvae": {"width": 12, "blocks_per_group": 2, "initial_width": 8},
+    "rqvae": {"width": 12, "num_blocks": 2},
     "vit_vqgan": {
-        "decoder": {"dim": 12, "depth": 3, "heads": 2, "mlp_dim": 24}, "output": "pixels", "logit_laplace_weight": 0.0,
+        "decoder": {"width": 12, "num_layers": 3, "num_heads": 2, "mlp_width": 24}, "output": "pixels",
+        "logit_laplace_weight": 0.0,
     },
-    "vqgan": {"base_channels": 12, "latent_channels": 8, "attention_levels": []},
+    "vqgan": {"width": 12, "latent_channels": 8, "attention_levels": []},
     "vqgan_gumbel": {"multipliers": [1, 1, 3]},
-    "vqvae": {"hidden_channels": 12, "num_blocks": 3},
+    "vqvae": {"width": 12, "num_blocks": 3},
 }  # fmt: skip
 ABLE = [name for name, one in entries("tokenizers").items() if getattr(one.model, "decoder_parts", ())]
 
@@ -148,7 +149,7 @@ def test_it_can_be_done_again(here):
     once = tokenizer_task(build_recipe(recipe(CHANGES["vqvae"]), "r"))[0].model.tokenizer
     save_tokenizer(once, "old")
     twice = tokenizer_task(build_recipe(recipe({"num_blocks": 1}), "r"))[0].model.tokenizer
-    assert twice.config.hidden_channels == 12 and twice.encoder_config == tokenizer.config
+    assert twice.config.width == 12 and twice.encoder_config == tokenizer.config
     assert twice.same_codes(tokenizer)
 
 
@@ -157,8 +158,8 @@ def test_it_can_be_done_again(here):
     [
         ("vqvae2", {}, "vqvae2 has no decoder that could change while its codes stay"),
         ("pixels", {}, "pixels has no decoder that could change while its codes stay"),
-        ("vqvae", {"tokenizer": {"path": "old", "decoder": {"dim": 5}}},
-         "'tokenizer.decoder.dim' is not the decoder's alone; .* hidden_channels, residual_channels, num_blocks"),
+        ("vqvae", {"tokenizer": {"path": "old", "decoder": {"embedding_dim": 5}}},
+         "'tokenizer.decoder.embedding_dim' is not the decoder's alone; .* width, residual_width, num_blocks"),
         ("vqvae", {"tokenizer": {"path": "old", "decoder": {"num_blocks": -1}}}, "'tokenizer.decoder': .*num_blocks"),
         ("vqvae", {"tokenizer": {"path": "old"}}, "trained already; add the section 'prior', or say in 'tokenizer.dec"),
         ("vqvae", {"prior": {"name": "gpt"}, "losses": None}, "is trained alone; leave it out, or 'prior'"),

@@ -172,8 +172,8 @@ def test_a_code_is_known_where_its_cell_is():
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
-        ({"channels": 2}, "channels must be 1"),
-        ({"hidden_channels": 2}, "hidden_channels"),
+        ({"image_channels": 2}, "image_channels must be 1"),
+        ({"width": 2}, "width"),
         ({"final_temperature": 0.0}, "final_temperature"),
         ({"kl_share": 1.5}, "kl_share"),
         ({"num_groups": 0}, "num_groups"),
@@ -181,4 +181,4 @@ def test_a_code_is_known_where_its_cell_is():
 )
 def test_wrong_configs_are_refused(change, sentence):
     with pytest.raises(ValueError, match=sentence):
-        DVAEConfig(**({"height": 16, "width": 16} | change))
+        DVAEConfig(**({"image_height": 16, "image_width": 16} | change))

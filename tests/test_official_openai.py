@@ -138,11 +138,11 @@ def test_sizes_follow_from_the_tensors(tmp_path, monkeypatch, sizes):
     assert not any(name.startswith("dall_e") for name in sys.modules)
     config = model.config
     assert (config.num_groups, config.blocks_per_group) == (sizes.get("groups", 4), sizes.get("blocks", 1))
-    assert (config.codebook_size, config.initial_channels, config.channels) == (10, 6, sizes["channels"])
+    assert (config.codebook_size, config.initial_width, config.image_channels) == (10, 6, sizes["channels"])
     counts = [sum(p.numel() for p in module.parameters()) for module in (*modules, model)]
     assert counts[0] + counts[1] == counts[2]
     torch.testing.assert_close(model.encoder.groups[1][0].skip.weight, modules[0].blocks.group_2.block_1.id_path.w)
-    images = torch.randint(0, 256, (1, config.channels, 16, 24), dtype=torch.uint8)
+    images = torch.randint(0, 256, (1, config.image_channels, 16, 24), dtype=torch.uint8)
     assert model.decode(model.encode(images)).shape == images.shape
 
 

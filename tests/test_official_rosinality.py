@@ -92,8 +92,8 @@ def test_sizes_follow_from_the_tensors(tmp_path, blocks, channels, prefix):
     tensors = write(path, channels, 6, blocks, 5, 7, 9, prefix)
     result = import_release(tmp_path)
     model, config = result.tokenizer, result.tokenizer.config
-    assert (config.channels, config.num_blocks, config.hidden_channels) == (channels, blocks, 6)
-    assert (config.dim, config.codebook_size) == (7, 9)
+    assert (config.image_channels, config.num_blocks, config.width) == (channels, blocks, 6)
+    assert (config.embedding_dim, config.codebook_size) == (7, 9)
     ours = sum(value.numel() for value in model.parameters())
     assert ours == sum(
         value.numel() for name, value in tensors.items() if not name.startswith(("quantize_t", "quantize_b"))

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+from dataclasses import astuple
 from pathlib import Path
 
 import pytest
@@ -55,7 +56,7 @@ def write_release(folder: Path, model: ViTVQGAN, beta: float = 0.25) -> None:
             }  # fmt: skip
             for name, module in modules.items():
                 tensors |= {f"{part}.transformer.layers.{number}.{name}.{k}": v for k, v in module.state_dict().items()}
-    shape = (config.channels, config.patch_size, config.patch_size)
+    shape = (config.image_channels, config.patch_size, config.patch_size)
     tensors |= {
         "encoder.to_patch_embedding.0.weight": model.encoder.patches.weight.unflatten(1, shape),
         "encoder.to_patch_embedding.0.bias": model.encoder.patches.bias,
@@ -66,12 +67,12 @@ def write_release(folder: Path, model: ViTVQGAN, beta: float = 0.25) -> None:
     for ours, theirs in ((model.to_lookup, "pre_quant"), (model.from_lookup, "post_quant")):
         tensors |= {f"{theirs}.{k}": v for k, v in ours.state_dict().items()}
     sizes = {
-        part: {key: getattr(size, key) for key in ("dim", "depth", "heads", "mlp_dim")}
+        part: dict(zip(("dim", "depth", "heads", "mlp_dim"), astuple(size), strict=True))
         for part, size in (("encoder", config.encoder), ("decoder", config.decoder))
     }
     params = {
-        "image_key": "image", "image_size": config.height, "patch_size": config.patch_size, **sizes,
-        "quantizer": {"embed_dim": config.lookup_dim, "n_embed": config.codebook_size, "beta": beta},
+        "image_key": "image", "image_size": config.image_height, "patch_size": config.patch_size, **sizes,
+        "quantizer": {"embed_dim": config.embedding_dim, "n_embed": config.codebook_size, "beta": beta},
         "loss": {"target": "enhancing.losses.vqperceptual.VQLPIPSWithDiscriminator"},
     }  # fmt: skip
     folder.mkdir(exist_ok=True)
@@ -82,12 +83,12 @@ def write_release(folder: Path, model: ViTVQGAN, beta: float = 0.25) -> None:
 
 CONFIGS = {
     "grey, patches of 4, one head of the full width": ViTVQGANConfig(
-        16, 16, 1, 4, TransformerSize(64, 1, 1, 32), TransformerSize(32, 3, 2, 48), codebook_size=24, lookup_dim=4,
+        16, 16, 1, 4, TransformerSize(64, 1, 1, 32), TransformerSize(32, 3, 2, 48), codebook_size=24, embedding_dim=4,
         **ENHANCING,
     ),
     "two images of one patch": ViTVQGANConfig(
-        8, 8, 3, 8, TransformerSize(16, 2, 3, 8), TransformerSize(64, 1, 1, 8), codebook_size=5, lookup_dim=32, beta=0.5,
-        **ENHANCING,
+        8, 8, 3, 8, TransformerSize(16, 2, 3, 8), TransformerSize(64, 1, 1, 8), codebook_size=5, embedding_dim=32,
+        beta=0.5, **ENHANCING,
     ),
 }  # fmt: skip
 

@@ -22,7 +22,7 @@ from chainrule.training.tasks.codes import encode
 from chainrule.zoo import load_tokenizer, save_tokenizer
 from sizes import tiny
 
-TINY = VQVAEConfig(8, 12, 1, hidden_channels=8, residual_channels=4, codebook_size=12, dim=3)
+TINY = VQVAEConfig(8, 12, 1, width=8, residual_width=4, codebook_size=12, embedding_dim=3)
 
 
 def images(count: int, channels: int = 1, height: int = 8, width: int = 12) -> ImageDataset:

@@ -61,6 +61,6 @@ def test_training_lowers_the_loss(preset):
         optimizer.zero_grad()
         result.loss.backward()
         optimizer.step()
-        losses.append(result.metrics["squared_error"].item())
+        losses.append(result.metrics["mse"].item())
     assert losses[-1] < 0.5 * losses[0]
     model.spec.check(result.codes)

@@ -32,7 +32,7 @@ from chainrule.training import Hardware, TokenizerTask, fit, tokenizer_task, tra
 from chainrule.training.tasks.losses import ImageLosses, adaptive_weight, known_loss
 from sizes import cases
 
-TINY = {"hidden_channels": 16, "residual_channels": 8, "num_blocks": 1, "codebook_size": 32, "dim": 8}
+TINY = {"width": 16, "residual_width": 8, "num_blocks": 1, "codebook_size": 32, "embedding_dim": 8}
 TRAINING = TrainingConfig(
     steps=40, batch_size=8, learning_rate=2e-3, precision="float32", ema_decay=0.9, log_every=10, save_every=12,
     sample_every=40,
@@ -144,8 +144,8 @@ def test_before_its_start_an_adversary_changes_nothing(tmp_path):
     duel = build(LossesConfig(adversarial=ADVERSARIAL))
     run(duel, tmp_path / "duel")
     alone, against = columns(tmp_path / "alone"), columns(tmp_path / "duel")
-    assert against["squared_error"][:2] == alone["squared_error"][:2]  # the first half
-    assert against["squared_error"][2:] != alone["squared_error"][2:]
+    assert against["mse"][:2] == alone["mse"][:2]  # the first half
+    assert against["mse"][2:] != alone["mse"][2:]
     for name in ("adversarial", "adversarial_weight", "adversary"):
         assert against[name][:2] == [0.0, 0.0] and all(against[name][2:])
 
@@ -264,7 +264,7 @@ RECIPE = Recipe(
 
 def test_recipe_without_prior_trains_its_tokenizer(tmp_path):
     plain = tokenizer_task(RECIPE)[1]
-    assert plain["tokenizer"]["height"] == 16 and "prior" not in plain
+    assert plain["tokenizer"]["image_height"] == 16 and "prior" not in plain
     assert plain["losses"]["perceptual"] is None and plain["losses"]["adversarial"]["weight"] == 0.8
     path = tmp_path / "shapes.yaml"
     path.write_text(config.write_yaml(plain))
@@ -281,7 +281,10 @@ def test_recipe_without_prior_trains_its_tokenizer(tmp_path):
         ({"tokenizer": ModelConfig("pixels")}, "the tokenizer pixels has nothing to learn; add the section 'prior'"),
         ({"training": replace(TRAINING, compile=True)}, "leave training.compile out, or set"),
         ({"data": DataConfig("shapes", size=16, binarize="threshold")}, "set data.binarize to none"),
-        ({"tokenizer": ModelConfig("vqvae", TINY | {"height": 32})}, "is for images .3, 32, 16., the data has .3, "),
+        (
+            {"tokenizer": ModelConfig("vqvae", TINY | {"image_height": 32})},
+            "is for images .3, 32, 16., the data has .3, ",
+        ),
     ],
 )
 def test_recipes_that_cannot_be_trained_are_refused(change, sentence):

@@ -118,7 +118,13 @@ RECIPE = Recipe(
 
 def test_recipe_is_written_out_in_full(halves):
     task, plain = prior_task(RECIPE)
-    assert plain["tokenizer"] == {"name": "pixels", "height": 4, "width": 6, "channels": 1, "levels": 2}
+    assert plain["tokenizer"] == {
+        "name": "pixels",
+        "image_height": 4,
+        "image_width": 6,
+        "image_channels": 1,
+        "levels": 2,
+    }
     assert plain["prior"]["num_classes"] == 2 and plain["prior"]["kernel_size"] == 5
     again = config.build_recipe(plain, "again")
     assert prior_task(again)[1] == plain
@@ -221,7 +227,7 @@ def test_recipes_of_the_package(name):
     recipe = config.read_recipe(name)
     words = {"num_classes": 10, "text_length": 8, "text_vocab_size": 300}
     size = recipe.data.size or 28
-    sizes = {"height": size, "width": size, "channels": 1}
+    sizes = {"image_height": size, "image_width": size, "image_channels": 1}
     if isinstance(recipe.tokenizer, config.ModelConfig):
         config.build_model_config("tokenizers", recipe.tokenizer, name, sizes, words)
     if recipe.prior is not None:

@@ -56,8 +56,8 @@ def test_what_does_not_fit_is_refused():
     for images in (torch.zeros(1, 3, 4, 4), torch.zeros(1, 1, 4, 4, dtype=torch.uint8)):
         with pytest.raises(ValueError, match=r"uint8 \(B, 3, H, W\)"):
             model.upscale(images)
-    with pytest.raises(ValueError, match="features must be at least 1"):
-        UpscalerConfig(features=0)
+    with pytest.raises(ValueError, match="width must be at least 1"):
+        UpscalerConfig(width=0)
 
 
 # ---------------------------------------------------------------- training
@@ -66,7 +66,7 @@ def test_what_does_not_fit_is_refused():
 RECIPE = """
 data: {source: shapes, size: 32, channels: 3, split: "test[:64]"}
 tokenizer: {path: PATH}
-super_resolution: {num_blocks: 1, features: 8, expansion: 1}
+super_resolution: {num_blocks: 1, width: 8, expansion: 1}
 losses: {adversarial: {channels: 4, num_layers: 2, start: 0.5}}
 training: {steps: 12, batch_size: 8, learning_rate: 2e-3, precision: float32, ema_decay: 0.9, log_every: 4,
            save_every: 5, sample_every: 12}
@@ -79,7 +79,7 @@ def here(tmp_path, monkeypatch) -> Path:
     """A current folder with a tokenizer of 16x16 and a recipe."""
     monkeypatch.chdir(tmp_path)
     torch.manual_seed(0)
-    save_tokenizer(VQVAE(VQVAEConfig(16, 16, 3, 8, 8, 1, codebook_size=12, dim=4)), "tokenizer")
+    save_tokenizer(VQVAE(VQVAEConfig(16, 16, 3, 8, 8, 1, codebook_size=12, embedding_dim=4)), "tokenizer")
     Path("recipe.yaml").write_text(RECIPE.replace("PATH", "tokenizer"), encoding="utf-8")
     return tmp_path
 
@@ -97,7 +97,7 @@ def test_a_recipe_trains_it_behind_a_tokenizer_and_goes_on_bit_for_bit(here):
     assert Path("run/evaluation.csv").read_text().startswith("step,psnr,psnr_bicubic\n")
     assert Image.open("run/samples/step-00000012.png").size == (6 * 33 + 1, 6 * 33 + 1)
     card = read_card("run")
-    assert card["steps"] == 12 and card["recipe"]["super_resolution"]["features"] == 8
+    assert card["steps"] == 12 and card["recipe"]["super_resolution"]["width"] == 8
     assert card["recipe"]["tokenizer"] == {"path": "tokenizer", "hash": tokenizer_hash(tokenizer)}
 
     for steps, start in ((7, 6 / 7), (12, 0.5)):  # the adversary begins after the same step
@@ -132,8 +132,8 @@ def test_without_a_tokenizer_the_halved_image_is_doubled():
         ("tokenizer={name: vqvae}", "must be trained before"),
         ("data.size=25", "25x25 cannot be halved"),
         ("data.size=36", "the tokenizer is given the data at half its size: .*multiples of 4"),
-        ("super_resolution.channels=1", "'super_resolution.channels' must be 3, as shapes has it"),
-        ("super_resolution.feature=1", "unknown key 'feature' in 'super_resolution'; did you mean 'features'"),
+        ("super_resolution.image_channels=1", "'super_resolution.image_channels' must be 3, as shapes has it"),
+        ("super_resolution.widht=1", "unknown key 'widht' in 'super_resolution'; did you mean 'width'"),
         ("data.binarize=threshold", "super-resolutions are trained on images as they are"),
         ("training.label_dropout=0.1", "'training.label_dropout' belongs to a prior"),
         ("prior.name=gpt", "trains nothing else; leave out 'prior'"),
@@ -174,7 +174,7 @@ def test_saved_and_loaded(tmp_path):
             other(tmp_path / "double")
     with pytest.raises(ValueError, match="holds no scorer"):
         load_scorer(tmp_path / "double")
-    save_tokenizer(VQVAE(VQVAEConfig(16, 16, 3, 8, 8, 1, codebook_size=12, dim=4)), tmp_path / "tokenizer")
+    save_tokenizer(VQVAE(VQVAEConfig(16, 16, 3, 8, 8, 1, codebook_size=12, embedding_dim=4)), tmp_path / "tokenizer")
     with pytest.raises(ValueError, match="holds no super-resolution"):
         chainrule.load_super_resolution(tmp_path / "tokenizer")
     (tmp_path / "double" / "super_resolution.safetensors").unlink()
@@ -215,4 +215,4 @@ def test_it_is_listed_and_described(tmp_path, monkeypatch):
     assert row["system"] == "super_resolution" and row["parameters"] == count
     assert "psnr 30, psnr_bicubic 29" in run("models")
     value = json.loads(run("info", "double", "--json"))
-    assert value["kind"] == "super_resolution" and value["features"] == 8 and value["parameters"] == count
+    assert value["kind"] == "super_resolution" and value["width"] == 8 and value["parameters"] == count

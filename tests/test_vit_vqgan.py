@@ -18,7 +18,7 @@ TINY = tiny("tokenizers", "vit_vqgan").config
 
 def images(config=TINY, count=4):
     generator = torch.Generator().manual_seed(1)
-    shape = (count, config.channels, config.height, config.width)
+    shape = (count, config.image_channels, config.image_height, config.image_width)
     return torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)
 
 
@@ -67,7 +67,7 @@ def test_features_codes_and_pictures_have_the_shape_of_the_config(preset):
     model = ViTVQGAN(config).eval()
     pixels = images(config) / 255
     features = model.features(pixels)
-    assert features.shape == (4, config.lookup_dim, *config.grid)
+    assert features.shape == (4, config.embedding_dim, *config.grid)
     (codes,) = model.encode(images(config))
     unit, table = F.normalize(features, dim=1), F.normalize(model.quantizer.codebook.weight, dim=1)
     assert torch.equal(codes.squeeze(-1), torch.einsum("bchw,kc->bkhw", unit, table).argmax(1))
@@ -83,8 +83,8 @@ def test_a_patch_is_where_it_was():
     config = replace(TINY, **ENHANCING)
     model = ViTVQGAN(config).eval()
     row, column = 5, 3
-    token = (row // 4) * (config.width // 4) + column // 4
-    tokens = torch.zeros(1, 8, config.decoder.dim, requires_grad=True)
+    token = (row // 4) * (config.image_width // 4) + column // 4
+    tokens = torch.zeros(1, 8, config.decoder.width, requires_grad=True)
     values = model.decoder.patches(tokens).transpose(1, 2).unflatten(2, config.grid)
     F.pixel_shuffle(values, 4)[0, 1, row, column].backward()
     assert tokens.grad[0].abs().sum(1).nonzero().tolist() == [[token]]
@@ -102,10 +102,10 @@ def test_the_loss_is_the_sum_that_the_paper_names():
     outputs = model.decode_outputs(model.quantizer.embed(made.codes[0]))
     quantized = model.quantizer(model.features(pixels))
     nats = -logit_laplace_log_prob(map_pixels(pixels), outputs, torch.zeros(())).mean()
-    l2 = (model.decode_features(model.quantizer.embed(made.codes[0])) - pixels).square().mean()
-    torch.testing.assert_close(made.loss, l2 + 0.1 * nats + quantized.loss)
+    mse = (model.decode_features(model.quantizer.embed(made.codes[0])) - pixels).square().mean()
+    torch.testing.assert_close(made.loss, mse + 0.1 * nats + quantized.loss)
     assert made.images.shape == pixels.shape and torch.equal(made.codes[0], model.encode(batch)[0])
-    assert set(made.metrics) >= {"l2", "logit_laplace", "codebook", "perplexity"}
+    assert set(made.metrics) >= {"mse", "logit_laplace", "commitment", "perplexity"}
     assert not any(value.requires_grad for value in made.metrics.values())
 
 
@@ -125,7 +125,7 @@ def test_every_parameter_learns_and_the_loss_falls(preset):
                 learns = parameter.grad is not None and bool(parameter.grad.any())
                 assert learns == (not name.endswith("positions")), name
         optimizer.step()
-        losses.append(made.metrics["l2"].item())
+        losses.append(made.metrics["mse"].item())
     assert losses[-1] < 0.8 * losses[0]
 
 
@@ -160,16 +160,16 @@ def test_other_sizes_are_refused_in_a_sentence(shape):
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
-        ({"height": 18}, "multiples of the patch size 4, got 18x8"),
+        ({"image_height": 18}, "multiples of the patch size 4, got 18x8"),
         ({"patch_size": 0}, "patch_size must be at least 1"),
         ({"variant": "other"}, "paper or enhancing"),
         ({"output": "other"}, "sigmoid or pixels"),
         ({"output": "pixels"}, "logit_laplace_weight would be ignored"),
-        ({"l2_weight": -1.0}, "at least 0"),
+        ({"mse_weight": -1.0}, "at least 0"),
     ],
 )
 def test_impossible_configs_are_refused(change, sentence):
     with pytest.raises(ValueError, match=sentence):
         replace(TINY, **change)
     with pytest.raises(ValueError, match="multiple of 4"):
-        replace(TINY.encoder, dim=10)
+        replace(TINY.encoder, width=10)

@@ -17,9 +17,7 @@ def test_the_papers_grids(preset, side):
 
 @pytest.mark.parametrize("downsampling", [2, 4, 8])
 def test_downsampling(downsampling):
-    model = VQVAE(
-        VQVAEConfig(16, 8, hidden_channels=4, residual_channels=4, downsampling=downsampling, codebook_size=8)
-    )
+    model = VQVAE(VQVAEConfig(16, 8, width=4, residual_width=4, downsampling=downsampling, codebook_size=8))
     images = torch.randint(0, 256, (2, 3, 24, 16), dtype=torch.uint8)
     codes = model.encode(images)
     assert codes[0].shape == (2, 24 // downsampling, 16 // downsampling, 1)
@@ -31,7 +29,7 @@ def test_downsampling(downsampling):
 @pytest.mark.parametrize("learning", ["ema", "loss"])
 def test_training_lowers_the_loss_and_leaves_no_code_dead(learning):
     model = VQVAE(
-        VQVAEConfig(8, 8, hidden_channels=16, residual_channels=8, codebook_size=16, dim=4, learning=learning)
+        VQVAEConfig(8, 8, width=16, residual_width=8, codebook_size=16, embedding_dim=4, learning=learning)
     ).train()
     images = torch.randint(0, 256, (32, 3, 2, 2), dtype=torch.uint8).repeat_interleave(4, 2).repeat_interleave(4, 3)
     optimizer = torch.optim.Adam(model.parameters(), 3e-3)
@@ -41,6 +39,6 @@ def test_training_lowers_the_loss_and_leaves_no_code_dead(learning):
         optimizer.zero_grad()
         result.loss.backward()
         optimizer.step()
-        losses.append(result.metrics["squared_error"].item())
+        losses.append(result.metrics["mse"].item())
     assert losses[-1] < 0.6 * losses[0]
     assert model.eval().encode(images)[0].unique().numel() >= 14

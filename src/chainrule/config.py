@@ -4,7 +4,7 @@ A recipe is one YAML file of these sections; without `prior` it trains the token
 both, `classifier` or `reranker` trains a model that judges images, and `super_resolution` one that doubles them::
 
     data:        the images                          chainrule.data.DataConfig
-    tokenizer:   {name: ..., fields of its config}   height, width, channels default to those of the data
+    tokenizer:   {name: ..., fields of its config}   the image's height, width and channels default to the data's
                  or {path: ...}                      a trained one: SavedTokenizer
     prior:       {name: ..., fields of its config}   `num_classes: data` is the number of classes of the data, and
                                                      `text_length: data`, `text_vocab_size: data` are those of the text

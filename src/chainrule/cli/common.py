@@ -98,10 +98,10 @@ def open_upscalers(names: Sequence[str] | None, channels: int, device: str = "cp
 
     models = [load_super_resolution(name, device) for name in names or ()]
     for name, model in zip(names or (), models, strict=True):
-        if model.config.channels != channels:
+        if model.config.image_channels != channels:
             raise ValueError(
-                f"the super-resolution {name} takes images of {model.config.channels} channels (1 grey, 3 colour), "
-                f"those of this model have {channels}; leave --upscaler {name} out"
+                f"the super-resolution {name} takes images of {model.config.image_channels} channels "
+                f"(1 grey, 3 colour), those of this model have {channels}; leave --upscaler {name} out"
             )
 
     def upscale(images: Tensor) -> Tensor:

@@ -72,7 +72,7 @@ def read_tokenizer(
         KeyError, TypeError: a part of the config or a tensor is missing.
     """
     gumbel, params = model["target"].endswith("GumbelVQ"), model["params"]
-    config = replace(_gumbel_config(params) if gumbel else _config(params), height=side, width=side)
+    config = replace(_gumbel_config(params) if gumbel else _config(params), image_height=side, image_width=side)
     tokenizer = VQGANGumbel(config) if gumbel else VQGAN(config)
     ours = translate_autoencoder(tensors, where)
     ours |= _gumbel_quantizer(tensors) if gumbel else _quantizer(tensors)
@@ -84,7 +84,8 @@ def _config(params: Mapping[str, Any]) -> VQGANConfig:
     _refuse_remap(params)
     side = params["ddconfig"]["resolution"]
     return VQGANConfig(
-        side, side, **autoencoder_options(params["ddconfig"]), codebook_size=params["n_embed"], dim=params["embed_dim"],
+        side, side, **autoencoder_options(params["ddconfig"]), codebook_size=params["n_embed"],
+        embedding_dim=params["embed_dim"],
         beta=DEFAULT_BETA, legacy_beta=True,
     )  # fmt: skip
 
@@ -98,7 +99,7 @@ def _gumbel_config(params: Mapping[str, Any]) -> VQGANGumbelConfig:
     temperatures = float(schedule.get("lr_max", 1.0)), float(schedule.get("lr_min", 0.0625))
     return VQGANGumbelConfig(
         network["resolution"], network["resolution"], **autoencoder_options(network), codebook_size=params["n_embed"],
-        dim=params["embed_dim"], kl_weight=float(params.get("kl_weight", 1e-8)), temperatures=temperatures,
+        embedding_dim=params["embed_dim"], kl_weight=float(params.get("kl_weight", 1e-8)), temperatures=temperatures,
     )  # fmt: skip
 
 
@@ -124,8 +125,8 @@ def autoencoder_options(network: Mapping[str, Any]) -> dict[str, Any]:
     multipliers = tuple(network["ch_mult"])
     sides = [network["resolution"] // 2**level for level in range(len(multipliers))]
     return {
-        "channels": network["in_channels"],
-        "base_channels": network["ch"],
+        "image_channels": network["in_channels"],
+        "width": network["ch"],
         "multipliers": multipliers,
         "num_blocks": network["num_res_blocks"],
         "attention_levels": tuple(i for i, side in enumerate(sides) if side in network["attn_resolutions"]),

@@ -109,10 +109,10 @@ def _prior(config: Mapping[str, Any], tokenizer: RQVAE) -> RQTransformer:
                 raise ValueError(f"an RQ-Transformer with {option} {block[option]} in its {part} is not supported")
     codebook_size = architecture.get("vocab_size") or config["dataset"]["vocab_size"]
     spec = CodeSpec.single(*architecture["block_size"], equal(codebook_size, "vocab_size"))
-    if (spec, architecture["input_embed_dim"]) != (tokenizer.spec, tokenizer.config.dim):
+    if (spec, architecture["input_embed_dim"]) != (tokenizer.spec, tokenizer.config.embedding_dim):
         raise ValueError(
             f"stage2 models {spec.only} of {architecture['input_embed_dim']} features, stage1 gives "
-            f"{tokenizer.spec.only} of {tokenizer.config.dim}: they do not belong together"
+            f"{tokenizer.spec.only} of {tokenizer.config.embedding_dim}: they do not belong together"
         )
     length, values = architecture.get("block_size_cond", 0), architecture.get("vocab_size_cond", 0)
     condition = {"text_length": length, "text_vocab_size": values} if length > 1 else {}
@@ -123,7 +123,8 @@ def _prior(config: Mapping[str, Any], tokenizer: RQVAE) -> RQTransformer:
         spec,
         RQTransformerConfig(
             architecture["embed_dim"], body["n_layer"], body["block"]["n_head"], head["n_layer"],
-            head["block"]["n_head"], codebook_dim=tokenizer.config.dim, shared_codebook=tokenizer.config.shared,
+            head["block"]["n_head"], codebook_dim=tokenizer.config.embedding_dim,
+            shared_codebook=tokenizer.config.shared,
             dropout=float(body["block"].get("resid_pdrop", 0.1)), **condition,
         ),
     )  # fmt: skip

@@ -64,11 +64,12 @@ def _config(architecture: Mapping[str, Any]) -> RQVAEConfig:
         raise ValueError("an RQ-VAE whose codes stand for several latent positions each is not supported")
     factor = 2 ** (len(network["ch_mult"]) - 1)
     return RQVAEConfig(
-        height * factor, width * factor, **autoencoder_options(network), depth=depth, dim=options["embed_dim"],
+        height * factor, width * factor, **autoencoder_options(network), depth=depth,
+        embedding_dim=options["embed_dim"],
         codebook_size=equal(options["n_embed"], "n_embed"), decay=float(equal(options.get("decay", 0.99), "decay")),
         shared=bool(options.get("shared_codebook", False)), beta=float(options.get("latent_loss_weight", 0.25)),
         restart_below=RQVAEConfig.restart_below if options.get("restart_unused_codes", True) else 0.0,
-        error="absolute" if options.get("loss_type", "mse") == "l1" else "squared",
+        error="l1" if options.get("loss_type", "mse") == "l1" else "mse",
     )  # fmt: skip
 
 

@@ -197,12 +197,12 @@ def _tokenizer(tensors: Mapping[str, Tensor], side: int, where: Path) -> VQGAN:
     codebook_size, dim = tensors["embedding.weight"].shape
     tokenizer = VQGAN(
         VQGANConfig(
-            side * factor, side * factor, base_channels=base, multipliers=tuple(count // base for count in channels),
+            side * factor, side * factor, width=base, multipliers=tuple(count // base for count in channels),
             num_blocks=max(numbers), attention_levels=tuple(
                 level for level in range(len(channels)) if f"decoder.up.{level}.attn.0.q.weight" in tensors
             ),
             latent_channels=len(tensors["post_quant_conv.bias"]), norm_groups=NORM_GROUPS, norm_eps=NORM_EPS,
-            codebook_size=codebook_size, dim=dim, has_encoder=False,
+            codebook_size=codebook_size, embedding_dim=dim, has_encoder=False,
         )
     )  # fmt: skip
     ours = translate_autoencoder(tensors, where)

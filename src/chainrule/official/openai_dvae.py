@@ -85,8 +85,8 @@ def _config(tensors: dict[str, Tensor]) -> DVAEConfig:
     places = [re.match(r"encoder\.blocks\.group_(\d+)\.block_(\d+)\.", name) for name in tensors]
     groups, blocks = zip(*(map(int, place.groups()) for place in places if place), strict=True)
     return DVAEConfig(
-        IMAGE_SIZE, IMAGE_SIZE, channels, codebook_size=codebook_size, hidden_channels=hidden, blocks_per_group=max(blocks),
-        num_groups=max(groups), initial_channels=initial,
+        IMAGE_SIZE, IMAGE_SIZE, channels, codebook_size=codebook_size, width=hidden, blocks_per_group=max(blocks),
+        num_groups=max(groups), initial_width=initial,
     )  # fmt: skip
 
 

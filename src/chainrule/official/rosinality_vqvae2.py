@@ -53,7 +53,7 @@ def load(source: Path) -> Imported:
         config = _config(tensors)
         if prior is not None:
             grid = prior.spec.grids[0]
-            config = replace(config, height=8 * grid.height, width=8 * grid.width)
+            config = replace(config, image_height=8 * grid.height, image_width=8 * grid.width)
         tokenizer = VQVAE2(config)
         tokenizer.load_state_dict(_rename(tensors, config))
     except (KeyError, RuntimeError, AttributeError, IndexError) as error:
@@ -99,10 +99,10 @@ def _config(tensors: dict[str, Tensor]) -> VQVAE2Config:
     hidden = tensors["enc_b.blocks.4.weight"].shape[0]
     dim, codebook_size = tensors["quantize_t.embed"].shape
     blocks = [value for name, value in tensors.items() if name.startswith("enc_b.") and name.endswith("conv.1.weight")]
-    sizes = {"residual_channels": blocks[0].shape[0]} if blocks else {}
+    sizes = {"residual_width": blocks[0].shape[0]} if blocks else {}
     return VQVAE2Config(
         IMAGE_SIZE, IMAGE_SIZE, tensors["enc_b.blocks.0.weight"].shape[1], num_levels=2, downsampling=4,
-        hidden_channels=hidden, num_blocks=len(blocks), codebook_size=codebook_size, dim=dim, **sizes,
+        width=hidden, num_blocks=len(blocks), codebook_size=codebook_size, embedding_dim=dim, **sizes,
     )  # fmt: skip
 
 

@@ -59,18 +59,18 @@ def _config(params: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> ViTVQGA
     side = params["image_size"]
     if not isinstance(side, int):
         raise ValueError(f"image_size must be a number (images are square), got {side!r}")
-    codebook_size, lookup_dim = tensors["quantizer.embedding.weight"].shape
+    codebook_size, embedding_dim = tensors["quantizer.embedding.weight"].shape
     width, channels = tensors["encoder.to_patch_embedding.0.weight"].shape[:2]
     heads = {
         part: tensors[f"{part}.transformer.layers.0.0.fn.to_qkv.weight"].shape[0] for part in ("encoder", "decoder")
     }
     sizes = {part: _size(params[part]) for part in heads}
-    head_dims = {rows // (3 * sizes[part].heads) for part, rows in heads.items()}
-    if len(head_dims) != 1 or width != sizes["encoder"].dim:
+    head_dims = {rows // (3 * sizes[part].num_heads) for part, rows in heads.items()}
+    if len(head_dims) != 1 or width != sizes["encoder"].width:
         raise ValueError("the checkpoint's attention or width differs from what its config says")
     return ViTVQGANConfig(
-        height=side, width=side, channels=channels, patch_size=params["patch_size"],
-        **sizes, codebook_size=codebook_size, lookup_dim=lookup_dim, head_dim=head_dims.pop(),
+        image_height=side, image_width=side, image_channels=channels, patch_size=params["patch_size"],
+        **sizes, codebook_size=codebook_size, embedding_dim=embedding_dim, head_width=head_dims.pop(),
         unit_codes=quantizer.get("use_norm", True), beta=float(quantizer.get("beta", 0.25)), **ENHANCING,
     )  # fmt: skip
 

@@ -1,6 +1,6 @@
 """The convolutional encoder and decoder of VQGAN (Esser et al. 2021, arXiv:2012.09841), which RQ-VAE has, too.
 
-L levels, level l with m_l * base_channels channels at 1/2^l of the image's sides.  A level of the encoder is
+L levels, level l with m_l * width channels at 1/2^l of the image's sides.  A level of the encoder is
 `num_blocks` residual blocks (GroupNorm, swish, 3x3 convolution, twice), each followed by self-attention over all
 positions on the `attention_levels`, and a halving: one column and row of zeros on the right and below, then a 3x3
 convolution of stride 2.  The decoder has one block more per level, and doubles by repeating pixels before a 3x3
@@ -30,18 +30,18 @@ from ._grid import ImageConfig
 class ConvAutoencoderConfig(ImageConfig):
     """Sizes of encoder and decoder; the defaults are those of VQGAN's f16 models at 256x256.
 
-    base_channels:    channels at level 0 and multiplier 1
+    width:    channels at level 0 and multiplier 1
     multipliers:      m_l; the image's sides are divided by 2^(L-1)
     num_blocks:       residual blocks per level of the encoder
     attention_levels: levels with attention, 0..L-1
     latent_channels:  of the encoder's last and the decoder's first convolution
     dropout:          in the residual blocks
-    norm_groups:      of the group normalisation; divides base_channels
+    norm_groups:      of the group normalisation; divides width
     resample_convolution: whether halving and doubling have convolutions (else: means of 2x2 pixels, and none)
     norm_eps:         what the group normalisation adds to variances
     """
 
-    base_channels: int = 128
+    width: int = 128
     multipliers: tuple[int, ...] = (1, 1, 2, 2, 4)
     num_blocks: int = 2
     attention_levels: tuple[int, ...] = (4,)
@@ -55,10 +55,8 @@ class ConvAutoencoderConfig(ImageConfig):
         super().__post_init__()
         if not self.multipliers or min(self.multipliers) < 1 or self.num_blocks < 1 or self.latent_channels < 1:
             raise ValueError("multipliers (at least one), num_blocks and latent_channels must be at least 1")
-        if self.base_channels < 1 or self.norm_groups < 1 or self.base_channels % self.norm_groups:
-            raise ValueError(
-                f"norm_groups must divide base_channels, got {self.norm_groups} groups of {self.base_channels} channels"
-            )
+        if self.width < 1 or self.norm_groups < 1 or self.width % self.norm_groups:
+            raise ValueError(f"norm_groups must divide width, got {self.norm_groups} groups of {self.width} channels")
         if any(not 0 <= level < len(self.multipliers) for level in self.attention_levels):
             raise ValueError(
                 f"attention_levels must lie in 0..{len(self.multipliers) - 1}, got {list(self.attention_levels)}"
@@ -171,11 +169,11 @@ class Encoder(nn.Module):
 
     def __init__(self, config: ConvAutoencoderConfig) -> None:
         super().__init__()
-        channels, last = config.base_channels, len(config.multipliers) - 1
-        self.conv_in = nn.Conv2d(config.channels, channels, 3, padding=1)
+        channels, last = config.width, len(config.multipliers) - 1
+        self.conv_in = nn.Conv2d(config.image_channels, channels, 3, padding=1)
         self.levels = nn.ModuleList()
         for index, multiplier in enumerate(config.multipliers):
-            out = config.base_channels * multiplier
+            out = config.width * multiplier
             resample = nn.Identity() if index == last else Halve(out, config)
             attention = index in config.attention_levels
             self.levels.append(Level(channels, out, config.num_blocks, attention, resample, config))
@@ -196,19 +194,19 @@ class Decoder(nn.Module):
 
     def __init__(self, config: ConvAutoencoderConfig) -> None:
         super().__init__()
-        channels = config.base_channels * config.multipliers[-1]
+        channels = config.width * config.multipliers[-1]
         self.conv_in = nn.Conv2d(config.latent_channels, channels, 3, padding=1)
         self.middle = middle(channels, config)
         levels = []
         for index in reversed(range(len(config.multipliers))):
-            out = config.base_channels * config.multipliers[index]
+            out = config.width * config.multipliers[index]
             resample = nn.Identity() if index == 0 else Double(out, config)
             attention = index in config.attention_levels
             levels.append(Level(channels, out, config.num_blocks + 1, attention, resample, config))
             channels = out
         self.levels = nn.ModuleList(reversed(levels))
         self.norm_out = group_norm(channels, config)
-        self.conv_out = nn.Conv2d(channels, config.channels, 3, padding=1)
+        self.conv_out = nn.Conv2d(channels, config.image_channels, 3, padding=1)
 
     def forward(self, latent: Tensor) -> Tensor:
         h = self.middle(self.conv_in(latent))

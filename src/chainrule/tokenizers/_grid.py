@@ -23,13 +23,13 @@ from ..layers.cells import check_cells, known_cells
 class ImageConfig:
     """The images a tokenizer is made for; channels are 1 (grey) or 3 (colour)."""
 
-    height: int
-    width: int
-    channels: int = 3
+    image_height: int
+    image_width: int
+    image_channels: int = 3
 
     def __post_init__(self) -> None:
-        if self.channels not in (1, 3):
-            raise ValueError(f"channels must be 1 (grey) or 3 (colour), got {self.channels}")
+        if self.image_channels not in (1, 3):
+            raise ValueError(f"image_channels must be 1 (grey) or 3 (colour), got {self.image_channels}")
 
 
 class GridTokenizer(LearnedTokenizer):
@@ -48,14 +48,14 @@ class GridTokenizer(LearnedTokenizer):
     def __init__(self, config: ImageConfig, factor: int, depth: int, codebook_size: int) -> None:
         super().__init__()
         self.config, self.factor = config, factor
-        self.image_shape = (config.channels, config.height, config.width)
-        if config.height % factor or config.width % factor:
-            sizes = " and ".join(str(round_up(side, factor)) for side in (config.height, config.width))
+        self.image_shape = (config.image_channels, config.image_height, config.image_width)
+        if config.image_height % factor or config.image_width % factor:
+            sizes = " and ".join(str(round_up(side, factor)) for side in (config.image_height, config.image_width))
             raise ValueError(
-                f"height and width must be multiples of {factor}, got {config.height} and {config.width}; "
-                f"the next that are: {sizes}"
+                f"image_height and image_width must be multiples of {factor}, got {config.image_height} and "
+                f"{config.image_width}; the next that are: {sizes}"
             )
-        self.spec = CodeSpec.single(config.height // factor, config.width // factor, depth, codebook_size)
+        self.spec = CodeSpec.single(config.image_height // factor, config.image_width // factor, depth, codebook_size)
 
     @abstractmethod
     def features(self, images: Tensor) -> Tensor:

@@ -34,7 +34,7 @@ class PackableTokenizer(GridTokenizer):
 
     decoder_parts = ("from_codebook", "decoder")
     decoder_options = (
-        "base_channels", "multipliers", "num_blocks", "attention_levels", "latent_channels", "dropout", "norm_groups",
+        "width", "multipliers", "num_blocks", "attention_levels", "latent_channels", "dropout", "norm_groups",
         "resample_convolution", "norm_eps",
     )  # fmt: skip
     encoder: nn.Module | None

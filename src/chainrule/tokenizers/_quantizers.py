@@ -58,7 +58,8 @@ class Quantized:
     quantized: (B, C, h, w), the vectors of the codes; gradients pass to the input
     codes:     int64 (B, h, w, D), D = 1 but for the residual quantizer
     loss:      scalar, weighted as the quantizer was told; 0 where it has none
-    metrics:   scalars of the batch by name: perplexity 1..K, and what the quantizer counts besides
+    metrics:   scalars of the batch by name: perplexity 1..K, commitment (mean (z - q)^2, unweighted) or kl, and the
+               number of codes restarted in training
     """
 
     quantized: Tensor
@@ -96,12 +97,14 @@ class Codebook(nn.Module):
     """
 
     def __init__(
-        self, codebook_size: int, dim: int, *, learning: Literal["ema", "loss"] = "ema", decay: float = 0.99,
+        self, codebook_size: int, embedding_dim: int, *, learning: Literal["ema", "loss"] = "ema", decay: float = 0.99,
         restart_below: float = 0.1, unit: bool = False, as_parameter: bool = False,
     ) -> None:  # fmt: skip
         super().__init__()
-        if codebook_size < 2 or dim < 1:
-            raise ValueError(f"a codebook needs at least 2 codes of at least 1 dimension, got {codebook_size} of {dim}")
+        if codebook_size < 2 or embedding_dim < 1:
+            raise ValueError(
+                f"a codebook needs at least 2 codes of at least 1 dimension, got {codebook_size} of {embedding_dim}"
+            )
         if learning not in ("ema", "loss"):
             raise ValueError(f"learning must be ema or loss, got {learning!r}")
         if not 0 <= decay < 1:
@@ -109,9 +112,9 @@ class Codebook(nn.Module):
         if not 0 <= restart_below < 1:
             raise ValueError(f"restart_below must lie in 0..1, 1 excluded (0: no restarts), got {restart_below}")
         self.learning, self.decay, self.restart_below, self.unit = learning, decay, restart_below, unit
-        weight = torch.empty(codebook_size, dim).uniform_(-1 / codebook_size, 1 / codebook_size)
+        weight = torch.empty(codebook_size, embedding_dim).uniform_(-1 / codebook_size, 1 / codebook_size)
         if unit:
-            weight = F.normalize(torch.randn(codebook_size, dim), dim=1)
+            weight = F.normalize(torch.randn(codebook_size, embedding_dim), dim=1)
         if learning == "loss" or as_parameter:
             self.weight = nn.Parameter(weight, requires_grad=learning == "loss")
         else:
@@ -231,7 +234,7 @@ class VectorQuantizer(nn.Module):
 
     Args:
         codebook_size: K.
-        dim: C, channels of the map.
+        embedding_dim: C, channels of the map.
         metric: "euclidean", or "cosine": vectors and codes are first scaled to length 1, and so is the result.
         learning: "ema" or "loss", see above.
         beta: weight of the commitment (0.25 in 1711.00937; 0.1 to 2 work alike there).
@@ -242,7 +245,7 @@ class VectorQuantizer(nn.Module):
     """
 
     def __init__(
-        self, codebook_size: int, dim: int, *, metric: Literal["euclidean", "cosine"] = "euclidean",
+        self, codebook_size: int, embedding_dim: int, *, metric: Literal["euclidean", "cosine"] = "euclidean",
         learning: Literal["ema", "loss"] = "ema", beta: float = 0.25, legacy_beta: bool = False, decay: float = 0.99,
         restart_below: float = 0.1, spread: float = 0.0,
     ) -> None:  # fmt: skip
@@ -255,7 +258,12 @@ class VectorQuantizer(nn.Module):
             raise ValueError("legacy_beta would be ignored: a codebook learned by ema has no codebook loss")
         self.metric, self.beta, self.legacy_beta, self.spread = metric, beta, legacy_beta, spread
         self.codebook = Codebook(
-            codebook_size, dim, learning=learning, decay=decay, restart_below=restart_below, unit=metric == "cosine"
+            codebook_size,
+            embedding_dim,
+            learning=learning,
+            decay=decay,
+            restart_below=restart_below,
+            unit=metric == "cosine",
         )
 
     def forward(self, z: Tensor) -> Quantized:
@@ -264,13 +272,14 @@ class VectorQuantizer(nn.Module):
             vectors = self._scaled(z)
             codes = self.codebook.nearest(vectors)
             chosen = self.codebook.lookup(codes).to(vectors.dtype)
-            loss = self.beta * (vectors - chosen.detach()).square().mean()
+            commitment = (vectors - chosen.detach()).square().mean()
+            loss = self.beta * commitment
             if self.codebook.learning == "loss":
                 loss = self._loss(vectors, chosen)
             if self.spread and self.training:
                 loss = loss + self.spread * codebook_spread(self.codebook, vectors)
             quantized = _map(straight_through(vectors, chosen), z)
-            metrics = _upkeep(self, self.codebook, vectors, codes)
+            metrics = {"commitment": commitment.detach(), **_upkeep(self, self.codebook, vectors, codes)}
         return Quantized(quantized, _grid(codes, z), loss, metrics)
 
     def _loss(self, vectors: Tensor, chosen: Tensor) -> Tensor:
@@ -311,15 +320,15 @@ class ResidualQuantizer(nn.Module):
 
     Args:
         codebook_size: K.
-        dim: C, channels of the map.
+        embedding_dim: C, channels of the map.
         depth: D.
         shared: one codebook for all depths (as in the paper) or one each.
         beta, decay, restart_below, spread: as in VectorQuantizer.
     """
 
     def __init__(
-        self, codebook_size: int, dim: int, depth: int, *, shared: bool = True, beta: float = 0.25, decay: float = 0.99,
-        restart_below: float = 0.1, spread: float = 0.0,
+        self, codebook_size: int, embedding_dim: int, depth: int, *, shared: bool = True, beta: float = 0.25,
+        decay: float = 0.99, restart_below: float = 0.1, spread: float = 0.0,
     ) -> None:  # fmt: skip
         super().__init__()
         if depth < 1:
@@ -328,7 +337,7 @@ class ResidualQuantizer(nn.Module):
             raise ValueError(f"beta must be at least 0, got {beta}")
         self.depth, self.shared, self.beta, self.spread = depth, shared, beta, spread
         self.codebooks = nn.ModuleList(
-            Codebook(codebook_size, dim, decay=decay, restart_below=restart_below, as_parameter=True)
+            Codebook(codebook_size, embedding_dim, decay=decay, restart_below=restart_below, as_parameter=True)
             for _ in range(1 if shared else depth)
         )
 
@@ -346,7 +355,8 @@ class ResidualQuantizer(nn.Module):
                 codes.append(self.codebook(d).nearest(residuals[-1]))
                 partial = partial + self.codebook(d).lookup(codes[-1]).to(partial.dtype)
                 losses.append((vectors - partial).square().mean())
-            loss = self.beta * torch.stack(losses).mean()
+            commitment = torch.stack(losses).mean()
+            loss = self.beta * commitment
             if self.spread and self.training:
                 spreads = [codebook_spread(self.codebook(d), residuals[d]) for d in range(self.depth)]
                 loss = loss + self.spread * torch.stack(spreads).mean()
@@ -356,6 +366,7 @@ class ResidualQuantizer(nn.Module):
             else:
                 each = [_upkeep(self, self.codebook(d), residuals[d], codes[d]) for d in range(self.depth)]
                 metrics = {name: torch.stack([m[name] for m in each]).mean() for name in each[0]}
+            metrics["commitment"] = commitment.detach()
             quantized = _map(straight_through(vectors, partial), z)
         return Quantized(quantized, _deep_grid(codes, z), loss, metrics)
 
@@ -457,17 +468,19 @@ class GumbelQuantizer(nn.Module):
 
     Args:
         codebook_size: K, channels of the logits.
-        dim: C, channels of the result.
+        embedding_dim: C, channels of the result.
         kl_weight: of KL(softmax(logits) || uniform) per position, the loss.
         hard: one-hot samples in training, see `relax_codes`.
     """
 
-    def __init__(self, codebook_size: int, dim: int, *, kl_weight: float = 1e-8, hard: bool = True) -> None:
+    def __init__(self, codebook_size: int, embedding_dim: int, *, kl_weight: float = 1e-8, hard: bool = True) -> None:
         super().__init__()
-        if codebook_size < 2 or dim < 1:
-            raise ValueError(f"a codebook needs at least 2 codes of at least 1 dimension, got {codebook_size} of {dim}")
+        if codebook_size < 2 or embedding_dim < 1:
+            raise ValueError(
+                f"a codebook needs at least 2 codes of at least 1 dimension, got {codebook_size} of {embedding_dim}"
+            )
         self.kl_weight, self.hard = kl_weight, hard
-        self.weight = nn.Parameter(torch.randn(codebook_size, dim))
+        self.weight = nn.Parameter(torch.randn(codebook_size, embedding_dim))
 
     def forward(self, logits: Tensor, temperature: float, generator: torch.Generator | None = None) -> Quantized:
         """(B, K, h, w) -> Quantized; in evaluation mode without noise, and the temperature is of no effect."""
@@ -476,7 +489,8 @@ class GumbelQuantizer(nn.Module):
             quantized = torch.einsum("bkhw,kc->bchw", relaxed.weights, self.weight.to(relaxed.weights.dtype))
         else:
             quantized = self.embed(relaxed.codes)
-        return Quantized(quantized, relaxed.codes, self.kl_weight * relaxed.kl, relaxed.metrics)
+        metrics = {"kl": relaxed.kl.detach(), **relaxed.metrics}
+        return Quantized(quantized, relaxed.codes, self.kl_weight * relaxed.kl, metrics)
 
     def encode(self, logits: Tensor) -> Tensor:
         """(B, K, h, w) -> codes int64 (B, h, w, 1), the most probable."""

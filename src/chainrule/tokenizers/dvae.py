@@ -47,9 +47,9 @@ class DVAEConfig(ImageConfig):
     """Defaults are the paper's.
 
     codebook_size:           K
-    hidden_channels:     width of the encoder's first and the decoder's last group; each further one has twice it
+    width:     width of the encoder's first and the decoder's last group; each further one has twice it
     blocks_per_group, num_groups: the grid is 2^(num_groups - 1) times smaller than the image
-    initial_channels:    width of a code's embedding, the decoder's input
+    initial_width:    width of a code's embedding, the decoder's input
     kl_weight, kl_share: beta rises from 0 to kl_weight over that share of the training
     final_temperature, temperature_share: tau falls from 1 to final_temperature over that share of the training
     min_log_scale:       soft floor of ln b in training; -5 is about half a level of an 8-bit image
@@ -59,10 +59,10 @@ class DVAEConfig(ImageConfig):
     """
 
     codebook_size: int = 8192
-    hidden_channels: int = 256
+    width: int = 256
     blocks_per_group: int = 2
     num_groups: int = 4
-    initial_channels: int = 128
+    initial_width: int = 128
     kl_weight: float = 6.6
     kl_share: float = 1 / 600
     final_temperature: float = 1 / 16
@@ -73,10 +73,10 @@ class DVAEConfig(ImageConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if min(self.blocks_per_group, self.num_groups, self.initial_channels) < 1 or self.hidden_channels < 4:
+        if min(self.blocks_per_group, self.num_groups, self.initial_width) < 1 or self.width < 4:
             raise ValueError(
-                "blocks_per_group, num_groups and initial_channels must be at least 1 and hidden_channels at least 4, "
-                f"got {self.blocks_per_group}, {self.num_groups}, {self.initial_channels} and {self.hidden_channels}"
+                "blocks_per_group, num_groups and initial_width must be at least 1 and width at least 4, "
+                f"got {self.blocks_per_group}, {self.num_groups}, {self.initial_width} and {self.width}"
             )
         for name in ("kl_share", "temperature_share"):
             if not 0 <= getattr(self, name) <= 1:
@@ -151,8 +151,8 @@ class Encoder(nn.Module):
 
     def __init__(self, config: DVAEConfig) -> None:
         super().__init__()
-        widths = [config.hidden_channels * 2**group for group in range(config.num_groups)]
-        self.input = conv(config.channels, widths[0], 7)
+        widths = [config.width * 2**group for group in range(config.num_groups)]
+        self.input = conv(config.image_channels, widths[0], 7)
         self.groups = Groups([widths[0], *widths], config.blocks_per_group, (3, 3, 3, 1))
         self.output = conv(widths[-1], config.codebook_size, 1)
 
@@ -168,13 +168,13 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Embedded codes (B, initial_channels, h, w) -> location and log scale, each (B, C, H, W)."""
+    """Embedded codes (B, initial_width, h, w) -> location and log scale, each (B, C, H, W)."""
 
     def __init__(self, config: DVAEConfig) -> None:
         super().__init__()
-        widths = [config.hidden_channels * 2**group for group in reversed(range(config.num_groups))]
-        self.groups = Groups([config.initial_channels, *widths], config.blocks_per_group, (1, 3, 3, 3))
-        self.output = conv(widths[-1], 2 * config.channels, 1)
+        widths = [config.width * 2**group for group in reversed(range(config.num_groups))]
+        self.groups = Groups([config.initial_width, *widths], config.blocks_per_group, (1, 3, 3, 3))
+        self.output = conv(widths[-1], 2 * config.image_channels, 1)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         for index, group in enumerate(self.groups):
@@ -195,12 +195,12 @@ class DVAE(GridTokenizer):
     """One grid of codes; `features` are the logits of q(z | x)."""
 
     decoder_parts = ("embedding", "decoder")
-    decoder_options = ("hidden_channels", "blocks_per_group", "initial_channels", "min_log_scale")
+    decoder_options = ("width", "blocks_per_group", "initial_width", "min_log_scale")
 
     def __init__(self, config: DVAEConfig) -> None:
         super().__init__(config, config.factor, 1, config.codebook_size)
         self.encoder = Encoder(config)
-        self.embedding = conv(config.codebook_size, config.initial_channels, 1)
+        self.embedding = conv(config.codebook_size, config.initial_width, 1)
         self.decoder = Decoder(config)
         if config.restart_below:
             self.register_buffer("recent", torch.zeros(config.codebook_size))
@@ -213,12 +213,12 @@ class DVAE(GridTokenizer):
         return features.argmax(1).unsqueeze(-1)
 
     def embed(self, codes: Tensor) -> Tensor:
-        """What `embedding` makes of the one-hot maps of codes (B, h, w, 1): (B, initial_channels, h, w)."""
+        """What `embedding` makes of the one-hot maps of codes (B, h, w, 1): (B, initial_width, h, w)."""
         table = self.embedding.weight[:, :, 0, 0].t()
         return (F.embedding(codes.squeeze(-1), table) + self.embedding.bias).permute(0, 3, 1, 2).contiguous()
 
     def distribution(self, embedded: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, initial_channels, h, w) -> location and ln of the scale of p(x | z), each (B, C, H, W)."""
+        """(B, initial_width, h, w) -> location and ln of the scale of p(x | z), each (B, C, H, W)."""
         return self.decoder(embedded)
 
     def decode_features(self, features: Tensor) -> Tensor:

@@ -19,14 +19,14 @@ from ..core import Codes, CodeSpec, GridSpec, Tokenizer, register
 class PixelsConfig:
     """Size of the images and the number of levels per channel, 2 (binary: 128 and more is on) to 256."""
 
-    height: int
-    width: int
-    channels: int = 1
+    image_height: int
+    image_width: int
+    image_channels: int = 1
     levels: int = 256
 
     def __post_init__(self) -> None:
-        if self.channels not in (1, 3):
-            raise ValueError(f"channels must be 1 (grey) or 3 (colour), got {self.channels}")
+        if self.image_channels not in (1, 3):
+            raise ValueError(f"image_channels must be 1 (grey) or 3 (colour), got {self.image_channels}")
         if not 2 <= self.levels <= 256:
             raise ValueError(f"levels must lie in 2..256, got {self.levels}")
 
@@ -38,8 +38,8 @@ class Pixels(Tokenizer):
     def __init__(self, config: PixelsConfig) -> None:
         super().__init__()
         self.config = config
-        self.image_shape = (config.channels, config.height, config.width)
-        self.spec = CodeSpec.single(config.height, config.width, config.channels, config.levels)
+        self.image_shape = (config.image_channels, config.image_height, config.image_width)
+        self.spec = CodeSpec.single(config.image_height, config.image_width, config.image_channels, config.levels)
 
     def encode(self, images: Tensor) -> Codes:
         self.check_images(images)
@@ -50,7 +50,7 @@ class Pixels(Tokenizer):
         return _from_levels(codes[0], self.config.levels)
 
     def known_codes(self, mask: Tensor) -> Tensor:
-        return mask.flatten().repeat_interleave(self.config.channels)
+        return mask.flatten().repeat_interleave(self.config.image_channels)
 
 
 @dataclass(frozen=True)
@@ -61,9 +61,10 @@ class MultiScalePixelsConfig(PixelsConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.factor < 2 or self.height % self.factor or self.width % self.factor:
+        if self.factor < 2 or self.image_height % self.factor or self.image_width % self.factor:
             raise ValueError(
-                f"factor must be at least 2 and divide the image's sides {self.height}x{self.width}, got {self.factor}"
+                "factor must be at least 2 and divide the image's sides "
+                f"{self.image_height}x{self.image_width}, got {self.factor}"
             )
 
 
@@ -78,9 +79,16 @@ class MultiScalePixels(Tokenizer):
     def __init__(self, config: MultiScalePixelsConfig) -> None:
         super().__init__()
         self.config = config
-        self.image_shape = (config.channels, config.height, config.width)
-        small = GridSpec(config.height // config.factor, config.width // config.factor, config.channels, config.levels)
-        self.spec = CodeSpec((small, GridSpec(config.height, config.width, config.channels, config.levels)))
+        self.image_shape = (config.image_channels, config.image_height, config.image_width)
+        small = GridSpec(
+            config.image_height // config.factor,
+            config.image_width // config.factor,
+            config.image_channels,
+            config.levels,
+        )
+        self.spec = CodeSpec(
+            (small, GridSpec(config.image_height, config.image_width, config.image_channels, config.levels))
+        )
 
     def encode(self, images: Tensor) -> Codes:
         self.check_images(images)
@@ -93,7 +101,7 @@ class MultiScalePixels(Tokenizer):
 
     def known_codes(self, mask: Tensor) -> Tensor:
         small = mask[:: self.config.factor, :: self.config.factor]
-        return torch.cat([small.flatten(), mask.flatten()]).repeat_interleave(self.config.channels)
+        return torch.cat([small.flatten(), mask.flatten()]).repeat_interleave(self.config.image_channels)
 
 
 def _to_levels(images: Tensor, levels: int) -> Tensor:

@@ -31,20 +31,20 @@ from ._quantizers import ResidualQuantizer
 class RQVAEConfig(ConvAutoencoderConfig):
     """Networks as in ConvAutoencoderConfig.
 
-    codebook_size, dim: size of a codebook
+    codebook_size, embedding_dim: size of a codebook
     depth:          codes per position, D
     shared:         one codebook for all depths, or one each
-    error:          of the reconstruction, squared or absolute
+    error:          of the reconstruction: mean squared ("mse") or absolute ("l1")
     beta, decay, restart_below, spread: of the ResidualQuantizer
     """
 
     multipliers: tuple[int, ...] = (1, 1, 2, 2, 4, 4)
     attention_levels: tuple[int, ...] = (5,)
     codebook_size: int = 16384
-    dim: int = 256
+    embedding_dim: int = 256
     depth: int = 4
     shared: bool = True
-    error: Literal["squared", "absolute"] = "squared"
+    error: Literal["mse", "l1"] = "mse"
     beta: float = 0.25
     decay: float = 0.99
     restart_below: float = 0.1
@@ -59,8 +59,8 @@ class RQVAEConfig(ConvAutoencoderConfig):
         "imagenet256": Preset(RQVAEConfig(256, 256)),
         "ffhq256": Preset(RQVAEConfig(256, 256, codebook_size=2048, attention_levels=(4,))),
         "emoji64": Preset(
-            RQVAEConfig(64, 64, base_channels=32, multipliers=(1, 2, 4, 4), num_blocks=1, attention_levels=(3,),
-                        latent_channels=64, codebook_size=512, dim=64)
+            RQVAEConfig(64, 64, width=32, multipliers=(1, 2, 4, 4), num_blocks=1, attention_levels=(3,),
+                        latent_channels=64, codebook_size=512, embedding_dim=64)
         ),
     },
 )  # fmt: skip
@@ -71,11 +71,11 @@ class RQVAE(PackableTokenizer):
         super().__init__(config, config.factor, config.depth, config.codebook_size)
         self.encoder = Encoder(config)
         self.decoder = Decoder(config)
-        self.to_codebook = nn.Conv2d(config.latent_channels, config.dim, 1)
-        self.from_codebook = nn.Conv2d(config.dim, config.latent_channels, 1)
+        self.to_codebook = nn.Conv2d(config.latent_channels, config.embedding_dim, 1)
+        self.from_codebook = nn.Conv2d(config.embedding_dim, config.latent_channels, 1)
         self.quantizer = ResidualQuantizer(
-            config.codebook_size, config.dim, config.depth, shared=config.shared, beta=config.beta, decay=config.decay,
-            restart_below=config.restart_below, spread=config.spread,
+            config.codebook_size, config.embedding_dim, config.depth, shared=config.shared, beta=config.beta,
+            decay=config.decay, restart_below=config.restart_below, spread=config.spread,
         )  # fmt: skip
 
     def features(self, images: Tensor) -> Tensor:
@@ -121,6 +121,6 @@ class RQVAE(PackableTokenizer):
         quantized = self.quantizer(self.features(x))
         decoded = self.decode_features(quantized.quantized)
         difference = x - decoded
-        error = (difference.square() if self.config.error == "squared" else difference.abs()).mean()
-        losses = {f"{self.config.error}_error": error.detach(), "commitment": quantized.loss.detach()}
-        return Reconstruction(to_unit(decoded), (quantized.codes,), error + quantized.loss, losses | quantized.metrics)
+        error = (difference.square() if self.config.error == "mse" else difference.abs()).mean()
+        metrics = {self.config.error: error.detach(), **quantized.metrics}
+        return Reconstruction(to_unit(decoded), (quantized.codes,), error + quantized.loss, metrics)

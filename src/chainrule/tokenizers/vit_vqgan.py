@@ -7,7 +7,7 @@ the mirror image:
 
     z = W_in encoder(x)        c = argmax_k cos(z, e_k)        x^ = decoder(W_out e_c / |e_c|)
 
-    loss = L2 + 0.1 logit-Laplace + codebook loss (beta 0.25)    [+ 0.1 perceptual + 0.1 adversarial, in training]
+    loss = MSE + 0.1 logit-Laplace + codebook loss (beta 0.25)    [+ 0.1 perceptual + 0.1 adversarial, in training]
 
 Two variants share the blocks (pre-norm attention and MLP, fixed 2D sine-cosine positions, final LayerNorm):
 
@@ -15,14 +15,14 @@ Two variants share the blocks (pre-norm attention and MLP, fixed 2D sine-cosine 
     "enhancing"  the public weights (enhancing-transformers): tanh in every MLP, linear output
 
 What the paper leaves open, and is chosen here: the width of the feed-forward after the blocks (that of the MLPs; the
-encoder's keeps `dim`, the decoder's gives pixels), heads of 64 channels whatever `dim` is (as the public code has),
+encoder's keeps `width`, the decoder's gives pixels), heads of 64 channels whatever `width` is (as the public code has),
 the scale of the logit-Laplace distribution (1), fixed positions (`learned_positions` trains them).  With `output`
 "sigmoid" the decoder gives the location of that distribution and the picture is its median; Parti (arXiv:2206.10789)
 finetunes a decoder with "pixels", without sigmoid and logit-Laplace.  Codes that die are restarted, which the
 paper does not do (`restart_below` 0 turns it off).  Images of other sizes are refused: neither paper nor
 public code says how positions would be continued.
 
-Shape letters: B batch, C channels, H W image, P patch, h w grid, N = h w tokens, E dim, L lookup dim, K codes.
+Shape letters: B batch, C channels, H W image, P patch, h w grid, N = h w tokens, E width, L embedding_dim, K codes.
 """
 
 from __future__ import annotations
@@ -44,16 +44,16 @@ from ._quantizers import VectorQuantizer
 class TransformerSize:
     """Width E, number of blocks, heads, and width of the MLPs."""
 
-    dim: int
-    depth: int
-    heads: int
-    mlp_dim: int
+    width: int
+    num_layers: int
+    num_heads: int
+    mlp_width: int
 
     def __post_init__(self) -> None:
-        if self.dim < 4 or self.dim % 4:
-            raise ValueError(f"dim must be a multiple of 4 (sine and cosine of row and column), got {self.dim}")
-        if min(self.depth, self.heads, self.mlp_dim) < 1:
-            raise ValueError(f"depth, heads and mlp_dim must be at least 1, got {self}")
+        if self.width < 4 or self.width % 4:
+            raise ValueError(f"width must be a multiple of 4 (sine and cosine of row and column), got {self.width}")
+        if min(self.num_layers, self.num_heads, self.mlp_width) < 1:
+            raise ValueError(f"num_layers, num_heads and mlp_width must be at least 1, got {self}")
 
 
 SMALL = TransformerSize(512, 8, 8, 2048)
@@ -65,27 +65,27 @@ LARGE = TransformerSize(1280, 32, 16, 5120)
 class ViTVQGANConfig:
     """Size of the images, of the networks, and the losses.
 
-    lookup_dim:            L, dimensions in which codes are looked up
-    head_dim:              channels of an attention head
+    embedding_dim:            L, dimensions in which codes are looked up
+    head_width:              channels of an attention head
     output:                "sigmoid" (location of a logit-Laplace distribution) or "pixels"
     unit_codes:            look codes up on the unit sphere; else by Euclidean distance (its ablation)
     codebook_learning:     "loss" (the paper) or "ema", see `quantizers`
     legacy_beta:           weight the codebook's term with beta instead of the encoder's, as the public code does
     """
 
-    height: int
-    width: int
-    channels: int = 3
+    image_height: int
+    image_width: int
+    image_channels: int = 3
     patch_size: int = 8
     encoder: TransformerSize = SMALL
     decoder: TransformerSize = SMALL
     codebook_size: int = 8192
-    lookup_dim: int = 32
-    head_dim: int = 64
+    embedding_dim: int = 32
+    head_width: int = 64
     variant: Literal["paper", "enhancing"] = "paper"
     output: Literal["sigmoid", "pixels"] = "sigmoid"
     learned_positions: bool = False
-    l2_weight: float = 1.0
+    mse_weight: float = 1.0
     logit_laplace_weight: float = 0.1
     unit_codes: bool = True
     codebook_learning: Literal["loss", "ema"] = "loss"
@@ -95,70 +95,74 @@ class ViTVQGANConfig:
     spread: float = 0.0
 
     def __post_init__(self) -> None:
-        for name in ("channels", "patch_size", "lookup_dim", "head_dim"):
+        for name in ("image_channels", "patch_size", "embedding_dim", "head_width"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if min(self.height, self.width) < 1 or self.height % self.patch_size or self.width % self.patch_size:
+        if (
+            min(self.image_height, self.image_width) < 1
+            or self.image_height % self.patch_size
+            or self.image_width % self.patch_size
+        ):
             raise ValueError(
-                f"height and width must be multiples of the patch size {self.patch_size}, "
-                f"got {self.height}x{self.width}"
+                f"image_height and image_width must be multiples of the patch size {self.patch_size}, "
+                f"got {self.image_height}x{self.image_width}"
             )
         if self.variant not in ("paper", "enhancing"):
             raise ValueError(f"variant must be paper or enhancing, got {self.variant!r}")
         if self.output not in ("sigmoid", "pixels"):
             raise ValueError(f"output must be sigmoid or pixels, got {self.output!r}")
-        if min(self.l2_weight, self.logit_laplace_weight) < 0:
-            raise ValueError("l2_weight and logit_laplace_weight must be at least 0")
+        if min(self.mse_weight, self.logit_laplace_weight) < 0:
+            raise ValueError("mse_weight and logit_laplace_weight must be at least 0")
         if self.output == "pixels" and self.logit_laplace_weight:
             raise ValueError("logit_laplace_weight would be ignored with output pixels; set it to 0")
 
     @property
     def grid(self) -> tuple[int, int]:
         """Rows and columns of codes."""
-        return self.height // self.patch_size, self.width // self.patch_size
+        return self.image_height // self.patch_size, self.image_width // self.patch_size
 
 
-def sine_cosine_positions(height: int, width: int, dim: int) -> Tensor:
-    """Positions of a grid, (N, dim) in raster order: sine and cosine of the column, then of the row.
+def sine_cosine_positions(height: int, width: int, features: int) -> Tensor:
+    """Positions of a grid, (N, features) in raster order: sine and cosine of the column, then of the row.
 
-    Frequencies are 10000^(-4 i / dim), i = 0 .. dim / 4 - 1.
+    Frequencies are 10000^(-4 i / features), i = 0 .. features / 4 - 1.
     """
-    frequencies = 10000.0 ** -(torch.arange(dim // 4, dtype=torch.float64) / (dim / 4))
+    frequencies = 10000.0 ** -(torch.arange(features // 4, dtype=torch.float64) / (features / 4))
     rows, columns = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
     angles = [place.reshape(-1, 1) * frequencies for place in (columns, rows)]
     return torch.cat([part for angle in angles for part in (angle.sin(), angle.cos())], dim=1).float()
 
 
 class Attention(nn.Module):
-    """Full self-attention of `heads` x `head_dim` channels, (B, N, E) -> (B, N, E)."""
+    """Full self-attention of `num_heads` x `head_width` channels, (B, N, E) -> (B, N, E)."""
 
-    def __init__(self, size: TransformerSize, head_dim: int) -> None:
+    def __init__(self, size: TransformerSize, head_width: int) -> None:
         super().__init__()
-        inner = size.heads * head_dim
-        self.heads = size.heads
-        self.query_key_value = nn.Linear(size.dim, 3 * inner, bias=False)
-        plain = size.heads == 1 and head_dim == size.dim
-        self.output = nn.Identity() if plain else nn.Linear(inner, size.dim)
+        inner = size.num_heads * head_width
+        self.heads = size.num_heads
+        self.query_key_value = nn.Linear(size.width, 3 * inner, bias=False)
+        plain = size.num_heads == 1 and head_width == size.width
+        self.output = nn.Identity() if plain else nn.Linear(inner, size.width)
 
     def forward(self, x: Tensor) -> Tensor:
         q, k, v = self.query_key_value(x).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
         return self.output(attend(q, k, v).transpose(1, 2).flatten(2))
 
 
-def feed_forward(in_dim: int, hidden_dim: int, out_dim: int, activation: type[nn.Module]) -> nn.Sequential:
+def feed_forward(in_width: int, mlp_width: int, out_width: int, activation: type[nn.Module]) -> nn.Sequential:
     """Two layers with an activation between."""
-    return nn.Sequential(nn.Linear(in_dim, hidden_dim), activation(), nn.Linear(hidden_dim, out_dim))
+    return nn.Sequential(nn.Linear(in_width, mlp_width), activation(), nn.Linear(mlp_width, out_width))
 
 
 class Block(nn.Module):
     """x + attention(norm(x)), then x + mlp(norm(x))."""
 
-    def __init__(self, size: TransformerSize, head_dim: int, activation: type[nn.Module]) -> None:
+    def __init__(self, size: TransformerSize, head_width: int, activation: type[nn.Module]) -> None:
         super().__init__()
-        self.attention_norm = nn.LayerNorm(size.dim)
-        self.attention = Attention(size, head_dim)
-        self.mlp_norm = nn.LayerNorm(size.dim)
-        self.mlp = feed_forward(size.dim, size.mlp_dim, size.dim, activation)
+        self.attention_norm = nn.LayerNorm(size.width)
+        self.attention = Attention(size, head_width)
+        self.mlp_norm = nn.LayerNorm(size.width)
+        self.mlp = feed_forward(size.width, size.mlp_width, size.width, activation)
 
     def forward(self, x: Tensor) -> Tensor:
         x = x + self.attention(self.attention_norm(x))
@@ -171,10 +175,10 @@ class Transformer(nn.Module):
     def __init__(self, size: TransformerSize, config: ViTVQGANConfig) -> None:
         super().__init__()
         activation = nn.GELU if config.variant == "paper" else nn.Tanh
-        positions = sine_cosine_positions(*config.grid, size.dim)
+        positions = sine_cosine_positions(*config.grid, size.width)
         self.positions = nn.Parameter(positions, requires_grad=config.learned_positions)
-        self.blocks = nn.ModuleList(Block(size, config.head_dim, activation) for _ in range(size.depth))
-        self.norm = nn.LayerNorm(size.dim)
+        self.blocks = nn.ModuleList(Block(size, config.head_width, activation) for _ in range(size.num_layers))
+        self.norm = nn.LayerNorm(size.width)
 
     def forward(self, x: Tensor) -> Tensor:
         x = x + self.positions
@@ -189,10 +193,10 @@ class Encoder(nn.Module):
     def __init__(self, config: ViTVQGANConfig) -> None:
         super().__init__()
         size, self.patch_size = config.encoder, config.patch_size
-        self.patches = nn.Linear(config.channels * config.patch_size**2, size.dim)
+        self.patches = nn.Linear(config.image_channels * config.patch_size**2, size.width)
         self.transformer = Transformer(size, config)
         paper = config.variant == "paper"
-        self.head = feed_forward(size.dim, size.mlp_dim, size.dim, nn.Tanh) if paper else nn.Identity()
+        self.head = feed_forward(size.width, size.mlp_width, size.width, nn.Tanh) if paper else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
         patches = F.pixel_unshuffle(x, self.patch_size).flatten(2).transpose(1, 2)  # (B, N, C P P)
@@ -206,10 +210,10 @@ class Decoder(nn.Module):
         super().__init__()
         size, self.patch_size, self.grid = config.decoder, config.patch_size, config.grid
         self.transformer = Transformer(size, config)
-        paper, values = config.variant == "paper", config.channels * config.patch_size**2
-        self.head = nn.Sequential(nn.Linear(size.dim, size.mlp_dim), nn.Tanh()) if paper else nn.Identity()
-        self.patches = nn.Linear(size.mlp_dim if paper else size.dim, values, bias=False)
-        self.bias = nn.Parameter(torch.zeros(config.channels))
+        paper, values = config.variant == "paper", config.image_channels * config.patch_size**2
+        self.head = nn.Sequential(nn.Linear(size.width, size.mlp_width), nn.Tanh()) if paper else nn.Identity()
+        self.patches = nn.Linear(size.mlp_width if paper else size.width, values, bias=False)
+        self.bias = nn.Parameter(torch.zeros(config.image_channels))
 
     def forward(self, x: Tensor) -> Tensor:
         patches = self.patches(self.head(self.transformer(x)))
@@ -240,20 +244,20 @@ class ViTVQGAN(LearnedTokenizer):
     """Two transformers around a codebook on the unit sphere; images of the config's size only."""
 
     decoder_parts = ("from_lookup", "decoder")
-    decoder_options = ("decoder", "head_dim", "output", "l2_weight", "logit_laplace_weight")
+    decoder_options = ("decoder", "head_width", "output", "mse_weight", "logit_laplace_weight")
 
     def __init__(self, config: ViTVQGANConfig) -> None:
         super().__init__()
         self.config = config
-        self.image_shape = (config.channels, config.height, config.width)
+        self.image_shape = (config.image_channels, config.image_height, config.image_width)
         self.spec = CodeSpec.single(*config.grid, 1, config.codebook_size)
         self.encoder = Encoder(config)
         self.decoder = Decoder(config)
-        self.to_lookup = nn.Linear(config.encoder.dim, config.lookup_dim)
-        self.from_lookup = nn.Linear(config.lookup_dim, config.decoder.dim)
+        self.to_lookup = nn.Linear(config.encoder.width, config.embedding_dim)
+        self.from_lookup = nn.Linear(config.embedding_dim, config.decoder.width)
         self.apply(_initialise)
         self.quantizer = VectorQuantizer(
-            config.codebook_size, config.lookup_dim, metric="cosine" if config.unit_codes else "euclidean",
+            config.codebook_size, config.embedding_dim, metric="cosine" if config.unit_codes else "euclidean",
             learning=config.codebook_learning, beta=config.beta, legacy_beta=config.legacy_beta,
             restart_below=config.restart_below, spread=config.spread,
         )  # fmt: skip
@@ -290,9 +294,9 @@ class ViTVQGAN(LearnedTokenizer):
         quantized = self.quantizer(self.features(pixels))
         outputs = self.decode_outputs(quantized.quantized).float()
         result = self._pixels(outputs)
-        l2 = (result - pixels).square().mean()
-        loss = self.config.l2_weight * l2 + quantized.loss
-        metrics = {**quantized.metrics, "l2": l2.detach(), "codebook": quantized.loss.detach()}
+        mse = (result - pixels).square().mean()
+        loss = self.config.mse_weight * mse + quantized.loss
+        metrics = {**quantized.metrics, "mse": mse.detach()}
         if self.config.logit_laplace_weight:
             nats = -logit_laplace_log_prob(map_pixels(pixels), outputs, torch.zeros_like(outputs)).mean()
             loss = loss + self.config.logit_laplace_weight * nats

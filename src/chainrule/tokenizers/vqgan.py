@@ -36,13 +36,13 @@ from ._quantizers import GumbelQuantizer, VectorQuantizer
 class VQGANConfig(ConvAutoencoderConfig):
     """Networks as in ConvAutoencoderConfig.
 
-    codebook_size, dim: size of the codebook
+    codebook_size, embedding_dim: size of the codebook
     beta, learning, legacy_beta, decay, restart_below, spread, metric: of the VectorQuantizer
     has_encoder: False is half a VQGAN, which decodes only: some releases hold no more
     """
 
     codebook_size: int = 1024
-    dim: int = 256
+    embedding_dim: int = 256
     beta: float = 1.0
     learning: Literal["ema", "loss"] = "loss"
     legacy_beta: bool = False
@@ -57,14 +57,14 @@ class VQGANConfig(ConvAutoencoderConfig):
 class VQGANGumbelConfig(ConvAutoencoderConfig):
     """Networks as in ConvAutoencoderConfig.
 
-    codebook_size, dim: size of the codebook
+    codebook_size, embedding_dim: size of the codebook
     kl_weight:      of the divergence from uniform codes, in nats per position
     temperatures:   of the Gumbel-softmax at the first and at the last step
     hard:           one-hot samples in training, with the gradient of the relaxed ones
     """
 
     codebook_size: int = 8192
-    dim: int = 256
+    embedding_dim: int = 256
     kl_weight: float = 1e-8
     temperatures: tuple[float, float] = (1.0, 0.0625)
     hard: bool = True
@@ -84,8 +84,8 @@ class VQGANGumbelConfig(ConvAutoencoderConfig):
         "f16-16384": Preset(VQGANConfig(256, 256, codebook_size=16384)),
         "dalle-mini": Preset(VQGANConfig(256, 256, codebook_size=16384, norm_eps=1e-5, has_encoder=False)),
         "emoji64": Preset(
-            VQGANConfig(64, 64, base_channels=32, multipliers=(1, 2, 4), num_blocks=1, attention_levels=(2,),
-                        latent_channels=64, codebook_size=512, dim=32, beta=0.25, learning="ema")
+            VQGANConfig(64, 64, width=32, multipliers=(1, 2, 4), num_blocks=1, attention_levels=(2,),
+                        latent_channels=64, codebook_size=512, embedding_dim=32, beta=0.25, learning="ema")
         ),
     },
 )  # fmt: skip
@@ -96,11 +96,11 @@ class VQGAN(PackableTokenizer):
         super().__init__(config, config.factor, 1, config.codebook_size)
         self.encoder = Encoder(config) if config.has_encoder else None
         self.decoder = Decoder(config)
-        self.to_codebook = nn.Conv2d(config.latent_channels, config.dim, 1) if config.has_encoder else None
-        self.from_codebook = nn.Conv2d(config.dim, config.latent_channels, 1)
+        self.to_codebook = nn.Conv2d(config.latent_channels, config.embedding_dim, 1) if config.has_encoder else None
+        self.from_codebook = nn.Conv2d(config.embedding_dim, config.latent_channels, 1)
         self.quantizer = VectorQuantizer(
-            config.codebook_size, config.dim, metric=config.metric, learning=config.learning, beta=config.beta,
-            legacy_beta=config.legacy_beta, decay=config.decay, restart_below=config.restart_below,
+            config.codebook_size, config.embedding_dim, metric=config.metric, learning=config.learning,
+            beta=config.beta, legacy_beta=config.legacy_beta, decay=config.decay, restart_below=config.restart_below,
             spread=config.spread,
         )  # fmt: skip
 
@@ -128,7 +128,7 @@ class VQGAN(PackableTokenizer):
         quantized = self.quantizer(self.features(x))
         decoded = self.decode_features(quantized.quantized)
         error = (x - decoded).abs().mean()
-        metrics = {"absolute_error": error.detach(), "codebook": quantized.loss.detach(), **quantized.metrics}
+        metrics = {"l1": error.detach(), **quantized.metrics}
         return Reconstruction(to_unit(decoded), (quantized.codes,), error + quantized.loss, metrics)
 
 
@@ -147,10 +147,12 @@ class VQGANGumbel(PackableTokenizer):
         super().__init__(config, config.factor, 1, config.codebook_size)
         self.encoder = Encoder(config)
         self.decoder = Decoder(config)
-        self.to_codebook = nn.Conv2d(config.latent_channels, config.dim, 1)
-        self.to_logits = nn.Conv2d(config.dim, config.codebook_size, 1)
-        self.from_codebook = nn.Conv2d(config.dim, config.latent_channels, 1)
-        self.quantizer = GumbelQuantizer(config.codebook_size, config.dim, kl_weight=config.kl_weight, hard=config.hard)
+        self.to_codebook = nn.Conv2d(config.latent_channels, config.embedding_dim, 1)
+        self.to_logits = nn.Conv2d(config.embedding_dim, config.codebook_size, 1)
+        self.from_codebook = nn.Conv2d(config.embedding_dim, config.latent_channels, 1)
+        self.quantizer = GumbelQuantizer(
+            config.codebook_size, config.embedding_dim, kl_weight=config.kl_weight, hard=config.hard
+        )
 
     def features(self, images: Tensor) -> Tensor:
         return self.to_codebook(self.encoder(images))
@@ -183,5 +185,5 @@ class VQGANGumbel(PackableTokenizer):
         quantized = self.quantizer(self.logits(self.features(x)), self.temperature(progress))
         decoded = self.decode_features(quantized.quantized)
         error = (x - decoded).abs().mean()
-        metrics = {"absolute_error": error.detach(), "kl_loss": quantized.loss.detach(), **quantized.metrics}
+        metrics = {"l1": error.detach(), **quantized.metrics}
         return Reconstruction(to_unit(decoded), (quantized.codes,), error + quantized.loss, metrics)

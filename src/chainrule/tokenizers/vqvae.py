@@ -27,21 +27,21 @@ from ._quantizers import VectorQuantizer
 
 @dataclass(frozen=True)
 class VQVAEConfig(ImageConfig):
-    """Defaults are the paper's, but for what it does not say (dim).
+    """Defaults are the paper's, but for embedding_dim, which it does not say.
 
-    hidden_channels, residual_channels: of the network, and inside its residual blocks
+    width, residual_width: of the network, and inside its residual blocks
     num_blocks:     residual blocks on each side
     downsampling:   pixels per code along each side, a power of 2
-    codebook_size, dim: size of the codebook
+    codebook_size, embedding_dim: size of the codebook
     beta, learning, decay, restart_below, spread, metric: of the VectorQuantizer
     """
 
-    hidden_channels: int = 256
-    residual_channels: int = 256
+    width: int = 256
+    residual_width: int = 256
     num_blocks: int = 2
     downsampling: int = 4
     codebook_size: int = 512
-    dim: int = 64
+    embedding_dim: int = 64
     beta: float = 0.25
     learning: Literal["ema", "loss"] = "ema"
     decay: float = 0.99
@@ -53,8 +53,8 @@ class VQVAEConfig(ImageConfig):
         super().__post_init__()
         if self.downsampling < 2 or self.downsampling & (self.downsampling - 1):
             raise ValueError(f"downsampling must be a power of 2 of at least 2, got {self.downsampling}")
-        if min(self.hidden_channels, self.residual_channels) < 1 or self.num_blocks < 0:
-            raise ValueError("hidden_channels and residual_channels must be at least 1, num_blocks at least 0")
+        if min(self.width, self.residual_width) < 1 or self.num_blocks < 0:
+            raise ValueError("width and residual_width must be at least 1, num_blocks at least 0")
 
     @property
     def num_halvings(self) -> int:
@@ -67,24 +67,24 @@ class ResidualBlock(nn.Module):
 
     def __init__(self, config: VQVAEConfig) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(config.hidden_channels, config.residual_channels, 3, padding=1)
-        self.out = nn.Conv2d(config.residual_channels, config.hidden_channels, 1)
+        self.conv = nn.Conv2d(config.width, config.residual_width, 3, padding=1)
+        self.out = nn.Conv2d(config.residual_width, config.width, 1)
 
     def forward(self, x: Tensor) -> Tensor:
         return x + self.out(F.relu(self.conv(F.relu(x))))
 
 
 class Encoder(nn.Module):
-    """Images (B, channels, H, W) -> (B, dim, h, w)."""
+    """Images (B, channels, H, W) -> (B, embedding_dim, h, w)."""
 
     def __init__(self, config: VQVAEConfig) -> None:
         super().__init__()
-        sizes = [config.channels] + [config.hidden_channels] * config.num_halvings
+        sizes = [config.image_channels] + [config.width] * config.num_halvings
         self.halvings = nn.ModuleList(
             nn.Conv2d(sizes[i], sizes[i + 1], 4, stride=2, padding=1) for i in range(config.num_halvings)
         )
         self.blocks = nn.Sequential(*(ResidualBlock(config) for _ in range(config.num_blocks)))
-        self.out = nn.Conv2d(config.hidden_channels, config.dim, 1)
+        self.out = nn.Conv2d(config.width, config.embedding_dim, 1)
 
     def forward(self, h: Tensor) -> Tensor:
         for index, halve in enumerate(self.halvings):
@@ -93,12 +93,12 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """(B, dim, h, w) -> images (B, channels, H, W)."""
+    """(B, embedding_dim, h, w) -> images (B, channels, H, W)."""
 
     def __init__(self, config: VQVAEConfig) -> None:
         super().__init__()
-        sizes = [config.hidden_channels] * config.num_halvings + [config.channels]
-        self.conv_in = nn.Conv2d(config.dim, config.hidden_channels, 3, padding=1)
+        sizes = [config.width] * config.num_halvings + [config.image_channels]
+        self.conv_in = nn.Conv2d(config.embedding_dim, config.width, 3, padding=1)
         self.blocks = nn.Sequential(*(ResidualBlock(config) for _ in range(config.num_blocks)))
         self.doublings = nn.ModuleList(
             nn.ConvTranspose2d(sizes[i], sizes[i + 1], 4, stride=2, padding=1) for i in range(config.num_halvings)
@@ -118,23 +118,23 @@ class Decoder(nn.Module):
     {
         "imagenet128": Preset(VQVAEConfig(128, 128, learning="loss")),
         "dmlab84": Preset(VQVAEConfig(84, 84, learning="loss")),
-        "cifar10": Preset(VQVAEConfig(32, 32, hidden_channels=128, residual_channels=32)),
-        "emoji64": Preset(VQVAEConfig(64, 64, hidden_channels=128, residual_channels=64)),
+        "cifar10": Preset(VQVAEConfig(32, 32, width=128, residual_width=32)),
+        "emoji64": Preset(VQVAEConfig(64, 64, width=128, residual_width=64)),
     },
 )
 class VQVAE(GridTokenizer):
     """One grid of codes at 1/downsampling of the image's sides."""
 
     decoder_parts = ("decoder",)
-    decoder_options = ("hidden_channels", "residual_channels", "num_blocks")
+    decoder_options = ("width", "residual_width", "num_blocks")
 
     def __init__(self, config: VQVAEConfig) -> None:
         super().__init__(config, config.downsampling, 1, config.codebook_size)
         self.encoder = Encoder(config)
         self.decoder = Decoder(config)
         self.quantizer = VectorQuantizer(
-            config.codebook_size, config.dim, metric=config.metric, learning=config.learning, beta=config.beta,
-            decay=config.decay, restart_below=config.restart_below, spread=config.spread,
+            config.codebook_size, config.embedding_dim, metric=config.metric, learning=config.learning,
+            beta=config.beta, decay=config.decay, restart_below=config.restart_below, spread=config.spread,
         )  # fmt: skip
 
     def features(self, images: Tensor) -> Tensor:
@@ -159,5 +159,5 @@ class VQVAE(GridTokenizer):
         quantized = self.quantizer(self.features(x))
         decoded = self.decode_features(quantized.quantized)
         error = (x - decoded).square().mean()
-        metrics = {"squared_error": error.detach(), "codebook": quantized.loss.detach(), **quantized.metrics}
+        metrics = {"mse": error.detach(), **quantized.metrics}
         return Reconstruction(to_unit(decoded), (quantized.codes,), error + quantized.loss, metrics)

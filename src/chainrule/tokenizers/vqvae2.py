@@ -40,20 +40,20 @@ class VQVAE2Config(ImageConfig):
 
     num_levels:     two or more grids of codes; each has half the side of the next
     downsampling:   pixels per code of the finest grid along each side, a power of 2
-    hidden_channels, residual_channels: of every encoder and decoder, and inside their residual blocks
+    width, residual_width: of every encoder and decoder, and inside their residual blocks
     num_blocks:     residual blocks of each
     codebook_size:      codes of every level's codebook, or one number per level, coarse to fine
-    dim:            of their vectors
+    embedding_dim: of their vectors
     beta, decay, restart_below, spread: of each level's VectorQuantizer
     """
 
     num_levels: int = 2
     downsampling: int = 4
-    hidden_channels: int = 128
-    residual_channels: int = 32
+    width: int = 128
+    residual_width: int = 32
     num_blocks: int = 2
     codebook_size: int | tuple[int, ...] = 512
-    dim: int = 64
+    embedding_dim: int = 64
     beta: float = 0.25
     decay: float = 0.99
     restart_below: float = 0.1
@@ -67,14 +67,17 @@ class VQVAE2Config(ImageConfig):
             raise ValueError(f"codebook_size must be one number or {self.num_levels}, got {list(self.codebook_sizes)}")
         if self.downsampling < 2 or self.downsampling & (self.downsampling - 1):
             raise ValueError(f"downsampling must be a power of 2 of at least 2, got {self.downsampling}")
-        if self.hidden_channels < 2 or self.residual_channels < 1 or self.num_blocks < 0:
+        if self.width < 2 or self.residual_width < 1 or self.num_blocks < 0:
             raise ValueError(
-                "hidden_channels must be at least 2, residual_channels at least 1 and num_blocks at least 0, "
-                f"got {self.hidden_channels}, {self.residual_channels} and {self.num_blocks}"
+                "width must be at least 2, residual_width at least 1 and num_blocks at least 0, "
+                f"got {self.width}, {self.residual_width} and {self.num_blocks}"
             )
         largest = self.factors[0]
-        if min(self.height, self.width) < 1 or self.height % largest or self.width % largest:
-            raise ValueError(f"height and width must be multiples of {largest}, got {self.height}x{self.width}")
+        if min(self.image_height, self.image_width) < 1 or self.image_height % largest or self.image_width % largest:
+            raise ValueError(
+                f"image_height and image_width must be multiples of {largest}, "
+                f"got {self.image_height}x{self.image_width}"
+            )
 
     @property
     def codebook_sizes(self) -> tuple[int, ...]:
@@ -101,9 +104,7 @@ class ResidualBlock(nn.Module):
 
 def residual_blocks(config: VQVAE2Config) -> nn.Sequential:
     """The residual blocks of an encoder or a decoder."""
-    return nn.Sequential(
-        *(ResidualBlock(config.hidden_channels, config.residual_channels) for _ in range(config.num_blocks))
-    )
+    return nn.Sequential(*(ResidualBlock(config.width, config.residual_width) for _ in range(config.num_blocks)))
 
 
 class Encoder(nn.Module):
@@ -111,7 +112,7 @@ class Encoder(nn.Module):
 
     def __init__(self, config: VQVAE2Config, in_channels: int, factor: int) -> None:
         super().__init__()
-        hidden, count = config.hidden_channels, factor.bit_length() - 1
+        hidden, count = config.width, factor.bit_length() - 1
         widths = [in_channels, hidden // 2] + [hidden] * (count - 1)
         self.down = nn.ModuleList(nn.Conv2d(*pair, 4, stride=2, padding=1) for pair in pairwise(widths))
         self.mix = nn.Conv2d(widths[-1], hidden, 3, padding=1)
@@ -128,7 +129,7 @@ class Decoder(nn.Module):
 
     def __init__(self, config: VQVAE2Config, in_channels: int, out_channels: int, factor: int) -> None:
         super().__init__()
-        hidden, count = config.hidden_channels, factor.bit_length() - 1
+        hidden, count = config.width, factor.bit_length() - 1
         widths = [hidden] * max(count - 1, 1) + [hidden // 2] * (count > 1) + [out_channels]
         self.mix = nn.Conv2d(in_channels, hidden, 3, padding=1)
         self.blocks = residual_blocks(config)
@@ -155,13 +156,13 @@ class VQVAE2(LearnedTokenizer):
     def __init__(self, config: VQVAE2Config) -> None:
         super().__init__()
         self.config = config
-        self.image_shape = (config.channels, config.height, config.width)
+        self.image_shape = (config.image_channels, config.image_height, config.image_width)
         largest = config.factors[0]
-        self.spec = self.spec_of(config.height // largest, config.width // largest)
-        levels, dim, hidden = config.num_levels, config.dim, config.hidden_channels
+        self.spec = self.spec_of(config.image_height // largest, config.image_width // largest)
+        levels, dim, hidden = config.num_levels, config.embedding_dim, config.width
         # lists run from coarse to fine; the finest encoder reads the image, each other one the next finer features
         self.encoders = nn.ModuleList([Encoder(config, hidden, 2) for _ in range(levels - 1)])
-        self.encoders.append(Encoder(config, config.channels, config.downsampling))
+        self.encoders.append(Encoder(config, config.image_channels, config.downsampling))
         self.project = nn.ModuleList(nn.Conv2d(hidden + dim * (level > 0), dim, 1) for level in range(levels))
         self.quantizers = nn.ModuleList(
             VectorQuantizer(
@@ -174,7 +175,7 @@ class VQVAE2(LearnedTokenizer):
         self.upsample = nn.ModuleList(
             nn.ConvTranspose2d(dim * level, dim * level, 4, stride=2, padding=1) for level in range(1, levels)
         )
-        self.decoders.append(Decoder(config, dim * levels, config.channels, config.downsampling))
+        self.decoders.append(Decoder(config, dim * levels, config.image_channels, config.downsampling))
 
     def spec_of(self, height: int, width: int) -> CodeSpec:
         """The specification of codes whose coarsest grid has that size."""
@@ -237,7 +238,7 @@ class VQVAE2(LearnedTokenizer):
         decoded = self.decoders[-1](gathered)
         error = (pixels - decoded).square().mean()
         codebook = sum(quantized.loss for quantized in chosen)
-        metrics = {"mse": error.detach(), "codebook": codebook.detach()}
+        metrics = {"mse": error.detach()}
         for level, quantized in enumerate(chosen):
             metrics |= {f"{name}_{level}": value for name, value in quantized.metrics.items()}
         return Reconstruction(
@@ -252,7 +253,7 @@ class VQVAE2(LearnedTokenizer):
 
     def check_images(self, images: Tensor) -> None:
         """Raises ValueError unless `images` is uint8 (B, C, H, W) with sides that are multiples of the factor."""
-        check_cells(images, self.config.channels, self.config.factors[0])
+        check_cells(images, self.config.image_channels, self.config.factors[0])
 
     def check_codes(self, codes: Sequence[Tensor]) -> None:
         """Raises ValueError unless `codes` is one int64 grid (B, h, w, 1) in range per level, of any coarsest size."""

@@ -28,17 +28,23 @@ from ..tokenizers._grid import to_signed, to_uint8
 
 @dataclass(frozen=True)
 class UpscalerConfig:
-    """num_blocks residual blocks of `features`, `expansion` times as many inside; channels are those of the images."""
+    """Sizes of the network.
 
-    channels: int = 3
+    image_channels: 1 (grey) or 3 (colour)
+    num_blocks:     residual blocks
+    width:          features between the blocks
+    expansion:      times as many features inside the blocks
+    """
+
+    image_channels: int = 3
     num_blocks: int = 12
-    features: int = 128
+    width: int = 128
     expansion: int = 4
 
     def __post_init__(self) -> None:
-        if self.channels not in (1, 3):
-            raise ValueError(f"channels must be 1 (grey) or 3 (colour), got {self.channels}")
-        for name in ("num_blocks", "features", "expansion"):
+        if self.image_channels not in (1, 3):
+            raise ValueError(f"image_channels must be 1 (grey) or 3 (colour), got {self.image_channels}")
+        for name in ("num_blocks", "width", "expansion"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
 
@@ -73,11 +79,9 @@ class Upscaler(nn.Module):
     def __init__(self, config: UpscalerConfig) -> None:
         super().__init__()
         self.config = config
-        self.conv_in = nn.Conv2d(config.channels, config.features, 3, padding=1)
-        self.blocks = nn.Sequential(
-            *(ResidualBlock(config.features, config.expansion) for _ in range(config.num_blocks))
-        )
-        self.conv_out = nn.Conv2d(config.features, 4 * config.channels, 3, padding=1)
+        self.conv_in = nn.Conv2d(config.image_channels, config.width, 3, padding=1)
+        self.blocks = nn.Sequential(*(ResidualBlock(config.width, config.expansion) for _ in range(config.num_blocks)))
+        self.conv_out = nn.Conv2d(config.width, 4 * config.image_channels, 3, padding=1)
         nn.init.zeros_(self.conv_out.weight)
         nn.init.zeros_(self.conv_out.bias)
 
@@ -98,7 +102,7 @@ class Upscaler(nn.Module):
         Raises:
             ValueError: images of another type or number of channels.
         """
-        channels = self.config.channels
+        channels = self.config.image_channels
         if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != channels:
             raise ValueError(
                 f"images must be uint8 (B, {channels}, H, W), got {str(images.dtype)[6:]} {tuple(images.shape)}"

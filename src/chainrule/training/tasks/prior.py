@@ -366,7 +366,7 @@ def _build(
     if isinstance(recipe.tokenizer, SavedTokenizer):
         tokenizer, tokenizer_plain = open_tokenizer(recipe.tokenizer, recipe.where)
     else:
-        defaults = {"height": height, "width": width, "channels": channels, "levels": levels}
+        defaults = {"image_height": height, "image_width": width, "image_channels": channels, "levels": levels}
         model = entry("tokenizers", recipe.tokenizer.name).model
         if issubclass(model, LearnedTokenizer):
             raise ValueError(

@@ -224,7 +224,10 @@ def check_image_recipe(recipe: Recipe, what: str) -> None:
 
 def _build(recipe: Recipe, image_shape: tuple[int, int, int]) -> tuple[LearnedTokenizer, dict[str, Any]]:
     """The new tokenizer of a recipe, and its section in full."""
-    name, defaults = recipe.tokenizer.name, dict(zip(("channels", "height", "width"), image_shape, strict=True))
+    name, defaults = (
+        recipe.tokenizer.name,
+        dict(zip(("image_channels", "image_height", "image_width"), image_shape, strict=True)),
+    )
     config = build_model_config("tokenizers", recipe.tokenizer, recipe.where, defaults)
     return entry("tokenizers", name).model(config), {"name": name} | to_plain(config)
 

@@ -68,7 +68,7 @@ class SuperResolutionTask(ImageTask):
         target = batch.images.to(self.device)
         images = model(to_signed(self.reduce(target)))
         error = (images - to_signed(target)).square().mean()
-        metrics = {"squared_error": error.detach()}
+        metrics = {"mse": error.detach()}
         return self.losses.add(error, metrics, to_unit(images), target / 255, self.model.last_layer, progress)
 
     @torch.no_grad()
@@ -126,10 +126,12 @@ def super_resolution_task(recipe: Recipe) -> tuple[SuperResolutionTask, dict[str
             f"{recipe.where}: {height}x{width} cannot be halved to make what is to be doubled; set data.size to even"
         )
     config = build_dataclass(
-        UpscalerConfig, {"channels": channels} | recipe.super_resolution, recipe.where, "super_resolution"
+        UpscalerConfig, {"image_channels": channels} | recipe.super_resolution, recipe.where, "super_resolution"
     )
-    if config.channels != channels:
-        raise ValueError(f"{recipe.where}: 'super_resolution.channels' must be {channels}, as {training.name} has it")
+    if config.image_channels != channels:
+        raise ValueError(
+            f"{recipe.where}: 'super_resolution.image_channels' must be {channels}, as {training.name} has it"
+        )
     tokenizer, tokenizer_plain = None, None
     if recipe.tokenizer is not None:
         tokenizer, tokenizer_plain = open_tokenizer(recipe.tokenizer, recipe.where)
