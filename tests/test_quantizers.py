@@ -8,16 +8,10 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as multiprocessing
 
-from chainrule.tokenizers._quantizers import (
-    Codebook,
-    GumbelQuantizer,
-    ResidualQuantizer,
-    VectorQuantizer,
-    codebook_spread,
-    perplexity,
-    relax_codes,
-    spread_loss,
-)
+from chainrule.tokenizers._codebook import Codebook, codebook_spread, perplexity, spread_loss
+from chainrule.tokenizers._gumbel_quantizer import GumbelQuantizer, relax_codes
+from chainrule.tokenizers._residual_quantizer import ResidualQuantizer
+from chainrule.tokenizers._vector_quantizer import VectorQuantizer
 
 CENTRES = torch.randn(64, 16, generator=torch.Generator().manual_seed(1)) * 3
 

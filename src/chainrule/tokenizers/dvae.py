@@ -35,8 +35,9 @@ from torch import Tensor, nn
 
 from ..core import Preset, Reconstruction, register
 from ..layers.logit_laplace import logit_laplace_image, logit_laplace_log_prob, map_pixels
+from ._codebook import spread_loss, sum_over_processes, track_use
 from ._grid import GridTokenizer, ImageConfig
-from ._quantizers import relax_codes, spread_loss, sum_over_processes, track_use
+from ._gumbel_quantizer import relax_codes
 
 RESTART_NOISE = 0.05
 """By which the weights of a restarted code differ from those of the code it copies, in standard deviations."""
@@ -54,7 +55,7 @@ class DVAEConfig(ImageConfig):
     final_temperature, temperature_share: tau falls from 1 to final_temperature over that share of the training
     min_log_scale:       soft floor of ln b in training; -5 is about half a level of an 8-bit image
     restart_below:       share of the mean use below which a code is restarted, see below; 0 (the paper) is never
-    spread:              weight of `quantizers.spread_loss` of the logits divided by tau, so that in the end it is the
+    spread:              weight of `_codebook.spread_loss` of the logits divided by tau, so that in the end it is the
                          codes that spread and not only q, which can be flat while few codes win; 0 (the paper) is none
     """
 

@@ -24,7 +24,7 @@ from ..core import Codes, Preset, Reconstruction, register
 from ._autoencoder import ConvAutoencoderConfig, Decoder, Encoder
 from ._grid import to_uint8, to_unit
 from ._packed_autoencoder import PackableTokenizer
-from ._quantizers import ResidualQuantizer
+from ._residual_quantizer import ResidualQuantizer
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 Two vision transformers around a codebook.  Patches of P x P pixels become tokens; the encoder's tokens are projected
 to a lookup space of few dimensions (factorised codes) and to its unit sphere, where the nearest of the K codes,
-also of length 1, is taken: the one of the largest cosine (`quantizers.VectorQuantizer`).  The decoder is
+also of length 1, is taken: the one of the largest cosine (`VectorQuantizer`).  The decoder is
 the mirror image:
 
     z = W_in encoder(x)        c = argmax_k cos(z, e_k)        x^ = decoder(W_out e_c / |e_c|)
@@ -37,7 +37,7 @@ from torch import Tensor, nn
 from ..core import Codes, CodeSpec, LearnedTokenizer, Preset, Reconstruction, register
 from ..layers.logit_laplace import logit_laplace_image, logit_laplace_log_prob, map_pixels
 from ..layers.transformer import attend
-from ._quantizers import VectorQuantizer
+from ._vector_quantizer import VectorQuantizer
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ class ViTVQGANConfig:
     head_width:              channels of an attention head
     output:                "sigmoid" (location of a logit-Laplace distribution) or "pixels"
     unit_codes:            look codes up on the unit sphere; else by Euclidean distance (its ablation)
-    codebook_learning:     "loss" (the paper) or "ema", see `quantizers`
+    codebook_learning:     "loss" (the paper) or "ema", see `_codebook`
     legacy_beta:           weight the codebook's term with beta instead of the encoder's, as the public code does
     """
 

@@ -5,7 +5,7 @@
 with E and G the networks of `layers.conv_autoencoder` and P, P' 1x1 convolutions.  Here the loss is what does not
 need other networks, in the range [-1, 1]:
 
-    mean |x - x'| + codebook and commitment terms (see `quantizers`)
+    mean |x - x'| + codebook and commitment terms (see `_codebook`)
 
 and the perceptual and the adversarial loss, by which a VQGAN is more than a VQ-VAE, are added in training.  The paper
 weights the commitment with beta = 1; the published code has beta = 0.25 on the codebook's term instead and 1 on the
@@ -28,8 +28,9 @@ from torch import Tensor, nn
 from ..core import Preset, Reconstruction, register
 from ._autoencoder import ConvAutoencoderConfig, Decoder, Encoder
 from ._grid import to_unit
+from ._gumbel_quantizer import GumbelQuantizer
 from ._packed_autoencoder import PackableTokenizer
-from ._quantizers import GumbelQuantizer, VectorQuantizer
+from ._vector_quantizer import VectorQuantizer
 
 
 @dataclass(frozen=True)

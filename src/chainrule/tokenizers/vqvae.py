@@ -6,7 +6,7 @@ E is log2(downsampling) convolutions 4x4 of stride 2 (the paper has two), residu
 a 1x1 convolution to the codebook's dimension; G is a 3x3 convolution, the same blocks and 4x4 transposed convolutions.
 The loss, in the range [-1, 1] and with means over all elements, is
 
-    mean (x - x')^2 + codebook and commitment terms (see `quantizers`)
+    mean (x - x')^2 + codebook and commitment terms (see `_codebook`)
 
 Deviations: the codebook is learned by moving averages unless told "loss", as in the authors' later code; the ReLU
 between strided convolutions and at the end of the residual blocks is theirs, too.
@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from ..core import Preset, Reconstruction, register
 from ._grid import GridTokenizer, ImageConfig, to_unit
-from ._quantizers import VectorQuantizer
+from ._vector_quantizer import VectorQuantizer
 
 
 @dataclass(frozen=True)

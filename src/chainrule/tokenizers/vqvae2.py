@@ -31,7 +31,7 @@ from torch import Tensor, nn
 from ..core import Codes, CodeSpec, GridSpec, LearnedTokenizer, Preset, Reconstruction, register
 from ..layers.cells import check_cells, known_cells
 from ._grid import ImageConfig, to_signed, to_uint8, to_unit
-from ._quantizers import VectorQuantizer
+from ._vector_quantizer import VectorQuantizer
 
 
 @dataclass(frozen=True)
