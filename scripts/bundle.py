@@ -74,7 +74,7 @@ def licences() -> dict[str, tuple[str, str]]:
 
 def parents(recipe: dict[str, Any]) -> list[dict[str, str]]:
     """Path and hash of the models that a recipe starts from: a tokenizer, or the prior of an earlier stage."""
-    paths = [recipe[section]["path"] for section in ("tokenizer", "prior") if "path" in recipe.get(section, {})]
+    paths = [recipe[section]["path"] for section in ("tokenizer", "prior") if "path" in (recipe.get(section) or {})]
     return [{"name": path, "sha256": weights_sha256(find(path))} for path in paths]
 
 
