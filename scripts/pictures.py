@@ -11,8 +11,8 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 
 import chainrule
-from chainrule.config import build_dataclass
 from chainrule.data import DataConfig, load
+from chainrule.strict import build_dataclass
 from chainrule.zoo import load_tokenizer, read_card
 
 PICTURES = Path(__file__).resolve().parents[1] / "docs" / "pictures"

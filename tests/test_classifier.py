@@ -10,9 +10,9 @@ import yaml
 
 import chainrule
 from chainrule import Pipeline, zoo
-from chainrule.config import build_recipe
 from chainrule.data import DataConfig, ImageDataset
 from chainrule.priors.pixelcnn import PixelCNN, PixelCNNConfig
+from chainrule.recipe import build_recipe
 from chainrule.scorers import load_scorer
 from chainrule.scorers.classifier import Classifier, ClassifierConfig
 from chainrule.tokenizers.pixels import Pixels, PixelsConfig

@@ -18,11 +18,11 @@ from typer.testing import CliRunner
 import chainrule
 from chainrule import Pipeline
 from chainrule.cli import app
-from chainrule.config import recipe_names
 from chainrule.data import ImageDataset, binarize
 from chainrule.evaluation import frechet_distance, measure, precision_recall
 from chainrule.images import grid, to_pil
 from chainrule.priors.pixelcnn import PixelCNN, PixelCNNConfig
+from chainrule.recipe import recipe_names
 from chainrule.tokenizers.pixels import Pixels, PixelsConfig
 from chainrule.tokenizers.vqvae import VQVAE, VQVAEConfig
 from chainrule.training import TrainResult

@@ -8,8 +8,9 @@ from typing import Literal
 
 import pytest
 
-from chainrule import config
-from chainrule.config import TrainingConfig, build_dataclass, parse_yaml, to_plain, write_yaml
+from chainrule import recipe
+from chainrule.recipe import TrainingConfig
+from chainrule.strict import build_dataclass, parse_yaml, to_plain, write_yaml
 
 
 @dataclass(frozen=True)
@@ -99,20 +100,20 @@ def test_training_ranges(change, sentence):
 
 def test_overrides():
     mapping = {"training": {"steps": 5}}
-    config._apply_override(mapping, "training.steps=200")
-    config._apply_override(mapping, "prior.widths=[1, 2]")
-    config._apply_override(mapping, "training.learning_rate=3e-4")
+    recipe._apply_override(mapping, "training.steps=200")
+    recipe._apply_override(mapping, "prior.widths=[1, 2]")
+    recipe._apply_override(mapping, "training.learning_rate=3e-4")
     assert mapping == {"training": {"steps": 200, "learning_rate": 3e-4}, "prior": {"widths": [1, 2]}}
     for wrong in ("steps=3", "training.steps", ".=3"):
         with pytest.raises(ValueError, match="an override reads"):
-            config._apply_override(mapping, wrong)
+            recipe._apply_override(mapping, wrong)
     with pytest.raises(ValueError, match="plain value"):
-        config._apply_override(mapping, "training.steps.x=1")
+        recipe._apply_override(mapping, "training.steps.x=1")
 
 
 def test_unknown_recipe_names_the_nearest():
     with pytest.raises(ValueError, match="did you mean 'mnist_pixelcnn'"):
-        config.read_recipe("mnist_pixlcnn")
+        recipe.read_recipe("mnist_pixlcnn")
 
 
 def test_plain_values():

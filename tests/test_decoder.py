@@ -8,12 +8,13 @@ import pytest
 import torch
 
 import chainrule
-from chainrule.config import build_dataclass, build_recipe, to_plain, write_yaml
 from chainrule.core import Tokenizer, entries, entry
 from chainrule.data import ImageDataset
 from chainrule.pipeline import Pipeline
 from chainrule.priors.pixelcnn import PixelCNN, PixelCNNConfig
+from chainrule.recipe import build_recipe
 from chainrule.saving.folder import tokenizer_hash
+from chainrule.strict import build_dataclass, to_plain, write_yaml
 from chainrule.training import fit, tokenizer_task
 from chainrule.zoo import read_card, save_tokenizer
 from sizes import tiny

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from chainrule.config import AdversarialConfig
+from chainrule.recipe import AdversarialConfig
 from chainrule.training.tasks.discriminators import PatchDiscriminator, StyleDiscriminator, build_discriminator
 
 

@@ -17,8 +17,8 @@ from PIL import Image
 
 import chainrule
 from chainrule.cli.app import app
-from chainrule.config import recipe_names
 from chainrule.core import entries
+from chainrule.recipe import recipe_names
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", ROOT / "README.zh.md", *sorted((ROOT / "docs").rglob("*.md"))]

@@ -15,7 +15,7 @@ from datasets import Dataset
 from PIL import Image
 
 import chainrule
-from chainrule.config import find_recipe, recipe_names
+from chainrule.recipe import find_recipe, recipe_names
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", ROOT / "README.zh.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").rglob("*.md"))]

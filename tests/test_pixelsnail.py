@@ -3,7 +3,6 @@
 import pytest
 import torch
 
-from chainrule.config import ModelConfig, build_dataclass, build_model_config, to_plain
 from chainrule.core import CodeSpec, Context, GridSpec, entry
 from chainrule.layers.weight_norm import WeightNormConv2d
 from chainrule.priors.gated_pixelcnn import GatedPixelCNN, GatedPixelCNNConfig
@@ -16,6 +15,8 @@ from chainrule.priors.pixelsnail import (
     PixelSNAILConfig,
     PixelSNAILSizes,
 )
+from chainrule.recipe import ModelConfig, build_model_config
+from chainrule.strict import build_dataclass, to_plain
 
 
 def count(model) -> int:

@@ -9,12 +9,20 @@ import pytest
 import torch
 
 import chainrule
-from chainrule import config
-from chainrule.config import EvaluationConfig, ModelConfig, Recipe, SavedTokenizer, TextConfig, TrainingConfig
 from chainrule.core import entry
 from chainrule.data import DataConfig, ImageDataset, augment
 from chainrule.priors.gated_pixelcnn import GatedPixelCNN
+from chainrule.recipe import (
+    EvaluationConfig,
+    ModelConfig,
+    Recipe,
+    SavedTokenizer,
+    TextConfig,
+    TrainingConfig,
+    build_recipe,
+)
 from chainrule.saving.folder import tokenizer_hash
+from chainrule.strict import write_yaml
 from chainrule.tokenizers.vqvae import VQVAE, VQVAEConfig
 from chainrule.training import fit, prior_task
 from chainrule.training.run import check_folder
@@ -70,7 +78,7 @@ def recipe(path, **training) -> Recipe:
 
 def fit_recipe(recipe: Recipe, folder: Path):
     path = folder.with_suffix(".yaml")
-    path.write_text(config.write_yaml(prior_task(recipe)[1]))
+    path.write_text(write_yaml(prior_task(recipe)[1]))
     return fit(path, folder, quiet=True)
 
 
@@ -81,7 +89,7 @@ def test_codes_are_kept_on_the_disk(saved, monkeypatch):
     assert [grid.dtype for codes in task.training_codes for grid in codes] == [torch.uint8] * 2
     assert task.training_codes[0][0].unique().numel() > 3
     monkeypatch.setattr(VQVAE, "encode", None)  # from here on the cache must do
-    again, _ = prior_task(config.build_recipe(plain, "again"))
+    again, _ = prior_task(build_recipe(plain, "again"))
     for one, two in zip(task.training_codes, again.training_codes, strict=True):
         assert torch.equal(one[0], two[0])
     assert len(again.evaluation_codes[0]) == 30
@@ -103,7 +111,7 @@ def test_kept_codes_are_those_of_the_images_a_step_sees(saved):
 
 def test_a_run_over_codes_resumes_bit_for_bit_and_can_be_guided(saved, tmp_path):
     path = tmp_path / "recipe.yaml"
-    path.write_text(config.write_yaml(prior_task(recipe(saved, label_dropout=0.2, ema_decay=0.9))[1]))
+    path.write_text(write_yaml(prior_task(recipe(saved, label_dropout=0.2, ema_decay=0.9))[1]))
     whole = fit(path, tmp_path / "whole", quiet=True)
     fit(path, tmp_path / "parts", ["training.steps=9"], quiet=True)
     parts = fit(path, tmp_path / "parts", quiet=True)
@@ -140,7 +148,7 @@ def captioned(saved, monkeypatch, name: str, options: dict, **training) -> Recip
 @pytest.mark.parametrize(("name", "options"), [("parti", PARTI), ("dalle", DALLE)])
 def test_a_run_over_captions_resumes_bit_for_bit_and_draws_what_it_is_told(saved, monkeypatch, tmp_path, name, options):
     path = tmp_path / "recipe.yaml"
-    path.write_text(config.write_yaml(prior_task(captioned(saved, monkeypatch, name, options, caption_dropout=0.2))[1]))
+    path.write_text(write_yaml(prior_task(captioned(saved, monkeypatch, name, options, caption_dropout=0.2))[1]))
     whole = fit(path, tmp_path / "whole", ["training.sample_every=20"], quiet=True)
     fit(path, tmp_path / "parts", ["training.steps=9"], quiet=True)
     parts = fit(path, tmp_path / "parts", quiet=True)
@@ -190,7 +198,7 @@ def test_images_without_captions_are_refused(saved):
 
 def test_another_tokenizer_at_the_same_path_is_noticed(saved, tmp_path):
     path = tmp_path / "recipe.yaml"
-    path.write_text(config.write_yaml(prior_task(recipe(saved))[1]))
+    path.write_text(write_yaml(prior_task(recipe(saved))[1]))
     fit(path, tmp_path / "run", ["training.steps=1"], quiet=True)
     save_tokenizer(tokenizer(seed=1), saved)
     with pytest.raises(ValueError, match=r"recipe.yaml.*: the tokenizer in .* is another than that of the recipe"):
@@ -224,7 +232,7 @@ def test_mistakes_in_the_recipe(saved):
         ({"training": plain["training"] | {"soft_targets": -1.0}}, "soft_targets must be at least 0"),
     ]:
         with pytest.raises(ValueError) as error:
-            config.build_recipe(plain | change, "r.yaml")
+            build_recipe(plain | change, "r.yaml")
         assert sentence in str(error.value)
 
 
@@ -232,7 +240,7 @@ def test_a_run_of_an_older_version_goes_on(saved, tmp_path):
     plain = prior_task(recipe(saved))[1]
     old = {key: value for key, value in plain["training"].items() if key not in ("label_dropout", "soft_targets")}
     (tmp_path / "run").mkdir()
-    (tmp_path / "run" / "recipe.yaml").write_text(config.write_yaml(plain | {"training": old}))
+    (tmp_path / "run" / "recipe.yaml").write_text(write_yaml(plain | {"training": old}))
     check_folder(tmp_path / "run", plain, True)
     with pytest.raises(ValueError, match=r"training.label_dropout was 0.0 and is 0.1"):
         check_folder(tmp_path / "run", plain | {"training": old | {"label_dropout": 0.1}}, True)
@@ -323,12 +331,12 @@ def test_a_trained_prior_goes_on_with_other_images(saved, monkeypatch, tmp_path)
         "training": {"steps": 4, "batch_size": 8, "learning_rate": 0.01, "label_dropout": 0.2},
         "evaluation": {"limit": 25, "batch_size": 10},
     }  # fmt: skip
-    task, plain = prior_task(config.build_recipe(mapping, "mine"))
+    task, plain = prior_task(build_recipe(mapping, "mine"))
     assert list(plain) == ["data", "prior", "training", "evaluation"]
     before = chainrule.load(tmp_path / "first")
     assert task.evaluate(task.model, True)["nats"] == pytest.approx(first.metrics["nats"])
     assert tokenizer_hash(task.tokenizer) == tokenizer_hash(before.tokenizer)
-    second = fit_recipe(config.build_recipe(mapping, "mine"), tmp_path / "second")
+    second = fit_recipe(build_recipe(mapping, "mine"), tmp_path / "second")
     after = chainrule.load(tmp_path / "second")
     assert second.steps == 4 and after.prior.config == before.prior.config
     assert after.card["recipe"]["prior"] == {"path": "first"}
@@ -336,11 +344,11 @@ def test_a_trained_prior_goes_on_with_other_images(saved, monkeypatch, tmp_path)
 
     for section, value in (("tokenizer", {"path": str(saved)}), ("text", {"length": 4})):
         with pytest.raises(ValueError, match=f"comes with its {section}; leave out '{section}'"):
-            config.build_recipe(mapping | {section: value}, "mine")
+            build_recipe(mapping | {section: value}, "mine")
     with pytest.raises(ValueError, match="unknown key 'width' in 'prior'"):
-        config.build_recipe(mapping | {"prior": mapping["prior"] | {"width": 8}}, "mine")
+        build_recipe(mapping | {"prior": mapping["prior"] | {"width": 8}}, "mine")
     with pytest.raises(ValueError, match="the prior has the label for no class, which label_dropout 0.0 contradicts"):
-        prior_task(config.build_recipe(mapping | {"training": mapping["training"] | {"label_dropout": 0.0}}, "mine"))
+        prior_task(build_recipe(mapping | {"training": mapping["training"] | {"label_dropout": 0.0}}, "mine"))
     monkeypatch.setattr("chainrule.training.tasks.prior.load", lambda c: images(20, 3))
     with pytest.raises(ValueError, match=r"the tokenizer is for images \(1, 8, 12\)"):
-        prior_task(config.build_recipe(mapping, "mine"))
+        prior_task(build_recipe(mapping, "mine"))

@@ -13,9 +13,9 @@ import torch.nn.functional as F
 from PIL import Image
 
 import chainrule
-from chainrule.config import build_recipe
 from chainrule.evaluation import load_features
 from chainrule.images import to_pil
+from chainrule.recipe import build_recipe
 from chainrule.scorers import load_scorer
 from chainrule.scorers.classifier import Classifier, ClassifierConfig
 from chainrule.scorers.reranker import CLIP, Reranker, RerankerConfig, contrastive_loss

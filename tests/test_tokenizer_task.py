@@ -15,8 +15,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from chainrule import config, zoo
-from chainrule.config import (
+from chainrule import zoo
+from chainrule.core import LearnedTokenizer
+from chainrule.data import DataConfig, ImageDataset, load
+from chainrule.recipe import (
     AdversarialConfig,
     EvaluationConfig,
     LossesConfig,
@@ -24,9 +26,10 @@ from chainrule.config import (
     PerceptualConfig,
     Recipe,
     TrainingConfig,
+    build_recipe,
+    read_recipe,
 )
-from chainrule.core import LearnedTokenizer
-from chainrule.data import DataConfig, ImageDataset, load
+from chainrule.strict import parse_yaml, write_yaml
 from chainrule.tokenizers.vqvae import VQVAE, VQVAEConfig
 from chainrule.training import Hardware, TokenizerTask, fit, tokenizer_task, train
 from chainrule.training.tasks.losses import ImageLosses, adaptive_weight, known_loss
@@ -267,8 +270,8 @@ def test_recipe_without_prior_trains_its_tokenizer(tmp_path):
     assert plain["tokenizer"]["image_height"] == 16 and "prior" not in plain
     assert plain["losses"]["perceptual"] is None and plain["losses"]["adversarial"]["weight"] == 0.8
     path = tmp_path / "shapes.yaml"
-    path.write_text(config.write_yaml(plain))
-    assert tokenizer_task(config.read_recipe(path))[1] == plain
+    path.write_text(write_yaml(plain))
+    assert tokenizer_task(read_recipe(path))[1] == plain
     assert fit(path, tmp_path / "run", quiet=True).steps == 4
     assert fit(path, tmp_path / "run", quiet=True).steps == 4  # the same recipe: nothing is left to do
     card = zoo.read_card(tmp_path / "run")
@@ -304,16 +307,16 @@ def test_recipes_that_cannot_be_trained_are_refused(change, sentence):
     ],
 )
 def test_one_sentence_for_every_mistake_in_losses(text, sentence):
-    plain = tokenizer_task(RECIPE)[1] | {"losses": config.parse_yaml(text, "r.yaml")}
+    plain = tokenizer_task(RECIPE)[1] | {"losses": parse_yaml(text, "r.yaml")}
     with pytest.raises(ValueError) as error:
-        config.build_recipe(plain, "r.yaml")
+        build_recipe(plain, "r.yaml")
     assert sentence in str(error.value) and "\n" not in str(error.value)
 
 
 def test_losses_beside_a_prior_are_refused():
     plain = tokenizer_task(RECIPE)[1] | {"prior": {"name": "gated_pixelcnn"}}
     with pytest.raises(ValueError, match="a recipe with a 'prior' has none"):
-        config.build_recipe(plain, "r.yaml")
+        build_recipe(plain, "r.yaml")
 
 
 def main(folder: str) -> None:

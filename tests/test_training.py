@@ -9,11 +9,22 @@ import pytest
 import torch
 from torch import nn
 
-from chainrule import config, load
-from chainrule.config import EvaluationConfig, ModelConfig, Recipe, TrainingConfig
+from chainrule import load
 from chainrule.data import DataConfig, ImageDataset
 from chainrule.images import image_grid
 from chainrule.priors.pixelcnn import PixelCNNConfig
+from chainrule.recipe import (
+    RECIPES,
+    EvaluationConfig,
+    ModelConfig,
+    Recipe,
+    TrainingConfig,
+    build_model_config,
+    build_recipe,
+    read_recipe,
+    recipe_names,
+)
+from chainrule.strict import parse_yaml, to_plain, write_yaml
 from chainrule.training import fit, prior_task
 from chainrule.training.engine.average import Average
 from chainrule.training.engine.log import Table
@@ -126,9 +137,9 @@ def test_recipe_is_written_out_in_full(halves):
         "levels": 2,
     }
     assert plain["prior"]["num_classes"] == 2 and plain["prior"]["kernel_size"] == 5
-    again = config.build_recipe(plain, "again")
+    again = build_recipe(plain, "again")
     assert prior_task(again)[1] == plain
-    assert config.parse_yaml(config.write_yaml(plain), "yaml") == plain
+    assert parse_yaml(write_yaml(plain), "yaml") == plain
     assert sum(p.sum().item() for p in task.model.parameters()) == sum(
         p.sum().item() for p in prior_task(again)[0].model.parameters()
     )
@@ -177,7 +188,7 @@ def test_unknown_model_fields_are_named(halves):
 def test_fit_trains_saves_and_resumes(halves, tmp_path):
     recipe = tmp_path / "halves.yaml"
     plain = prior_task(RECIPE)[1]
-    recipe.write_text(config.write_yaml(plain))
+    recipe.write_text(write_yaml(plain))
     out = tmp_path / "run"
     first = fit(recipe, out, ["training.steps=30"], quiet=True)
     assert first.steps == 30
@@ -198,11 +209,11 @@ def test_fit_trains_saves_and_resumes(halves, tmp_path):
 def test_a_run_of_an_older_version_goes_on(tmp_path):
     """What it did not write down was as the defaults are."""
     (tmp_path / "run").mkdir()
-    prior = {"name": "pixelcnn"} | config.to_plain(PixelCNNConfig(2))
-    plain = {"prior": prior, "training": config.to_plain(TrainingConfig(3, 8, 0.1))}
+    prior = {"name": "pixelcnn"} | to_plain(PixelCNNConfig(2))
+    plain = {"prior": prior, "training": to_plain(TrainingConfig(3, 8, 0.1))}
     training = {"steps": 2, "batch_size": 8, "learning_rate": 0.1}
     old = {"prior": {"name": "pixelcnn", "num_layers": 2}, "training": training}
-    (tmp_path / "run" / "recipe.yaml").write_text(config.write_yaml(old))
+    (tmp_path / "run" / "recipe.yaml").write_text(write_yaml(old))
     check_folder(tmp_path / "run", plain, True)
     with pytest.raises(ValueError, match="prior.embedding was 0 and is 4"):
         check_folder(tmp_path / "run", {**plain, "prior": prior | {"embedding": 4}}, True)
@@ -219,16 +230,16 @@ def test_folders_that_are_no_run_are_left_alone(tmp_path):
 # ---------------------------------------------------------------- recipes of the package
 
 
-@pytest.mark.parametrize("name", config.recipe_names())
+@pytest.mark.parametrize("name", recipe_names())
 def test_recipes_of_the_package(name):
-    text = (config.RECIPES / f"{name}.yaml").read_text()
+    text = (RECIPES / f"{name}.yaml").read_text()
     for word in ("Command:   chainrule train " + name, "Hardware:", "Minutes:", "Expected:", "Measured:"):
         assert f"\n# {word}" in text
-    recipe = config.read_recipe(name)
+    recipe = read_recipe(name)
     words = {"num_classes": 10, "text_length": 8, "text_vocab_size": 300}
     size = recipe.data.size or 28
     sizes = {"image_height": size, "image_width": size, "image_channels": 1}
-    if isinstance(recipe.tokenizer, config.ModelConfig):
-        config.build_model_config("tokenizers", recipe.tokenizer, name, sizes, words)
-    if recipe.prior is not None:
-        config.build_model_config("priors", recipe.prior, name, {}, words)
+    if isinstance(recipe.tokenizer, ModelConfig):
+        build_model_config("tokenizers", recipe.tokenizer, name, sizes, words)
+    if isinstance(recipe.prior, ModelConfig):
+        build_model_config("priors", recipe.prior, name, {}, words)

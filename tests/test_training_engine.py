@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from chainrule.config import TrainingConfig
+from chainrule.recipe import TrainingConfig
 from chainrule.training import Adversary, Hardware, train
 from chainrule.training.engine.checkpoint import list_checkpoints, save_checkpoint, write_folder
 from chainrule.training.engine.engine import _graceful_stop

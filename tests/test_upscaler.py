@@ -11,12 +11,13 @@ import torch.nn.functional as F
 from PIL import Image
 
 import chainrule
-from chainrule.config import build_recipe, parse_yaml, read_recipe
 from chainrule.data import DataConfig, ImageDataset, load
 from chainrule.evaluation import psnr
 from chainrule.images import to_pil
+from chainrule.recipe import build_recipe, read_recipe
 from chainrule.saving.folder import tokenizer_hash
 from chainrule.scorers import load_scorer
+from chainrule.strict import parse_yaml
 from chainrule.tokenizers.vqvae import VQVAE, VQVAEConfig
 from chainrule.training import Hardware, fit, super_resolution_task, train
 from chainrule.upscaling.upscaler import PRESETS, Upscaler, UpscalerConfig

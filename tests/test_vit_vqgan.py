@@ -6,9 +6,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from chainrule.config import build_dataclass, to_plain
 from chainrule.core import entry
 from chainrule.layers.logit_laplace import logit_laplace_log_prob, map_pixels
+from chainrule.strict import build_dataclass, to_plain
 from chainrule.tokenizers.vit_vqgan import ENHANCING, ViTVQGAN, ViTVQGANConfig, sine_cosine_positions
 from sizes import tiny
 

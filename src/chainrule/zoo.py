@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 
-from .config import build_dataclass, to_plain
 from .core import Tokenizer
 from .pipeline import Pipeline
 from .saving.folder import (
@@ -25,6 +24,7 @@ from .saving.folder import (
 )
 from .saving.hub import find
 from .saving.weights import read_weights
+from .strict import build_dataclass, to_plain
 from .text.bpe import read_text_tokenizer
 from .upscaling.upscaler import Upscaler, UpscalerConfig
 

@@ -46,10 +46,10 @@ def info(model: Model, json: Json = False) -> None:
       chainrule info mnist_diagonal_bilstm
       chainrule info runs/mine --json
     """
-    from ..config import write_yaml
     from ..evaluation.records import weights_sha256
     from ..saving.folder import read_config
     from ..saving.hub import find
+    from ..strict import write_yaml
     from ..zoo import read_card
 
     folder = find(model)
@@ -69,8 +69,8 @@ def info(model: Model, json: Json = False) -> None:
 
 def _parts(model: str) -> dict[str, Any]:
     """The tokenizer, the codes and the prior, if any, of a model."""
-    from ..config import to_plain
     from ..saving.folder import tokenizer_hash
+    from ..strict import to_plain
     from ..zoo import has_prior
 
     pipeline = open_model(model) if has_prior(model) else None
@@ -104,7 +104,7 @@ def recipes(json: Json = False) -> None:
     Examples:
       chainrule recipes
     """
-    from ..config import find_recipe, recipe_names
+    from ..recipe import find_recipe, recipe_names
 
     rows = []
     for name in recipe_names():
@@ -118,7 +118,7 @@ def recipes(json: Json = False) -> None:
 
 def _row(name: str, folder: Path) -> dict[str, Any]:
     """A bundled model, without loading it."""
-    from ..config import read_yaml
+    from ..strict import read_yaml
 
     config = read_yaml(folder / "config.yaml")
     card = config.get("card") or {}

@@ -13,7 +13,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..config import build_dataclass
 from ..core import LearnedTokenizer, Tokenizer
 from ..data import Batch, DataConfig, ImageDataset, binarize, load
 from ..data.cache import cached_arrays
@@ -22,6 +21,7 @@ from ..pipeline import Pipeline
 from ..progress import progress
 from ..saving.folder import tokenizer_hash
 from ..saving.hub import find
+from ..strict import build_dataclass
 from ..zoo import read_card
 from . import generation_quality, likelihood, load_features, pooled_features, tokenizer_quality
 from .records import LikelihoodRecord, SampleSettings, SamplesRecord, TokenizerRecord, weights_sha256

@@ -12,8 +12,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from ..config import build_dataclass
 from ..data import DataConfig
+from ..strict import build_dataclass
 from . import GenerationQuality, Likelihood, TokenizerQuality
 
 TOLERANCE = 1e-3
@@ -38,7 +38,7 @@ def versions() -> dict[str, str]:
 
 def today() -> str:
     """The time now, in UTC, as ISO 8601 has it."""
-    return datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
 
 
 @dataclass(frozen=True, kw_only=True)

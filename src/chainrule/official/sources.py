@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..config import parse_yaml
+from ..strict import parse_yaml
 
 Accept = Callable[[Mapping[str, Any]], bool]
 

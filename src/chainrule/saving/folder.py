@@ -13,8 +13,8 @@ import torch
 import yaml
 from torch import nn
 
-from ..config import build_dataclass, to_plain
 from ..core import CodeSpec, Tokenizer, entry
+from ..strict import build_dataclass, to_plain
 from .hub import find
 from .weights import read_weights, write_weights
 

@@ -30,10 +30,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..config import build_dataclass, to_plain
 from ..pipeline import class_number
 from ..saving.folder import FORMAT, read_config, write_model
 from ..saving.weights import read_weights
+from ..strict import build_dataclass, to_plain
 
 GROUP = 16
 """Channels of a group in the normalisation; fewer are slow on CPUs."""

@@ -38,11 +38,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..config import build_dataclass, to_plain
 from ..layers.encoder_decoder import MLP, EncoderBlock
 from ..layers.transformer import STD, initialize
 from ..saving.folder import FORMAT, read_config, write_model
 from ..saving.weights import read_weights
+from ..strict import build_dataclass, to_plain
 from ..text.bpe import TextTokenizer, read_text_tokenizer
 from .features import load_features
 

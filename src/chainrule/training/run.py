@@ -8,8 +8,9 @@ from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any
 
-from ..config import TrainingConfig, read_recipe, read_yaml, to_plain, write_yaml
 from ..core import entry
+from ..recipe import TrainingConfig, read_recipe
+from ..strict import read_yaml, to_plain, write_yaml
 from .engine.checkpoint import write_file
 from .engine.engine import TrainResult, train
 from .engine.hardware import Hardware

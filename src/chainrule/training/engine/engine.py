@@ -34,8 +34,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from ...config import TrainingConfig
 from ...images import image_grid
+from ...recipe import TrainingConfig
 from .adversary import AdversaryTraining
 from .average import Average
 from .checkpoint import load_checkpoint, recover_folder, save_checkpoint, write_file, write_folder

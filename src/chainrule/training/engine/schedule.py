@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from ...config import TrainingConfig
+from ...recipe import TrainingConfig
 
 
 def learning_rate(config: TrainingConfig, step: int) -> float:

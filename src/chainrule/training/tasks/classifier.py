@@ -9,9 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ...config import Recipe, build_dataclass, to_plain
 from ...data import Batch, DataConfig, ImageDataset, augment, binarize
+from ...recipe import Recipe
 from ...scorers.classifier import Classifier, ClassifierConfig
+from ...strict import build_dataclass, to_plain
 from ..engine.order import derive_seed
 from ..engine.task import DataTask
 from .prior import OPTIONS_OF_PRIORS, load_examples, recipe_card

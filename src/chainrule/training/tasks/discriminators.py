@@ -23,7 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ...config import AdversarialConfig
+from ...recipe import AdversarialConfig
 
 
 class Discriminator(nn.Module, ABC):

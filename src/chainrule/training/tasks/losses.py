@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from ...config import LossesConfig, PerceptualConfig
+from ...recipe import LossesConfig, PerceptualConfig
 from ..engine.task import Adversary
 from .discriminators import Discriminator, build_discriminator
 

@@ -11,11 +11,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ...config import Recipe, SavedPrior, SavedTokenizer, TextConfig, build_model_config, to_plain
 from ...core import ClassLabels, Codes, Context, LearnedTokenizer, Prior, StochasticTokenizer, Tokenizer, entry
 from ...data import DataConfig, ImageDataset, augment, binarize, draw_flips, load
 from ...pipeline import Pipeline, check_text_tokenizer
+from ...recipe import Recipe, SavedPrior, SavedTokenizer, TextConfig, build_model_config
 from ...saving.folder import tokenizer_hash
+from ...strict import to_plain
 from ...text.bpe import BPETokenizer, TextTokenizer, train_bpe
 from ...zoo import load as load_pipeline
 from ...zoo import load_tokenizer

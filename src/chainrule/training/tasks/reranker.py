@@ -9,9 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ...config import Recipe, build_dataclass, to_plain
 from ...data import DataConfig, ImageDataset, augment
+from ...recipe import Recipe
 from ...scorers.reranker import CLIP, Reranker, RerankerConfig, contrastive_loss
+from ...strict import build_dataclass, to_plain
 from ...text.bpe import TextTokenizer
 from ..engine.order import derive_seed
 from ..engine.task import DataTask

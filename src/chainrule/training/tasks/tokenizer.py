@@ -10,10 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ...config import Recipe, SavedTokenizer, build_dataclass, build_model_config, to_plain
 from ...core import LearnedTokenizer, entry
 from ...data import Batch, DataConfig, ImageDataset, augment
 from ...evaluation import CodeCounts, psnr
+from ...recipe import Recipe, SavedTokenizer, build_model_config
+from ...strict import build_dataclass, to_plain
 from ...zoo import save_tokenizer
 from ..engine.order import derive_seed
 from ..engine.task import DataTask

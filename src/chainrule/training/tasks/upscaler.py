@@ -9,10 +9,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ...config import ModelConfig, Recipe, build_dataclass, to_plain
 from ...core import Tokenizer
 from ...data import Batch, DataConfig, ImageDataset
 from ...evaluation import psnr
+from ...recipe import ModelConfig, Recipe
+from ...strict import build_dataclass, to_plain
 from ...tokenizers._grid import to_signed, to_uint8, to_unit
 from ...upscaling.upscaler import Upscaler, UpscalerConfig, bicubic
 from ...zoo import save_super_resolution

@@ -1,0 +1,208 @@
+"""YAML -> frozen dataclasses, strictly.
+
+Nothing in a file is ignored: an unknown key, a wrong type or a value out of range is a ValueError of one sentence that
+says where it stands and names the nearest right key.  `build_dataclass` does this for every dataclass, so a config
+needs type hints and, for ranges, a ValueError in its `__post_init__`.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from dataclasses import MISSING, asdict, fields, is_dataclass
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import yaml
+
+T = TypeVar("T")
+
+
+# ---------------------------------------------------------------- YAML
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML that rejects a key given twice and reads 1e-3 as a number (YAML 1.1 has it a string)."""
+
+    yaml_implicit_resolvers = {  # noqa: RUF012 (PyYAML's own name)
+        key: list(rules) for key, rules in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+
+    def construct_mapping(self, node, deep=False):
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        for key in keys:
+            if keys.count(key) > 1:
+                raise yaml.YAMLError(f"the key {key!r} is given twice")
+        return super().construct_mapping(node, deep)
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?[0-9][0-9_]*(\.[0-9_]*)?[eE][-+]?[0-9]+$"),
+    list("-+0123456789"),
+)
+
+
+def parse_yaml(text: str, where: str) -> Any:
+    """The value of a YAML text; raises ValueError of one line."""
+    try:
+        return yaml.load(text, _Loader)
+    except yaml.YAMLError as error:
+        raise ValueError(f"{where}: not valid YAML: {' '.join(str(error).split())}") from None
+
+
+def read_yaml(path: str | os.PathLike) -> dict[str, Any]:
+    """The mapping that a YAML file holds; raises ValueError where it holds anything else."""
+    path = Path(path)
+    value = parse_yaml(path.read_text(encoding="utf-8"), path.name)
+    if not isinstance(value, dict):
+        raise ValueError(f"{path.name}: must hold keys and values")
+    return value
+
+
+def write_yaml(value: Any) -> str:
+    """A plain value as YAML, keys in the given order."""
+    return yaml.safe_dump(to_plain(value), sort_keys=False, allow_unicode=True, width=120)
+
+
+# ---------------------------------------------------------------- dataclasses
+
+
+def build_dataclass(cls: type[T], mapping: Mapping[str, Any], where: str, section: str = "") -> T:
+    """An instance of the dataclass `cls` from plain values, strictly.
+
+    Args:
+        cls: a dataclass whose fields are bool, int, float, str, Literal, tuple, list, Path, dataclasses, or
+            unions of these.
+        mapping: plain values by field name; a list for a tuple, a mapping for a dataclass.
+        where: what is read, for messages ("recipe.yaml").
+        section: the part of it that `mapping` is ("training").
+
+    Raises:
+        ValueError: an unknown or missing key, a wrong type, or a value that `cls` itself rejects.
+    """
+    check_keys(mapping, [f.name for f in fields(cls) if f.init], where, section)
+    hints = typing.get_type_hints(cls)
+    values = {}
+    for f in fields(cls):
+        if not f.init:
+            continue
+        if f.name in mapping:
+            values[f.name] = _convert(mapping[f.name], hints[f.name], where, _join(section, f.name))
+        elif f.default is MISSING and f.default_factory is MISSING:
+            raise ValueError(f"{where}: {_join(section, f.name)!r} is missing")
+    try:
+        return cls(**values)
+    except ValueError as error:
+        raise ValueError(f"{where}: in {section!r}: {error}" if section else f"{where}: {error}") from None
+
+
+def _convert(value: Any, hint: Any, where: str, name: str) -> Any:
+    """`value` as the type `hint` asks for, or ValueError."""
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if hint is Any or hint is object:
+        return value
+    if origin in (typing.Union, types.UnionType):
+        errors = []
+        for option in arguments:
+            try:
+                return _convert(value, option, where, name)
+            except ValueError as error:
+                errors.append((option, error))
+        if isinstance(value, Mapping):  # the sentence about a key inside says more
+            for option, error in errors:
+                if is_dataclass(option):
+                    raise error
+        raise _wrong(value, hint, where, name)
+    if origin is Literal:
+        for allowed in arguments:
+            if value == allowed and type(value) is type(allowed):
+                return value
+        near = nearest(str(value), [str(a) for a in arguments], always=False)
+        raise ValueError(f"{where}: {name!r} must be {_describe(hint)}, got {value!r}{near}")
+    if is_dataclass(hint):
+        if not isinstance(value, Mapping):
+            raise ValueError(f"{where}: {name!r} must hold keys and values, got {value!r}")
+        return build_dataclass(hint, value, where, name)
+    if origin in (tuple, list) or hint in (tuple, list):
+        if not isinstance(value, (list, tuple)):
+            raise _wrong(value, hint, where, name)
+        if origin is tuple and arguments[-1] is not Ellipsis:
+            if len(value) != len(arguments):
+                raise _wrong(value, hint, where, name)
+            options = arguments
+        else:
+            options = (arguments[0] if arguments else Any,) * len(value)
+        items = [_convert(v, o, where, f"{name}[{i}]") for i, (v, o) in enumerate(zip(value, options, strict=True))]
+        return items if list in (origin, hint) else tuple(items)
+    if origin in (dict, Mapping) or hint in (dict, Mapping):
+        if not isinstance(value, Mapping):
+            raise _wrong(value, hint, where, name)
+        return dict(value)
+    if hint is float and type(value) in (int, float):
+        if not math.isfinite(value):
+            raise ValueError(f"{where}: {name!r} must be finite, got {value!r}")
+        return float(value)
+    if hint is Path and isinstance(value, (str, Path)):
+        return Path(value)
+    if hint is type(None) and value is None:
+        return None
+    if isinstance(hint, type) and type(value) is hint:
+        return value
+    raise _wrong(value, hint, where, name)
+
+
+def _wrong(value: Any, hint: Any, where: str, name: str) -> ValueError:
+    return ValueError(f"{where}: {name!r} must be {_describe(hint)}, got {value!r}")
+
+
+def _describe(hint: Any) -> str:
+    """A type in words."""
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        return " or ".join(_describe(option) for option in arguments)
+    if origin is Literal:
+        return " or ".join(str(option) for option in arguments)
+    if origin is tuple and arguments[-1] is not Ellipsis:
+        return f"a list of {len(arguments)} ({', '.join(_describe(a) for a in arguments)})"
+    if origin in (tuple, list):
+        return f"a list, each {_describe(arguments[0])}"
+    words = {
+        int: "a whole number", float: "a number", str: "text", bool: "true or false", type(None): "empty",
+        Path: "a path", tuple: "a list", list: "a list", dict: "keys and values",
+    }  # fmt: skip
+    return words.get(origin or hint, "keys and values")
+
+
+def to_plain(value: Any) -> Any:
+    """A dataclass as what YAML holds: mappings, lists, numbers and strings."""
+    if is_dataclass(value):
+        return to_plain(asdict(value))
+    if isinstance(value, Mapping):
+        return {key: to_plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [to_plain(item) for item in value]
+    return os.fspath(value) if isinstance(value, os.PathLike) else value
+
+
+def check_keys(mapping: Mapping[str, Any], known: Sequence[str], where: str, section: str) -> None:
+    for key in mapping:
+        if key not in known:
+            place = f" in {section!r}" if section else ""
+            raise ValueError(f"{where}: unknown key {str(key)!r}{place}; {nearest(str(key), known)}")
+
+
+def nearest(name: str, known: Sequence[str], always: bool = True) -> str:
+    near = get_close_matches(name, known, n=1)
+    if near:
+        return f"did you mean {near[0]!r}?" if always else f"; did you mean {near[0]!r}?"
+    return f"there are: {', '.join(known)}" if always else ""
+
+
+def _join(section: str, name: str) -> str:
+    return f"{section}.{name}" if section else name
