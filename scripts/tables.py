@@ -19,7 +19,7 @@ from typing import Any
 import yaml
 
 import chainrule
-from chainrule.config import find_recipe, recipe_names
+from chainrule.recipe import find_recipe, recipe_names
 from chainrule.core import Tokenizer
 from chainrule.saving.folder import read_config
 from chainrule.saving.hub import find

@@ -335,7 +335,7 @@ def test_heat_runs_from_dark_to_light():
 @pytest.fixture
 def brightness(monkeypatch) -> None:
     """Features that need no file."""
-    monkeypatch.setattr("chainrule.evaluation.measure.load_features", lambda name: Brightness(0))
+    monkeypatch.setattr("chainrule.scorers.features.load_features", lambda name: Brightness(0))
 
 
 @pytest.fixture
@@ -450,7 +450,7 @@ def test_evaluate_draws_over_codes_and_without_labels(here, digits, brightness):
 def test_mistakes_in_drawing_to_evaluate(here, digits, brightness):
     new = ["--record", "new.json"]
     for option, value in (("--guidance", "2"), ("--against", "train"), ("--features", "inception")):
-        assert f"{option} would be ignored" in refused("evaluate", "plain", option, value, *new)
+        assert f"{option[2:]} would be ignored" in refused("evaluate", "plain", option, value, *new)
     words = ["evaluate", "classes", "--samples", "9", *new]
     assert "nothing to compare samples by" in refused(*words, "--features", "none")
     assert "decodes in float32 only" in refused(*words, "--precision", "int8")

@@ -225,7 +225,7 @@ def test_evaluate_draws_from_captions(here, monkeypatch, name):
     monkeypatch.setattr(
         "chainrule.evaluation.measure.load", lambda config: ImageDataset(images, texts=CAPTIONS, name="four")
     )
-    monkeypatch.setattr("chainrule.evaluation.measure.load_features", lambda name: Brightness(0))
+    monkeypatch.setattr("chainrule.scorers.features.load_features", lambda name: Brightness(0))
     words = shlex.split("--binarize threshold --samples 6 --guidance 2 --precision bfloat16 --top-k 2 --json")
     value = json.loads(run("evaluate", name, *words, "--record", "r.json"))
     drawn = chainrule.load(name).sample(6, text=[*CAPTIONS, *CAPTIONS[:2]], guidance=2.0, top_k=2, precision="bfloat16")

@@ -48,8 +48,8 @@ def here(tmp_path, monkeypatch, models) -> Path:
         (tmp_path / model.name).symlink_to(model)
     for name, height, width in (("a", 16, 16), ("b", 16, 16), ("wide", 16, 24), ("odd", 17, 16)):
         to_pil(noise(1, 3, height, width, seed=ord(name[0])))[0].save(f"{name}.png")
-    monkeypatch.setattr("chainrule.evaluation.load_features", lambda name: Brightness(0))
-    monkeypatch.setattr("chainrule.evaluation.measure.load_features", lambda name: Brightness(0))
+    monkeypatch.setattr("chainrule.scorers.features.load_features", lambda name: Brightness(0))
+    monkeypatch.setattr("chainrule.scorers.features.load_features", lambda name: Brightness(0))
     return tmp_path
 
 
@@ -75,7 +75,7 @@ def test_without_weights_the_perceptual_distance_is_left_out(here, monkeypatch):
     def missing(name):
         raise ValueError("the package is not installed")
 
-    monkeypatch.setattr("chainrule.evaluation.load_features", missing)
+    monkeypatch.setattr("chainrule.scorers.features.load_features", missing)
     value = json.loads(run("reconstruct", "levels", "a.png", "--json"))
     assert value["features"] is None and set(value["images"][0]) == {"image", "psnr", "ssim"}
     words = ["reconstruct", "levels", "a.png", "--out", "b2.png", "--features", "vgg16_lpips"]
@@ -227,9 +227,9 @@ def test_evaluate_other_sizes_and_without_features(here, pictures):
 
 
 def test_mistakes_in_evaluating_a_tokenizer(here, pictures):
-    assert "--binarize would be ignored" in refused("evaluate", "levels", "--binarize", "sample")
-    assert "--seeds would be ignored" in refused("evaluate", "levels", "--seeds", "2")
-    assert "--samples would be ignored" in refused("evaluate", "levels", "--samples", "9")
+    assert "binarize would be ignored" in refused("evaluate", "levels", "--binarize", "sample")
+    assert "seeds would be ignored" in refused("evaluate", "levels", "--seeds", "2")
+    assert "samples would be ignored" in refused("evaluate", "levels", "--samples", "9")
     assert "add --size 16x16" in refused("evaluate", "levels", "--size", "17")
     assert not list(here.glob("*.json"))
 

@@ -203,7 +203,7 @@ def test_on_the_command_line(tmp_path, monkeypatch):
     run(*words, "--upscaler", "double", "--out", "completed.png")
     assert Image.open("completed.png").size == (3 * 17 + 1, 18)
     sentence = refused("sample", "grey", "--upscaler", "double")
-    assert "takes images of 3 channels (1 grey, 3 colour), those of this model have 1" in sentence
+    assert "takes images of 3 channels (1 grey, 3 colour), and this model draws 1" in sentence
     assert "holds no super-resolution" in refused("sample", "grey", "--upscaler", "colour")
     assert "holds a super-resolution" in refused("sample", "double")
 

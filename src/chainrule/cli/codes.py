@@ -3,41 +3,32 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ..progress import progress
-from .common import (
-    Device,
-    Force,
-    Json,
-    Model,
-    Resize,
-    TokenizerPrecision,
-    check_file,
-    check_folder,
-    open_tokenizer,
-    print_json,
-    read_any_image,
-)  # fmt: skip
+from .common import check_file, check_folder, open_tokenizer, print_json, read_any_image
+from .options import Device, Force, Images, Json, Model, Resize, TokenizerPrecision
 
-BATCH = 16
+if TYPE_CHECKING:
+    from torch import Tensor
+
+CodesOut = Annotated[Path, typer.Option(help="The .safetensors file of codes.")]
+CodesFile = Annotated[Path, typer.Argument(metavar="FILE", help="A file of codes.")]
+ImagesOut = Annotated[Path, typer.Option(help="A folder, one file per image; or a .png file with all of them.")]
+Zoom = Annotated[
+    int | None,
+    typer.Option(min=1, help="Zoom of a pixel in a .png file.", show_default="1, or 128 pixels per image of many"),
+]
 
 
 def encode(
-    model: Model,
-    images: Annotated[list[Path], typer.Argument(metavar="IMAGE", help="Image files, all of one size.")],
-    out: Annotated[Path, typer.Option(help="The .safetensors file of codes.")],
-    resize: Resize = False,
-    precision: TokenizerPrecision = "float32",
-    force: Force = False,
-    json: Json = False,
-    device: Device = "cpu",
-) -> None:
-    """Turn images into codes, in a file of as many bits as these need.
+    model: Model, images: Images, out: CodesOut, resize: Resize = False, precision: TokenizerPrecision = "float32",
+    force: Force = False, json: Json = False, device: Device = "cpu",
+) -> None:  # fmt: skip
+    """Turn images of one size into codes, in a file of as few bits as they need.
 
-    The file knows its tokenizer, and chainrule decode refuses another.
+    The file names its tokenizer, and chainrule decode refuses any other.
 
     \b
     Examples:
@@ -49,11 +40,10 @@ def encode(
     import torch
 
     from ..evaluation import bits_per_image
-    from ..saving.code_file import pack_codes
+    from ..saving import code_file
     from .pictures import write_bytes
 
     tokenizer = open_tokenizer(model, device)
-    fast = tokenizer.packed(precision)
     pixels = [read_any_image(path, tokenizer, resize) for path in images]
     for path, image in zip(images, pixels, strict=True):
         if image.shape != pixels[0].shape:
@@ -62,14 +52,8 @@ def encode(
                 f"the images differ in size: {images[0]} is {h0}x{w0} and {path} is {h1}x{w1} (height x width); "
                 "add --resize, or encode them into files of their own"
             )
-    parts = []
-    with progress("Encoding", len(pixels), "images") as done, torch.no_grad():
-        for start in range(0, len(pixels), BATCH):
-            batch = torch.stack(pixels[start : start + BATCH])
-            parts.append(fast.encode(batch.to(device)))
-            done(start + len(batch))
-    codes = tuple(torch.cat(grids) for grids in zip(*parts, strict=True))
-    data = pack_codes(codes, [path.name for path in images], tokenizer)
+    codes = code_file.encode(tokenizer, torch.stack(pixels), precision)
+    data = code_file.pack_codes(codes, [path.name for path in images], tokenizer)
     write_bytes(out, data)
     bits, shapes = bits_per_image(tokenizer.spec, codes), [list(grid.shape[1:]) for grid in codes]
     if json:
@@ -82,61 +66,48 @@ def encode(
 
 
 def decode(
-    model: Model,
-    codes: Annotated[Path, typer.Argument(metavar="FILE", help="A file of codes.")],
-    out: Annotated[Path, typer.Option(help="A folder, one file per image; or a .png file with all of them.")],
-    scale: Annotated[
-        int | None,
-        typer.Option(min=1, help="Zoom of a pixel in a .png file.", show_default="1, or 128 pixels per image of many"),
-    ] = None,
-    precision: TokenizerPrecision = "float32",
-    force: Force = False,
-    json: Json = False,
-    device: Device = "cpu",
-) -> None:
+    model: Model, codes: CodesFile, out: ImagesOut, scale: Zoom = None, precision: TokenizerPrecision = "float32",
+    force: Force = False, json: Json = False, device: Device = "cpu",
+) -> None:  # fmt: skip
     """Turn a file of codes back into images.
 
-    Into a folder they are written under the names of the images they are of.
+    In a folder, each image has the name of the file that was encoded.
 
     \b
     Examples:
       chainrule decode runs/vqgan photo.safetensors --out photo.png
       chainrule decode runs/vqgan both.safetensors --out decoded
     """
-    as_file = out.suffix.lower() == ".png"
-    if as_file:
+    if out.suffix.lower() == ".png":
         check_file(out, ".png", force)
     else:
         check_folder(out, force)
         if scale is not None:
             raise ValueError("--scale would be ignored: images in a folder are not enlarged; leave it out")
 
-    import torch
-
-    from ..images import grid, to_pil
-    from ..saving.code_file import read_codes
-    from .pictures import automatic_scale, enlarge, unique_stems, write_png
+    from ..saving import code_file
 
     tokenizer = open_tokenizer(model, device)
-    grids, names = read_codes(codes, tokenizer)
-    fast = tokenizer.packed(precision)
-    parts = []
-    with progress("Decoding", len(names), "images") as done, torch.no_grad():
-        for start in range(0, len(names), BATCH):
-            parts.append(fast.decode(tuple(each[start : start + BATCH].to(device) for each in grids)).cpu())
-            done(start + len(parts[-1]))
-    images = torch.cat(parts)
-    if not as_file:
+    grids, names = code_file.read_codes(codes, tokenizer)
+    files = _write(out, code_file.decode(tokenizer, grids, precision), names, scale)
+    if json:
+        print_json({"out": [str(path) for path in files], "images": len(names)})
+    else:
+        print(f"{out}: {len(names)} {'image' if len(names) == 1 else 'images'}")
+
+
+def _write(out: Path, images: Tensor, names: list[str], scale: int | None) -> list[Path]:
+    """Writes images as one picture or into a folder; returns the files."""
+    from ..images import grid, to_pil
+    from .pictures import automatic_scale, enlarge, unique_stems, write_png
+
+    if out.suffix.lower() != ".png":
         files = [out / f"{stem}.png" for stem in unique_stems([Path(name).stem for name in names])]
         for path, picture in zip(files, to_pil(images), strict=True):
             write_png(path, picture)
-    elif len(images) == 1:
-        files = [out]
+        return files
+    if len(images) == 1:
         write_png(out, to_pil(enlarge(images, scale or 1))[0])
     else:
-        files = [out]
         write_png(out, grid(images, scale=scale or automatic_scale(images.shape[3])))
-    if json:
-        print_json({"out": [str(path) for path in files], "images": len(images)})
-    else:
-        print(f"{out}: {len(images)} {'image' if len(images) == 1 else 'images'}")
+    return [out]

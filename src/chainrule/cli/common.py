@@ -1,73 +1,18 @@
-"""What several commands share: options, the model, image files, progress, and figures in columns."""
+"""What several commands share: opening models, reading images, names of files, and figures in columns."""
 
 from __future__ import annotations
 
 import json
 import re
-import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
-
-import typer
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from ..core import Tokenizer
-    from ..evaluation import FeatureNetwork
     from ..pipeline import Pipeline
-
-Model = Annotated[str, typer.Argument(metavar="MODEL", help="A bundled model, a folder, or a hub id.")]
-Label = Annotated[
-    str | None,
-    typer.Option(help="Class by number or name, for a model with classes; several, with commas, are taken in turn."),
-]
-Text = Annotated[
-    str | None, typer.Option(help="What to draw, for a model of texts; an empty text is nothing in particular.")
-]
-Negative = Annotated[str | None, typer.Option(help="With --guidance: a text to draw away from.", show_default="none")]
-Precision = Annotated[
-    str, typer.Option(help="Of the weights in decoding: float32; transformers also take bfloat16 and int8 (faster).")
-]
-TokenizerPrecision = Annotated[
-    str,
-    typer.Option(
-        "--precision",
-        help="float32; tokenizers with the networks of VQGAN also take bfloat16 (faster, a few other codes).",
-    ),
-]
-Temperature = Annotated[float, typer.Option(help="Below 1 draws more probable images; 0 the most probable codes.")]
-TopK = Annotated[int | None, typer.Option(help="Draw each code among the k most probable.")]
-TopP = Annotated[float | None, typer.Option(help="Draw each code among the fewest that reach this probability.")]
-Guidance = Annotated[
-    float,
-    typer.Option(
-        help="Above 1 draws towards the label or text; 3 is a start. The model must have been trained with "
-        "label_dropout or caption_dropout."
-    ),
-]
-Seed = Annotated[int, typer.Option(help="The same seed gives the same images.")]
-Scale = Annotated[int | None, typer.Option(min=1, help="Zoom of a pixel.", show_default="about 128 pixels per image")]
-Force = Annotated[bool, typer.Option("--force", help="Replace files that exist.")]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-Upscalers = Annotated[
-    list[str] | None,
-    typer.Option(
-        metavar="MODEL", help="An upscaler, for images of twice the size; give it twice for four times the size."
-    ),
-]
-Device = Annotated[str, typer.Option(help="Where to compute: cpu, cuda, cuda:1, mps.")]
-Resize = Annotated[bool, typer.Option("--resize", help="Resize and crop images to the size the model needs.")]
-Features = Annotated[
-    str | None,
-    typer.Option(
-        help="Of the perceptual and the Fréchet distance: efficientnet_lite0, vgg16_lpips or inception (downloaded), "
-        "or none.",
-        show_default="efficientnet_lite0",
-    ),
-]
-
 
 # ---------------------------------------------------------------- in
 
@@ -88,20 +33,20 @@ def open_tokenizer(name: str, device: str = "cpu") -> Tokenizer:
     return load_tokenizer(name, device)
 
 
-def open_upscalers(names: Sequence[str] | None, channels: int, device: str = "cpu") -> Callable[[Tensor], Tensor]:
-    """The option --upscaler: from images uint8 (B, C, H, W) of `channels` to larger ones, or to themselves.
+def open_upscalers(names: Sequence[str] | None, pipeline: Pipeline, device: str) -> Callable[[Tensor], Tensor]:
+    """The option --upscaler: from images of a model, uint8 (B, C, H, W), to larger ones; without names, to themselves.
 
     Raises:
-        ValueError: no such super-resolution, or one of other channels.
+        ValueError: no such upscaler, or one for another number of channels.
     """
     from ..zoo import load_super_resolution
 
-    models = [load_super_resolution(name, device) for name in names or ()]
+    models, channels = [load_super_resolution(name, device) for name in names or ()], pipeline.tokenizer.image_shape[0]
     for name, model in zip(names or (), models, strict=True):
         if model.config.image_channels != channels:
             raise ValueError(
-                f"the super-resolution {name} takes images of {model.config.image_channels} channels "
-                f"(1 grey, 3 colour), those of this model have {channels}; leave --upscaler {name} out"
+                f"the upscaler {name} takes images of {model.config.image_channels} channels (1 grey, 3 colour), and "
+                f"this model draws {channels}; leave --upscaler {name} out"
             )
 
     def upscale(images: Tensor) -> Tensor:
@@ -110,21 +55,6 @@ def open_upscalers(names: Sequence[str] | None, channels: int, device: str = "cp
         return images
 
     return upscale
-
-
-def open_features(name: str | None, device: str = "cpu") -> FeatureNetwork | None:
-    """The option --features; where nothing was chosen and the usual weights are not installed, a warning and None."""
-    from ..evaluation import load_features
-
-    if name == "none":
-        return None
-    try:
-        return load_features(name or "efficientnet_lite0").to(device)
-    except ValueError as error:
-        if name is not None:
-            raise
-        warnings.warn(f"no perceptual distance: {error}", stacklevel=2)
-        return None
 
 
 def check_device(device: str) -> None:

@@ -3,28 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from ..progress import progress
 from .common import (
-    Device,
-    Force,
-    Guidance,
-    Json,
-    Label,
-    Model,
-    Negative,
-    Precision,
-    Resize,
-    Scale,
-    Seed,
-    Temperature,
-    Text,
-    TopK,
-    TopP,
-    Upscalers,
     check_file,
     free_name,
     labels_for,
@@ -34,45 +18,49 @@ from .common import (
     print_table,
     read_image,
 )  # fmt: skip
+from .options import (
+    Device,
+    Force,
+    Json,
+    Label,
+    Model,
+    Negative,
+    Picture,
+    Resize,
+    Scale,
+    Seed,
+    Text,
+    Upscalers,
+    with_sampling,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+Image = Annotated[Path, typer.Argument(metavar="IMAGE", help="The image to complete.")]
+Mask = Annotated[Path | None, typer.Option(help="An image of the same size: its white pixels are kept.")]
+Keep = Annotated[
+    str | None, typer.Option(help="Keep a half (top, bottom, left, right) or a box x0,y0,x1,y1 (without x1, y1).")
+]
+Number = Annotated[int, typer.Option("-n", min=1, help="Number of completions.")]
+Particles = Annotated[
+    int, typer.Option(min=1, help="Candidates per completion, to agree with what is kept further below.")
+]
+Paste = Annotated[
+    bool, typer.Option("--paste", help="Keep known pixels exactly, not as the model's tokenizer sees them.")
+]
 
+
+@with_sampling
 def complete(
-    model: Model,
-    image: Annotated[Path, typer.Argument(metavar="IMAGE", help="The image to complete.")],
-    mask: Annotated[Path | None, typer.Option(help="An image as large: what is white there is kept.")] = None,
-    keep: Annotated[
-        str | None, typer.Option(help="Keep a half (top, bottom, left, right) or a box x0,y0,x1,y1 (without x1, y1).")
-    ] = None,
-    n: Annotated[int, typer.Option("-n", min=1, help="Number of completions.")] = 6,
-    particles: Annotated[
-        int, typer.Option(min=1, help="Candidates per completion, to agree with what is kept further below.")
-    ] = 1,
-    label: Label = None,
-    text: Text = None,
-    negative: Negative = None,
-    temperature: Temperature = 1.0,
-    top_k: TopK = None,
-    top_p: TopP = None,
-    guidance: Guidance = 1.0,
-    precision: Precision = "float32",
-    paste: Annotated[
-        bool, typer.Option("--paste", help="Keep known pixels exactly, not as the model's tokenizer sees them.")
-    ] = False,
-    upscaler: Upscalers = None,
-    seed: Seed = 0,
-    resize: Resize = False,
-    out: Annotated[Path | None, typer.Option(help="A .png file.", show_default="completions.png")] = None,
-    scale: Scale = None,
-    force: Force = False,
-    json: Json = False,
-    device: Device = "cpu",
-) -> None:
+    model: Model, image: Image, mask: Mask = None, keep: Keep = None, n: Number = 6, particles: Particles = 1,
+    label: Label = None, text: Text = None, negative: Negative = None, *, sampling: dict[str, Any],
+    paste: Paste = False, upscaler: Upscalers = None, seed: Seed = 0, resize: Resize = False, out: Picture = None,
+    scale: Scale = None, force: Force = False, json: Json = False, device: Device = "cpu",
+) -> None:  # fmt: skip
     """Complete an image: a picture of the image, of what is kept, and of completions.
 
-    Printed is log p of each whole completion in nats; the greatest is the most probable.
+    The table gives log p of each whole completion in nats; the largest is the most probable.
 
     \b
     Examples:
@@ -96,15 +84,14 @@ def complete(
     pipeline = open_model(model, device)
     labels = labels_for(pipeline, label, n)
     known_image = read_image(image, pipeline, resize)
-    channels, height, width = pipeline.tokenizer.image_shape
-    enlarged = open_upscalers(upscaler, channels, device)
+    _, height, width = pipeline.tokenizer.image_shape
+    enlarged = open_upscalers(upscaler, pipeline, device)
     known = load_mask(mask, height, width) if mask is not None else kept(keep, height, width)
     total = n * pipeline.prior.spec.length
     with progress("Completing", total, "codes") as done:
         completions = pipeline.complete(
-            known_image, known, n, labels, text=text, particles=particles, temperature=temperature, top_k=top_k,
-            top_p=top_p, precision=precision, guidance=guidance, negative=negative, paste=paste, seed=seed,
-            on_image=lambda num_known, _: done(n * num_known),
+            known_image, known, n, labels, text=text, negative=negative, particles=particles, paste=paste, seed=seed,
+            on_image=lambda num_known, _: done(n * num_known), **sampling,
         )  # fmt: skip
         done(total)
     nats = pipeline.log_prob(completions, labels, text=text).tolist()

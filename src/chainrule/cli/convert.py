@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-from .common import Force, Json, print_json
+from .common import print_json
+from .options import Force, Json
 
 
 def convert(

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ..progress import progress
-from .common import Force, Seed, check_folder, print_table
+from .common import check_folder, print_table
+from .options import Force, Seed
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -8,7 +8,8 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from .common import Json, Model, open_model, open_tokenizer, print_json, print_table
+from .common import open_model, open_tokenizer, print_json, print_table
+from .options import Json, Model
 
 
 def models(json: Json = False) -> None:

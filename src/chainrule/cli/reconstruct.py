@@ -2,50 +2,24 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
-import typer
-
-from ..progress import progress
-from .common import (
-    Device,
-    Features,
-    Force,
-    Json,
-    Model,
-    Resize,
-    Scale,
-    TokenizerPrecision,
-    check_file,
-    free_name,
-    open_features,
-    open_tokenizer,
-    print_json,
-    print_table,
-    read_any_image,
-)  # fmt: skip
+from .common import check_file, free_name, open_tokenizer, print_json, print_table, read_any_image
+from .options import Device, Features, Force, Images, Json, Model, Picture, Resize, Scale, TokenizerPrecision
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
 def reconstruct(
-    model: Model,
-    images: Annotated[list[Path], typer.Argument(metavar="IMAGE", help="Image files.")],
-    resize: Resize = False,
-    features: Features = None,
-    out: Annotated[Path | None, typer.Option(help="A .png file.", show_default="reconstructions.png")] = None,
-    scale: Scale = None,
-    precision: TokenizerPrecision = "float32",
-    force: Force = False,
-    json: Json = False,
+    model: Model, images: Images, resize: Resize = False, features: Features = None, out: Picture = None,
+    scale: Scale = None, precision: TokenizerPrecision = "float32", force: Force = False, json: Json = False,
     device: Device = "cpu",
-) -> None:
-    """Encode and decode images: a picture of each, its reconstruction and their difference, and how near they are.
+) -> None:  # fmt: skip
+    """Encode and decode images: a picture of each, its reconstruction and their difference, with figures.
 
-    PSNR in dB and SSIM are greater for better reconstructions, the perceptual distance is less.  The difference is the
-    mean over channels, dark where there is none.  Images may differ in size where the model takes several.
+    PSNR in dB and SSIM are larger for better reconstructions, the perceptual distance is smaller.  The difference is a
+    mean over channels, dark where there is none.  Images may differ in size where the model takes several sizes.
 
     \b
     Examples:
@@ -55,42 +29,33 @@ def reconstruct(
     """
     out = check_file(out or free_name("reconstructions", ".png"), ".png", force)
 
-    import torch
-
-    from ..evaluation import perceptual, psnr, ssim
+    from .. import evaluation
     from ..images import grid
+    from ..scorers import features as networks
     from .pictures import automatic_scale, heat, write_png
 
-    tokenizer = open_tokenizer(model, device).packed(precision)
-    originals = [read_any_image(path, tokenizer, resize)[None] for path in images]
-    network = open_features(features, device)
-    figures, columns, greatest = [], [], 0.0
-    with progress("Reconstructing", len(originals), "images") as done:
-        for index, original in enumerate(originals):
-            original = original.to(device)
-            with torch.no_grad():
-                result = tokenizer.decode(tokenizer.encode(original))
-            figure = {"psnr": psnr(original, result).item(), "ssim": ssim(original, result).item()}
-            if network is not None:
-                figure["perceptual"] = perceptual(original, result, network).item()
-            figures.append(figure)
-            error = (original.float() - result.float()).abs().mean(1)
-            columns.append((original.cpu(), result.cpu(), error.cpu()))
-            greatest = max(greatest, error.max().item())
-            done(index + 1)
-    pictures = [picture.expand(-1, 3, -1, -1) for a, b, error in columns for picture in (a, b, heat(error, greatest))]
-    _, height, width = tokenizer.image_shape
-    write_png(out, grid(_framed(pictures), 3, scale or automatic_scale(max(height, width))))
+    tokenizer = open_tokenizer(model, device)
+    originals = [read_any_image(path, tokenizer, resize) for path in images]
+    name = features or networks.default_features()
+    network = None if name == "none" else networks.load_features(name).to(device)
+    results = evaluation.reconstruct(tokenizer, originals, network, precision)
+    greatest = max(result.error.max().item() for result in results)
+    pictures = [
+        picture.expand(-1, 3, -1, -1)
+        for original, result in zip(originals, results, strict=True)
+        for picture in (original[None], result.image[None], heat(result.error[None], greatest))
+    ]
+    write_png(out, grid(_framed(pictures), 3, scale or automatic_scale(max(tokenizer.image_shape[1:]))))
+    figures = [result.figures() for result in results]
     if json:
         rows = [{"image": str(path)} | figure for path, figure in zip(images, figures, strict=True)]
         title = None if network is None else network.title
         print_json({"out": str(out), "features": title, "greatest_error": greatest, "images": rows})
         return
-    rows = [[str(path), *_words(figure)] for path, figure in zip(images, figures, strict=True)]
-    if len(rows) > 1:
-        rows.append(["mean", *_words({key: sum(f[key] for f in figures) / len(figures) for key in figures[0]})])
-    headers = ["image", "PSNR (dB)", "SSIM"] + ([] if network is None else ["perceptual"])
-    print_table(headers, rows)
+    table = [[str(path), *_words(figure)] for path, figure in zip(images, figures, strict=True)]
+    if len(table) > 1:
+        table.append(["mean", *_words({key: sum(f[key] for f in figures) / len(figures) for key in figures[0]})])
+    print_table(["image", "PSNR (dB)", "SSIM", *([] if network is None else ["perceptual"])], table)
     if network is not None:
         print(f"perceptual distance: {network.title} features")
     print(f"{out}: image, reconstruction, difference (the lightest is {greatest:.1f} of 255)")

@@ -3,27 +3,14 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from ..progress import progress
 from .common import (
-    Device,
-    Force,
-    Guidance,
-    Label,
-    Model,
-    Negative,
-    Precision,
-    Scale,
-    Seed,
-    Temperature,
-    Text,
-    TopK,
-    TopP,
-    Upscalers,
     check_file,
     check_folder,
     file_stem,
@@ -34,74 +21,66 @@ from .common import (
     open_upscalers,
     read_texts,
 )  # fmt: skip
+from .options import Device, Force, Label, Model, Negative, Scale, Seed, Text, Upscalers, with_sampling
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ..pipeline import Pipeline
 
 WATCH_FRAMES = 150
 
+Number = Annotated[
+    int | None, typer.Option("-n", min=1, help="Number of images.", show_default="16, with --texts one per text")
+]
+Texts = Annotated[Path | None, typer.Option(help="A file of texts, one per line; captions are drawn under the images.")]
+Best = Annotated[
+    int | None,
+    typer.Option(
+        min=1, help="Of the -n images of each text or label, keep the K best, judged by the model or --reranker.",
+        metavar="K",
+    ),
+]  # fmt: skip
+BestOf = Annotated[
+    int, typer.Option(min=1, help="Draw K candidates for each image and keep the best one.", metavar="K")
+]
+RerankerName = Annotated[
+    str | None,
+    typer.Option(
+        metavar="MODEL",
+        help="With --best or --best-of: judges images by their text (a reranker, or a public CLIP such as "
+        "openai/clip-vit-base-patch32) or by their label (a classifier).",
+    ),
+]
+DecoderName = Annotated[
+    str | None,
+    typer.Option(metavar="MODEL", help="A tokenizer whose decoder was trained further on the model's codes."),
+]
+Out = Annotated[Path | None, typer.Option(help="A .png file, or with --separate a folder.", show_default="samples.png")]
+Separate = Annotated[bool, typer.Option("--separate", help="One file per image, not enlarged.")]
+Watch = Annotated[Path | None, typer.Option(help="A .gif file of the images as they grow.")]
 
+
+@with_sampling
 def sample(
-    model: Model,
-    n: Annotated[
-        int | None,
-        typer.Option("-n", min=1, help="Number of images.", show_default="16, with --texts one per text"),
-    ] = None,
-    label: Label = None,
-    text: Text = None,
-    texts: Annotated[
-        Path | None, typer.Option(help="A file of texts, one per line; captions are drawn under the images.")
-    ] = None,
-    negative: Negative = None,
-    temperature: Temperature = 1.0,
-    top_k: TopK = None,
-    top_p: TopP = None,
-    guidance: Guidance = 1.0,
-    precision: Precision = "float32",
-    best: Annotated[
-        int | None,
-        typer.Option(
-            min=1,
-            help="Of the -n images of each text or label keep as many, those the model, or --reranker, is surest of.",
-        ),
-    ] = None,
-    best_of: Annotated[int, typer.Option(min=1, help="Draw as many for each of the -n images, keep the best.")] = 1,
-    reranker: Annotated[
-        str | None,
-        typer.Option(
-            metavar="SCORER",
-            help="For --best or --best-of: a trained reranker, or a public CLIP of the hub, that chooses by the text; "
-            "or a classifier, that chooses by the label.",
-        ),
-    ] = None,
-    decoder: Annotated[
-        str | None,
-        typer.Option(metavar="MODEL", help="A tokenizer whose decoder was trained further on the model's codes."),
-    ] = None,
-    upscaler: Upscalers = None,
-    seed: Seed = 0,
-    out: Annotated[
-        Path | None, typer.Option(help="A .png file, or with --separate a folder.", show_default="samples.png")
-    ] = None,
-    separate: Annotated[bool, typer.Option("--separate", help="One file per image, not enlarged.")] = False,
-    watch: Annotated[Path | None, typer.Option(help="A .gif file of the images as they grow.")] = None,
-    scale: Scale = None,
-    force: Force = False,
+    model: Model, n: Number = None, label: Label = None, text: Text = None, texts: Texts = None,
+    negative: Negative = None, *, sampling: dict[str, Any], best: Best = None, best_of: BestOf = 1,
+    reranker: RerankerName = None, decoder: DecoderName = None, upscaler: Upscalers = None, seed: Seed = 0,
+    out: Out = None, separate: Separate = False, watch: Watch = None, scale: Scale = None, force: Force = False,
     device: Device = "cpu",
-) -> None:
+) -> None:  # fmt: skip
     """Draw images and write them as one picture, or one by one.
 
     \b
     Examples:
-      chainrule sample mnist_diagonal_bilstm
       chainrule sample mnist_diagonal_bilstm -n 64 --seed 7 --out digits.png
       chainrule sample mnist_diagonal_bilstm -n 4 --watch growing.gif
-      chainrule sample shapes_gated_pixelcnn --label "red circle,blue square"
-      chainrule sample shapes_gated_pixelcnn --label "red circle" --best-of 4
-      chainrule sample runs/mine --label 3 --guidance 3
-      chainrule sample runs/text --text "a violin, noto style" -n 16 --best 4 --guidance 3 --negative "a drum"
+      chainrule sample shapes_gated_pixelcnn --label "red circle,blue square" --best-of 4
       chainrule sample shapes_parti --text "a red circle" -n 16 --best 4 --reranker shapes_reranker --watch growing.gif
-      chainrule sample runs/mine --label 3 --best-of 4 --reranker runs/classifier
-      chainrule sample runs/text --texts prompts.txt --guidance 3 --precision bfloat16
+      chainrule sample runs/mine --label 3 --guidance 3 --best-of 4 --reranker runs/classifier
       chainrule sample runs/mine -n 100 --separate --out images --temperature 0.9
-      chainrule sample runs/text --text "a violin, noto style" --decoder runs/larger --upscaler runs/double
+      chainrule sample runs/text --text "a violin, noto style" --guidance 3 --negative "a drum" --precision bfloat16
+      chainrule sample runs/text --texts prompts.txt --decoder runs/larger --upscaler runs/double
     """
     if separate:
         out = check_folder(out or free_name(f"{file_stem(Path(model).name)}-samples"), force)
@@ -109,13 +88,41 @@ def sample(
         out = check_file(out or free_name("samples", ".png"), ".png", force)
     if watch is not None:
         check_file(watch, ".gif", force, "--watch")
-    if text is not None and texts is not None:
-        raise ValueError("--text and --texts exclude each other: leave one of them out")
+    _check_choice(best, best_of, wanted=bool(label is not None or text or texts), reranker=reranker, watch=watch)
+    n, captions = _captions(n, text, texts)
+    pipeline = open_model(model, device)
+    if decoder is not None:
+        pipeline = pipeline.with_tokenizer(open_tokenizer(decoder, device))
+    labels, enlarged = labels_for(pipeline, label, n), open_upscalers(upscaler, pipeline, device)
+    judge = _judge(pipeline, reranker, captions, labels) if best is not None or best_of > 1 else None
+    groups = None if best is None else images_per_wish(captions or labels, best)
+    film, since = Film(pipeline, n, watch is not None), time.monotonic()
+    with progress("Sampling", n * best_of * film.length, "codes") as done:
+        images = pipeline.sample(
+            n, labels, text=captions, negative=negative, best_of=best_of, scorer=judge if best_of > 1 else None,
+            seed=seed, on_image=film.watching(done), **sampling,
+        )  # fmt: skip
+    film.frames.append(images)
+    if groups is not None:
+        scores = judge(images).tolist()
+        kept = [i for group in groups for i in sorted(group, key=lambda i: -scores[i])[:best]]
+        images, film.frames = images[kept], [frame[kept] for frame in film.frames]
+        captions = [captions[index] for index in kept] if captions is not None else None
+    seconds = time.monotonic() - since
+    _write(out, enlarged(images), None if texts is None else captions, separate, scale)
+    count = f"{len(images)} image{'s' * (len(images) > 1)}" + (f" of {n}" if best is not None else "")
+    print(f"{out}: {count} in {seconds:.1f} s ({n * best_of * film.length / seconds:,.0f} codes/s)")
+    if watch is not None:
+        film.write(watch, scale)
+
+
+def _check_choice(best: int | None, best_of: int, *, wanted: bool, reranker: str | None, watch: Path | None) -> None:
+    """Raises ValueError where the options for keeping the best images do not fit each other."""
     if best is not None and best_of > 1:
         raise ValueError("--best keeps some of the -n images, --best-of one for each of them: leave one of them out")
     choosing = best is not None or best_of > 1
-    if choosing and label is None and not text and texts is None:
-        raise ValueError("the images whose label or text the model is surest of are to be kept: give --label, --text")
+    if choosing and not wanted:
+        raise ValueError("the best images are those that fit their label or text best: give --label, --text or --texts")
     if reranker is not None and not choosing:
         raise ValueError(
             "--reranker would be ignored: it chooses among images; say how many to keep, as -n 16 --best 4"
@@ -123,89 +130,92 @@ def sample(
     if best_of > 1 and watch is not None:
         raise ValueError("--watch would show images that --best-of then rejects; leave one of them out")
 
+
+def _captions(n: int | None, text: str | None, texts: Path | None) -> tuple[int, list[str] | None]:
+    """The number of images, and the text of each if any was given."""
+    if text is not None and texts is not None:
+        raise ValueError("--text and --texts exclude each other: leave one of them out")
+    captions = [text] if text is not None else None if texts is None else read_texts(texts)
+    n = n or (16 if texts is None else len(captions))
+    if captions is None:
+        return n, None
+    if len(captions) > n:
+        raise ValueError(f"{len(captions)} texts are too many for {n} images")
+    return n, [captions[index % len(captions)] for index in range(n)]
+
+
+def _judge(
+    pipeline: Pipeline, reranker: str | None, captions: list[str] | None, labels: list[int] | None
+) -> Callable[[Tensor], Tensor]:
+    """What scores images by their captions or labels: a reranker, or the model itself."""
     import torch
 
-    from ..images import grid, to_pil
     from ..scorers import load_scorer
-    from .pictures import automatic_scale, captioned, drawn, enlarge, hide, write_gif, write_png
 
-    captions = [text] if text is not None else None
-    if texts is not None:
-        captions = read_texts(texts)
-    n = n or (16 if texts is None else len(captions))
-    if captions is not None:
-        if len(captions) > n:
-            raise ValueError(f"{len(captions)} texts are too many for {n} images")
-        captions = [captions[index % len(captions)] for index in range(n)]
-    pipeline = open_model(model, device)
-    if decoder is not None:
-        pipeline = pipeline.with_tokenizer(open_tokenizer(decoder, device))
-    labels = labels_for(pipeline, label, n)
-    channels, height, width = pipeline.tokenizer.image_shape
-    enlarged = open_upscalers(upscaler, channels, device)
-    spec = pipeline.prior.spec
-    every = -(-spec.length // WATCH_FRAMES)
-    groups = images_per_wish(captions or labels, best) if best is not None else []
-    frames, num_drawn, judge = [], 0, None
-    if reranker is not None:
-        judges = load_scorer(reranker, device)
-        kind, wanted = ("labels", labels) if captions is None else ("texts", captions)
-        if not hasattr(judges, f"for_{kind}"):
-            raise ValueError(f"the scorer {reranker} does not choose by {kind}")
-        judge = getattr(judges, f"for_{kind}")(wanted)
-    elif choosing:
-
-        def judge(images):
-            if captions is not None:
-                return pipeline.agreement(images, captions, labels).cpu()
-            return pipeline.classify(images).cpu()[torch.arange(n), torch.tensor(labels)]
-
-    since = time.monotonic()
-    with progress("Sampling", n * best_of * spec.length, "codes") as done:
-
-        def watching(num_known, images):
-            nonlocal num_drawn
-            num_drawn += n
-            done(num_drawn)
-            if watch is not None and num_known % every == 0:
-                frames.append(hide(images(), drawn(spec, num_known, height, width)))
-
-        images = pipeline.sample(
-            n, labels, text=captions, temperature=temperature, top_k=top_k, top_p=top_p, precision=precision,
-            guidance=guidance, negative=negative, best_of=best_of, scorer=judge if best_of > 1 else None,
-            seed=seed, on_image=watching,
-        )  # fmt: skip
-    if best is not None:
-        scores = judge(images).tolist()
-        kept = [i for group in groups for i in sorted(group, key=lambda i: -scores[i])[:best]]
-        images, frames = images[kept], [frame[kept] for frame in frames]
-        captions = [captions[index] for index in kept] if captions is not None else None
-    seconds = time.monotonic() - since
-    pictures = enlarged(images)
-    zoom = scale or automatic_scale(pictures.shape[-1])
-    if separate:
-        digits = len(str(len(pictures) - 1))
-        for index, picture in enumerate(to_pil(enlarge(pictures, scale or 1))):
-            write_png(out / f"{index:0{digits}d}.png", picture)
-    elif texts is not None:
-        write_png(out, captioned(pictures.cpu(), captions, zoom))
-    else:
-        write_png(out, grid(pictures, scale=zoom))
-    rate = n * best_of * spec.length / seconds
-    what = "1 image" if len(images) == 1 else f"{len(images)} images"
-    print(f"{out}: {what}{f' of {n}' if best is not None else ''} in {seconds:.1f} s ({rate:,.0f} codes/s)")
-    if watch is not None:
-        zoom = scale or automatic_scale(width)
-        write_gif(watch, [grid(each, scale=zoom) for each in [*frames, images]])
-        print(f"{watch}: {len(frames) + 1} frames")
+    if reranker is None and captions is not None:
+        return lambda images: pipeline.agreement(images, captions, labels).cpu()
+    if reranker is None:
+        return lambda images: pipeline.classify(images).cpu()[torch.arange(len(images)), torch.tensor(labels)]
+    scorer = load_scorer(reranker, str(pipeline.device))
+    kind, wanted = ("labels", labels) if captions is None else ("texts", captions)
+    if not hasattr(scorer, f"for_{kind}"):
+        raise ValueError(f"{reranker} does not judge images by {kind}")
+    return getattr(scorer, f"for_{kind}")(wanted)
 
 
 def images_per_wish(wishes: list[str] | list[int], best: int) -> list[list[int]]:
     """Numbers of the images of each text or label; raises ValueError where they are fewer than are to be kept."""
-    groups = {}
+    groups: dict[str | int, list[int]] = {}
     for index, wish in enumerate(wishes):
         groups.setdefault(wish, []).append(index)
     for wish, group in groups.items():
         if len(group) < best:
             raise ValueError(f"--best {best} is more than the images drawn of {wish!r}, {len(group)}: raise -n")
     return list(groups.values())
+
+
+class Film:
+    """Follows images as they are drawn: counts codes, and keeps frames if they are wanted."""
+
+    def __init__(self, pipeline: Pipeline, count: int, wanted: bool) -> None:
+        self.spec, self.count, self.wanted = pipeline.prior.spec, count, wanted
+        self.size, self.length = pipeline.tokenizer.image_shape[1:], pipeline.prior.spec.length
+        self.frames: list[Tensor] = []
+
+    def watching(self, done: Callable[[int], None]) -> Callable[[int, Callable[[], Tensor]], None]:
+        """The `on_image` of `Pipeline.sample`; `done` receives the number of codes drawn so far."""
+        from .pictures import drawn, hide
+
+        every, num_drawn = -(-self.length // WATCH_FRAMES), 0
+
+        def on_image(num_known: int, images: Callable[[], Tensor]) -> None:
+            nonlocal num_drawn
+            done(num_drawn := num_drawn + self.count)
+            if self.wanted and num_known % every == 0:
+                self.frames.append(hide(images(), drawn(self.spec, num_known, *self.size)))
+
+        return on_image
+
+    def write(self, path: Path, scale: int | None) -> None:
+        from ..images import grid
+        from .pictures import automatic_scale, write_gif
+
+        zoom = scale or automatic_scale(self.size[1])
+        write_gif(path, [grid(frame, scale=zoom) for frame in self.frames])
+        print(f"{path}: {len(self.frames)} frames")
+
+
+def _write(out: Path, images: Tensor, captions: list[str] | None, separate: bool, scale: int | None) -> None:
+    """Writes a folder of images, or one picture of all, with captions if any are given."""
+    from ..images import grid, to_pil
+    from .pictures import automatic_scale, captioned, enlarge, write_png
+
+    zoom = scale or automatic_scale(images.shape[-1])
+    if separate:
+        digits = len(str(len(images) - 1))
+        for index, picture in enumerate(to_pil(enlarge(images, scale or 1))):
+            write_png(out / f"{index:0{digits}d}.png", picture)
+    elif captions is not None:
+        write_png(out, captioned(images.cpu(), captions, zoom))
+    else:
+        write_png(out, grid(images, scale=zoom))

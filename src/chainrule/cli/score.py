@@ -3,56 +3,39 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ..progress import progress
-from .common import (
-    Device,
-    Force,
-    Json,
-    Label,
-    Model,
-    Resize,
-    Text,
-    check_file,
-    check_folder,
-    labels_for,
-    open_model,
-    print_json,
-    print_table,
-    read_image,
-)  # fmt: skip
+from .common import check_file, check_folder, labels_for, open_model, print_json, print_table, read_image
+from .options import Device, Force, Images, Json, Label, Model, Resize, Text
 
-BATCH = 32
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ..evaluation.scoring import Scores
+
+Map = Annotated[
+    Path | None,
+    typer.Option(help="Write the surprise at each pixel: a .png of all images, or a folder with one file each."),
+]
+Binarize = Annotated[
+    bool, typer.Option("--binarize", help="Draw black and white pixels by their grey first (needs --seed).")
+]
+Seed = Annotated[int | None, typer.Option(help="Of --binarize.")]
+Scale = Annotated[int | None, typer.Option(min=1, help="Zoom of --map.", show_default="about 128 pixels per image")]
 
 
 def score(
-    model: Model,
-    images: Annotated[list[Path], typer.Argument(metavar="IMAGE", help="Image files.")],
-    label: Label = None,
-    text: Text = None,
-    map: Annotated[
-        Path | None,
-        typer.Option(help="Write the surprise at each pixel: a .png of all images, or a folder with one file each."),
-    ] = None,
-    resize: Resize = False,
-    binarize: Annotated[
-        bool, typer.Option("--binarize", help="Draw black and white pixels by their grey first (needs --seed).")
-    ] = False,
-    seed: Annotated[int | None, typer.Option(help="Of --binarize.")] = None,
-    scale: Annotated[
-        int | None, typer.Option(min=1, help="Zoom of --map.", show_default="about 128 pixels per image")
-    ] = None,
-    force: Force = False,
-    json: Json = False,
+    model: Model, images: Images, label: Label = None, text: Text = None, map: Map = None, resize: Resize = False,
+    binarize: Binarize = False, seed: Seed = None, scale: Scale = None, force: Force = False, json: Json = False,
     device: Device = "cpu",
-) -> None:
-    """Score images: -log p in nats and in bits per dimension, less is more probable.
+) -> None:  # fmt: skip
+    """Score images: -log p in nats; less is more probable.
 
-    Pixels are read to the nearest level of the model: a binary model takes 128 and more as on, if --binarize does not
-    draw them.  A map is dark where the model expected what it saw, and light where it was surprised.
+    A model of pixels also gives bits per dimension, a model of codes the bits of an image's codes.  Pixels are rounded
+    to the nearest level of the model: a binary model reads 128 and more as on, unless --binarize draws them.  A map is
+    dark where the model expected the image, and light where it was surprised.
 
     \b
     Examples:
@@ -66,48 +49,48 @@ def score(
         raise ValueError("--scale would be ignored without --map; leave it out")
     if binarize != (seed is not None):
         raise ValueError("--binarize draws at random by --seed, and nothing else does: give both or neither")
-    as_file = map is not None and map.suffix.lower() == ".png"
     if map is not None:
-        check_file(map, ".png", force, "--map") if as_file else check_folder(map, force, "--map")
+        check_file(map, ".png", force, "--map") if _is_png(map) else check_folder(map, force, "--map")
 
     import torch
+
+    from .. import data
+    from ..evaluation.scoring import score as score_images
 
     pipeline = open_model(model, device)
     labels = labels_for(pipeline, label, len(images))
     pixels = torch.stack([read_image(path, pipeline, resize) for path in images])
     if binarize:
-        from .. import data
-
         pixels = data.binarize(pixels, "sample", torch.Generator().manual_seed(seed))
-    nats, surprises = [], []
-    with progress("Scoring", len(images), "images") as done:
-        for start in range(0, len(images), BATCH):
-            batch = pixels[start : start + BATCH]
-            chosen = None if labels is None else labels[start : start + BATCH]
-            nats += (-pipeline.log_prob(batch, chosen, text=text)).tolist()
-            if map is not None:
-                surprises.append(pipeline.surprise(batch, chosen, text=text).cpu())
-            done(start + len(batch))
-    bits = [pipeline.bits_per_dim(value) for value in nats]
-    greatest = 0.0
+    scores = score_images(pipeline, pixels, labels, text, surprise=map is not None)
     if map is not None:
-        maps = torch.cat(surprises)
-        greatest = maps.max().item()
-        _write_maps(map, as_file, images, pixels, maps, greatest, scale)
+        _write_maps(map, images, pixels, scores.surprise, scale)
+    _print(images, scores, map, json)
+
+
+def _print(paths: list[Path], scores: Scores, map: Path | None, json: bool) -> None:
+    learned = scores.bits_per_dim is None
+    bits = (scores.bits_of_codes if learned else scores.bits_per_dim).tolist()
+    nats, key = scores.nats.tolist(), "bits_of_codes" if learned else "bits_per_dim"
+    greatest = None if scores.surprise is None else scores.surprise.max().item()
     if json:
-        rows = zip(images, nats, bits, strict=True)
-        figures = [{"image": str(path), "nats": a, "bits_per_dim": b} for path, a, b in rows]
+        figures = [{"image": str(path), "nats": a, key: b} for path, a, b in zip(paths, nats, bits, strict=True)]
         print_json({"images": figures} | ({} if map is None else {"map": str(map), "greatest_surprise": greatest}))
         return
-    rows = [[str(path), f"{a:.2f}", f"{b:.4f}"] for path, a, b in zip(images, nats, bits, strict=True)]
-    if len(images) > 1:
-        rows.append(["mean", f"{sum(nats) / len(nats):.2f}", f"{sum(bits) / len(bits):.4f}"])
-    print_table(["image", "nats", "bits/dim"], rows)
+    digits = 1 if learned else 4
+    rows = [[str(path), f"{a:.2f}", f"{b:.{digits}f}"] for path, a, b in zip(paths, nats, bits, strict=True)]
+    if len(paths) > 1:
+        rows.append(["mean", f"{sum(nats) / len(nats):.2f}", f"{sum(bits) / len(bits):.{digits}f}"])
+    print_table(["image", "nats", "bits of codes" if learned else "bits/dim"], rows)
     if map is not None:
         print(f"{map}: surprise per pixel, dark is 0 and the lightest {greatest:.2f} nats")
 
 
-def _write_maps(map, as_file, paths, pixels, maps, greatest, scale) -> None:
+def _is_png(path: Path) -> bool:
+    return path.suffix.lower() == ".png"
+
+
+def _write_maps(map: Path, paths: list[Path], pixels: Tensor, surprise: Tensor, scale: int | None) -> None:
     import torch
 
     from ..images import grid, to_pil
@@ -115,8 +98,8 @@ def _write_maps(map, as_file, paths, pixels, maps, greatest, scale) -> None:
 
     height, width = pixels.shape[2:]
     scale = scale or automatic_scale(width)
-    colours = heat(stretch(maps, height, width), greatest)
-    if as_file:  # each image beside its map
+    colours = heat(stretch(surprise, height, width), surprise.max().item())
+    if _is_png(map):  # each image beside its map
         pairs = torch.stack([pixels.expand(-1, 3, -1, -1), colours], dim=1).flatten(0, 1)
         write_png(map, grid(pairs, columns=2 * max(1, round((len(paths) / 2) ** 0.5)), scale=scale))
         return

@@ -9,7 +9,8 @@ from typing import Annotated
 
 import typer
 
-from .common import Json, print_json
+from .common import print_json
+from .options import Json
 
 
 def train(

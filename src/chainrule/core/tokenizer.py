@@ -23,6 +23,11 @@ class Tokenizer(nn.Module, ABC):
     spec: CodeSpec
     image_shape: tuple[int, int, int]
 
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are; a tokenizer without weights computes on the CPU."""
+        return next((tensor.device for tensor in self.state_dict().values()), torch.device("cpu"))
+
     @abstractmethod
     def encode(self, images: Tensor) -> Codes:
         """uint8 (B, C, H, W) -> codes of `spec`."""

@@ -1,17 +1,18 @@
-"""What `chainrule evaluate` does with a model and a data set, up to the record."""
+"""`evaluate`: the figures of a model on a whole data set, with all that is needed to repeat them."""
 
 from __future__ import annotations
 
-import shlex
+import math
+import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..core import LearnedTokenizer, Tokenizer
 from ..data import Batch, DataConfig, ImageDataset, binarize, load
@@ -21,44 +22,109 @@ from ..pipeline import Pipeline
 from ..progress import progress
 from ..saving.folder import tokenizer_hash
 from ..saving.hub import find
-from ..strict import build_dataclass
-from ..zoo import read_card
-from . import generation_quality, likelihood, load_features, pooled_features, tokenizer_quality
-from .records import LikelihoodRecord, SampleSettings, SamplesRecord, TokenizerRecord, weights_sha256
+from ..scorers import features as networks
+from . import generation_quality, likelihood, pooled_features, tokenizer_quality
+from .plan import Plan, open_model, plan
+from .records import LikelihoodRecord, Record, SampleSettings, SamplesRecord, TokenizerRecord, weights_sha256
 
 
-def measure_likelihood(
-    pipeline: Pipeline, model: str, config: DataConfig, limit: int | None, seeds: tuple[int, ...], batch_size: int,
-    settings: SampleSettings | None = None,
-) -> LikelihoodRecord:  # fmt: skip
-    """The likelihood of a data set, and with `settings` the quality of images drawn, recorded; raises ValueError where
-    the model cannot read the data set or draw so."""
-    dataset = _load(config, limit)
+def evaluate(model: str | os.PathLike, device: str = "cpu", **options: Any) -> Record:
+    """Measures a model on a whole split of a data set.
+
+        record = evaluate("mnist_pixelcnn", split="test", limit=1000)
+        record.likelihood.nats  # -log p per image
+        evaluate("emoji_gpt", samples=2000, against="train", sampling={"guidance": 2.0}).samples.quality.frechet
+        evaluate("emoji_vqgan", data="emoji").tokenizer.psnr
+
+    Args:
+        model: a bundled model, a folder, or a hub id.
+        device: where it computes.
+        options: fields of `EvaluationSettings`.
+
+    Returns:
+        A `LikelihoodRecord` of a model with a prior, a `TokenizerRecord` of a tokenizer alone; `to_json()` can be
+        written to a file, and `repeat` measures it again.
+
+    Raises:
+        ValueError: no such model or data set, images that the model cannot take, or an option that would be ignored.
+    """
+    return measure(plan(model, device, **options))
+
+
+def repeat(
+    record: Record, model: str | os.PathLike | None = None, data: str | None = None, device: str = "cpu"
+) -> Record:  # fmt: skip
+    """Measures again what a record says; `record.differences(repeat(record))` is empty if the figures agree.
+
+    Args:
+        record: see `read_record`.
+        model: in place of the recorded one.
+        data: the source of the images in place of the recorded one.
+        device: where it computes.
+
+    Raises:
+        ValueError: as `evaluate`, or a model of another kind than the recorded one.
+    """
+    name = os.fspath(model or record.model)
+    loaded, options = open_model(name, device), {}
+    if isinstance(record, TokenizerRecord) != isinstance(loaded, Tokenizer):
+        raise ValueError(
+            f"a tokenizer without a prior and a model with one cannot be compared: {name} is not the kind of "
+            f"{record.model} in the record"
+        )
+    if isinstance(record, LikelihoodRecord):
+        options = {"seeds": record.seeds, "samples": record.samples and record.samples.settings}
+    elif isinstance(record, TokenizerRecord):
+        options = {"features": record.features}
+    images = replace(record.data, source=data or record.data.source)
+    return measure(Plan(
+        model=loaded, name=name, data=images, limit=record.limit, batch_size=record.batch_size, **options
+    ))  # fmt: skip
+
+
+def measure(plan: Plan) -> Record:
+    """Carries out an evaluation; errors as `evaluate`."""
+    record = _tokenizer(plan) if isinstance(plan.model, Tokenizer) else _pipeline(plan)
+    for name, (value, _) in record.figures().items():
+        if not math.isfinite(value):
+            raise ValueError(f"the {name} of {plan.name} is {value}: its weights may be damaged")
+    return record
+
+
+def _tokenizer(plan: Plan) -> TokenizerRecord:
+    """What a tokenizer keeps of a data set."""
+    tokenizer, dataset = plan.model, _load(plan.data, plan.limit)
+    try:
+        tokenizer.check_images(dataset.images[:1])
+    except ValueError as error:
+        raise ValueError(f"{dataset.name}: {error}; {_resizing(tokenizer)}") from error
+    network = None if plan.features == "none" else networks.load_features(plan.features).to(tokenizer.device)
+    with progress("Evaluating", len(dataset), "images") as done:
+        result = tokenizer_quality(tokenizer, dataset, network, plan.batch_size, done)
+    return TokenizerRecord(tokenizer=result, features=plan.features, **_common(plan, dataset))
+
+
+def _pipeline(plan: Plan) -> LikelihoodRecord:
+    """The likelihood of a data set, and the quality of samples if they are asked for."""
+    pipeline, dataset = plan.model, _load(plan.data, plan.limit)
     _check(pipeline, dataset)
-    samples = None if settings is None else _measure_samples(pipeline, config, dataset, batch_size, settings)
-    with progress("Evaluating", len(dataset) * max(1, len(seeds)), "images") as done:
+    samples = None if plan.samples is None else _measure_samples(plan, dataset, plan.samples)
+    with progress("Evaluating", len(dataset) * max(1, len(plan.seeds)), "images") as done:
         result = likelihood(
             lambda batch: pipeline.log_prob(batch.images, **_conditions(pipeline, batch)),
-            dataset, config.binarize, seeds or (0,), batch_size, done,
+            dataset, plan.data.binarize, plan.seeds or (0,), plan.batch_size, done,
         )  # fmt: skip
-    bits, error = pipeline.bits_per_dim, result.standard_error
-    learned = isinstance(pipeline.tokenizer, LearnedTokenizer)
-    options = ["--binarize", config.binarize]
-    if seeds:
-        options += ["--seeds", str(len(seeds))]
-    if settings is not None:
-        options += settings.options()
-    elif seeds:
-        options += ["--seed", str(seeds[0])]
+    learned, error = isinstance(pipeline.tokenizer, LearnedTokenizer), result.standard_error
+    bits = (lambda nats: None) if learned else pipeline.bits_per_dim
     return LikelihoodRecord(
         likelihood=result,
         bits_per_dim=bits(result.nats),
         bits_per_dim_standard_error=None if error is None else bits(error),
-        seeds=seeds,
+        seeds=plan.seeds,
         nats_per_code=result.nats_per_code(pipeline.tokenizer.spec.length) if learned else None,
         bits_per_image=result.bits_per_image if learned else None,
         samples=samples,
-        **_common(pipeline.prior, model, config, dataset, limit, batch_size, options),
+        **_common(plan, dataset),
     )
 
 
@@ -68,7 +134,7 @@ def _check(pipeline: Pipeline, dataset: ImageDataset) -> None:
         (_, h0, w0), (_, h1, w1) = dataset.image_shape, pipeline.tokenizer.image_shape
         raise ValueError(
             f"the images of {dataset.name} are {h0}x{w0} but this model needs {h1}x{w1} (height x width); "
-            f"add --size {h1}x{w1} to resize and crop them"
+            f"{_resizing(pipeline.tokenizer)}"
         )
     classes = pipeline.num_classes
     if classes and dataset.num_classes != classes:
@@ -77,6 +143,11 @@ def _check(pipeline: Pipeline, dataset: ImageDataset) -> None:
         )
     if _reads(pipeline) and dataset.texts is None:
         raise ValueError(f"this model needs captions, but {dataset.name} has none")
+
+
+def _resizing(tokenizer: Tokenizer) -> str:
+    _, height, width = tokenizer.image_shape
+    return f"add --size {height}x{width}, in Python size=({height}, {width}), to resize and crop them"
 
 
 def _reads(pipeline: Pipeline) -> bool:
@@ -91,11 +162,10 @@ def _conditions(pipeline: Pipeline, batch: Batch) -> dict[str, Any]:
     }
 
 
-def _measure_samples(
-    pipeline: Pipeline, config: DataConfig, dataset: ImageDataset, batch_size: int, settings: SampleSettings
-) -> SamplesRecord:
+def _measure_samples(plan: Plan, dataset: ImageDataset, settings: SampleSettings) -> SamplesRecord:
     """Draws images and compares them with `dataset`, or with another split of it."""
-    network = load_features(settings.features).to(pipeline.device)
+    pipeline, config = plan.model, plan.data
+    network = networks.load_features(settings.features).to(pipeline.device)
     if settings.against is not None:
         dataset = _load(replace(config, split=settings.against), None)
         _check(pipeline, dataset)
@@ -104,7 +174,7 @@ def _measure_samples(
             f"at least 4 samples and 4 images are needed to compare them, got {settings.count} and {len(dataset)}"
         )
     since = time.monotonic()
-    generated = _draw(pipeline, dataset, batch_size, settings)
+    generated = _draw(pipeline, dataset, plan.batch_size, settings)
     seconds = time.monotonic() - since
     real = binarize(dataset.images, config.binarize, torch.Generator().manual_seed(settings.seed))
     seed = settings.seed if config.binarize == "sample" else None  # otherwise the images are the same with any
@@ -151,93 +221,22 @@ def _draw(pipeline: Pipeline, dataset: ImageDataset, batch_size: int, settings: 
     return torch.cat(found)
 
 
-def measure_tokenizer(
-    tokenizer: Tokenizer, model: str, config: DataConfig, limit: int | None, features: str, batch_size: int,
-    device: str,
-) -> TokenizerRecord:  # fmt: skip
-    """What a tokenizer keeps of a data set, recorded; raises ValueError where it cannot take its images.
-
-    Args:
-        features: a name for `load_features`, or "none".
-    """
-    dataset = _load(config, limit)
-    try:
-        tokenizer.check_images(dataset.images[:1])
-    except ValueError as error:
-        _, height, width = tokenizer.image_shape
-        raise ValueError(f"{dataset.name}: {error}; add --size {height}x{width} to resize and crop them") from error
-    network = None if features == "none" else load_features(features).to(device)
-    with progress("Evaluating", len(dataset), "images") as done:
-        quality = tokenizer_quality(tokenizer, dataset, network, batch_size, done)
-    return TokenizerRecord(
-        tokenizer=quality,
-        features=features,
-        **_common(tokenizer, model, config, dataset, limit, batch_size, ["--features", features]),
-    )
-
-
-def data_config(
-    model: str, image_shape: tuple[int, int, int], source: str | None, split: str | None, size: str | None,
-    binarize: str | None, strict: bool,
-) -> DataConfig:  # fmt: skip
-    """The images to evaluate on: as the model's recipe has them, but for what the options say."""
-    recipe = read_card(model).get("recipe")
-    recipe = recipe if isinstance(recipe, Mapping) else {}
-    values: dict[str, Any] = dict(recipe.get("data") or {})
-    if source is not None:
-        if source != values.get("source"):  # the columns are those of another table
-            values |= {"image_column": None, "label_column": None, "text_column": None}
-        values["source"] = source
-    if "source" not in values:
-        raise ValueError(f"{model} does not say what it was trained on; give --data")
-    channels, height, width = image_shape
-    if size is not None:
-        values["size"] = _size(size)
-    elif values["source"] == "shapes":
-        values["size"] = [height, width]
-    values |= {
-        "split": split or (recipe.get("evaluation") or {}).get("split") or "test",
-        "channels": channels,
-        "flip": False,
-        "strict": strict,
-    }
-    if binarize is not None:
-        values["binarize"] = binarize
-    return build_dataclass(DataConfig, values, "evaluate")
-
-
-def _size(text: str) -> list[int]:
-    try:
-        numbers = [int(part) for part in text.split("x")]
-        height, width = numbers * 2 if len(numbers) == 1 else numbers
-    except ValueError:
-        raise ValueError(f"--size must be a number such as 28, or height x width such as 28x32, got {text!r}") from None
-    return [height, width]
-
-
 def _load(config: DataConfig, limit: int | None) -> ImageDataset:
     dataset = load(config)
     return dataset if limit is None else dataset.slice(0, limit)
 
 
-def _common(
-    part: nn.Module, model: str, config: DataConfig, dataset: ImageDataset, limit: int | None, batch_size: int,
-    options: list[str],
-) -> dict[str, Any]:  # fmt: skip
+def _common(plan: Plan, dataset: ImageDataset) -> dict[str, Any]:
     """What every record says."""
-    words = ["chainrule", "evaluate", model, "--data", config.source, "--split", config.split]
-    if config.size is not None:
-        words += ["--size", "{}x{}".format(*config.height_width)]
-    if limit is not None:
-        words += ["--limit", str(limit)]
+    part = plan.model if isinstance(plan.model, Tokenizer) else plan.model.prior
     return {
-        "command": shlex.join([*words, *options, "--batch-size", str(batch_size)]),
-        "model": model,
-        "model_sha256": weights_sha256(find(model)),
-        "data": config,
+        "command": plan.command(),
+        "model": plan.name,
+        "model_sha256": weights_sha256(find(plan.name)),
+        "data": plan.data,
         "data_name": dataset.name,
         "fingerprint": dataset.fingerprint,
-        "limit": limit,
-        "batch_size": batch_size,
+        "limit": plan.limit,
+        "batch_size": plan.batch_size,
         "dtype": str(next((value.dtype for value in part.parameters()), "none")).removeprefix("torch."),
     }

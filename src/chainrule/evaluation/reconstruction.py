@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ..core import Tokenizer
 from ..data import ImageDataset
+from ..progress import progress
 from ..scorers.features import FeatureNetwork, perceptual_distance
 from .codebook import CodebookUse, CodeCounts, bits_per_image
 from .frechet import frechet_distance
@@ -91,6 +92,59 @@ def _check(a: Tensor, b: Tensor) -> None:
         )
 
 
+# ---------------------------------------------------------------- of single images
+
+
+@dataclass(frozen=True)
+class ReconstructedImage:
+    """An image after encoding and decoding, and how near it is to the original.
+
+    image:      uint8 (C, H, W)
+    error:      absolute difference from the original, mean over channels, float (H, W), 0..255
+    psnr, ssim: in dB, and at most 1; larger is better
+    perceptual: `perceptual_distance`, smaller is better; None: not measured
+    """
+
+    image: Tensor
+    error: Tensor
+    psnr: float
+    ssim: float
+    perceptual: float | None
+
+    def figures(self) -> dict[str, float]:
+        """The figures that were measured, by name."""
+        found = {"psnr": self.psnr, "ssim": self.ssim, "perceptual": self.perceptual}
+        return {name: value for name, value in found.items() if value is not None}
+
+
+@torch.no_grad()
+def reconstruct(
+    tokenizer: Tokenizer, images: Sequence[Tensor], network: FeatureNetwork | None = None, precision: str = "float32"
+) -> list[ReconstructedImage]:
+    """Encodes and decodes images, one by one: they may differ in size.
+
+    Args:
+        tokenizer: on any device.
+        images: uint8 (C, H, W) each.
+        network: features of the perceptual distance, on the same device; None: it is not measured.
+        precision: of the tokenizer, see `Tokenizer.packed`.
+
+    Raises:
+        ValueError: images that the tokenizer or SSIM cannot take, or a precision that it does not compute in.
+    """
+    packed, found = tokenizer.packed(precision), []
+    with progress("Reconstructing", len(images), "images") as done:
+        for image in images:
+            original = image[None].to(tokenizer.device)
+            result = packed.decode(packed.encode(original))
+            distance = None if network is None else perceptual(original, result, network).item()
+            error = (original.float() - result.float()).abs().mean(1)[0].cpu()
+            figures = psnr(original, result).item(), ssim(original, result).item(), distance
+            found.append(ReconstructedImage(result[0].cpu(), error, *figures))
+            done(len(found))
+    return found
+
+
 # ---------------------------------------------------------------- over a data set
 
 
@@ -152,7 +206,7 @@ def tokenizer_quality(
         raise ValueError(
             f"images (2 for a Fréchet distance) and batch_size must be at least 1, got {count} and {batch_size}"
         )
-    device = next((tensor.device for tensor in tokenizer.state_dict().values()), torch.device("cpu"))
+    device = tokenizer.device
     counts, seconds, bits = CodeCounts(tokenizer.spec), [0.0, 0.0], 0.0
     rows: dict[str, list[Tensor]] = {name: [] for name in ("psnr", "ssim", "perceptual", "images", "reconstructions")}
     for start in range(0, count, batch_size):

@@ -143,14 +143,15 @@ class LikelihoodRecord(Record):
     """Of a model with a prior.
 
     likelihood:     the figure, in nats per image
-    bits_per_dim:   the same per channel of a pixel, with its standard error
+    bits_per_dim:   of a model of pixels, the same in bits per channel of a pixel, with its standard error; None for a
+                    learned tokenizer, whose codes are not the whole image
     seeds:          of the binarisation; empty where nothing was drawn
     nats_per_code, bits_per_image: of the codes of a learned tokenizer; None for pixels
     samples:        figures of images drawn, if any were
     """
 
     likelihood: Likelihood
-    bits_per_dim: float
+    bits_per_dim: float | None
     bits_per_dim_standard_error: float | None
     seeds: tuple[int, ...]
     nats_per_code: float | None = None

@@ -20,9 +20,45 @@ from safetensors.torch import save
 from torch import Tensor
 
 from ..core import Codes, Tokenizer
+from ..progress import progress
 from ..saving.folder import tokenizer_hash
 
 CODES_FORMAT = "chainrule-codes-1"
+BATCH = 16
+
+
+@torch.no_grad()
+def encode(tokenizer: Tokenizer, images: Tensor, precision: str = "float32") -> Codes:
+    """Codes of many images, a few at a time.
+
+    Args:
+        tokenizer: on any device.
+        images: uint8 (B, C, H, W), of a size that it takes.
+        precision: see `Tokenizer.packed`.
+
+    Returns:
+        int64 (B, h, w, D) per grid, on the CPU.
+
+    Raises:
+        ValueError: images that the tokenizer cannot take, or a precision that it does not compute in.
+    """
+    packed, parts = tokenizer.packed(precision), []
+    with progress("Encoding", len(images), "images") as done:
+        for batch in images.split(BATCH):
+            parts.append([grid.cpu() for grid in packed.encode(batch.to(tokenizer.device))])
+            done(len(parts) * BATCH)
+    return tuple(torch.cat(grids) for grids in zip(*parts, strict=True))
+
+
+@torch.no_grad()
+def decode(tokenizer: Tokenizer, codes: Codes, precision: str = "float32") -> Tensor:
+    """Images of many codes, a few at a time: uint8 (B, C, H, W) on the CPU; arguments and errors as `encode`."""
+    packed, parts = tokenizer.packed(precision), []
+    with progress("Decoding", len(codes[0]), "images") as done:
+        for batch in zip(*(grid.split(BATCH) for grid in codes), strict=True):
+            parts.append(packed.decode(tuple(grid.to(tokenizer.device) for grid in batch)).cpu())
+            done(len(parts) * BATCH)
+    return torch.cat(parts)
 
 
 def pack_codes(codes: Codes, names: Sequence[str], tokenizer: Tokenizer) -> bytes:

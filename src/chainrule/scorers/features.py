@@ -22,6 +22,7 @@ the number of layers, so that d is LPIPS itself.
 from __future__ import annotations
 
 import hashlib
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
@@ -350,6 +351,7 @@ _NETWORKS = {
 }
 FEATURES = tuple(_NETWORKS)
 """Names for `load_features`."""
+DEFAULT = "efficientnet_lite0"
 
 
 def load_features(name: str, side: int | None = None) -> FeatureNetwork:
@@ -367,3 +369,13 @@ def load_features(name: str, side: int | None = None) -> FeatureNetwork:
         raise ValueError(f"features must be one of {', '.join(FEATURES)}, got {name!r}")
     build, usual = _NETWORKS[name]
     return build(usual if side is None else side).eval().requires_grad_(False)
+
+
+def default_features() -> str:
+    """`DEFAULT`, or "none" with a warning where its weights are not installed."""
+    try:
+        load_features(DEFAULT)
+    except ValueError as error:
+        warnings.warn(f"no perceptual distance: {error}", stacklevel=2)
+        return "none"
+    return DEFAULT
