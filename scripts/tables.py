@@ -19,8 +19,8 @@ from typing import Any
 import yaml
 
 import chainrule
-from chainrule.recipe import find_recipe, recipe_names
 from chainrule.core import Tokenizer
+from chainrule.recipe import find_recipe, recipe_names
 from chainrule.saving.folder import read_config
 from chainrule.saving.hub import find
 from chainrule.zoo import load_tokenizer, read_card

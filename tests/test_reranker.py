@@ -283,7 +283,7 @@ def test_best_of_by_a_scorer(tmp_path, monkeypatch):
     assert "say how many to keep, as -n 16 --best 4" in refused(*words, "--text", text, "--reranker", "judge")
     assert "those that fit their label or text best" in refused(*words, "--best", "2", "--reranker", "judge")
     Classifier(ClassifierConfig((1, 8, 8), 2, width=8, num_stages=1)).save("classifier")
-    assert "does not judge images by texts" in refused(*words, "--text", text, "--best", "2", "--reranker", "classifier")
+    assert "not judge images by texts" in refused(*words, "--text", text, "--best", "2", "--reranker", "classifier")
     assert "holds no scorer" in refused(*words, "--text", text, "--best", "2", "--reranker", "model")
 
 
