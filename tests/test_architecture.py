@@ -16,7 +16,7 @@ ALLOWED = {  # room: the rooms of the package that it may import
     "layers": {"core", "kernels"},
     "tokenizers": {"core", "layers", "kernels"},
     "priors": {"core", "layers", "kernels"},
-    "upscaling": {"tokenizers"},
+    "upscaling": {"core", "tokenizers"},
     "text": {"core"},
     "decoding": {"core"},
     "data": {"files"},

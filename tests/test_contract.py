@@ -1,6 +1,7 @@
 """What every registered model is held to; a new one is found here as soon as it is registered."""
 
 import itertools
+from dataclasses import fields, replace
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ import torch
 from chainrule.core import CodeSpec, Context, Prior, select
 from chainrule.decoding import Filter, Guided, GuidedContext, Known, Rerun, complete, image_seeds, sample
 from chainrule.priors._raster import RasterPrior
+from chainrule.tokenizers._grid import ImageConfig
 from sizes import cases, paper_cases
 
 PRIORS, TOKENIZERS = cases("priors"), cases("tokenizers")
@@ -21,6 +23,20 @@ def build(entry, preset) -> Prior:
         for parameter in model.parameters():
             parameter.normal_(std=0.5)
     return model
+
+
+@pytest.mark.parametrize(
+    ("entry", "preset"), [case for case in TOKENIZERS if issubclass(case.values[0].config, ImageConfig)]
+)
+def test_sizes_of_tokenizers_have_ranges(entry, preset):
+    """A size that no network can have is refused by the config, before anything is built."""
+    config = preset.config
+    sizes = [field.name for field in fields(config) if type(getattr(config, field.name)) is int]
+    assert {"image_height", "image_width", "image_channels"} <= set(sizes)
+    for name in sizes:
+        for value in (-1, (1 << 20) + 1, 1 << 40):
+            with pytest.raises(ValueError):
+                replace(config, **{name: value})
 
 
 def random_codes(spec: CodeSpec, count: int):

@@ -71,7 +71,8 @@ def _config(params: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> ViTVQGA
     return ViTVQGANConfig(
         image_height=side, image_width=side, image_channels=channels, patch_size=params["patch_size"],
         **sizes, codebook_size=codebook_size, embedding_dim=embedding_dim, head_width=head_dims.pop(),
-        unit_codes=quantizer.get("use_norm", True), beta=float(quantizer.get("beta", 0.25)), **ENHANCING,
+        metric="cosine" if quantizer.get("use_norm", True) else "euclidean",
+        beta=float(quantizer.get("beta", 0.25)), **ENHANCING,
     )  # fmt: skip
 
 

@@ -23,6 +23,7 @@ from dataclasses import dataclass
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..core.checks import check_sizes
 from ._grid import ImageConfig
 
 
@@ -53,9 +54,10 @@ class ConvAutoencoderConfig(ImageConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not self.multipliers or min(self.multipliers) < 1 or self.num_blocks < 1 or self.latent_channels < 1:
-            raise ValueError("multipliers (at least one), num_blocks and latent_channels must be at least 1")
-        if self.width < 1 or self.norm_groups < 1 or self.width % self.norm_groups:
+        check_sizes(self, "width", "multipliers", "num_blocks", "latent_channels", "norm_groups")
+        if not 1 <= len(self.multipliers) <= 16:
+            raise ValueError(f"multipliers must be 1 to 16 numbers, one per level, got {len(self.multipliers)}")
+        if self.width % self.norm_groups:
             raise ValueError(f"norm_groups must divide width, got {self.norm_groups} groups of {self.width} channels")
         if any(not 0 <= level < len(self.multipliers) for level in self.attention_levels):
             raise ValueError(

@@ -24,12 +24,14 @@ Shape letters: C channels of a vector, K codes, N vectors.
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from ..core.checks import MAX_SIZE
 
 EPSILON = 1e-5
 """Added to the smoothed counts."""
@@ -59,6 +61,32 @@ def track_use(recent: Tensor, counts: Tensor) -> None:
     recent.lerp_(counts, counts.mean().clamp_max(1.0) / WINDOW)
 
 
+def check_codebook(**options: Any) -> None:
+    """Checks options of a quantizer, as many as are given; others are of no effect.
+
+    Raises:
+        ValueError: one is out of its range, or would be ignored.
+    """
+    codebook_size, embedding_dim = options.get("codebook_size", 2), options.get("embedding_dim", 1)
+    if not (2 <= codebook_size <= MAX_SIZE and 1 <= embedding_dim <= MAX_SIZE):
+        raise ValueError(
+            f"a codebook needs at least 2 codes of at least 1 dimension, and at most {MAX_SIZE} of each, "
+            f"got {codebook_size} of {embedding_dim}"
+        )
+    for name, values in {"learning": ("ema", "loss"), "metric": ("euclidean", "cosine")}.items():
+        if name in options and options[name] not in values:
+            raise ValueError(f"{name} must be {' or '.join(values)}, got {options[name]!r}")
+    for name in ("beta", "spread", "kl_weight"):
+        if not options.get(name, 0) >= 0:
+            raise ValueError(f"{name} must be at least 0, got {options[name]}")
+    if not 0 <= options.get("decay", 0) < 1:
+        raise ValueError(f"decay must lie in 0..1, 1 excluded, got {options['decay']}")
+    if not 0 <= options.get("restart_below", 0) < 1:
+        raise ValueError(f"restart_below must lie in 0..1, 1 excluded (0: no restarts), got {options['restart_below']}")
+    if options.get("legacy_beta") and options.get("learning") == "ema":
+        raise ValueError("legacy_beta would be ignored: a codebook learned by ema has no codebook loss")
+
+
 class Codebook(nn.Module):
     """K vectors, their use, and their upkeep.
 
@@ -74,16 +102,10 @@ class Codebook(nn.Module):
         restart_below: float = 0.1, unit: bool = False, as_parameter: bool = False,
     ) -> None:  # fmt: skip
         super().__init__()
-        if codebook_size < 2 or embedding_dim < 1:
-            raise ValueError(
-                f"a codebook needs at least 2 codes of at least 1 dimension, got {codebook_size} of {embedding_dim}"
-            )
-        if learning not in ("ema", "loss"):
-            raise ValueError(f"learning must be ema or loss, got {learning!r}")
-        if not 0 <= decay < 1:
-            raise ValueError(f"decay must lie in 0..1, 1 excluded, got {decay}")
-        if not 0 <= restart_below < 1:
-            raise ValueError(f"restart_below must lie in 0..1, 1 excluded (0: no restarts), got {restart_below}")
+        check_codebook(
+            codebook_size=codebook_size, embedding_dim=embedding_dim, learning=learning, decay=decay,
+            restart_below=restart_below,
+        )  # fmt: skip
         self.learning, self.decay, self.restart_below, self.unit = learning, decay, restart_below, unit
         weight = torch.empty(codebook_size, embedding_dim).uniform_(-1 / codebook_size, 1 / codebook_size)
         if unit:

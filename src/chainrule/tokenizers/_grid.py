@@ -16,18 +16,24 @@ import torch
 from torch import Tensor
 
 from ..core import Codes, CodeSpec, LearnedTokenizer
+from ..core.checks import check_sizes
 from ..layers.cells import check_cells, known_cells
 
 
 @dataclass(frozen=True)
 class ImageConfig:
-    """The images a tokenizer is made for; channels are 1 (grey) or 3 (colour)."""
+    """The images a tokenizer is made for.
+
+    image_height, image_width: in pixels
+    image_channels:            1 (grey) or 3 (colour)
+    """
 
     image_height: int
     image_width: int
     image_channels: int = 3
 
     def __post_init__(self) -> None:
+        check_sizes(self, "image_height", "image_width")
         if self.image_channels not in (1, 3):
             raise ValueError(f"image_channels must be 1 (grey) or 3 (colour), got {self.image_channels}")
 

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ._codebook import perplexity
+from ._codebook import check_codebook, perplexity
 from ._vector_quantizer import Quantized, straight_through
 
 
@@ -70,10 +70,7 @@ class GumbelQuantizer(nn.Module):
 
     def __init__(self, codebook_size: int, embedding_dim: int, *, kl_weight: float = 1e-8, hard: bool = True) -> None:
         super().__init__()
-        if codebook_size < 2 or embedding_dim < 1:
-            raise ValueError(
-                f"a codebook needs at least 2 codes of at least 1 dimension, got {codebook_size} of {embedding_dim}"
-            )
+        check_codebook(codebook_size=codebook_size, embedding_dim=embedding_dim, kl_weight=kl_weight)
         self.kl_weight, self.hard = kl_weight, hard
         self.weight = nn.Parameter(torch.randn(codebook_size, embedding_dim))
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from ._codebook import Codebook, codebook_spread
+from ._codebook import Codebook, check_codebook, codebook_spread
 from ._vector_quantizer import Quantized, straight_through, to_map, to_vectors, upkeep
 
 
@@ -36,8 +36,7 @@ class ResidualQuantizer(nn.Module):
         super().__init__()
         if depth < 1:
             raise ValueError(f"depth must be at least 1, got {depth}")
-        if beta < 0:
-            raise ValueError(f"beta must be at least 0, got {beta}")
+        check_codebook(beta=beta, spread=spread)
         self.depth, self.shared, self.beta, self.spread = depth, shared, beta, spread
         self.codebooks = nn.ModuleList(
             Codebook(codebook_size, embedding_dim, decay=decay, restart_below=restart_below, as_parameter=True)

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ._codebook import Codebook, codebook_spread, perplexity
+from ._codebook import Codebook, check_codebook, codebook_spread, perplexity
 
 
 @dataclass(frozen=True)
@@ -75,12 +75,7 @@ class VectorQuantizer(nn.Module):
         restart_below: float = 0.1, spread: float = 0.0,
     ) -> None:  # fmt: skip
         super().__init__()
-        if metric not in ("euclidean", "cosine"):
-            raise ValueError(f"metric must be euclidean or cosine, got {metric!r}")
-        if beta < 0:
-            raise ValueError(f"beta must be at least 0, got {beta}")
-        if legacy_beta and learning == "ema":
-            raise ValueError("legacy_beta would be ignored: a codebook learned by ema has no codebook loss")
+        check_codebook(metric=metric, learning=learning, beta=beta, legacy_beta=legacy_beta, spread=spread)
         self.metric, self.beta, self.legacy_beta, self.spread = metric, beta, legacy_beta, spread
         self.codebook = Codebook(
             codebook_size,

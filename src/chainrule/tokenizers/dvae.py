@@ -34,8 +34,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..core import Preset, Reconstruction, register
+from ..core.checks import MAX_SIZE, check_range, check_sizes
 from ..layers.logit_laplace import logit_laplace_image, logit_laplace_log_prob, map_pixels
-from ._codebook import spread_loss, sum_over_processes, track_use
+from ._codebook import check_codebook, spread_loss, sum_over_processes, track_use
 from ._grid import GridTokenizer, ImageConfig
 from ._gumbel_quantizer import relax_codes
 
@@ -74,18 +75,11 @@ class DVAEConfig(ImageConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if min(self.blocks_per_group, self.num_groups, self.initial_width) < 1 or self.width < 4:
-            raise ValueError(
-                "blocks_per_group, num_groups and initial_width must be at least 1 and width at least 4, "
-                f"got {self.blocks_per_group}, {self.num_groups}, {self.initial_width} and {self.width}"
-            )
-        for name in ("kl_share", "temperature_share"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name} must lie in 0..1, got {getattr(self, name)}")
-        if self.kl_weight < 0:
-            raise ValueError(f"kl_weight must be at least 0, got {self.kl_weight}")
-        if not 0 <= self.restart_below < 1:
-            raise ValueError(f"restart_below must lie in 0..1, 1 excluded (0: no restarts), got {self.restart_below}")
+        check_sizes(self, "blocks_per_group", "initial_width")
+        check_range(self, 1, 16, "num_groups")
+        check_range(self, 4, MAX_SIZE, "width")
+        check_range(self, 0, 1, "kl_share", "temperature_share")
+        check_codebook(**vars(self))
         if not 0 < self.final_temperature <= 1:
             raise ValueError(f"final_temperature must lie in 0..1, 0 excluded, got {self.final_temperature}")
 

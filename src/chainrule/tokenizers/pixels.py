@@ -13,20 +13,18 @@ import torch
 from torch import Tensor
 
 from ..core import Codes, CodeSpec, GridSpec, Tokenizer, register
+from ._grid import ImageConfig
 
 
 @dataclass(frozen=True)
-class PixelsConfig:
-    """Size of the images and the number of levels per channel, 2 (binary: 128 and more is on) to 256."""
+class PixelsConfig(ImageConfig):
+    """As ImageConfig; `levels` per channel, 2 (binary: 128 and more is on) to 256."""
 
-    image_height: int
-    image_width: int
     image_channels: int = 1
     levels: int = 256
 
     def __post_init__(self) -> None:
-        if self.image_channels not in (1, 3):
-            raise ValueError(f"image_channels must be 1 (grey) or 3 (colour), got {self.image_channels}")
+        super().__post_init__()
         if not 2 <= self.levels <= 256:
             raise ValueError(f"levels must lie in 2..256, got {self.levels}")
 

@@ -21,7 +21,9 @@ import torch
 from torch import Tensor, nn
 
 from ..core import Codes, Preset, Reconstruction, register
+from ..core.checks import check_sizes
 from ._autoencoder import ConvAutoencoderConfig, Decoder, Encoder
+from ._codebook import check_codebook
 from ._grid import to_uint8, to_unit
 from ._packed_autoencoder import PackableTokenizer
 from ._residual_quantizer import ResidualQuantizer
@@ -49,6 +51,13 @@ class RQVAEConfig(ConvAutoencoderConfig):
     decay: float = 0.99
     restart_below: float = 0.1
     spread: float = 0.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_sizes(self, "depth")
+        if self.error not in ("mse", "l1"):
+            raise ValueError(f"error must be mse or l1, got {self.error!r}")
+        check_codebook(**vars(self))
 
 
 @register(

@@ -35,8 +35,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..core import Codes, CodeSpec, LearnedTokenizer, Preset, Reconstruction, register
+from ..core.checks import check_sizes
 from ..layers.logit_laplace import logit_laplace_image, logit_laplace_log_prob, map_pixels
 from ..layers.transformer import attend
+from ._codebook import check_codebook
+from ._grid import ImageConfig
 from ._vector_quantizer import VectorQuantizer
 
 
@@ -52,8 +55,7 @@ class TransformerSize:
     def __post_init__(self) -> None:
         if self.width < 4 or self.width % 4:
             raise ValueError(f"width must be a multiple of 4 (sine and cosine of row and column), got {self.width}")
-        if min(self.num_layers, self.num_heads, self.mlp_width) < 1:
-            raise ValueError(f"num_layers, num_heads and mlp_width must be at least 1, got {self}")
+        check_sizes(self, "width", "num_layers", "num_heads", "mlp_width")
 
 
 SMALL = TransformerSize(512, 8, 8, 2048)
@@ -62,20 +64,17 @@ LARGE = TransformerSize(1280, 32, 16, 5120)
 
 
 @dataclass(frozen=True)
-class ViTVQGANConfig:
+class ViTVQGANConfig(ImageConfig):
     """Size of the images, of the networks, and the losses.
 
     embedding_dim:            L, dimensions in which codes are looked up
     head_width:              channels of an attention head
     output:                "sigmoid" (location of a logit-Laplace distribution) or "pixels"
-    unit_codes:            look codes up on the unit sphere; else by Euclidean distance (its ablation)
-    codebook_learning:     "loss" (the paper) or "ema", see `_codebook`
+    metric:                "cosine" looks codes up on the unit sphere; "euclidean" is the paper's ablation
+    learning:              "loss" (the paper) or "ema", see `_codebook`
     legacy_beta:           weight the codebook's term with beta instead of the encoder's, as the public code does
     """
 
-    image_height: int
-    image_width: int
-    image_channels: int = 3
     patch_size: int = 8
     encoder: TransformerSize = SMALL
     decoder: TransformerSize = SMALL
@@ -87,22 +86,18 @@ class ViTVQGANConfig:
     learned_positions: bool = False
     mse_weight: float = 1.0
     logit_laplace_weight: float = 0.1
-    unit_codes: bool = True
-    codebook_learning: Literal["loss", "ema"] = "loss"
+    metric: Literal["cosine", "euclidean"] = "cosine"
+    learning: Literal["loss", "ema"] = "loss"
     beta: float = 0.25
     legacy_beta: bool = False
     restart_below: float = 0.1
     spread: float = 0.0
 
     def __post_init__(self) -> None:
-        for name in ("image_channels", "patch_size", "embedding_dim", "head_width"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if (
-            min(self.image_height, self.image_width) < 1
-            or self.image_height % self.patch_size
-            or self.image_width % self.patch_size
-        ):
+        super().__post_init__()
+        check_sizes(self, "patch_size", "head_width")
+        check_codebook(**vars(self))
+        if self.image_height % self.patch_size or self.image_width % self.patch_size:
             raise ValueError(
                 f"image_height and image_width must be multiples of the patch size {self.patch_size}, "
                 f"got {self.image_height}x{self.image_width}"
@@ -257,8 +252,8 @@ class ViTVQGAN(LearnedTokenizer):
         self.from_lookup = nn.Linear(config.embedding_dim, config.decoder.width)
         self.apply(_initialise)
         self.quantizer = VectorQuantizer(
-            config.codebook_size, config.embedding_dim, metric="cosine" if config.unit_codes else "euclidean",
-            learning=config.codebook_learning, beta=config.beta, legacy_beta=config.legacy_beta,
+            config.codebook_size, config.embedding_dim, metric=config.metric,
+            learning=config.learning, beta=config.beta, legacy_beta=config.legacy_beta,
             restart_below=config.restart_below, spread=config.spread,
         )  # fmt: skip
 

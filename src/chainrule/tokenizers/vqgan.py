@@ -27,6 +27,7 @@ from torch import Tensor, nn
 
 from ..core import Preset, Reconstruction, register
 from ._autoencoder import ConvAutoencoderConfig, Decoder, Encoder
+from ._codebook import check_codebook
 from ._grid import to_unit
 from ._gumbel_quantizer import GumbelQuantizer
 from ._packed_autoencoder import PackableTokenizer
@@ -53,6 +54,10 @@ class VQGANConfig(ConvAutoencoderConfig):
     metric: Literal["euclidean", "cosine"] = "euclidean"
     has_encoder: bool = True
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_codebook(**vars(self))
+
 
 @dataclass(frozen=True)
 class VQGANGumbelConfig(ConvAutoencoderConfig):
@@ -72,6 +77,7 @@ class VQGANGumbelConfig(ConvAutoencoderConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        check_codebook(**vars(self))
         if min(self.temperatures) <= 0:
             raise ValueError(f"temperatures must be above 0, got {list(self.temperatures)}")
 

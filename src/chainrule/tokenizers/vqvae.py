@@ -21,6 +21,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..core import Preset, Reconstruction, register
+from ..core.checks import MAX_SIZE, check_range, check_sizes
+from ._codebook import check_codebook
 from ._grid import GridTokenizer, ImageConfig, to_unit
 from ._vector_quantizer import VectorQuantizer
 
@@ -51,10 +53,12 @@ class VQVAEConfig(ImageConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.downsampling < 2 or self.downsampling & (self.downsampling - 1):
+        check_range(self, 2, MAX_SIZE, "downsampling")
+        if self.downsampling & (self.downsampling - 1):
             raise ValueError(f"downsampling must be a power of 2 of at least 2, got {self.downsampling}")
-        if min(self.width, self.residual_width) < 1 or self.num_blocks < 0:
-            raise ValueError("width and residual_width must be at least 1, num_blocks at least 0")
+        check_sizes(self, "width", "residual_width")
+        check_range(self, 0, MAX_SIZE, "num_blocks")
+        check_codebook(**vars(self))
 
     @property
     def num_halvings(self) -> int:

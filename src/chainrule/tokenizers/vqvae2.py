@@ -29,7 +29,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..core import Codes, CodeSpec, GridSpec, LearnedTokenizer, Preset, Reconstruction, register
+from ..core.checks import MAX_SIZE, check_range, check_sizes
 from ..layers.cells import check_cells, known_cells
+from ._codebook import check_codebook
 from ._grid import ImageConfig, to_signed, to_uint8, to_unit
 from ._vector_quantizer import VectorQuantizer
 
@@ -63,17 +65,19 @@ class VQVAE2Config(ImageConfig):
         super().__post_init__()
         if self.num_levels < 2:
             raise ValueError(f"num_levels must be at least 2 (with one it is the VQ-VAE), got {self.num_levels}")
+        check_range(self, 2, 16, "num_levels")
+        check_range(self, 2, MAX_SIZE, "downsampling")
         if len(self.codebook_sizes) != self.num_levels:
             raise ValueError(f"codebook_size must be one number or {self.num_levels}, got {list(self.codebook_sizes)}")
-        if self.downsampling < 2 or self.downsampling & (self.downsampling - 1):
+        if self.downsampling & (self.downsampling - 1):
             raise ValueError(f"downsampling must be a power of 2 of at least 2, got {self.downsampling}")
-        if self.width < 2 or self.residual_width < 1 or self.num_blocks < 0:
-            raise ValueError(
-                "width must be at least 2, residual_width at least 1 and num_blocks at least 0, "
-                f"got {self.width}, {self.residual_width} and {self.num_blocks}"
-            )
+        check_range(self, 2, MAX_SIZE, "width")
+        check_sizes(self, "residual_width")
+        check_range(self, 0, MAX_SIZE, "num_blocks")
+        for codebook_size in self.codebook_sizes:
+            check_codebook(**{**vars(self), "codebook_size": codebook_size})
         largest = self.factors[0]
-        if min(self.image_height, self.image_width) < 1 or self.image_height % largest or self.image_width % largest:
+        if self.image_height % largest or self.image_width % largest:
             raise ValueError(
                 f"image_height and image_width must be multiples of {largest}, "
                 f"got {self.image_height}x{self.image_width}"

@@ -23,6 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..core.checks import check_sizes
 from ..tokenizers._grid import to_signed, to_uint8
 
 
@@ -44,9 +45,7 @@ class UpscalerConfig:
     def __post_init__(self) -> None:
         if self.image_channels not in (1, 3):
             raise ValueError(f"image_channels must be 1 (grey) or 3 (colour), got {self.image_channels}")
-        for name in ("num_blocks", "width", "expansion"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        check_sizes(self, "num_blocks", "width", "expansion")
 
 
 PRESETS = {
