@@ -537,6 +537,30 @@ def test_damaged_models(here):
         assert refused("sample", "other", "--label", "cat").startswith("other")
 
 
+# ---------------------------------------------------------------- errors of the machine
+
+
+@pytest.mark.parametrize(
+    ("error", "sentence"),
+    [
+        (MemoryError(), "there is not enough memory; work on fewer images at once, or on smaller ones"),
+        (RuntimeError("CUDA out of memory. Tried to allocate"), "there is not enough memory"),
+        (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"), "there is not enough memory"),
+        (RuntimeError("sizes 3 and 4 differ\nframe #0"), "sizes 3 and 4 differ; add --debug to see where"),
+        (OSError(28, "No space left on device", "out.png"), "out.png: No space left on device"),
+        (OSError("the connection was reset"), "the connection was reset"),
+    ],
+)
+def test_errors_of_the_machine_are_one_sentence(here, monkeypatch, error, sentence):
+    def fail(*_, **__):
+        raise error
+
+    monkeypatch.setattr(Pipeline, "sample", fail)
+    assert sentence in refused("sample", "plain")
+    for words in (["--debug", "sample", "plain"], ["sample", "plain", "--debug"]):
+        assert CliRunner().invoke(app, words).exception is error
+
+
 # ---------------------------------------------------------------- a process of its own
 
 

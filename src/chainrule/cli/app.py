@@ -5,7 +5,7 @@ Exit codes: 0 done, 1 a record that is not confirmed, 2 a mistake of the user, 1
 
 from __future__ import annotations
 
-import os
+import re
 import sys
 import warnings
 from typing import Annotated, Any, NoReturn
@@ -25,14 +25,19 @@ from .score import score
 from .train import train
 
 
+NO_MEMORY = re.compile("out of memory|not enough memory|allocate memory", re.IGNORECASE)
+
+
 class Group(TyperGroup):
     """Commands whose errors are printed as one sentence."""
 
     def main(
         self, args: Any = None, prog_name: str | None = None, complete_var: str | None = None, *_: Any, **extra: Any
     ) -> NoReturn:
-        """Runs a command and leaves with its exit code."""
+        """Runs a command and leaves with its exit code; `--debug`, before or after the command, shows tracebacks."""
         extra["standalone_mode"] = False
+        words = list(sys.argv[1:] if args is None else args)
+        args = [word for word in words if word != "--debug"]
         code: Any
         try:
             with warnings.catch_warnings():
@@ -41,7 +46,7 @@ class Group(TyperGroup):
         except typer.Abort:
             code = 130
         except Exception as error:
-            if (sentence := _sentence(error)) is None or os.environ.get("CHAINRULE_TRACEBACK"):
+            if (sentence := _sentence(error)) is None or "--debug" in words:
                 raise
             print(f"Error: {sentence}", file=sys.stderr)
             code = 2
@@ -56,15 +61,19 @@ class Group(TyperGroup):
 
 
 def _sentence(error: Exception) -> str | None:
-    """What a user is told of an error; None if it is none of theirs."""
+    """An error in one sentence; None for an error that only a fault in chainrule can cause."""
     if hasattr(error, "format_message"):  # of typer: a wrong option or argument
         context = getattr(error, "ctx", None)
         where = context.command_path if context is not None else "chainrule"
         text = f"{error.format_message().rstrip('.')}; see {where} --help"
     elif isinstance(error, OSError) and error.filename is not None:
         text = f"{error.filename}: {error.strerror}"
-    elif isinstance(error, ValueError):
+    elif isinstance(error, (OSError, ValueError)):
         text = str(error)
+    elif isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and NO_MEMORY.search(str(error))):
+        text = "there is not enough memory; work on fewer images at once, or on smaller ones"
+    elif isinstance(error, RuntimeError):  # of torch: sizes, devices, operations that a device lacks
+        text = f"{str(error).splitlines()[0] if str(error) else type(error).__name__}; add --debug to see where"
     else:
         return None
     return " ".join(text.split())
@@ -94,6 +103,9 @@ def _about(
     context: typer.Context,
     version: Annotated[
         bool, typer.Option("--version", help="Print the version.", callback=_version, is_eager=True)
+    ] = False,
+    debug: Annotated[
+        bool, typer.Option("--debug", help="Show the traceback of an error; also understood after a command.")
     ] = False,
 ) -> None:
     """Autoregressive image generation: train, sample, complete, score.
