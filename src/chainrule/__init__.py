@@ -8,16 +8,28 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from .catalogue import info
+    from .evaluation.measure import evaluate, repeat
+    from .evaluation.reconstruction import reconstruct
+    from .evaluation.scoring import score
     from .images import grid, to_pil
+    from .official import convert
     from .pipeline import Pipeline
+    from .saving.code_file import decode, encode
     from .saving.hub import models
     from .zoo import load, load_super_resolution, load_tokenizer
 
-__all__ = ["Pipeline", "grid", "load", "load_super_resolution", "load_tokenizer", "models", "to_pil"]
+__all__ = [
+    "Pipeline", "convert", "decode", "encode", "evaluate", "grid", "info", "load", "load_super_resolution",
+    "load_tokenizer", "models", "reconstruct", "repeat", "score", "to_pil",
+]  # fmt: skip
 
 _HOMES = {
-    "Pipeline": "pipeline", "grid": "images", "load": "zoo", "load_super_resolution": "zoo", "load_tokenizer": "zoo",
-    "models": "saving.hub", "to_pil": "images",
+    "Pipeline": "pipeline", "convert": "official", "decode": "saving.code_file", "encode": "saving.code_file",
+    "evaluate": "evaluation.measure", "grid": "images", "info": "catalogue", "load": "zoo",
+    "load_super_resolution": "zoo", "load_tokenizer": "zoo", "models": "saving.hub",
+    "reconstruct": "evaluation.reconstruction", "repeat": "evaluation.measure", "score": "evaluation.scoring",
+    "to_pil": "images",
 }  # fmt: skip
 
 

@@ -24,7 +24,6 @@ from .sample import sample
 from .score import score
 from .train import train
 
-
 NO_MEMORY = re.compile("out of memory|not enough memory|allocate memory", re.IGNORECASE)
 
 

@@ -10,6 +10,7 @@ import typer
 
 from ..progress import progress
 from .common import check_folder, print_table
+from .complete import kept
 from .options import Force, Seed
 
 if TYPE_CHECKING:
@@ -47,7 +48,7 @@ def demo(
     from ..images import grid
     from ..saving.hub import models as names
     from ..zoo import has_prior, load
-    from .pictures import automatic_scale, captioned, enlarge, heat, hide, write_gif, write_png
+    from .pictures import automatic_scale, captioned, enlarge, heat, write_gif, write_png
 
     since = time.monotonic()
     pipelines = {name: load(name) for name in names() if has_prior(name)}
@@ -59,7 +60,7 @@ def demo(
         write_png(out / name, picture)
         rows.append([str(out / name), what])
 
-    best, digits, origin = None, None, ""
+    best = None
     for name, pipeline in pipelines.items():
         frames: list[Tensor] = []
         captions = _captions(pipeline)
@@ -73,21 +74,11 @@ def demo(
             best = pipeline
     if best is not None:
         digits, origin = _digits(best, seed)
-        mask = torch.zeros(28, 28, dtype=torch.bool)
-        for half, part in (("top", slice(0, 14)), ("bottom", slice(14, 28))):
-            mask[:], mask[part] = False, True
-            particles = 1 if half == "top" else 16
-            with progress(f"Completing the {half}", NUM_DIGITS, "digits") as done:
-                columns = []
-                for index, digit in enumerate(digits):
-                    completions = best.complete(digit, mask, n=4, particles=particles, seed=seed)
-                    columns.append(torch.cat([digit[None], hide(digit[None], mask), completions]))
-                    done(index + 1)
-            by_row = torch.stack(columns, dim=1).flatten(0, 1)
-            what = f"{origin}: the digit, its {half} half, four completions" + (
-                f" with {particles} particles" if particles > 1 else ""
-            )
-            keep(f"completions-{half}.png", grid(by_row, columns=NUM_DIGITS, scale=4), what)
+        for half, particles in (("top", 1), ("bottom", 16)):
+            completions = _completions(best, digits, half, particles, seed)
+            what = f"{origin}: the digit, its {half} half, four completions"
+            what += f" with {particles} particles" if particles > 1 else ""
+            keep(f"completions-{half}.png", grid(completions, columns=NUM_DIGITS, scale=4), what)
         surprise = best.surprise(digits)
         maps = torch.cat([digits.expand(-1, 3, -1, -1), heat(surprise, surprise.max().item())])
         picture = grid(enlarge(maps, 4), columns=NUM_DIGITS)
@@ -112,6 +103,21 @@ def _sample(name: str, pipeline: Pipeline, captions: list[str] | None, seed: int
         )  # fmt: skip
     frames.append(images)
     return images
+
+
+def _completions(pipeline: Pipeline, digits: Tensor, half: str, particles: int, seed: int) -> Tensor:
+    """Rows of digits, of their known halves, and of four completions each: uint8 (6 N, 1, 28, 28)."""
+    import torch
+
+    from .pictures import hide
+
+    known, columns = kept(half, 28, 28), []
+    with progress(f"Completing the {half}", len(digits), "digits") as done:
+        for index, digit in enumerate(digits):
+            completions = pipeline.complete(digit, known, n=4, particles=particles, seed=seed)
+            columns.append(torch.cat([digit[None], hide(digit[None], known), completions]))
+            done(index + 1)
+    return torch.stack(columns, dim=1).flatten(0, 1)
 
 
 def _captions(pipeline: Pipeline) -> list[str] | None:

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import json as json_module
 from collections.abc import Mapping
-from math import prod
-from pathlib import Path
 from typing import Any
 
-from .common import open_model, open_tokenizer, print_json, print_table
+from .common import print_json, print_table
 from .options import Json, Model
 
 
@@ -20,10 +17,9 @@ def models(json: Json = False) -> None:
       chainrule models
       chainrule models --json
     """
-    from ..saving.hub import find
-    from ..saving.hub import models as names
+    from ..catalogue import bundled
 
-    rows = [_row(name, find(name)) for name in names()]
+    rows = bundled()
     if json:
         print_json(rows)
     elif not rows:
@@ -40,62 +36,18 @@ def models(json: Json = False) -> None:
 
 
 def info(model: Model, json: Json = False) -> None:
-    """Show the parts of a model, its codes and classes, and its card; of a scorer or super-resolution, its config.
+    """Show a model's parts, codes, classes and card; or the config and card of a reranker, classifier or upscaler.
 
     \b
     Examples:
       chainrule info mnist_diagonal_bilstm
       chainrule info runs/mine --json
     """
-    from ..evaluation.records import weights_sha256
-    from ..saving.folder import read_config
-    from ..saving.hub import find
+    from ..catalogue import info as describe
     from ..strict import write_yaml
-    from ..zoo import read_card
 
-    folder = find(model)
-    config = read_config(folder)
-    if "kind" in config:
-        value = {"name": model, "kind": config["kind"], "parameters": _parameters(folder)}
-        value |= config.get("config") or {}
-    else:
-        value = _parts(model)
-    value |= {
-        "weights_sha256": weights_sha256(folder),
-        "bytes": sum(path.stat().st_size for path in folder.iterdir()),
-        "card": read_card(model),
-    }
+    value = describe(model)
     print_json(value) if json else print(write_yaml(value), end="")
-
-
-def _parts(model: str) -> dict[str, Any]:
-    """The tokenizer, the codes and the prior, if any, of a model."""
-    from ..saving.folder import tokenizer_hash
-    from ..strict import to_plain
-    from ..zoo import has_prior
-
-    pipeline = open_model(model) if has_prior(model) else None
-    tokenizer = open_tokenizer(model) if pipeline is None else pipeline.tokenizer
-    parts = {"tokenizer": tokenizer} | ({} if pipeline is None else {"prior": pipeline.prior})
-    channels, height, width = tokenizer.image_shape
-    value = {"name": model, "image": {"height": height, "width": width, "channels": channels}}
-    for kind, part in parts.items():
-        value[kind] = {"name": part.name, "parameters": sum(parameter.numel() for parameter in part.parameters())}
-        value[kind] |= to_plain(part.config)
-    value |= {
-        "codes": [
-            {"height": grid.height, "width": grid.width, "depth": grid.depth, "codebook_size": grid.codebook_size}
-            for grid in tokenizer.spec.grids
-        ],
-        "codes_per_image": tokenizer.spec.length,
-    }
-    if pipeline is not None:
-        value |= {
-            "num_classes": pipeline.num_classes,
-            "guidance": pipeline.prior.conditions.null_label,
-            "class_names": None if pipeline.class_names is None else list(pipeline.class_names),
-        }
-    return value | {"tokenizer_hash": tokenizer_hash(tokenizer)}
 
 
 def recipes(json: Json = False) -> None:
@@ -115,36 +67,6 @@ def recipes(json: Json = False) -> None:
         print_json(rows)
     else:
         print_table(["recipe", "about"], [[row["name"], row["about"]] for row in rows])
-
-
-def _row(name: str, folder: Path) -> dict[str, Any]:
-    """A bundled model, without loading it."""
-    from ..strict import read_yaml
-
-    config = read_yaml(folder / "config.yaml")
-    card = config.get("card") or {}
-    return {
-        "name": name,
-        "system": config.get("kind") or (config.get("prior") or config["tokenizer"])["name"],
-        "data": ((card.get("recipe") or {}).get("data") or {}).get("source"),
-        "parameters": _parameters(folder),
-        "bytes": sum(path.stat().st_size for path in folder.glob("*.safetensors")),
-        "figures": card.get("figures") or card.get("metrics") or {},
-    }
-
-
-def _parameters(folder: Path) -> int:
-    return sum(_count(path) for path in folder.glob("*.safetensors"))
-
-
-def _count(path: Path) -> int:
-    """Numbers in a safetensors file, by its header: 8 bytes of length, then JSON."""
-    from ..saving.weights import SCALE
-
-    with open(path, "rb") as file:
-        header = json_module.loads(file.read(int.from_bytes(file.read(8), "little")))
-    tensors = {name: tensor for name, tensor in header.items() if name != "__metadata__" and not name.endswith(SCALE)}
-    return sum(prod(tensor["shape"]) for tensor in tensors.values())
 
 
 def _size(count: int) -> str:

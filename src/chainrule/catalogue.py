@@ -1,0 +1,107 @@
+"""What is known of saved models: the bundled ones at a glance, and one model in full."""
+
+from __future__ import annotations
+
+import json
+import os
+from math import prod
+from pathlib import Path
+from typing import Any
+
+from .core import Tokenizer
+from .evaluation.records import weights_sha256
+from .saving.folder import read_config, tokenizer_hash
+from .saving.hub import find, models
+from .saving.weights import SCALE
+from .strict import to_plain
+from .zoo import has_prior, load, load_tokenizer, read_card
+
+
+def bundled() -> list[dict[str, Any]]:
+    """The bundled models, without loading them.
+
+    Returns:
+        one dict per model: name, system, data (or None), parameters, bytes, and figures by name.
+    """
+    return [_row(name, find(name)) for name in models()]
+
+
+def info(name: str | os.PathLike) -> dict[str, Any]:
+    """A saved model in full, as plain values.
+
+        info("emoji_gpt")["codes_per_image"]
+
+    Args:
+        name: a bundled model, a folder, or a hub id.
+
+    Returns:
+        Of a tokenizer, or a model with a prior: the configs and parameters of its parts, its codes and classes.  Of a
+        reranker, a classifier or an upscaler: its config and parameters.  Of each: weights_sha256, bytes, and the card.
+
+    Raises:
+        ValueError: nothing of that name, or damaged files.
+    """
+    folder = find(name)
+    config = read_config(folder)
+    if "kind" in config:
+        value = {"name": os.fspath(name), "kind": config["kind"], "parameters": _parameters(folder)}
+        value |= config.get("config") or {}
+    else:
+        value = {"name": os.fspath(name)} | _parts(os.fspath(name))
+    return value | {
+        "weights_sha256": weights_sha256(folder),
+        "bytes": sum(path.stat().st_size for path in folder.iterdir()),
+        "card": read_card(name),
+    }
+
+
+def _parts(model: str) -> dict[str, Any]:
+    """The tokenizer, the codes and the prior, if any, of a model."""
+    pipeline = load(model) if has_prior(model) else None
+    tokenizer: Tokenizer = load_tokenizer(model) if pipeline is None else pipeline.tokenizer
+    parts = {"tokenizer": tokenizer} | ({} if pipeline is None else {"prior": pipeline.prior})
+    channels, height, width = tokenizer.image_shape
+    value = {"image": {"height": height, "width": width, "channels": channels}}
+    for kind, part in parts.items():
+        value[kind] = {"name": part.name, "parameters": sum(parameter.numel() for parameter in part.parameters())}
+        value[kind] |= to_plain(part.config)
+    value |= {
+        "codes": [
+            {"height": grid.height, "width": grid.width, "depth": grid.depth, "codebook_size": grid.codebook_size}
+            for grid in tokenizer.spec.grids
+        ],
+        "codes_per_image": tokenizer.spec.length,
+    }
+    if pipeline is not None:
+        value |= {
+            "num_classes": pipeline.num_classes,
+            "guidance": pipeline.prior.conditions.null_label,
+            "class_names": None if pipeline.class_names is None else list(pipeline.class_names),
+        }
+    return value | {"tokenizer_hash": tokenizer_hash(tokenizer)}
+
+
+def _row(name: str, folder: Path) -> dict[str, Any]:
+    """A bundled model, without loading it."""
+    config = read_config(folder)
+    card = config.get("card") or {}
+    return {
+        "name": name,
+        "system": config.get("kind") or (config.get("prior") or config["tokenizer"])["name"],
+        "data": ((card.get("recipe") or {}).get("data") or {}).get("source"),
+        "parameters": _parameters(folder),
+        "bytes": sum(path.stat().st_size for path in folder.glob("*.safetensors")),
+        "figures": card.get("figures") or card.get("metrics") or {},
+    }
+
+
+def _parameters(folder: Path) -> int:
+    return sum(_count(path) for path in folder.glob("*.safetensors"))
+
+
+def _count(path: Path) -> int:
+    """Numbers in a safetensors file, by its header: 8 bytes of length, then JSON."""
+    with open(path, "rb") as file:
+        header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+    tensors = {name: tensor for name, tensor in header.items() if name != "__metadata__" and not name.endswith(SCALE)}
+    return sum(prod(tensor["shape"]) for tensor in tensors.values())
