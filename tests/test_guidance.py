@@ -136,6 +136,13 @@ def test_rejection_by_a_scorer():
     best = model.sample(6, "dog", seed=2, best_of=8, scorer=light)
     assert light(best).mean() > light(plain).mean()
     assert torch.equal(best[:2], model.sample(2, "dog", seed=2, best_of=8, scorer=light))
-    for wrong in ({"best_of": 4}, {"scorer": light}):
-        with pytest.raises(ValueError, match="best_of above 1 and a scorer go together"):
-            model.sample(1, "dog", **wrong)
+    with pytest.raises(ValueError, match="a scorer would be ignored"):
+        model.sample(1, "dog", scorer=light)
+
+
+def test_the_model_judges_its_own_candidates():
+    model = pipeline()
+    expected = model.sample(3, "dog", seed=2, best_of=4, scorer=lambda images: model.classify(images)[:, 1])
+    assert torch.equal(model.sample(3, "dog", seed=2, best_of=4), expected)
+    with pytest.raises(ValueError, match="nothing says which candidate is best"):
+        model.sample(1, best_of=4)

@@ -100,7 +100,8 @@ class Pipeline:
             guidance: scale of `decoding.Guided`; 1 is none, and others need a model trained with labels or texts
                 dropped.
             negative: text to be drawn away from, of all or one per image, for guidance; None is the empty text.
-            best_of: with more than 1, this many are drawn per image and the best by `scorer` is kept.
+            best_of: with more than 1, this many are drawn per image and the best is kept, by `scorer`, or without one
+                by `judge`.
             scorer: uint8 (n, C, H, W) -> scores (n,), more is better; image i is one of the i-th label or text.
                 `chainrule.scorers.load_scorer(folder)` has one for labels or texts: `.for_labels`, `.for_texts`.
             seed: image i depends on the seed and on i only; or one seed per image, on which alone it then depends.
@@ -111,8 +112,10 @@ class Pipeline:
         """
         if n < 1:
             raise ValueError(f"n must be at least 1, got {n}")
-        if (best_of == 1) != (scorer is None):
-            raise ValueError("best_of above 1 and a scorer go together: give both or neither")
+        if best_of == 1 and scorer is not None:
+            raise ValueError("a scorer would be ignored: it chooses among candidates; set best_of above 1")
+        if best_of > 1 and scorer is None:
+            scorer = self.judge(label, text)
         prior, context = self._guided(label, n, text, guidance, negative, precision)
         filter, known = Filter(temperature, top_k, top_p), self._known(text, n)
 
@@ -206,6 +209,31 @@ class Pipeline:
             ValueError: a model that reads no texts.
         """
         return self.log_prob(images, label, text=text) - self.log_prob(images, label)
+
+    def judge(
+        self, label: int | str | Sequence[int | str] | Tensor | None = None, text: str | Sequence[str] | None = None
+    ) -> Scorer:
+        """How well images fit their label or text, by this model itself: with a text `agreement`, else `classify`.
+
+        Args:
+            label, text: of all images, or one per image.
+
+        Returns:
+            uint8 (B, C, H, W) -> scores in nats, float (B,) on the CPU, more is better.
+
+        Raises:
+            ValueError: neither a label nor a text.
+        """
+        if text:
+            return lambda images: self.agreement(images, text, label).cpu()
+        if label is None:
+            raise ValueError("nothing says which candidate is best: give a label, a text, or a scorer")
+
+        def by_label(images: Tensor) -> Tensor:
+            numbers = self._label_context(label, len(images)).label
+            return self.classify(images).gather(1, numbers[:, None])[:, 0].cpu()
+
+        return by_label
 
     @torch.no_grad()
     def classify(self, images: Tensor) -> Tensor:

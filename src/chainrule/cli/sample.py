@@ -94,17 +94,17 @@ def sample(
     if decoder is not None:
         pipeline = pipeline.with_tokenizer(open_tokenizer(decoder, device))
     labels, enlarged = labels_for(pipeline, label, n), open_upscalers(upscaler, pipeline, device)
-    judge = _judge(pipeline, reranker, captions, labels) if best is not None or best_of > 1 else None
+    judge = None if reranker is None else _judge(reranker, captions, labels, device)
     groups = None if best is None else images_per_wish(captions or labels, best)
     film, since = Film(pipeline, n, watch is not None), time.monotonic()
     with progress("Sampling", n * best_of * film.length, "codes") as done:
         images = pipeline.sample(
-            n, labels, text=captions, negative=negative, best_of=best_of, scorer=judge if best_of > 1 else None,
+            n, labels, text=captions, negative=negative, best_of=best_of, scorer=None if best_of == 1 else judge,
             seed=seed, on_image=film.watching(done), **sampling,
         )  # fmt: skip
     film.frames.append(images)
     if groups is not None:
-        scores = judge(images).tolist()
+        scores = (judge or pipeline.judge(labels, captions))(images).tolist()
         kept = [i for group in groups for i in sorted(group, key=lambda i: -scores[i])[:best]]
         images, film.frames = images[kept], [frame[kept] for frame in film.frames]
         captions = [captions[index] for index in kept] if captions is not None else None
@@ -145,18 +145,12 @@ def _captions(n: int | None, text: str | None, texts: Path | None) -> tuple[int,
 
 
 def _judge(
-    pipeline: Pipeline, reranker: str | None, captions: list[str] | None, labels: list[int] | None
+    reranker: str, captions: list[str] | None, labels: list[int] | None, device: str
 ) -> Callable[[Tensor], Tensor]:
-    """What scores images by their captions or labels: a reranker, or the model itself."""
-    import torch
-
+    """The option --reranker: scores images by their captions, or by their labels."""
     from ..scorers import load_scorer
 
-    if reranker is None and captions is not None:
-        return lambda images: pipeline.agreement(images, captions, labels).cpu()
-    if reranker is None:
-        return lambda images: pipeline.classify(images).cpu()[torch.arange(len(images)), torch.tensor(labels)]
-    scorer = load_scorer(reranker, str(pipeline.device))
+    scorer = load_scorer(reranker, device)
     kind, wanted = ("labels", labels) if captions is None else ("texts", captions)
     if not hasattr(scorer, f"for_{kind}"):
         raise ValueError(f"{reranker} does not judge images by {kind}")
