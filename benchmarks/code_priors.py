@@ -21,7 +21,7 @@ from chainrule.decoding import Rerun
 
 SIDE = 32
 CODES = CodeSpec.single(SIDE, SIDE, 1, 512)
-GATED = {"num_layers": 10, "channels": 128, "kernel_size": 3, "head_features": 512, "embedding": 64}
+GATED = {"num_layers": 10, "width": 128, "kernel_size": 3, "head_width": 512, "embedding_dim": 64}
 MODELS = {
     "gated_pixelcnn": (CODES, GATED),
     "pixelsnail": (CODES, {}),

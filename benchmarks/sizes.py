@@ -15,7 +15,7 @@ SIZES = {
         CodeSpec((GridSpec(1, 64, 1, 16384), GridSpec(16, 16, 1, 16384))),
     ),
     "gated_pixelcnn": Preset(
-        GatedPixelCNNConfig(num_layers=10, channels=128, kernel_size=3, head_features=128),
+        GatedPixelCNNConfig(num_layers=10, width=128, kernel_size=3, head_width=128),
         CodeSpec.single(28, 28, 1, 2),
     ),
     "gpt": Preset(GPTConfig(num_layers=12, width=768, num_heads=12), CodeSpec.single(16, 16, 1, 1024)),

@@ -24,10 +24,10 @@ TOKENIZER_STANDARD = {
 STANDARD_SPEC = CodeSpec.single(2, 2, 1, 2)
 
 TRANSFORMER = {"num_layers": 2, "width": 8, "num_heads": 2}
-RQ = {**TRANSFORMER, "depth_layers": 2, "depth_heads": 4, "codebook_dim": 3}
+RQ = {**TRANSFORMER, "depth_layers": 2, "depth_heads": 4, "embedding_dim": 3}
 PARTI = {"encoder_layers": 1, "decoder_layers": 2, "width": 8, "num_heads": 2, "text_length": 3, "text_vocab_size": 5}
-PIXELS = {"num_layers": 2, "hidden": 4, "head_features": 6}
-TOP = PixelSNAILSizes(channels=4, residual_channels=3, num_blocks=1, num_residual=1, kernel_size=3, num_heads=1)
+PIXELS = {"num_layers": 2, "width": 4, "head_width": 6}
+TOP = PixelSNAILSizes(width=4, residual_width=3, num_blocks=1, num_residual=1, kernel_size=3, num_heads=1)
 RASTER = {
     "tiny": (PIXELS, CodeSpec.single(3, 4, 1, 2)),
     "tiny-rgb": ({**PIXELS, "num_classes": 3}, CodeSpec.single(2, 2, 3, 2)),
@@ -55,22 +55,22 @@ PRIORS = {
     },
     "dalle_bart": {
         "tiny": (
-            {**TRANSFORMER, "hidden": 6, "num_rows": 4, "text_length": 3, "text_vocab_size": 5},
+            {**TRANSFORMER, "mlp_width": 6, "num_rows": 4, "text_length": 3, "text_vocab_size": 5},
             CodeSpec.single(2, 3, 1, 3),
         )
     },
     "diagonal_bilstm": RASTER,
     "gated_pixelcnn": {
         "tiny": (
-            {"num_layers": 2, "channels": 4, "kernel_size": 3, "head_features": 6},
+            {"num_layers": 2, "width": 4, "kernel_size": 3, "head_width": 6},
             CodeSpec.single(3, 4, 1, 2),
         ),
         "tiny-rgb": (
-            {"num_layers": 3, "channels": 3, "kernel_size": 5, "head_features": 6, "num_classes": 2},
+            {"num_layers": 3, "width": 3, "kernel_size": 5, "head_width": 6, "num_classes": 2},
             CodeSpec.single(2, 2, 3, 2),
         ),
         "tiny-codes": (
-            {"num_layers": 2, "channels": 8, "kernel_size": 3, "head_features": 8, "num_classes": 2, "embedding": 4},
+            {"num_layers": 2, "width": 8, "kernel_size": 3, "head_width": 8, "num_classes": 2, "embedding_dim": 4},
             CodeSpec.single(2, 2, 2, 3),
         ),
     },
@@ -82,8 +82,8 @@ PRIORS = {
         "tiny": (
             {
                 "top": TOP,
-                "bottom": BottomSizes(channels=3, residual_channels=4, num_blocks=2, num_residual=1, kernel_size=3),
-                "condition_channels": 3,
+                "bottom": BottomSizes(width=3, residual_width=4, num_blocks=2, num_residual=1, kernel_size=3),
+                "condition_width": 3,
                 "num_condition_residual": 1,
                 "num_classes": 2,
             },
@@ -92,17 +92,17 @@ PRIORS = {
         "tiny-three": (
             {
                 "top": TOP,
-                "bottom": BottomSizes(channels=3, residual_channels=4, num_blocks=1, num_residual=1, kernel_size=3),
-                "condition_channels": 3,
+                "bottom": BottomSizes(width=3, residual_width=4, num_blocks=1, num_residual=1, kernel_size=3),
+                "condition_width": 3,
                 "num_condition_residual": 1,
             },
             CodeSpec((GridSpec(1, 1, 1, 2), GridSpec(1, 2, 1, 2), GridSpec(2, 4, 1, 2))),
         ),
     },
     "multiscale_pixelrnn": {
-        "tiny": ({**PIXELS, "condition_features": 3}, CodeSpec((GridSpec(1, 2, 1, 2), GridSpec(2, 4, 1, 2)))),
+        "tiny": ({**PIXELS, "condition_width": 3}, CodeSpec((GridSpec(1, 2, 1, 2), GridSpec(2, 4, 1, 2)))),
         "tiny-diagonal": (
-            {**PIXELS, "num_layers": 1, "num_classes": 2, "variant": "diagonal_bilstm", "condition_features": 3},
+            {**PIXELS, "num_layers": 1, "num_classes": 2, "variant": "diagonal_bilstm", "condition_width": 3},
             CodeSpec((GridSpec(1, 1, 2, 2), GridSpec(2, 2, 2, 2))),
         ),
     },
@@ -113,21 +113,21 @@ PRIORS = {
     "pixelcnn": RASTER,
     "pixelcnnpp": {
         "tiny": (
-            {"channels": 4, "num_residual": 1, "num_mixtures": 2, "num_classes": 2, "dropout": 0.0},
+            {"width": 4, "num_residual": 1, "num_mixtures": 2, "num_classes": 2, "dropout": 0.0},
             CodeSpec.single(2, 2, 3, 2),
         ),
-        "tiny-grey": ({"channels": 3, "num_residual": 2, "num_mixtures": 3}, CodeSpec.single(3, 3, 1, 3)),
+        "tiny-grey": ({"width": 3, "num_residual": 2, "num_mixtures": 3}, CodeSpec.single(3, 3, 1, 3)),
     },
     "pixelsnail": {
         "tiny": (
             {
-                "channels": 4, "residual_channels": 3, "num_blocks": 2, "num_residual": 2, "kernel_size": 3,
+                "width": 4, "residual_width": 3, "num_blocks": 2, "num_residual": 2, "kernel_size": 3,
                 "num_heads": 2, "num_output_residual": 1, "num_classes": 2,
             },
             CodeSpec.single(3, 3, 1, 3),
         ),
         "tiny-convolutional": (
-            {"channels": 4, "residual_channels": 3, "num_blocks": 1, "num_residual": 2, "num_heads": 0},
+            {"width": 4, "residual_width": 3, "num_blocks": 1, "num_residual": 2, "num_heads": 0},
             CodeSpec.single(3, 4, 1, 2),
         ),
     },

@@ -119,7 +119,11 @@ def test_mistakes_in_classifying():
 def test_of_several_candidates_the_surest_is_kept():
     torch.manual_seed(1)
     tokenizer = Pixels(PixelsConfig(8, 8, 1, 2))
-    pipeline = Pipeline(tokenizer, PixelCNN(tokenizer.spec, PixelCNNConfig(2, 4, 6, num_classes=3)), CONFIG.class_names)
+    pipeline = Pipeline(
+        tokenizer,
+        PixelCNN(tokenizer.spec, PixelCNNConfig(num_layers=2, width=4, head_width=6, num_classes=3)),
+        CONFIG.class_names,
+    )
     scorer = build().for_labels([0, 1, 2, 1, 0])
     labels = ["cat", "dog", "red fish", "dog", "cat"]
     plain, best = pipeline.sample(5, labels), pipeline.sample(5, labels, best_of=6, scorer=scorer)

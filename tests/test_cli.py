@@ -39,7 +39,7 @@ def tiny(classes: int = 0, channels: int = 1, side: int = SIDE, null_label: bool
     torch.manual_seed(1)
     tokenizer = Pixels(PixelsConfig(side, side, channels, 2))
     names = ["cat", "dog", "red fish"][:classes] if classes else None
-    config = PixelCNNConfig(2, 4, 6, num_classes=classes, null_label=null_label)
+    config = PixelCNNConfig(num_layers=2, width=4, head_width=6, num_classes=classes, null_label=null_label)
     return Pipeline(tokenizer, PixelCNN(tokenizer.spec, config), names, CARD)
 
 
@@ -376,7 +376,9 @@ def test_evaluate_and_repeat(here, digits):
 
 def test_evaluate_a_prior_over_codes(here, digits):
     tokenizer = VQVAE(VQVAEConfig(SIDE, SIDE, 1, width=8, residual_width=4, codebook_size=12, embedding_dim=3))
-    Pipeline(tokenizer, PixelCNN(tokenizer.spec, PixelCNNConfig(2, 4, 6)), None, CARD).save("codes")
+    Pipeline(tokenizer, PixelCNN(tokenizer.spec, PixelCNNConfig(num_layers=2, width=4, head_width=6)), None, CARD).save(
+        "codes"
+    )
     text = run("evaluate", "codes", "--limit", "5", "--binarize", "none", "--record", "r.json")
     value = json.loads(Path("r.json").read_text())
     nats = value["likelihood"]["nats"]
@@ -437,7 +439,9 @@ def test_evaluate_draws_and_compares(here, digits, brightness, monkeypatch):
 
 def test_evaluate_draws_over_codes_and_without_labels(here, digits, brightness):
     tokenizer = VQVAE(VQVAEConfig(SIDE, SIDE, 1, width=8, residual_width=4, codebook_size=12, embedding_dim=3))
-    Pipeline(tokenizer, PixelCNN(tokenizer.spec, PixelCNNConfig(2, 4, 6)), None, CARD).save("codes")
+    Pipeline(tokenizer, PixelCNN(tokenizer.spec, PixelCNNConfig(num_layers=2, width=4, head_width=6)), None, CARD).save(
+        "codes"
+    )
     words = shlex.split("codes --samples 50 --seed 3 --binarize none --record r.json --json")
     value = json.loads(run("evaluate", *words))
     samples = value["samples"]

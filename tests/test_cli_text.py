@@ -37,9 +37,19 @@ def build(joint: bool) -> Pipeline:
     tokenizer, text = Pixels(PixelsConfig(4, 4, 1, 2)), train_bpe(CAPTIONS * 3, 300, 6)
     if joint:
         spec = CodeSpec((text.grid, *tokenizer.spec.grids))
-        prior = DALLE(spec, DALLEConfig(2, 16, 2, kernel_size=3))
+        prior = DALLE(spec, DALLEConfig(num_layers=2, width=16, num_heads=2, kernel_size=3))
     else:
-        prior = Parti(tokenizer.spec, PartiConfig(1, 2, 16, 2, text.length, text.text_vocab_size))
+        prior = Parti(
+            tokenizer.spec,
+            PartiConfig(
+                encoder_layers=1,
+                decoder_layers=2,
+                width=16,
+                num_heads=2,
+                text_length=text.length,
+                text_vocab_size=text.text_vocab_size,
+            ),
+        )
     with torch.no_grad():
         for parameter in prior.parameters():
             parameter.normal_(std=0.8)

@@ -66,7 +66,10 @@ def random_model(config: DALLEConfig, spec: CodeSpec, deviation: float = 0.1) ->
 @torch.no_grad()
 def test_step_equals_forward_at_a_size_that_compiled_code_may_take(attention, quick_gelu):
     spec = stream(3, 7, 3, 4, 11)
-    model = random_model(DALLEConfig(3, 128, 8, attention, 3, quick_gelu=quick_gelu), spec)
+    model = random_model(
+        DALLEConfig(num_layers=3, width=128, num_heads=8, attention=attention, kernel_size=3, quick_gelu=quick_gelu),
+        spec,
+    )
     codes = tuple(torch.randint(0, grid.codebook_size, (2, *grid.shape)) for grid in spec.grids)
     expected = [one for grid in model(codes, Context()) for one in grid.flatten(1, 3).unbind(1)]
     flat, state = spec.flatten(codes), model.init_state(2, Context())
@@ -78,7 +81,7 @@ def test_step_equals_forward_at_a_size_that_compiled_code_may_take(attention, qu
 @torch.no_grad()
 def test_padding_has_a_vector_at_each_position():
     spec = stream(3, 7, 2, 2, 5)
-    model = random_model(DALLEConfig(1, 8, 2, "full"), spec)
+    model = random_model(DALLEConfig(num_layers=1, width=8, num_heads=2, attention="full"), spec)
     codes = torch.tensor([[2, 0, 0]])[:, None, :, None], torch.zeros(1, 2, 2, 1, dtype=torch.int64)
     embedded = model.embed(codes) - torch.cat([model.text_positions, model._places()])
     torch.testing.assert_close(embedded[0, 1:3], model.padding[1:])
@@ -91,27 +94,27 @@ def test_padding_has_a_vector_at_each_position():
 
 
 def test_the_text_weighs_an_eighth():
-    model = DALLE(stream(3, 7, 2, 2, 5), DALLEConfig(1, 8, 2))
+    model = DALLE(stream(3, 7, 2, 2, 5), DALLEConfig(num_layers=1, width=8, num_heads=2))
     assert model.grid_weights == (0.125, 0.875)
 
     class Two(DALLE):
         grid_weights = Prior.grid_weights
 
-    assert Two(stream(3, 7, 2, 2, 5), DALLEConfig(1, 8, 2)).grid_weights == (3 / 7, 4 / 7)
+    assert Two(stream(3, 7, 2, 2, 5), DALLEConfig(num_layers=1, width=8, num_heads=2)).grid_weights == (3 / 7, 4 / 7)
 
 
 def test_what_does_not_fit_is_refused():
     for spec in (CodeSpec.single(4, 4, 1, 8), CodeSpec((GridSpec(2, 3, 1, 4), GridSpec(4, 4, 1, 8))),
                  CodeSpec((GridSpec(1, 3, 1, 4), GridSpec(4, 4, 2, 8)))):  # fmt: skip
         with pytest.raises(ValueError, match=r"a text \(1, L, 1\) and an image \(h, w, 1\), got"):
-            DALLE(spec, DALLEConfig(1, 8, 2))
+            DALLE(spec, DALLEConfig(num_layers=1, width=8, num_heads=2))
     for wrong, message in (
         ({"width": 9}, "width must be a multiple of num_heads"), ({"kernel_size": 4}, "kernel_size must be odd"),
         ({"text_weight": 2.0}, "text_weight must lie"), ({"dropout": 1.0}, "dropout must lie"),
     ):  # fmt: skip
         with pytest.raises(ValueError, match=message):
             DALLEConfig(**{"num_layers": 1, "width": 8, "num_heads": 2} | wrong)
-    model = DALLE(stream(3, 7, 2, 2, 5), DALLEConfig(1, 8, 2))
+    model = DALLE(stream(3, 7, 2, 2, 5), DALLEConfig(num_layers=1, width=8, num_heads=2))
     with pytest.raises(ValueError, match="no text in its context: it is the first grid of the codes"):
         model.init_state(1, Context(text=torch.zeros(1, 3, dtype=torch.int64)))
 
@@ -121,7 +124,7 @@ def pipeline() -> Pipeline:
     """Random weights over 3 x 3 pixels of 4 levels, and a tokenizer of captions."""
     text_tokenizer, tokenizer = train_bpe(CAPTIONS * 3, 300, 5), Pixels(PixelsConfig(3, 3, 1, 4))
     spec = CodeSpec((text_tokenizer.grid, *tokenizer.spec.grids))
-    model = random_model(DALLEConfig(2, 16, 2, kernel_size=3), spec, 0.5)
+    model = random_model(DALLEConfig(num_layers=2, width=16, num_heads=2, kernel_size=3), spec, 0.5)
     return Pipeline(tokenizer, model, text_tokenizer=text_tokenizer)
 
 
@@ -177,7 +180,7 @@ def test_texts_where_none_is_read_are_refused(pipeline):
     with pytest.raises(ValueError, match="saved without a text tokenizer"):
         without.sample(1, text="a red circle")
     found = entry("priors", "gpt")
-    gpt = found.model(CodeSpec.single(3, 3, 1, 4), found.config(1, 8, 2))
+    gpt = found.model(CodeSpec.single(3, 3, 1, 4), found.config(num_layers=1, width=8, num_heads=2))
     with pytest.raises(ValueError, match="reads no texts"):
         Pipeline(pipeline.tokenizer, gpt).sample(1, text="a red circle")
     with pytest.raises(ValueError, match="gives texts no probability"):
@@ -188,7 +191,7 @@ def test_texts_where_none_is_read_are_refused(pipeline):
 
 @torch.no_grad()
 def test_narrow_weights_give_nearly_the_same_logits():
-    prior = random_model(DALLEConfig(2, 16, 2, kernel_size=3), stream(2, 7, 2, 2, 5))
+    prior = random_model(DALLEConfig(num_layers=2, width=16, num_heads=2, kernel_size=3), stream(2, 7, 2, 2, 5))
     for precision, tolerance in (("float32", 0.0), ("bfloat16", 0.02), ("int8", 0.02)):
         packed = prior.decoding(precision)
         assert packed.conditions.joint_text

@@ -182,7 +182,7 @@ def test_a_prior_of_the_old_codes_draws_by_the_new_decoder(here):
     with torch.no_grad():
         new.decoder.conv_in.bias.add_(1.0)
     save_tokenizer(new, "new")
-    prior = PixelCNN(old.spec, PixelCNNConfig(2, 4, 6, num_classes=3))
+    prior = PixelCNN(old.spec, PixelCNNConfig(num_layers=2, width=4, head_width=6, num_classes=3))
     Pipeline(old, prior, ["a", "b", "c"], {"note": "prior"}).save("model")
     model = chainrule.load("model")
     better = model.with_tokenizer(chainrule.load_tokenizer("new"))

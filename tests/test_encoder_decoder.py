@@ -11,10 +11,32 @@ from chainrule.priors.parti import Parti, PartiConfig
 TOLERANCE = {"float32": 1e-4, "bfloat16": 0.05, "int8": 0.05}  # of logits of deviation about 1
 SPEC = CodeSpec.single(4, 6, 1, 37)
 MODELS = {
-    "parti": (Parti, PartiConfig(1, 2, 128, 4, 9, 20)),
-    "parti-320": (Parti, PartiConfig(1, 2, 320, 5, 9, 20)),
-    "parti-sparse": (Parti, PartiConfig(1, 2, 192, 4, 9, 20, attention_radius=1)),
-    "dalle_bart": (DalleBart, DalleBartConfig(2, 128, 4, 150, 40, 9, 20)),
+    "parti": (
+        Parti,
+        PartiConfig(encoder_layers=1, decoder_layers=2, width=128, num_heads=4, text_length=9, text_vocab_size=20),
+    ),
+    "parti-320": (
+        Parti,
+        PartiConfig(encoder_layers=1, decoder_layers=2, width=320, num_heads=5, text_length=9, text_vocab_size=20),
+    ),
+    "parti-sparse": (
+        Parti,
+        PartiConfig(
+            encoder_layers=1,
+            decoder_layers=2,
+            width=192,
+            num_heads=4,
+            text_length=9,
+            text_vocab_size=20,
+            attention_radius=1,
+        ),
+    ),
+    "dalle_bart": (
+        DalleBart,
+        DalleBartConfig(
+            num_layers=2, width=128, num_heads=4, mlp_width=150, num_rows=40, text_length=9, text_vocab_size=20
+        ),
+    ),
 }
 needs_compiler = pytest.mark.skipif(transformer.native_library() is None, reason="no C++ compiler")
 forms = pytest.mark.parametrize("form", ["plain", pytest.param("native", marks=needs_compiler)])
@@ -91,5 +113,11 @@ def test_a_state_can_be_reordered(monkeypatch, form):
 
 
 def test_other_sizes_and_types_are_decoded_in_plain_torch():
-    for config, kind in [(PartiConfig(1, 1, 48, 3, 9, 20), torch.float32), (MODELS["parti"][1], torch.float64)]:
+    for config, kind in [
+        (
+            PartiConfig(encoder_layers=1, decoder_layers=1, width=48, num_heads=3, text_length=9, text_vocab_size=20),
+            torch.float32,
+        ),
+        (MODELS["parti"][1], torch.float64),
+    ]:
         assert type(Parti(SPEC, config).to(kind).decoding("float32").packed.form).__name__ == "PlainStep"

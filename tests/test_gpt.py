@@ -32,7 +32,12 @@ def test_parameter_counts_of_the_paper(preset, count):
 
 def prefix_model() -> GPT:
     model = (
-        GPT(CodeSpec.single(2, 3, 1, 5), GPTConfig(2, 16, 2, prefix_length=4, prefix_codebook_size=7)).double().eval()
+        GPT(
+            CodeSpec.single(2, 3, 1, 5),
+            GPTConfig(num_layers=2, width=16, num_heads=2, prefix_length=4, prefix_codebook_size=7),
+        )
+        .double()
+        .eval()
     )
     with torch.no_grad():
         for parameter in model.parameters():
@@ -73,7 +78,7 @@ def test_a_context_that_does_not_fit_is_refused():
             model.log_prob(codes, Context(prefix=prefix))
         with pytest.raises(ValueError, match=message):
             model.init_state(2, Context(prefix=prefix))
-    plain = GPT(CodeSpec.single(2, 3, 1, 5), GPTConfig(1, 8, 2))
+    plain = GPT(CodeSpec.single(2, 3, 1, 5), GPTConfig(num_layers=1, width=8, num_heads=2))
     with pytest.raises(ValueError, match="no prefix of codes"):
         plain.log_prob(codes, Context(prefix=torch.zeros(2, 4, dtype=torch.int64)))
 
@@ -95,11 +100,11 @@ def test_configs_that_make_no_sense_are_refused(options, message):
 
 def test_grids_in_several_levels_are_refused():
     with pytest.raises(ValueError, match="exactly one grid"):
-        GPT(CodeSpec(CodeSpec.single(1, 1, 1, 2).grids * 2), GPTConfig(1, 8, 2))
+        GPT(CodeSpec(CodeSpec.single(1, 1, 1, 2).grids * 2), GPTConfig(num_layers=1, width=8, num_heads=2))
 
 
 def test_dropout_acts_in_training_only():
-    config = GPTConfig(1, 8, 2, dropout=0.5, embedding_dropout=0.5, attention_dropout=0.5)
+    config = GPTConfig(num_layers=1, width=8, num_heads=2, dropout=0.5, embedding_dropout=0.5, attention_dropout=0.5)
     model, codes = GPT(CodeSpec.single(2, 3, 1, 5), config), (torch.zeros(1, 2, 3, 1, dtype=torch.int64),)
     assert not torch.equal(model(codes, Context())[0], model(codes, Context())[0])
     model.eval()
@@ -109,7 +114,7 @@ def test_dropout_acts_in_training_only():
 @torch.no_grad()
 def test_precisions_of_decoding_and_what_they_cost():
     """Divergence from float32 in nats per code, on a model of random weights."""
-    model = GPT(CodeSpec.single(4, 4, 1, 64), GPTConfig(3, 128, 4, num_classes=2)).eval()
+    model = GPT(CodeSpec.single(4, 4, 1, 64), GPTConfig(num_layers=3, width=128, num_heads=4, num_classes=2)).eval()
     for parameter in model.blocks.parameters():
         parameter.mul_(4 if parameter.ndim == 2 else 1)
     model.head.linear.weight.mul_(8)
@@ -141,7 +146,7 @@ def seen_by_window(model, height, width, row, column) -> set[tuple[int, int]]:
 @pytest.mark.parametrize(("height", "width", "depth"), [(5, 4, 1), (3, 7, 2), (4, 3, 1), (3, 3, 1)])
 @torch.no_grad()
 def test_larger_grids_by_a_sliding_window(height, width, depth):
-    config = GPTConfig(2, 16, 2, num_classes=2)
+    config = GPTConfig(num_layers=2, width=16, num_heads=2, num_classes=2)
     model = GPT(CodeSpec.single(3, 3, depth, 5), config).double().eval()
     for parameter in model.parameters():
         parameter.normal_(std=0.5)
@@ -173,7 +178,7 @@ def test_larger_grids_by_a_sliding_window(height, width, depth):
 
 def test_grids_too_small_and_prefixes_that_would_slide_are_refused():
     with pytest.raises(ValueError, match="at least 2x3, as in training; got 2x2"):
-        SlidingWindow(GPT(CodeSpec.single(2, 3, 1, 5), GPTConfig(1, 8, 2)), 2, 2)
+        SlidingWindow(GPT(CodeSpec.single(2, 3, 1, 5), GPTConfig(num_layers=1, width=8, num_heads=2)), 2, 2)
     with pytest.raises(ValueError, match="no sliding window"):
         SlidingWindow(prefix_model(), 4, 4)
 
@@ -181,7 +186,7 @@ def test_grids_too_small_and_prefixes_that_would_slide_are_refused():
 def test_a_pipeline_samples_and_completes_in_a_precision():
     pixels = entry("tokenizers", "pixels")
     tokenizer = pixels.model(pixels.config(4, 4, 1, 16))
-    pipeline = chainrule.Pipeline(tokenizer, GPT(tokenizer.spec, GPTConfig(1, 128, 4)))
+    pipeline = chainrule.Pipeline(tokenizer, GPT(tokenizer.spec, GPTConfig(num_layers=1, width=128, num_heads=4)))
     images = pipeline.sample(2, precision="int8", seed=1)
     assert torch.equal(images, pipeline.sample(2, precision="int8", seed=1)) and images.shape == (2, 1, 4, 4)
     mask = torch.zeros(4, 4, dtype=torch.bool)

@@ -14,7 +14,9 @@ def pipeline(null_label: bool = True, classes: int = 2) -> Pipeline:
     """Images of 3x4 black or white pixels, with weights large enough that classes matter."""
     torch.manual_seed(0)
     tokenizer = Pixels(PixelsConfig(3, 4, 1, 2))
-    prior = PixelCNN(tokenizer.spec, PixelCNNConfig(2, 4, 6, num_classes=classes, null_label=null_label))
+    prior = PixelCNN(
+        tokenizer.spec, PixelCNNConfig(num_layers=2, width=4, head_width=6, num_classes=classes, null_label=null_label)
+    )
     with torch.no_grad():
         for parameter in prior.parameters():
             parameter.normal_(std=0.5)

@@ -86,7 +86,7 @@ def test_a_model_without_condition_over_a_gumbel_vqgan_comes_back_as_it_went(tmp
         embedding_dim=6,
     )  # fmt: skip
     tokenizer = compvis_vqgan.VQGANGumbel(config).eval()
-    prior = GPT(CodeSpec.single(4, 4, 1, 9), GPTConfig(2, 12, 3, dropout=0.1)).eval()
+    prior = GPT(CodeSpec.single(4, 4, 1, 9), GPTConfig(num_layers=2, width=12, num_heads=3, dropout=0.1)).eval()
     for parameter in prior.parameters():
         parameter.normal_(std=0.3)
     tensors = original_names(tokenizer) | {

@@ -44,7 +44,7 @@ def test_the_file_is_recognised_and_its_origin_named(imported):
     assert result.files == {FILE: hashlib.sha256((FOLDER / FILE).read_bytes()).hexdigest()}
     assert result.tokenizer.image_shape == (3, 32, 32) and result.prior.spec == result.tokenizer.spec
     config = result.prior.config
-    assert (config.channels, config.num_residual, config.num_mixtures) == (12, 2, 5)
+    assert (config.width, config.num_residual, config.num_mixtures) == (12, 2, 5)
 
 
 @torch.no_grad()
@@ -119,7 +119,7 @@ def test_sizes_follow_from_the_tensors(tmp_path, channels, filters, residual, mi
     tensors = write(tmp_path / "some_name.pth", channels, filters, residual, mixtures, prefix)
     result = import_release(tmp_path)
     config, side = result.prior.config, 28 if channels == 1 else 32
-    assert (config.channels, config.num_residual, config.num_mixtures) == (filters, residual, mixtures)
+    assert (config.width, config.num_residual, config.num_mixtures) == (filters, residual, mixtures)
     assert result.tokenizer.image_shape == (channels, side, side)
     assert sum(p.numel() for p in result.prior.parameters()) == sum(value.numel() for value in tensors.values())
     coarsest, middle = result.prior.level.inner.inner, result.prior.level.inner

@@ -84,13 +84,13 @@ def write(path: Path, sizes: PixelSNAILSizes, codes: int, side: int, condition=(
         convolution(f"{name}.conv1.{wrapped}", hidden, channels, kernel, kernel)
         convolution(f"{name}.conv2.{wrapped}", 2 * channels, hidden, kernel, kernel)
 
-    c, k = sizes.channels, sizes.kernel_size
+    c, k = sizes.width, sizes.kernel_size
     convolution("horizontal.conv.conv", c, codes, k // 2, k)
     convolution("vertical.conv.conv", c, codes, (k + 1) // 2, k // 2)
     for index in range(sizes.num_blocks):
         for number in range(sizes.num_residual):
             name = f"blocks.{index}.resblocks.{number}"
-            residual(name, c, sizes.residual_channels, k, "conv.conv")
+            residual(name, c, sizes.residual_width, k, "conv.conv")
             if condition:
                 convolution(f"{name}.condition.conv", 2 * c, condition[0], 1, 1, bias=False)
         if not sizes.num_heads:
@@ -104,7 +104,7 @@ def write(path: Path, sizes: PixelSNAILSizes, codes: int, side: int, condition=(
         for name in ("key", "value"):
             convolution(f"blocks.{index}.causal_attention.{name}", c // 2, 2 * c + 2)
     for number in range(sizes.num_output_residual):
-        residual(f"out.{number}", c, sizes.residual_channels, 1)
+        residual(f"out.{number}", c, sizes.residual_width, 1)
     convolution(f"out.{sizes.num_output_residual + 1}.conv", codes, c, 1, 1)
     if condition:
         convolution("cond_resnet.blocks.0.conv", condition[0], codes, 3, 3)
@@ -115,7 +115,12 @@ def write(path: Path, sizes: PixelSNAILSizes, codes: int, side: int, condition=(
     return tensors
 
 
-SMALL = PixelSNAILSizes(16, 6, 2, 3, 3, 8, 2), BottomSizes(10, 4, 3, 1, 7)
+SMALL = (
+    PixelSNAILSizes(
+        width=16, residual_width=6, num_blocks=2, num_residual=3, kernel_size=3, num_heads=8, num_output_residual=2
+    ),
+    BottomSizes(width=10, residual_width=4, num_blocks=3, num_residual=1, kernel_size=7),
+)
 
 
 @pytest.mark.parametrize("prefix", ["", "module."])
@@ -126,7 +131,7 @@ def test_sizes_follow_from_the_tensors(tmp_path, prefix):
     prior = load_prior(tmp_path / "top.pt", tmp_path / "bottom.pt")
     config = prior.config
     assert (config.top, config.bottom) == SMALL
-    assert (config.condition_channels, config.num_condition_residual) == (5, 3)
+    assert (config.condition_width, config.num_condition_residual) == (5, 3)
     assert prior.spec.to_dict() == [[2, 2, 1, 9], [4, 4, 1, 9]]
     theirs = sum(value.numel() for name, value in (*top.items(), *bottom.items()) if name != "background")
     assert sum(parameter.numel() for parameter in prior.parameters()) == theirs

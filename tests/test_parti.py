@@ -110,7 +110,9 @@ def test_sparse_attention_of_one_block_sees_its_window_only():
 def test_other_precisions_are_close_and_leave_the_model_as_it_is(precision):
     torch.manual_seed(0)
     spec = CodeSpec.single(2, 4, 1, 16)
-    model = Parti(spec, PartiConfig(1, 2, 64, 4, 5, 20)).eval()
+    model = Parti(
+        spec, PartiConfig(encoder_layers=1, decoder_layers=2, width=64, num_heads=4, text_length=5, text_vocab_size=20)
+    ).eval()
     codes, context = torch.randint(0, 16, (3, 8)), Context(text=torch.randint(0, 20, (3, 5)))
     expected = model(spec.unflatten(codes), context)[0].flatten(1, 3)
     packed = model.decoding(precision)

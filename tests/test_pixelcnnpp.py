@@ -62,7 +62,7 @@ def test_narrow_and_distant_logistics_keep_finite_masses_and_gradients():
 @pytest.mark.parametrize(("height", "width", "depth"), [(8, 8, 3), (5, 7, 3), (6, 9, 1)])
 @torch.no_grad()
 def test_steps_logits_and_log_prob_agree_at_any_size(height, width, depth):
-    config = PixelCNNPPConfig(4, 2, 3, num_classes=2)
+    config = PixelCNNPPConfig(width=4, num_residual=2, num_mixtures=3, num_classes=2)
     prior = PixelCNNPP(CodeSpec.single(height, width, depth, 16), config).double().eval()
     for parameter in prior.parameters():
         parameter.normal_(std=0.3)
@@ -79,7 +79,11 @@ def test_steps_logits_and_log_prob_agree_at_any_size(height, width, depth):
 
 
 def test_every_earlier_pixel_is_seen_and_no_later_one():
-    prior = PixelCNNPP(CodeSpec.single(8, 8, 3, 16), PixelCNNPPConfig(8, 3, 2)).double().eval()
+    prior = (
+        PixelCNNPP(CodeSpec.single(8, 8, 3, 16), PixelCNNPPConfig(width=8, num_residual=3, num_mixtures=2))
+        .double()
+        .eval()
+    )
     codes = torch.randint(16, (1, 8, 8, 3))
     with torch.no_grad():
         reference = prior.numbers((codes,), Context())[0]

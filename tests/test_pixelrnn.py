@@ -16,10 +16,10 @@ from chainrule.tokenizers.pixels import MultiScalePixels, MultiScalePixelsConfig
 MODELS = [RowLSTM, DiagonalBiLSTM]
 
 
-def build(model, spec, *args, **kwargs):
+def build(model, spec, num_layers, width, head_width, **options):
     torch.manual_seed(0)
     config = MultiScalePixelRNNConfig if model is MultiScalePixelRNN else PixelRNNConfig
-    return model(spec, config(*args, **kwargs)).double()
+    return model(spec, config(num_layers=num_layers, width=width, head_width=head_width, **options)).double()
 
 
 def random_codes(spec, batch=2):
@@ -100,7 +100,7 @@ def test_steps_agree_with_forward(model, spec, hidden, num_classes, residual):
 @pytest.mark.parametrize("factor", [2, 3])
 def test_multiscale_steps_agree_with_forward(variant, factor):
     spec = CodeSpec((GridSpec(2, 1, 2, 3), GridSpec(2 * factor, factor, 2, 3)))
-    network = build(MultiScalePixelRNN, spec, 2, 16, 8, num_classes=2, variant=variant, condition_features=5)
+    network = build(MultiScalePixelRNN, spec, 2, 16, 8, num_classes=2, variant=variant, condition_width=5)
     assert_steps_agree(network, Context(label=torch.tensor([1, 0])))
 
 
@@ -143,5 +143,5 @@ def test_classes_change_the_likelihood():
 def test_presets_exist(name):
     found = entry("priors", name)
     for preset in found.presets.values():
-        if preset.config.hidden <= 128:
+        if preset.config.width <= 128:
             found.model(preset.spec, preset.config)

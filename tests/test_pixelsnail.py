@@ -46,7 +46,17 @@ def steps_and_forward(model, codes, context):
 @pytest.mark.parametrize("kernel_size", [3, 5])
 @torch.no_grad()
 def test_steps_are_the_whole_with_classes_and_a_map(num_heads, kernel_size):
-    config = PixelSNAILConfig(8, 6, 2, 2, kernel_size, num_heads, 1, num_classes=3, spatial_channels=4)
+    config = PixelSNAILConfig(
+        width=8,
+        residual_width=6,
+        num_blocks=2,
+        num_residual=2,
+        kernel_size=kernel_size,
+        num_heads=num_heads,
+        num_output_residual=1,
+        num_classes=3,
+        spatial_channels=4,
+    )
     model = PixelSNAIL(CodeSpec.single(6, 7, 1, 5), config).double().eval()
     for parameter in model.parameters():
         parameter.normal_(std=0.5)
@@ -63,7 +73,12 @@ def test_steps_are_the_whole_with_classes_and_a_map(num_heads, kernel_size):
 
 @torch.no_grad()
 def test_the_coarser_grids_condition_the_finer():
-    config = HierarchicalPixelSNAILConfig(PixelSNAILSizes(4, 4, 1, 1, 3, 1), BottomSizes(4, 4, 1, 1, 3), 4, 1)
+    config = HierarchicalPixelSNAILConfig(
+        top=PixelSNAILSizes(width=4, residual_width=4, num_blocks=1, num_residual=1, kernel_size=3, num_heads=1),
+        bottom=BottomSizes(width=4, residual_width=4, num_blocks=1, num_residual=1, kernel_size=3),
+        condition_width=4,
+        num_condition_residual=1,
+    )
     spec = CodeSpec((GridSpec(2, 3, 1, 4), GridSpec(4, 6, 1, 5)))
     model = HierarchicalPixelSNAIL(spec, config).double().eval()
     top, bottom = torch.randint(4, (1, 2, 3, 1)), torch.randint(5, (1, 4, 6, 1))
@@ -74,7 +89,14 @@ def test_the_coarser_grids_condition_the_finer():
 
 
 def test_every_earlier_code_is_seen_and_the_first_position_attends_to_nothing():
-    model = PixelSNAIL(CodeSpec.single(5, 5, 1, 3), PixelSNAILConfig(8, 8, 1, 1, 3, 2)).double().eval()
+    model = (
+        PixelSNAIL(
+            CodeSpec.single(5, 5, 1, 3),
+            PixelSNAILConfig(width=8, residual_width=8, num_blocks=1, num_residual=1, kernel_size=3, num_heads=2),
+        )
+        .double()
+        .eval()
+    )
     inputs = model.embed((torch.randint(3, (1, 5, 5, 1)),)).requires_grad_()
     logits = model.logits(model.features(inputs, Context()))
     assert logits.isfinite().all()
@@ -97,7 +119,7 @@ def test_impossible_sizes_are_refused_in_one_sentence():
     with pytest.raises(ValueError, match="kernel_size must be odd"):
         PixelSNAILConfig(kernel_size=4)
     with pytest.raises(ValueError, match="multiple of 2 \\* num_heads"):
-        PixelSNAILConfig(channels=12, num_heads=4)
+        PixelSNAILConfig(width=12, num_heads=4)
     with pytest.raises(ValueError, match="one code per position; this tokenizer gives 3"):
         PixelSNAIL(CodeSpec.single(4, 4, 3, 8), PixelSNAILConfig())
     with pytest.raises(ValueError, match="two or more grids"):
@@ -108,10 +130,10 @@ def test_impossible_sizes_are_refused_in_one_sentence():
 
 
 def test_a_recipe_names_the_sizes_of_both_levels():
-    given = {"top": {"channels": 16, "num_heads": 2}, "bottom": {"channels": 12}, "num_classes": "data"}
+    given = {"top": {"width": 16, "num_heads": 2}, "bottom": {"width": 12}, "num_classes": "data"}
     options = ModelConfig("hierarchical_pixelsnail", given)
     config = build_model_config("priors", options, "recipe.yaml", words={"num_classes": 3})
-    assert (config.top.channels, config.bottom.channels, config.num_classes) == (16, 12, 3)
+    assert (config.top.width, config.bottom.width, config.num_classes) == (16, 12, 3)
     assert config.top.num_heads == 2 and config.bottom.num_heads == 0
     assert build_dataclass(type(config), to_plain(config), "config.yaml") == config
 
@@ -119,8 +141,11 @@ def test_a_recipe_names_the_sizes_of_both_levels():
 @pytest.mark.parametrize(
     ("model", "config"),
     [
-        (GatedPixelCNN, GatedPixelCNNConfig(2, 4, 3, 8, num_classes=2, embedding=5)),
-        (RowLSTM, PixelRNNConfig(2, 4, 6, num_classes=2, embedding=5)),
+        (
+            GatedPixelCNN,
+            GatedPixelCNNConfig(num_layers=2, width=4, kernel_size=3, head_width=8, num_classes=2, embedding_dim=5),
+        ),
+        (RowLSTM, PixelRNNConfig(num_layers=2, width=4, head_width=6, num_classes=2, embedding_dim=5)),
     ],
 )
 @torch.no_grad()

@@ -64,7 +64,7 @@ def saved(monkeypatch, tmp_path):
 
 
 def recipe(path, **training) -> Recipe:
-    options = {"num_layers": 2, "channels": 8, "head_features": 8, "num_classes": "data"}
+    options = {"num_layers": 2, "width": 8, "head_width": 8, "num_classes": "data"}
     return Recipe(
         data=DataConfig("halves", flip=True),
         tokenizer=SavedTokenizer(str(path)),
@@ -181,7 +181,7 @@ def test_captions_are_dropped_and_their_merges_too(saved, monkeypatch):
             "the prior reads texts .*; add the section 'text'",
         ),
         ({"prior": ModelConfig("dalle", DALLE), "text": None}, "dalle draws a text and its image; add the section"),
-        ({"prior": ModelConfig("gated_pixelcnn", {"num_layers": 1, "channels": 4})}, "gated_pixelcnn reads no texts"),
+        ({"prior": ModelConfig("gated_pixelcnn", {"num_layers": 1, "width": 4})}, "gated_pixelcnn reads no texts"),
         ({"text": TextConfig(6, 100)}, "text_vocab_size must be at least 257"),
         ({"text": TextConfig(6, vocabulary=Path("nothing.json"))}, "text.vocabulary nothing.json: .*No such file"),
     ],

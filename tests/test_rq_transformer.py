@@ -158,7 +158,16 @@ def test_codes_of_several_grids_are_refused():
 @pytest.mark.parametrize("precision", ["bfloat16", "int8"])
 def test_narrow_weights_give_nearly_the_same_logits(precision):
     torch.manual_seed(0)
-    config = RQTransformerConfig(64, 2, 2, 2, 4, codebook_dim=8, text_length=5, text_vocab_size=7)
+    config = RQTransformerConfig(
+        width=64,
+        num_layers=2,
+        num_heads=2,
+        depth_layers=2,
+        depth_heads=4,
+        embedding_dim=8,
+        text_length=5,
+        text_vocab_size=7,
+    )
     model = RQTransformer(CodeSpec.single(2, 2, 3, 32), config).eval()
     codes, context = codes_of(model, 2), Context(text=torch.randint(0, 7, (2, 5)))
     expected = model(codes, context)[0].flatten(1, 3)

@@ -119,7 +119,7 @@ def halves(monkeypatch):
 RECIPE = Recipe(
     data=DataConfig("labelled", binarize="sample"),
     tokenizer=ModelConfig("pixels"),
-    prior=ModelConfig("gated_pixelcnn", {"num_layers": 2, "channels": 4, "head_features": 8, "num_classes": "data"}),
+    prior=ModelConfig("gated_pixelcnn", {"num_layers": 2, "width": 4, "head_width": 8, "num_classes": "data"}),
     training=TrainingConfig(
         steps=60, batch_size=16, learning_rate=0.02, ema_decay=0.9, precision="float32", compile=False, log_every=20
     ),
@@ -209,14 +209,14 @@ def test_fit_trains_saves_and_resumes(halves, tmp_path):
 def test_a_run_of_an_older_version_goes_on(tmp_path):
     """What it did not write down was as the defaults are."""
     (tmp_path / "run").mkdir()
-    prior = {"name": "pixelcnn"} | to_plain(PixelCNNConfig(2))
+    prior = {"name": "pixelcnn"} | to_plain(PixelCNNConfig(num_layers=2))
     plain = {"prior": prior, "training": to_plain(TrainingConfig(3, 8, 0.1))}
     training = {"steps": 2, "batch_size": 8, "learning_rate": 0.1}
     old = {"prior": {"name": "pixelcnn", "num_layers": 2}, "training": training}
     (tmp_path / "run" / "recipe.yaml").write_text(write_yaml(old))
     check_folder(tmp_path / "run", plain, True)
-    with pytest.raises(ValueError, match="prior.embedding was 0 and is 4"):
-        check_folder(tmp_path / "run", {**plain, "prior": prior | {"embedding": 4}}, True)
+    with pytest.raises(ValueError, match="prior.embedding_dim was 0 and is 4"):
+        check_folder(tmp_path / "run", {**plain, "prior": prior | {"embedding_dim": 4}}, True)
 
 
 def test_folders_that_are_no_run_are_left_alone(tmp_path):

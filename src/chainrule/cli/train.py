@@ -38,7 +38,7 @@ def train(
     \b
     Examples:
       chainrule train mnist_pixelcnn
-      chainrule train mnist_pixelcnn --out runs/small prior.hidden=32 training.steps=2000
+      chainrule train mnist_pixelcnn --out runs/small prior.width=32 training.steps=2000
       chainrule train my_recipe.yaml --seed 1 --out runs/mine
       chainrule train shapes_gated_pixelcnn --accelerator cuda
     """

@@ -92,10 +92,14 @@ def _size(params: Mapping[str, Any]) -> dict[str, Any]:
 
 def _config(params: Mapping[str, Any], size: Mapping[str, Any]) -> GPTConfig:
     return GPTConfig(
-        size.get("n_layer", 12), size.get("n_embd", 256), size.get("n_head", 8), num_classes=_num_classes(params),
-        dropout=float(size.get("resid_pdrop", 0.0)), embedding_dropout=float(size.get("embd_pdrop", 0.0)),
+        num_layers=size.get("n_layer", 12),
+        width=size.get("n_embd", 256),
+        num_heads=size.get("n_head", 8),
+        num_classes=_num_classes(params),
+        dropout=float(size.get("resid_pdrop", 0.0)),
+        embedding_dropout=float(size.get("embd_pdrop", 0.0)),
         attention_dropout=float(size.get("attn_pdrop", 0.0)),
-    )  # fmt: skip
+    )
 
 
 def _num_classes(params: Mapping[str, Any]) -> int:

@@ -130,10 +130,17 @@ def _prior(stage: Mapping[str, Any], tokenizer: VQGAN) -> DALLE:
         )
     text = GridSpec(1, size["ctx_len_txt"], 1, stage["vocab_size_txt"])
     config = DALLEConfig(
-        size["n_layers"], size["embed_dim"], size["n_heads"], "full", start_token=False, axial_positions=False,
-        quick_gelu=bool(size["gelu_use_approx"]), dropout=float(size["resid_pdrop"]),
-        embedding_dropout=float(size["embd_pdrop"]), attention_dropout=float(size["attn_pdrop"]),
-    )  # fmt: skip
+        num_layers=size["n_layers"],
+        width=size["embed_dim"],
+        num_heads=size["n_heads"],
+        attention="full",
+        start_token=False,
+        axial_positions=False,
+        quick_gelu=bool(size["gelu_use_approx"]),
+        dropout=float(size["resid_pdrop"]),
+        embedding_dropout=float(size["embd_pdrop"]),
+        attention_dropout=float(size["attn_pdrop"]),
+    )
     return DALLE(CodeSpec((text, grid)), config)
 
 

@@ -122,12 +122,17 @@ def _prior(config: Mapping[str, Any], tokenizer: RQVAE) -> RQTransformer:
     return RQTransformer(
         spec,
         RQTransformerConfig(
-            architecture["embed_dim"], body["n_layer"], body["block"]["n_head"], head["n_layer"],
-            head["block"]["n_head"], codebook_dim=tokenizer.config.embedding_dim,
+            width=architecture["embed_dim"],
+            num_layers=body["n_layer"],
+            num_heads=body["block"]["n_head"],
+            depth_layers=head["n_layer"],
+            depth_heads=head["block"]["n_head"],
+            embedding_dim=tokenizer.config.embedding_dim,
             shared_codebook=tokenizer.config.shared,
-            dropout=float(body["block"].get("resid_pdrop", 0.1)), **condition,
+            dropout=float(body["block"].get("resid_pdrop", 0.1)),
+            **condition,
         ),
-    )  # fmt: skip
+    )
 
 
 def _translate(tensors: Mapping[str, Tensor], where: Path) -> dict[str, Tensor]:

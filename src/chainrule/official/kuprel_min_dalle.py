@@ -147,11 +147,15 @@ def _prior(
     prior = DalleBart(
         spec,
         DalleBartConfig(
-            1 + max(int(key.split(".")[1]) for key in encoder if key.startswith("layers.")), width,
-            width // HEAD_FEATURES, encoder["layers.0.glu.fc0.weight"].shape[0],
-            len(decoder["embed_tokens.weight"]), len(encoder["embed_positions.weight"]), num_words,
+            num_layers=1 + max(int(key.split(".")[1]) for key in encoder if key.startswith("layers.")),
+            width=width,
+            num_heads=width // HEAD_FEATURES,
+            mlp_width=encoder["layers.0.glu.fc0.weight"].shape[0],
+            num_rows=len(decoder["embed_tokens.weight"]),
+            text_length=len(encoder["embed_positions.weight"]),
+            text_vocab_size=num_words,
         ),
-    )  # fmt: skip
+    )
     expected = prior.state_dict()
     for key, value in expected.items():
         if key.endswith("norm.weight"):

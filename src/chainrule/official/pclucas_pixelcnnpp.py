@@ -57,7 +57,9 @@ def load(source: Path) -> Imported:
         channels, depth = tensors["u_init.conv.weight_v"].shape[0], tensors["u_init.conv.weight_v"].shape[1] - 1
         side = IMAGE_SIDES[depth]
         config = PixelCNNPPConfig(
-            channels, _num_residual(tensors), tensors["nin_out.lin_a.weight_v"].shape[0] // NUMBERS[depth]
+            width=channels,
+            num_residual=_num_residual(tensors),
+            num_mixtures=tensors["nin_out.lin_a.weight_v"].shape[0] // NUMBERS[depth],
         )
     except (KeyError, IndexError) as error:
         raise ValueError(f"{path.name} holds no PixelCNN++ of grey or colour images: {error} is missing") from None

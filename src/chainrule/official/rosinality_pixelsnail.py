@@ -49,9 +49,9 @@ def load_prior(top: Path, bottom: Path) -> HierarchicalPixelSNAIL:
     if coarser is None:
         raise ValueError(f"{bottom.name} does not hold a prior of the bottom level: it has no cond_resnet")
     config = HierarchicalPixelSNAILConfig(
-        top_sizes,
-        bottom_sizes,
-        condition_channels=coarser.shape[0],
+        top=top_sizes,
+        bottom=bottom_sizes,
+        condition_width=coarser.shape[0],
         num_condition_residual=_count(fine_tensors, "cond_resnet.blocks.{}.conv1.conv.weight_v", 1),
     )
     prior = HierarchicalPixelSNAIL(CodeSpec((grid, fine)), config)
@@ -81,13 +81,13 @@ def _read(path: Path, kind: type[SizesT]) -> tuple[dict[str, Tensor], SizesT, Gr
     """Tensors but the coordinates, the sizes and the grid of a file."""
     tensors, options = _tensors(path)
     try:
-        channels, codebook_size = tensors["horizontal.conv.conv.weight_v"].shape[:2]
+        width, codebook_size = tensors["horizontal.conv.conv.weight_v"].shape[:2]
         kernel = tensors["blocks.0.resblocks.0.conv1.conv.conv.weight_v"]
-        height, width = tensors.pop("background").shape[-2:]
+        height, columns = tensors.pop("background").shape[-2:]
         dropout = options.get("dropout", DROPOUT)
         sizes = kind(
-            channels,
-            kernel.shape[0],
+            width=width,
+            residual_width=kernel.shape[0],
             num_blocks=_count(tensors, "blocks.{}.resblocks.0.conv1.conv.conv.weight_v"),
             num_residual=_count(tensors, "blocks.0.resblocks.{}.conv1.conv.conv.weight_v"),
             kernel_size=kernel.shape[-1],
@@ -95,7 +95,7 @@ def _read(path: Path, kind: type[SizesT]) -> tuple[dict[str, Tensor], SizesT, Gr
             num_output_residual=_count(tensors, "out.{}.conv1.conv.weight_v"),
             dropout=float(dropout) if isinstance(dropout, (int, float)) else DROPOUT,
         )
-        return tensors, sizes, GridSpec(height, width, 1, codebook_size)
+        return tensors, sizes, GridSpec(height, columns, 1, codebook_size)
     except (KeyError, IndexError, ValueError) as error:
         raise ValueError(f"{path.name} does not hold a PixelSNAIL of rosinality's code: {error}") from None
 

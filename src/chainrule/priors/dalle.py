@@ -48,10 +48,13 @@ from ..layers.transformer import (
 from ._sparse_attention import Pattern, visible
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class DALLEConfig:
-    """num_layers blocks of `width` features and num_heads heads.
+    """Sizes and variants.
 
+    num_layers:         blocks
+    width:              features of a token, a multiple of num_heads
+    num_heads:          heads of attention
     attention:          "paper", the order of patterns above, or one pattern for all layers
     kernel_size:        of the convolutional pattern
     text_weight:        what the text counts in the loss; the image counts the rest
@@ -128,7 +131,9 @@ def stream(length: int, text_vocab_size: int, height: int, width: int, codebook_
     {
         "dalle": Preset(DALLEConfig(), stream(256, 16385, 32, 32, 8192)),
         "mindalle": Preset(
-            DALLEConfig(42, 1536, 24, "full", start_token=False, axial_positions=False),
+            DALLEConfig(
+                num_layers=42, width=1536, num_heads=24, attention="full", start_token=False, axial_positions=False
+            ),
             stream(64, 16384, 16, 16, 16384),
         ),
     },

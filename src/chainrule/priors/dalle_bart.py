@@ -33,12 +33,12 @@ from ..layers.transformer import STD, Head, TransformerPrior, initialize
 PADDING = 1
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class DalleBartConfig:
     """Sizes.
 
     num_layers, width, num_heads:      of encoder and decoder alike
-    hidden:                            features of the MLPs
+    mlp_width:                         features inside the MLPs
     num_rows:                          of the code embedding and of the classifier, at least the codes
     text_length, text_vocab_size:      tokens of a padded text, each of so many values; 1 is padding
     """
@@ -46,13 +46,13 @@ class DalleBartConfig:
     num_layers: int = 12
     width: int = 1024
     num_heads: int = 16
-    hidden: int = 2730
+    mlp_width: int = 2730
     num_rows: int = 16385
     text_length: int = 64
     text_vocab_size: int = 50264
 
     def __post_init__(self) -> None:
-        for name in ("num_layers", "width", "num_heads", "hidden", "text_length"):
+        for name in ("num_layers", "width", "num_heads", "mlp_width", "text_length"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         if self.width % self.num_heads:
@@ -69,7 +69,18 @@ class DalleBartConfig:
     DalleBartConfig,
     {
         "mini": Preset(DalleBartConfig(), CodeSpec.single(16, 16, 1, 16384)),
-        "mega": Preset(DalleBartConfig(24, 2048, 32, 4096, 16416, 64, 50272), CodeSpec.single(16, 16, 1, 16384)),
+        "mega": Preset(
+            DalleBartConfig(
+                num_layers=24,
+                width=2048,
+                num_heads=32,
+                mlp_width=4096,
+                num_rows=16416,
+                text_length=64,
+                text_vocab_size=50272,
+            ),
+            CodeSpec.single(16, 16, 1, 16384),
+        ),
     },
 )
 class DalleBart(TransformerPrior):
@@ -94,7 +105,7 @@ class DalleBart(TransformerPrior):
         self.word_positions = nn.Parameter(torch.empty(config.text_length, width))
         self.words_norm = nn.LayerNorm(width)
         self.encoder = nn.ModuleList(
-            EncoderBlock(width, config.num_heads, GatedMLP(width, config.hidden, nn.LayerNorm), **norms)
+            EncoderBlock(width, config.num_heads, GatedMLP(width, config.mlp_width, nn.LayerNorm), **norms)
             for _ in range(config.num_layers)
         )
         self.encoder_norm = nn.LayerNorm(width)
@@ -102,7 +113,7 @@ class DalleBart(TransformerPrior):
         self.positions = nn.Parameter(torch.empty(grid.num_positions, width))
         self.codes_norm = nn.LayerNorm(width)
         self.decoder = nn.ModuleList(
-            DecoderBlock(width, config.num_heads, GatedMLP(width, config.hidden, nn.LayerNorm), **norms)
+            DecoderBlock(width, config.num_heads, GatedMLP(width, config.mlp_width, nn.LayerNorm), **norms)
             for _ in range(config.num_layers)
         )
         self.head = Head(width, config.num_rows, bias=False)

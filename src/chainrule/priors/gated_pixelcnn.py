@@ -12,7 +12,7 @@ The condition c is a vector per class (location-free) or a 1x1 convolution of a 
 
 Here v at row r holds nothing of row r itself, so N needs no shift.  No residual on the first layer (mask A).
 Deviation: constant channels (ones, coordinates) beside the pixels.  Codes of a VQ-VAE (arXiv:1711.00937), whose
-prior this is, have no order and enter as learned vectors (`embedding`).
+prior this is, have no order and enter as learned vectors (`embedding_dim`).
 """
 
 from __future__ import annotations
@@ -28,19 +28,24 @@ from ..layers.masked import AboveConv2d, LeftConv2d
 from ._raster import FREE_CHANNELS, RasterPrior, taps_left, window_above
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class GatedPixelCNNConfig(ClassLabels):
-    """num_layers layers of `channels` (p) features; kernel_size x kernel_size after the first 7x7.
+    """Sizes, beside the class labels.
 
-    embedding: channels of a learned vector per code, for codes without an order; 0 for the levels of pixels.
+    num_layers:       layers of both stacks
+    width:            p, features of either stack
+    kernel_size:      of all layers after the first, which is 7x7; odd and at least 3
+    head_width:       features between the two last layers
+    spatial_channels: channels of a map that conditions the model, 0 for none
+    embedding_dim:    width of a learned vector per code, for codes without an order; 0 for the levels of pixels
     """
 
     num_layers: int = 20
-    channels: int = 384
+    width: int = 384
     kernel_size: int = 5
-    head_features: int = 1024
+    head_width: int = 1024
     spatial_channels: int = 0
-    embedding: int = 0
+    embedding_dim: int = 0
 
 
 def gate(x: Tensor, dim: int = 1) -> Tensor:
@@ -54,7 +59,7 @@ class GatedLayer(nn.Module):
 
     def __init__(self, config: GatedPixelCNNConfig, groups: int, in_channels: int | None) -> None:
         super().__init__()
-        p = config.channels
+        p = config.width
         first = in_channels is not None
         half = 3 if first else config.kernel_size // 2
         self.vertical = AboveConv2d(in_channels or p, 2 * p, half, half, current=not first)
@@ -130,16 +135,16 @@ class GatedPixelCNN(RasterPrior):
     """Vertical and horizontal stacks of gated convolutions."""
 
     def __init__(self, spec: CodeSpec, config: GatedPixelCNNConfig) -> None:
-        super().__init__(spec, config.conditions(spatial_channels=config.spatial_channels), config.embedding)
+        super().__init__(spec, config.conditions(spatial_channels=config.spatial_channels), config.embedding_dim)
         self.config = config
-        depth, p = self.grid.depth, config.channels
+        depth, p = self.grid.depth, config.width
         self.layers = nn.ModuleList(
             GatedLayer(config, depth, self.in_channels if index == 0 else None) for index in range(config.num_layers)
         )
         self.head = nn.ModuleList(
             [
-                LeftConv2d(p, config.head_features, 0, "B", depth),
-                LeftConv2d(config.head_features, depth * self.grid.codebook_size, 0, "B", depth),
+                LeftConv2d(p, config.head_width, 0, "B", depth),
+                LeftConv2d(config.head_width, depth * self.grid.codebook_size, 0, "B", depth),
             ]
         )
 
@@ -158,7 +163,7 @@ class GatedPixelCNN(RasterPrior):
 
     def init_network(self, inputs: Tensor, context: Context) -> NetworkState:
         batch_size, _, _, width = inputs.shape
-        p = self.config.channels
+        p = self.config.width
         states = []
         for index, layer in enumerate(self.layers):
             rows = layer.vertical.weight.shape[2]
@@ -193,7 +198,7 @@ class GatedPixelCNN(RasterPrior):
             v = gate(above)
 
     def pixel(self, inputs: Tensor, row: int, column: int, depth: int, network: NetworkState) -> Tensor:
-        matrices, p = network.matrices, self.config.channels
+        matrices, p = network.matrices, self.config.width
         taps = taps_left(inputs, row, column, self.layers[0].horizontal.left)
         h = skips = None
         for state, (left, out, bias) in zip(network.layers, matrices.layers, strict=True):

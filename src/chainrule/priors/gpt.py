@@ -31,10 +31,13 @@ from ..kernels.transformer import Precision
 from ..layers.transformer import STD, Block, Decoder, Head, KVCache, TransformerPrior, initialize
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class GPTConfig(ClassLabels):
-    """num_layers blocks of `width` features and num_heads heads.
+    """Sizes, beside the class labels, of which one is the prefix where there are any.
 
+    num_layers:           blocks
+    width:                features of a token, a multiple of num_heads
+    num_heads:            heads of attention
     num_classes:        a class as prefix
     prefix_length:      or this many codes of another image, of prefix_codebook_size values
     dropout:            of what every block adds
@@ -81,24 +84,38 @@ class GPTState:
     "gpt",
     GPTConfig,
     {
-        "rin": Preset(GPTConfig(12, 768, 16), CodeSpec.single(16, 16, 1, 768)),
-        "imagenet": Preset(GPTConfig(24, 1024, 16, num_classes=1000), CodeSpec.single(16, 16, 1, 1024)),
-        "imagenet-big": Preset(GPTConfig(48, 1536, 16, num_classes=1000), CodeSpec.single(16, 16, 1, 16384)),
-        "depth": Preset(
-            GPTConfig(24, 1024, 16, prefix_length=256, prefix_codebook_size=1024), CodeSpec.single(16, 16, 1, 1024)
+        "rin": Preset(GPTConfig(num_layers=12, width=768, num_heads=16), CodeSpec.single(16, 16, 1, 768)),
+        "imagenet": Preset(
+            GPTConfig(num_layers=24, width=1024, num_heads=16, num_classes=1000), CodeSpec.single(16, 16, 1, 1024)
         ),
-        "faces": Preset(GPTConfig(28, 1024, 16), CodeSpec.single(16, 16, 1, 1024)),
-        "faces-big": Preset(GPTConfig(24, 1664, 16), CodeSpec.single(16, 16, 1, 1024)),
+        "imagenet-big": Preset(
+            GPTConfig(num_layers=48, width=1536, num_heads=16, num_classes=1000), CodeSpec.single(16, 16, 1, 16384)
+        ),
+        "depth": Preset(
+            GPTConfig(num_layers=24, width=1024, num_heads=16, prefix_length=256, prefix_codebook_size=1024),
+            CodeSpec.single(16, 16, 1, 1024),
+        ),
+        "faces": Preset(GPTConfig(num_layers=28, width=1024, num_heads=16), CodeSpec.single(16, 16, 1, 1024)),
+        "faces-big": Preset(GPTConfig(num_layers=24, width=1664, num_heads=16), CodeSpec.single(16, 16, 1, 1024)),
         "coco": Preset(
-            GPTConfig(32, 1280, 16, prefix_length=256, prefix_codebook_size=1024), CodeSpec.single(16, 16, 1, 8192)
+            GPTConfig(num_layers=32, width=1280, num_heads=16, prefix_length=256, prefix_codebook_size=1024),
+            CodeSpec.single(16, 16, 1, 8192),
         ),
         "ade20k": Preset(
-            GPTConfig(28, 1024, 16, prefix_length=256, prefix_codebook_size=1024, dropout=0.1, embedding_dropout=0.1,
-                      attention_dropout=0.1),
+            GPTConfig(
+                num_layers=28,
+                width=1024,
+                num_heads=16,
+                prefix_length=256,
+                prefix_codebook_size=1024,
+                dropout=0.1,
+                embedding_dropout=0.1,
+                attention_dropout=0.1,
+            ),
             CodeSpec.single(16, 16, 1, 4096),
         ),
     },
-)  # fmt: skip
+)
 class GPT(TransformerPrior):
     """A decoder-only transformer over one grid of codes."""
 

@@ -40,7 +40,7 @@ from ..layers.transformer import STD, Head, TransformerPrior, initialize
 PADDING = 0
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class PartiConfig:
     """Sizes; the MLPs have 4 `width` features.
 
@@ -84,10 +84,14 @@ PAPER_SPEC = CodeSpec.single(32, 32, 1, 8192)
     "parti",
     PartiConfig,
     {
-        "350m": Preset(PartiConfig(12, 12, 1024, 16, **PAPER), PAPER_SPEC),
-        "750m": Preset(PartiConfig(12, 36, 1024, 16, **PAPER), PAPER_SPEC),
-        "3b": Preset(PartiConfig(12, 36, 2048, 32, **PAPER), PAPER_SPEC),
-        "20b": Preset(PartiConfig(16, 64, 4096, 64, **PAPER), PAPER_SPEC),
+        "350m": Preset(
+            PartiConfig(encoder_layers=12, decoder_layers=12, width=1024, num_heads=16, **PAPER), PAPER_SPEC
+        ),
+        "750m": Preset(
+            PartiConfig(encoder_layers=12, decoder_layers=36, width=1024, num_heads=16, **PAPER), PAPER_SPEC
+        ),
+        "3b": Preset(PartiConfig(encoder_layers=12, decoder_layers=36, width=2048, num_heads=32, **PAPER), PAPER_SPEC),
+        "20b": Preset(PartiConfig(encoder_layers=16, decoder_layers=64, width=4096, num_heads=64, **PAPER), PAPER_SPEC),
     },
 )
 class Parti(TransformerPrior):

@@ -26,17 +26,20 @@ from ..layers.masked import AboveConv2d, LeftConv2d
 from ._raster import InputConv2d, RasterPrior, taps_left, window_above
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class PixelCNNConfig(ClassLabels):
-    """num_layers residual blocks on maps of 2 * hidden features; the head has head_features.
+    """Sizes, beside the class labels.
 
-    embedding: channels of a learned vector per code, for codes without an order; 0 for the levels of pixels.
+    num_layers:    residual blocks
+    width:         h, features inside a block; its input and output have 2 h
+    head_width:    features between the two last layers
+    embedding_dim: width of a learned vector per code, for codes without an order; 0 for the levels of pixels
     """
 
     num_layers: int = 15
-    hidden: int = 128
-    head_features: int = 1024
-    embedding: int = 0
+    width: int = 128
+    head_width: int = 1024
+    embedding_dim: int = 0
 
 
 class Block(nn.Module):
@@ -87,23 +90,23 @@ class Matrices:
     "pixelcnn",
     PixelCNNConfig,
     {
-        "mnist": Preset(PixelCNNConfig(7, 16, 32), CodeSpec.single(28, 28, 1, 2)),
-        "cifar10": Preset(PixelCNNConfig(15, 128, 1024), CodeSpec.single(32, 32, 3, 256)),
+        "mnist": Preset(PixelCNNConfig(num_layers=7, width=16, head_width=32), CodeSpec.single(28, 28, 1, 2)),
+        "cifar10": Preset(PixelCNNConfig(num_layers=15, width=128, head_width=1024), CodeSpec.single(32, 32, 3, 256)),
     },
 )
 class PixelCNN(RasterPrior):
     """Masked convolutions with residual blocks."""
 
     def __init__(self, spec: CodeSpec, config: PixelCNNConfig) -> None:
-        super().__init__(spec, config.conditions(), config.embedding)
+        super().__init__(spec, config.conditions(), config.embedding_dim)
         self.config = config
-        groups, width = self.grid.depth, 2 * config.hidden
+        groups, width = self.grid.depth, 2 * config.width
         self.input = InputConv2d(self.in_channels, width, 7, groups)
-        self.blocks = nn.ModuleList(Block(config.hidden, groups, config.num_labels) for _ in range(config.num_layers))
+        self.blocks = nn.ModuleList(Block(config.width, groups, config.num_labels) for _ in range(config.num_layers))
         self.head = nn.ModuleList(
             [
-                LeftConv2d(width, config.head_features, 0, "B", groups),
-                LeftConv2d(config.head_features, groups * self.grid.codebook_size, 0, "B", groups),
+                LeftConv2d(width, config.head_width, 0, "B", groups),
+                LeftConv2d(config.head_width, groups * self.grid.codebook_size, 0, "B", groups),
             ]
         )
 
@@ -120,7 +123,7 @@ class PixelCNN(RasterPrior):
 
     def init_network(self, inputs: Tensor, context: Context) -> NetworkState:
         batch_size, _, _, width = inputs.shape
-        hidden = self.config.hidden
+        hidden = self.config.width
         label = [] if context.label is None else [block.label(context.label) for block in self.blocks]
         blocks = [
             BlockState(

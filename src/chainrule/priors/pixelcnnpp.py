@@ -37,11 +37,17 @@ from ._raster import window_above
 NUM_LEVELS = 3
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class PixelCNNPPConfig(ClassLabels):
-    """num_residual layers of `channels` features per scale and stream, and num_mixtures logistics per pixel."""
+    """Sizes, beside the class labels.
 
-    channels: int = 160
+    width:        features of either stream
+    num_residual: residual layers per scale and stream
+    num_mixtures: logistic distributions in the mixture of a pixel
+    dropout:      share of features dropped inside the residual layers in training
+    """
+
+    width: int = 160
     num_residual: int = 5
     num_mixtures: int = 10
     dropout: float = 0.5
@@ -78,7 +84,7 @@ class GatedResidual(nn.Module):
 
     def __init__(self, stream: str, config: PixelCNNPPConfig, num_skips: int) -> None:
         super().__init__()
-        channels = config.channels
+        channels = config.width
         self.first = convolution(stream, 2 * channels, channels)
         self.second = convolution(stream, 2 * channels, 2 * channels)
         self.skip = WeightNormConv2d(2 * num_skips * channels, channels) if num_skips else None
@@ -104,7 +110,7 @@ class Level(nn.Module):
         def layers(stream: str, count: int, num_skips: int) -> nn.ModuleList:
             return nn.ModuleList(GatedResidual(stream, config, num_skips) for _ in range(count))
 
-        count, channels = config.num_residual, config.channels
+        count, channels = config.num_residual, config.width
         self.down_u, self.down_v = layers("u", count, 0), layers("v", count, 1)
         self.inner = Level(config, num_levels - 1) if num_levels > 1 else None
         if self.inner is not None:
@@ -358,7 +364,7 @@ class PixelCNNPP(Prior):
     def __init__(self, spec: CodeSpec, config: PixelCNNPPConfig) -> None:
         super().__init__(spec, config.conditions())
         self.config, self.grid = config, spec.only
-        depth, channels = self.grid.depth, config.channels
+        depth, channels = self.grid.depth, config.width
         if depth not in (1, 3):
             raise ValueError(
                 f"PixelCNN++ models grey or colour pixels; this tokenizer gives {depth} codes per position"
@@ -404,7 +410,7 @@ class PixelCNNPP(Prior):
         return PixelCNNPPState(
             0, inputs, torch.zeros(batch_size, grid.depth, dtype=torch.int64, device=weight.device),
             weight.new_zeros(batch_size, self.out.magnitude.shape[0]),
-            weight.new_zeros(batch_size, grid.width, self.config.channels),
+            weight.new_zeros(batch_size, grid.width, self.config.width),
             sampler.level.init(inputs, grid.width, context), sampler,
         )  # fmt: skip
 

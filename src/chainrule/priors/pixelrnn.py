@@ -50,19 +50,22 @@ from ._cascade import Cascade, CascadeState
 from ._raster import InputConv2d, RasterPrior, taps_left, window_above
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class PixelRNNConfig(ClassLabels):
-    """num_layers LSTM layers of `hidden` states on maps of 2 * hidden features; the head has head_features.
+    """Sizes, beside the class labels.
 
-    residual: whether a layer's output is added to its input, as in all the paper's networks but one.
-    embedding: channels of a learned vector per code, for codes without an order; 0 for the levels of pixels.
+    num_layers:    LSTM layers
+    width:         h, the states of an LSTM; the map between the layers has 2 h features
+    head_width:    features between the two last layers
+    residual:      whether a layer's output is added to its input; only the paper's network for ImageNet 64x64 does not
+    embedding_dim: width of a learned vector per code, for codes without an order; 0 for the levels of pixels
     """
 
     num_layers: int = 12
-    hidden: int = 128
-    head_features: int = 1024
+    width: int = 128
+    head_width: int = 1024
     residual: bool = True
-    embedding: int = 0
+    embedding_dim: int = 0
 
 
 @dataclass
@@ -106,8 +109,8 @@ class Layer(nn.Module, ABC):
         super().__init__()
         self.residual = config.residual
         self.scans = nn.ModuleList(scans)
-        self.up = LeftConv2d(config.hidden, 2 * config.hidden, 0, "B", groups, bias=False)
-        num_gates = 4 * config.hidden * len(scans)
+        self.up = LeftConv2d(config.width, 2 * config.width, 0, "B", groups, bias=False)
+        num_gates = 4 * config.width * len(scans)
         self.label = nn.Embedding(config.num_labels, num_gates) if config.num_labels else None
         self.spatial = nn.Linear(spatial_channels, num_gates, bias=False) if spatial_channels else None
 
@@ -156,7 +159,7 @@ class Layer(nn.Module, ABC):
 
 class RowLayer(Layer):
     def __init__(self, config: PixelRNNConfig, groups: int, spatial_channels: int) -> None:
-        super().__init__(config, groups, spatial_channels, [Scan(config.hidden, groups, "row")])
+        super().__init__(config, groups, spatial_channels, [Scan(config.width, groups, "row")])
 
     def start_row(self, row: int, state: LayerState) -> None:
         (scan,) = self.scans
@@ -175,7 +178,7 @@ class RowLayer(Layer):
 
 class DiagonalLayer(Layer):
     def __init__(self, config: PixelRNNConfig, groups: int, spatial_channels: int) -> None:
-        scans = [Scan(config.hidden, groups, "diagonal", mirrored) for mirrored in (False, True)]
+        scans = [Scan(config.width, groups, "diagonal", mirrored) for mirrored in (False, True)]
         super().__init__(config, groups, spatial_channels, scans)
 
     def start_row(self, row: int, state: LayerState) -> None:
@@ -226,15 +229,15 @@ class PixelRNN(RasterPrior):
     compile_training = False  # the scans are compiled already
 
     def __init__(self, spec: CodeSpec, config: PixelRNNConfig, spatial_channels: int = 0) -> None:
-        super().__init__(spec, config.conditions(spatial_channels=spatial_channels), config.embedding)
+        super().__init__(spec, config.conditions(spatial_channels=spatial_channels), config.embedding_dim)
         self.config = config
-        groups, width = self.grid.depth, 2 * config.hidden
+        groups, width = self.grid.depth, 2 * config.width
         self.input = InputConv2d(self.in_channels, width, 7, groups)
         self.layers = nn.ModuleList(self.layer(config, groups, spatial_channels) for _ in range(config.num_layers))
         self.head = nn.ModuleList(
             [
-                LeftConv2d(width, config.head_features, 0, "B", groups),
-                LeftConv2d(config.head_features, groups * self.grid.codebook_size, 0, "B", groups),
+                LeftConv2d(width, config.head_width, 0, "B", groups),
+                LeftConv2d(config.head_width, groups * self.grid.codebook_size, 0, "B", groups),
             ]
         )
 
@@ -252,7 +255,7 @@ class PixelRNN(RasterPrior):
 
     def init_network(self, inputs: Tensor, context: Context) -> NetworkState:
         batch_size, _, _, width = inputs.shape
-        hidden = self.config.hidden
+        hidden = self.config.width
         states = [layer.init(batch_size, width, hidden, context) for layer in self.layers]
         return NetworkState(inputs.new_zeros(batch_size, width, 2 * hidden), states, Matrices(self))
 
@@ -278,10 +281,14 @@ class PixelRNN(RasterPrior):
     "row_lstm",
     PixelRNNConfig,
     {
-        "mnist": Preset(PixelRNNConfig(7, 16, 32), CodeSpec.single(28, 28, 1, 2)),
-        "cifar10": Preset(PixelRNNConfig(12, 128, 1024), CodeSpec.single(32, 32, 3, 256)),
-        "imagenet32": Preset(PixelRNNConfig(12, 384, 1024), CodeSpec.single(32, 32, 3, 256)),
-        "imagenet64": Preset(PixelRNNConfig(4, 512, 1024, residual=False), CodeSpec.single(64, 64, 3, 256)),
+        "mnist": Preset(PixelRNNConfig(num_layers=7, width=16, head_width=32), CodeSpec.single(28, 28, 1, 2)),
+        "cifar10": Preset(PixelRNNConfig(num_layers=12, width=128, head_width=1024), CodeSpec.single(32, 32, 3, 256)),
+        "imagenet32": Preset(
+            PixelRNNConfig(num_layers=12, width=384, head_width=1024), CodeSpec.single(32, 32, 3, 256)
+        ),
+        "imagenet64": Preset(
+            PixelRNNConfig(num_layers=4, width=512, head_width=1024, residual=False), CodeSpec.single(64, 64, 3, 256)
+        ),
     },
 )
 class RowLSTM(PixelRNN):
@@ -295,8 +302,8 @@ class RowLSTM(PixelRNN):
     "diagonal_bilstm",
     PixelRNNConfig,
     {
-        "mnist": Preset(PixelRNNConfig(7, 16, 32), CodeSpec.single(28, 28, 1, 2)),
-        "cifar10": Preset(PixelRNNConfig(12, 128, 1024), CodeSpec.single(32, 32, 3, 256)),
+        "mnist": Preset(PixelRNNConfig(num_layers=7, width=16, head_width=32), CodeSpec.single(28, 28, 1, 2)),
+        "cifar10": Preset(PixelRNNConfig(num_layers=12, width=128, head_width=1024), CodeSpec.single(32, 32, 3, 256)),
     },
 )
 class DiagonalBiLSTM(PixelRNN):
@@ -305,12 +312,16 @@ class DiagonalBiLSTM(PixelRNN):
     layer = DiagonalLayer
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class MultiScalePixelRNNConfig(PixelRNNConfig):
-    """As PixelRNNConfig, for both networks; the small image becomes a map of condition_features."""
+    """Sizes of both networks as in `PixelRNNConfig`, and of what joins them.
+
+    variant:         the LSTM of both networks
+    condition_width: features of the map that the second network gets of the small image
+    """
 
     variant: Literal["row_lstm", "diagonal_bilstm"] = "row_lstm"
-    condition_features: int = 64
+    condition_width: int = 64
 
 
 class Upsampler(nn.Module):
@@ -334,7 +345,7 @@ class Upsampler(nn.Module):
     MultiScalePixelRNNConfig,
     {
         "imagenet64": Preset(
-            MultiScalePixelRNNConfig(4, 512, 1024, residual=False),
+            MultiScalePixelRNNConfig(num_layers=4, width=512, head_width=1024, residual=False),
             CodeSpec((GridSpec(32, 32, 3, 256), GridSpec(64, 64, 3, 256))),
         ),
     },
@@ -356,8 +367,8 @@ class MultiScalePixelRNN(Cascade):
         model = {"row_lstm": RowLSTM, "diagonal_bilstm": DiagonalBiLSTM}[config.variant]
         super().__init__(
             spec,
-            [model(CodeSpec((small,)), config), model(CodeSpec((large,)), config, config.condition_features)],
-            [Upsampler(small, self.factor, config.condition_features)],
+            [model(CodeSpec((small,)), config), model(CodeSpec((large,)), config, config.condition_width)],
+            [Upsampler(small, self.factor, config.condition_width)],
         )
         self.config = config
 

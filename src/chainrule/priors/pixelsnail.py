@@ -44,20 +44,22 @@ from ._cascade import Cascade
 from ._raster import RasterPrior, window_above
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class PixelSNAILSizes:
     """Sizes of one network.
 
-    channels, residual_channels: of the map, and inside its residual blocks
-    num_blocks, num_residual:    blocks, and residual blocks in each
-    kernel_size:                 of the causal convolutions, odd
-    num_heads:                   of attention, whose width is channels / 2; 0 for none
-    num_output_residual:         residual blocks of 1x1 convolutions before the logits
-    dropout:                     share of features and of attention that is dropped in training
+    width:               features of the map
+    residual_width:      features inside its residual blocks
+    num_blocks:          blocks
+    num_residual:        residual blocks in each block
+    kernel_size:         of the causal convolutions, odd and at least 3
+    num_heads:           heads of attention, whose width is width / 2; 0 for no attention
+    num_output_residual: residual blocks of 1x1 convolutions before the logits
+    dropout:             share of features and of attention weights dropped in training
     """
 
-    channels: int = 256
-    residual_channels: int = 256
+    width: int = 256
+    residual_width: int = 256
     num_blocks: int = 4
     num_residual: int = 4
     kernel_size: int = 5
@@ -68,15 +70,18 @@ class PixelSNAILSizes:
     def __post_init__(self) -> None:
         if self.kernel_size < 3 or self.kernel_size % 2 == 0:
             raise ValueError(f"kernel_size must be odd and at least 3, got {self.kernel_size}")
-        if min(self.channels, self.residual_channels, self.num_blocks, self.num_residual) < 1:
-            raise ValueError("channels, residual_channels, num_blocks and num_residual must be at least 1")
-        if self.num_heads and self.channels % (2 * self.num_heads):
-            raise ValueError(f"channels must be a multiple of 2 * num_heads, got {self.channels} and {self.num_heads}")
+        if min(self.width, self.residual_width, self.num_blocks, self.num_residual) < 1:
+            raise ValueError("width, residual_width, num_blocks and num_residual must be at least 1")
+        if self.num_heads and self.width % (2 * self.num_heads):
+            raise ValueError(f"width must be a multiple of 2 * num_heads, got {self.width} and {self.num_heads}")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class PixelSNAILConfig(PixelSNAILSizes, ClassLabels):
-    """As PixelSNAILSizes, with what the network is conditioned on: classes and a map, 0 for none."""
+    """As PixelSNAILSizes, with the conditions: class labels and a map.
+
+    spatial_channels: channels of the map, 0 for none
+    """
 
     spatial_channels: int = 0
 
@@ -160,13 +165,13 @@ class Block(nn.Module):
         super().__init__()
         self.residual = nn.ModuleList(
             GatedResidual(
-                config.channels, config.residual_channels, config.dropout, config.kernel_size, causal=True,
+                config.width, config.residual_width, config.dropout, config.kernel_size, causal=True,
                 spatial=config.spatial_channels, num_labels=config.num_labels,
             )
             for _ in range(config.num_residual)
         )  # fmt: skip
-        self.attention = Attention(config.channels, config.num_heads, config.dropout) if config.num_heads else None
-        self.out = None if config.num_heads else WeightNormConv2d(config.channels + 2, config.channels)
+        self.attention = Attention(config.width, config.num_heads, config.dropout) if config.num_heads else None
+        self.out = None if config.num_heads else WeightNormConv2d(config.width + 2, config.width)
 
     def forward(self, x: Tensor, coordinates: Tensor, context: Context) -> Tensor:
         before = x
@@ -268,14 +273,14 @@ class PixelSNAIL(RasterPrior):
         self.code_channels = self.grid.codebook_size  # codes enter one-hot
         self.in_channels += self.grid.codebook_size - 1
         half, codebook_size = config.kernel_size // 2, self.grid.codebook_size
-        self.above = WeightNormConv2d(codebook_size, config.channels, (half, 2 * half + 1), (half, half, half - 1, 0))
-        self.left = WeightNormConv2d(codebook_size, config.channels, (half + 1, half), (half - 1, 0, half, 0))
+        self.above = WeightNormConv2d(codebook_size, config.width, (half, 2 * half + 1), (half, half, half - 1, 0))
+        self.left = WeightNormConv2d(codebook_size, config.width, (half + 1, half), (half - 1, 0, half, 0))
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.num_blocks))
         self.output_residual = nn.ModuleList(
-            GatedResidual(config.channels, config.residual_channels, config.dropout)
+            GatedResidual(config.width, config.residual_width, config.dropout)
             for _ in range(config.num_output_residual)
         )
-        self.out = WeightNormConv2d(config.channels, codebook_size)
+        self.out = WeightNormConv2d(config.width, codebook_size)
         self.register_buffer("coordinates", coordinates(self.grid), persistent=False)
 
     def residuals(self) -> list[GatedResidual]:
@@ -307,12 +312,12 @@ class PixelSNAIL(RasterPrior):
             return inputs.new_zeros(batch_size, *shape)
 
         heads = config.num_heads
-        cache = (heads, self.grid.num_positions, config.channels // (2 * heads)) if heads else (0,)
+        cache = (heads, self.grid.num_positions, config.width // (2 * heads)) if heads else (0,)
         label = [residual.label(context.label) for residual in residuals if residual.label is not None]
         return NetworkState(
-            [zeros(count, rows, width + 2 * margin, n) for n in (config.channels, config.residual_channels)],
-            [zeros(count, width, n) for n in (config.residual_channels, 2 * config.channels)],
-            zeros(width, config.channels),
+            [zeros(count, rows, width + 2 * margin, n) for n in (config.width, config.residual_width)],
+            [zeros(count, width, n) for n in (config.residual_width, 2 * config.width)],
+            zeros(width, config.width),
             [zeros(*cache) for _ in self.blocks],
             [zeros(*cache) for _ in self.blocks],
             torch.stack(label, 1).unsqueeze(2) if label else None,
@@ -407,23 +412,26 @@ def coordinates(grid: GridSpec) -> Tensor:
 # ---------------------------------------------------------------- several grids
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class BottomSizes(PixelSNAILSizes):
     """As PixelSNAILSizes, without attention unless asked for."""
 
     num_heads: int = 0
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class HierarchicalPixelSNAILConfig(ClassLabels):
-    """top: of the coarsest grid; bottom: of every finer one, conditioned on the coarser.
+    """Sizes, beside the class labels.
 
-    condition_channels, num_condition_residual: of the network, and its residual blocks, that reads the coarser grids
+    top:                    the network of the coarsest grid
+    bottom:                 the network of every finer grid
+    condition_width:        features of the network that reads the coarser grids
+    num_condition_residual: residual blocks of that network
     """
 
     top: PixelSNAILSizes = PixelSNAILSizes()
     bottom: BottomSizes = BottomSizes()
-    condition_channels: int = 256
+    condition_width: int = 256
     num_condition_residual: int = 3
 
 
@@ -433,7 +441,7 @@ class Conditioner(nn.Module):
     def __init__(self, grids: Sequence[GridSpec], target: GridSpec, config: HierarchicalPixelSNAILConfig) -> None:
         super().__init__()
         self.grids, self.target = tuple(grids), target
-        channels = config.condition_channels
+        channels = config.condition_width
         codebook_size = sum(grid.codebook_size for grid in grids)
         self.input = WeightNormConv2d(codebook_size, channels, (3, 3), (1, 1, 1, 1))
         self.residual = nn.ModuleList(
@@ -480,7 +488,7 @@ class HierarchicalPixelSNAIL(Cascade):
         levels, conditioners = [], []
         for index, grid in enumerate(spec.grids):
             sizes = config.bottom if index else config.top
-            spatial_channels = config.condition_channels if index else 0
+            spatial_channels = config.condition_width if index else 0
             labels = {"num_classes": config.num_classes, "null_label": config.null_label}
             level = PixelSNAILConfig(**asdict(sizes), **labels, spatial_channels=spatial_channels)
             levels.append(PixelSNAIL(CodeSpec((grid,)), level))

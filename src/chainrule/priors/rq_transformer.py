@@ -31,14 +31,14 @@ from ..kernels.transformer import Precision
 from ..layers.transformer import STD, Block, Decoder, Head, KVCache, TransformerPrior, initialize
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class RQTransformerConfig(ClassLabels):
     """Sizes; one of classes, text or neither is the condition.
 
     width:                          features of both transformers
     num_layers, num_heads:          of the spatial transformer
     depth_layers, depth_heads:      of the depth transformer
-    codebook_dim:                   C, of the tokenizer's vectors
+    embedding_dim:                  C, of the tokenizer's vectors
     shared_codebook:                one codebook for all depths, or one each
     num_classes:                    0 for no classes
     text_length, text_vocab_size:   L tokens of a text, each of so many values; 0 for no text
@@ -50,14 +50,14 @@ class RQTransformerConfig(ClassLabels):
     num_heads: int = 16
     depth_layers: int = 4
     depth_heads: int = 16
-    codebook_dim: int = 256
+    embedding_dim: int = 256
     shared_codebook: bool = True
     text_length: int = 0
     text_vocab_size: int = 0
     dropout: float = 0.1
 
     def __post_init__(self) -> None:
-        for name in ("width", "num_layers", "num_heads", "depth_layers", "depth_heads", "codebook_dim"):
+        for name in ("width", "num_layers", "num_heads", "depth_layers", "depth_heads", "embedding_dim"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         if self.width % self.num_heads or self.width % self.depth_heads:
@@ -115,9 +115,15 @@ def paper_preset(
 ) -> Preset:  # fmt: skip
     """A row of the table: 8x8 positions of 4 codes."""
     config = RQTransformerConfig(
-        width, num_layers, num_heads, depth_layers, num_heads, num_classes=num_classes, text_length=text_length,
+        width=width,
+        num_layers=num_layers,
+        num_heads=num_heads,
+        depth_layers=depth_layers,
+        depth_heads=num_heads,
+        num_classes=num_classes,
+        text_length=text_length,
         text_vocab_size=text_vocab_size,
-    )  # fmt: skip
+    )
     return Preset(config, CodeSpec.single(8, 8, 4, codebook_size))
 
 
@@ -146,13 +152,13 @@ class RQTransformer(TransformerPrior):
         self.prefix_length = max(config.text_length, 1)
         self.num_positions = self.grid.height * self.grid.width
         rows = () if config.shared_codebook else (depth,)
-        self.register_buffer("codebook", torch.randn(*rows, codebook_size, config.codebook_dim))
+        self.register_buffer("codebook", torch.randn(*rows, codebook_size, config.embedding_dim))
         self.prefix = nn.Embedding(config.num_labels or config.text_vocab_size or 1, width)
         self.prefix_positions = nn.Parameter(torch.empty(self.prefix_length, width))
         self.positions = nn.Parameter(torch.empty(self.num_positions, width))  # the last is never read, but counted
         self.depths = nn.Parameter(torch.empty(depth, width))
-        self.to_spatial = nn.Linear(config.codebook_dim, width)
-        self.to_depth = nn.Linear(config.codebook_dim, width)
+        self.to_spatial = nn.Linear(config.embedding_dim, width)
+        self.to_depth = nn.Linear(config.embedding_dim, width)
         self.spatial = nn.ModuleList(Block(width, config.num_heads, config.dropout) for _ in range(config.num_layers))
         self.depth = nn.ModuleList(Block(width, config.depth_heads, config.dropout) for _ in range(config.depth_layers))
         self.classifier = Head(width, codebook_size, bias=True)
@@ -173,11 +179,11 @@ class RQTransformer(TransformerPrior):
         Raises:
             ValueError: another shape, or vectors that differ between depths in a model with one codebook for all.
         """
-        each = (self.grid.depth, self.grid.codebook_size, self.config.codebook_dim)
+        each = (self.grid.depth, self.grid.codebook_size, self.config.embedding_dim)
         if weight.shape not in (each, each[1:]):
             raise ValueError(
                 f"the vectors of the codes must be {each}, or {each[1:]} for all depths, got {tuple(weight.shape)}; "
-                "the last is codebook_dim"
+                "the last is embedding_dim"
             )
         weight = weight.expand(each)
         if self.config.shared_codebook:
@@ -247,7 +253,7 @@ class RQTransformer(TransformerPrior):
         packed.spatial.prefill(prefix[:, :-1], spatial)
         features = packed.spatial.step(prefix[:, -1], spatial)
         depth = packed.depth.init_cache(batch_size, self.grid.depth)
-        no_codes = features.new_zeros(batch_size, self.config.codebook_dim)
+        no_codes = features.new_zeros(batch_size, self.config.embedding_dim)
         return RQTransformerState(0, packed, no_codes, features, spatial, depth)
 
     def step(self, previous: Tensor, state: RQTransformerState) -> tuple[Tensor, RQTransformerState]:
