@@ -20,6 +20,8 @@ ALLOWED = {  # room: the rooms of the package that it may import
     "text": {"core"},
     "decoding": {"core"},
     "data": {"files"},
+    "saving": {"core", "files", "kernels", "progress", "strict", "text"},
+    "pipeline.py": {"core", "decoding", "images", "saving", "text"},
     "scorers": {"images", "layers", "pipeline", "saving", "strict", "text"},
     "evaluation": {
         "core", "data", "decoding", "pipeline", "progress", "saving", "scorers", "strict", "zoo",

@@ -20,9 +20,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from chainrule.files import write_folder
 from chainrule.recipe import TrainingConfig
 from chainrule.training import Adversary, Hardware, train
-from chainrule.training.engine.checkpoint import list_checkpoints, save_checkpoint, write_folder
+from chainrule.training.engine.checkpoint import list_checkpoints, save_checkpoint
 from chainrule.training.engine.engine import _graceful_stop
 
 CONFIG = TrainingConfig(

@@ -40,8 +40,8 @@ def encode(
     import torch
 
     from ..evaluation import bits_per_image
+    from ..files import write_file
     from ..saving import code_file
-    from .pictures import write_bytes
 
     tokenizer = open_tokenizer(model, device)
     pixels = [read_any_image(path, tokenizer, resize) for path in images]
@@ -54,7 +54,7 @@ def encode(
             )
     codes = code_file.encode(tokenizer, torch.stack(pixels), precision)
     data = code_file.pack_codes(codes, [path.name for path in images], tokenizer)
-    write_bytes(out, data)
+    write_file(out, data)
     bits, shapes = bits_per_image(tokenizer.spec, codes), [list(grid.shape[1:]) for grid in codes]
     if json:
         value = {"out": str(out), "images": len(images), "grids": shapes}

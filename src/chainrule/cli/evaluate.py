@@ -133,9 +133,9 @@ def _repeat(
 
 
 def _write(path: Path, record: Record) -> None:
-    from .pictures import write_bytes
+    from ..files import write_file
 
-    write_bytes(path, (json_module.dumps(record.to_json(), indent=2, ensure_ascii=False) + "\n").encode())
+    write_file(path, json_module.dumps(record.to_json(), indent=2, ensure_ascii=False) + "\n")
 
 
 def _print(record: Record) -> None:

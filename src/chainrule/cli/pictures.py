@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import math
-import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ..core import CodeSpec
+from ..files import write_file
 from ..images import to_pil
 
 if TYPE_CHECKING:
@@ -21,17 +21,6 @@ if TYPE_CHECKING:
 
 HEAT = np.array([[0, 0, 4], [87, 16, 110], [188, 55, 84], [249, 142, 9], [252, 255, 164]], float)
 """From no surprise to the greatest: the colours of "inferno" (matplotlib) at 0, 1/4, 1/2, 3/4, 1."""
-
-
-def write_bytes(path: Path, data: bytes) -> None:
-    """Makes the file appear complete or not at all; its folder is made if need be."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_bytes(data)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def unique_stems(stems: Sequence[str]) -> list[str]:
@@ -44,7 +33,7 @@ def unique_stems(stems: Sequence[str]) -> list[str]:
 def write_png(path: Path, picture: Image) -> None:
     buffer = io.BytesIO()
     picture.save(buffer, format="PNG")
-    write_bytes(path, buffer.getvalue())
+    write_file(path, buffer.getvalue())
 
 
 def write_gif(path: Path, frames: Iterable[Image], milliseconds: int = 40, hold: int = 2000) -> None:
@@ -53,7 +42,7 @@ def write_gif(path: Path, frames: Iterable[Image], milliseconds: int = 40, hold:
     buffer = io.BytesIO()
     durations = [milliseconds] * (len(frames) - 1) + [hold]
     frames[0].save(buffer, format="GIF", save_all=True, append_images=frames[1:], duration=durations, loop=0)
-    write_bytes(path, buffer.getvalue())
+    write_file(path, buffer.getvalue())
 
 
 def captioned(images: Tensor, captions: Sequence[str], scale: int) -> Image:

@@ -10,17 +10,15 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import shutil
-import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from ..files import cache_root
+from ..files import cache_root, recover, temporary_folder, write_file, write_folder
 from .dataset import ImageDataset
 
 VERSION = 1  # raise it when a change here or in decoding makes old entries wrong
@@ -46,15 +44,19 @@ def scratch() -> Iterator[Path]:
     Raises:
         ValueError: where the cache cannot be written.
     """
+    with _needs_cache(folder := cache_root() / "data" / "scratch"), temporary_folder(folder) as temporary:
+        yield temporary
+
+
+@contextmanager
+def _needs_cache(folder: Path) -> Iterator[None]:
+    """Turns an error in writing `folder` into a ValueError that names the remedy."""
     try:
-        (cache_root() / "data").mkdir(parents=True, exist_ok=True)
-        folder = Path(tempfile.mkdtemp(prefix="tmp-", dir=cache_root() / "data"))
+        yield
     except OSError as error:
+        if error.filename != str(folder):
+            raise
         raise ValueError(f"the cache folder cannot be written ({error}); set CHAINRULE_CACHE to another") from error
-    try:
-        yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def cached(key: Any, build: Callable[[Path], dict[str, Any]], name: str) -> tuple[ImageDataset, Path]:
@@ -106,14 +108,10 @@ def _entry(key: Any, build: Callable[[Path], object]) -> Path:
 
 def built_once(folder: Path, build: Callable[[Path], object]) -> Path:
     """`folder`, which lies in the cache; `build` fills it on the first call, and it appears when it is whole."""
+    recover(folder)
     if not folder.exists():
-        with scratch() as temporary:
-            build(temporary)
-            try:
-                os.replace(temporary, folder)
-            except OSError:  # another process was faster, with the same result
-                if not folder.exists():
-                    raise
+        with _needs_cache(folder):
+            write_folder(folder, build, replace=False)  # another process may be faster, with the same result
     return folder
 
 
@@ -122,9 +120,5 @@ def remember_fingerprint(dataset: ImageDataset, file: Path) -> None:
     try:
         dataset.__dict__["fingerprint"] = file.read_text()
     except OSError:
-        temporary = file.with_name(f"{file.name}.{os.getpid()}")
-        try:
-            temporary.write_text(dataset.fingerprint)
-            os.replace(temporary, file)
-        except OSError:  # a cache that is read-only: it was computed, which is enough
-            pass
+        with suppress(OSError):  # a cache that is read-only: it was computed, which is enough
+            write_file(file, dataset.fingerprint)

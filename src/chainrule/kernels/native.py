@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
 
-from ..files import cache_root
+from ..files import cache_root, write_file
 
 Backend = Literal["native", "plain"]
 FLAGS = ("-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-std=c++17", "-pthread", "-shared", "-fPIC")
@@ -124,24 +124,12 @@ def _find(name: str, compiler: list[str]) -> ctypes.CDLL:
         subprocess.run([*compiler, *flags, str(source), "-o", str(built)], check=True, capture_output=True)
         if kept is not None:
             try:
-                _keep(built.read_bytes(), kept)
+                library = built.read_bytes()
+                write_file(kept, library + hashlib.sha256(library).digest())  # the system's loader ignores the digest
                 return ctypes.CDLL(str(kept))
             except OSError:
                 pass
         return ctypes.CDLL(str(built))  # stays loaded after the file is gone
-
-
-def _keep(library: bytes, path: Path) -> None:
-    """Writes the library and its digest, which the loader of the system ignores."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
-        try:
-            file.write(library + hashlib.sha256(library).digest())
-            file.close()
-            os.replace(file.name, path)
-        except OSError:
-            os.unlink(file.name)
-            raise
 
 
 def _is_intact(path: Path) -> bool:

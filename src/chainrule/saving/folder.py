@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ import yaml
 from torch import nn
 
 from ..core import CodeSpec, Tokenizer, entry
+from ..files import write_folder
 from ..strict import build_dataclass, to_plain
 from .hub import find
 from .weights import read_weights, write_weights
@@ -35,21 +35,15 @@ def write_model(
     """
     if folder.exists() and not (folder / "config.yaml").is_file() and (folder.is_file() or any(folder.iterdir())):
         raise ValueError(f"{folder} exists and is no saved model; choose another folder")
-    parent = folder.absolute().parent
-    parent.mkdir(parents=True, exist_ok=True)
-    new, old = parent / f".{folder.name}.new", parent / f".{folder.name}.old"
-    shutil.rmtree(new, ignore_errors=True)
-    shutil.rmtree(old, ignore_errors=True)
-    new.mkdir()
-    for name, part in parts.items():
-        write_weights(part, new / f"{name}.safetensors", dtypes.get(name))
-    for name, content in files.items():
-        (new / name).write_text(content, encoding="utf-8")
-    (new / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False, allow_unicode=True), encoding="utf-8")
-    if folder.exists():
-        folder.rename(old)
-    new.rename(folder)
-    shutil.rmtree(old, ignore_errors=True)
+
+    def write(new: Path) -> None:
+        for name, part in parts.items():
+            write_weights(part, new / f"{name}.safetensors", dtypes.get(name))
+        for name, content in files.items():
+            (new / name).write_text(content, encoding="utf-8")
+        (new / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False, allow_unicode=True), encoding="utf-8")
+
+    write_folder(folder, write)
 
 
 def tokenizer_hash(tokenizer: Tokenizer) -> str:

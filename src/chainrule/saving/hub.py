@@ -7,6 +7,8 @@ import re
 from difflib import get_close_matches
 from pathlib import Path
 
+from ..files import recover
+
 PRETRAINED = Path(__file__).parents[1] / "pretrained"
 
 
@@ -25,6 +27,8 @@ def find(name: str | os.PathLike) -> Path:
     if text in models():
         return PRETRAINED / text
     folder = Path(text)
+    for saved in (folder, folder / "model"):
+        recover(saved)
     if (folder / "model" / "config.yaml").is_file():  # the folder of a training run
         folder = folder / "model"
     if (folder / "config.yaml").is_file():

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from ..core import entry
+from ..files import write_file
 from ..recipe import TrainingConfig, read_recipe
 from ..strict import read_yaml, to_plain, write_yaml
-from .engine.checkpoint import write_file
 from .engine.engine import TrainResult, train
 from .engine.hardware import Hardware
 from .tasks.classifier import classifier_task
@@ -68,7 +68,7 @@ def fit(
     check_folder(folder, plain, resume)
     fabric.barrier()
     if fabric.is_global_zero:
-        write_file(folder / "recipe.yaml", lambda path: path.write_text(write_yaml(plain), encoding="utf-8"))
+        write_file(folder / "recipe.yaml", write_yaml(plain))
     return train(task, recipe.training, folder, recipe.evaluation.every, fabric, quiet)
 
 
@@ -76,7 +76,7 @@ def check_folder(folder: Path, plain: Mapping[str, Any], resume: bool) -> None:
     """Raises ValueError unless the folder is free, or holds a run of the recipe `plain`."""
     if not folder.exists():
         return
-    if folder.is_dir() and all(child.name == "recipe.yaml.tmp" for child in folder.iterdir()):
+    if folder.is_dir() and all(child.name == ".recipe.yaml.tmp" for child in folder.iterdir()):
         return
     if not (folder / "recipe.yaml").is_file():
         raise ValueError(f"{folder} exists and is not a run (it has no recipe.yaml); choose another folder")

@@ -1,57 +1,17 @@
-"""Files of a run that survive a kill at any moment.
-
-A file or folder is written beside its place, forced to the disk, and then renamed into it.
-"""
+"""Checkpoints of a run: the newest two."""
 
 from __future__ import annotations
 
-import os
 import re
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from ...files import write_file
+
 _NAME = re.compile(r"step-(\d+)\.pt")
-
-
-def write_file(path: Path, write: Callable[[Path], object]) -> None:
-    """Makes the file `path` appear complete or not at all; `write` is given the path to write to."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    write(temporary)
-    _force(temporary)
-    os.replace(temporary, path)
-    _force(path.parent)
-
-
-def write_folder(path: Path, write: Callable[[Path], object]) -> None:
-    """Replaces the folder `path`; `write` is given the folder to fill.
-
-    Between two renames the folder is called `.old`: `recover_folder` puts it back after a kill in between.
-    """
-    temporary, old = path.with_name(path.name + ".tmp"), path.with_name(path.name + ".old")
-    recover_folder(path)
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    write(temporary)
-    for file in temporary.rglob("*"):
-        _force(file)
-    if path.exists():
-        os.replace(path, old)
-    os.replace(temporary, path)
-    _force(path.parent)
-    shutil.rmtree(old, ignore_errors=True)
-
-
-def recover_folder(path: Path) -> None:
-    """Undoes what a kill inside `write_folder` left."""
-    old = path.with_name(path.name + ".old")
-    if old.exists() and not path.exists():
-        os.replace(old, path)
-    shutil.rmtree(old, ignore_errors=True)
 
 
 def save_checkpoint(folder: Path, step: int, state: dict[str, Any]) -> None:
@@ -96,14 +56,3 @@ def load_checkpoint(folder: Path, report: Callable[[str], object]) -> dict[str, 
     if paths:
         raise ValueError(f"no checkpoint in {folder} can be read; remove the folder to start again")
     return None
-
-
-def _force(path: Path) -> None:
-    """Forces a file or, where the system allows it, a folder to the disk."""
-    if os.name == "nt" and path.is_dir():
-        return
-    handle = os.open(path, os.O_RDONLY if path.is_dir() or os.name != "nt" else os.O_RDWR)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -20,7 +20,6 @@ must see the folder of the run.
 from __future__ import annotations
 
 import math
-import shutil
 import signal
 import threading
 import time
@@ -34,11 +33,12 @@ from typing import Any
 import torch
 from torch import nn
 
+from ...files import recover_all, write_file, write_folder
 from ...images import image_grid
 from ...recipe import TrainingConfig
 from .adversary import AdversaryTraining
 from .average import Average
-from .checkpoint import load_checkpoint, recover_folder, save_checkpoint, write_file, write_folder
+from .checkpoint import load_checkpoint, save_checkpoint
 from .hardware import autocast, compiled, wants_compile
 from .log import Progress, Table, TensorBoard, format_metrics
 from .muon import Muon
@@ -333,8 +333,8 @@ class _Run:
         state = load_checkpoint(self.folder / "checkpoints", report)
         self.fabric.barrier()
         if self.writes:
-            recover_folder(self.folder / "model")
-            shutil.rmtree(self.folder / "model.tmp", ignore_errors=True)
+            for folder in (self.folder, self.folder / "checkpoints", self.folder / "samples"):
+                recover_all(folder)
             for name, table in self.tables.items():
                 table.cut(state["tables"][name] if state else 0)
         if state is None:

@@ -1,0 +1,172 @@
+"""What is written is whole: a process that is killed at any step leaves the old or the new, and nothing else."""
+
+import errno
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from chainrule import files
+from chainrule.files import recover, recover_all, temporary_folder, write_file, write_folder
+
+STEPS = ("mkdir", "open", "fsync", "replace", "rmdir", "unlink")
+KILLED = """
+import os, sys
+from pathlib import Path
+
+from chainrule.files import write_file, write_folder
+
+path, step = Path(sys.argv[1]), int(sys.argv[2])
+done = 0
+
+
+def dying(function):
+    def call(*arguments, **options):
+        global done
+        done += 1
+        if done == step:
+            os._exit(9)
+        return function(*arguments, **options)
+
+    return call
+
+
+def fill(folder):
+    (folder / "inner").mkdir()
+    (folder / "inner" / "a").write_text("new")
+    (folder / "b").write_text("new")
+
+
+for name in {steps}:
+    setattr(os, name, dying(getattr(os, name)))
+write_folder(path, fill) if path.suffix == "" else write_file(path, "new")
+"""
+
+
+def kill_at(step: int, path: Path) -> bool:
+    """Replaces `path` in a process that ends at its `step`-th change of the disk; whether it came so far."""
+    words = [sys.executable, "-c", KILLED.replace("{steps}", repr(STEPS)), str(path), str(step)]
+    code = subprocess.run(words, check=False).returncode
+    assert code in (0, 9)
+    return code == 9
+
+
+def old_or_new(path: Path) -> str:
+    if path.is_file():
+        return path.read_text()
+    found = {str(file.relative_to(path)): file.read_text() for file in path.rglob("*") if file.is_file()}
+    assert found in ({"a": "old"}, {"b": "new", "inner/a": "new"})
+    return next(iter(found.values()))
+
+
+@pytest.mark.parametrize("name", ["model", "codes.safetensors"])
+def test_a_kill_at_any_step_leaves_the_old_or_the_new(tmp_path, name):
+    path, seen, step = tmp_path / name, [], 0
+    while not seen or seen[-1] is not None:
+        step += 1
+        write_file(path, "old") if path.suffix else write_folder(path, lambda folder: (folder / "a").write_text("old"))
+        killed = kill_at(step, path)
+        recover(path)
+        assert [child.name for child in tmp_path.iterdir()] == [name], step
+        seen.append(old_or_new(path) if killed else None)
+    assert old_or_new(path) == "new"
+    assert set(seen) == {"old", "new", None} and len(seen) > 8
+    assert seen[:-1] == sorted(seen[:-1], reverse=True)  # first the old, from some step on the new
+
+
+@pytest.mark.parametrize("name", ["model", "codes.safetensors"])
+def test_a_kill_before_there_is_anything_leaves_nothing_or_the_new(tmp_path, name):
+    for step in (1, 3, 5, 7):
+        assert kill_at(step, tmp_path / name)
+        recover_all(tmp_path)
+        assert [child.name for child in tmp_path.iterdir()] in ([], [name])
+
+
+def test_an_interrupt_between_two_renames_leaves_the_new(tmp_path, monkeypatch):
+    path = tmp_path / "model"
+    write_folder(path, lambda folder: (folder / "a").write_text("old"))
+    real, calls = os.replace, []
+
+    def interrupted(source, target):
+        calls.append(target)
+        if len(calls) == 3:  # the first fails, for there is a folder; the second moves this away
+            raise KeyboardInterrupt
+        real(source, target)
+
+    monkeypatch.setattr(os, "replace", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        write_folder(path, lambda folder: (folder / "a").write_text("new"))
+    assert (path / "a").read_text() == "new"
+    assert [child.name for child in tmp_path.iterdir()] == ["model"]
+
+
+def test_a_reader_between_two_renames_finds_the_new(tmp_path, monkeypatch):
+    path = tmp_path / "model"
+    write_folder(path, lambda folder: (folder / "a").write_text("old"))
+    real, read = os.replace, []
+
+    def read_between(source, target):
+        if Path(source) == path:
+            real(source, target)
+            assert not path.exists()
+            recover(path)
+            read.append((path / "a").read_text())
+        else:
+            real(source, target)
+
+    monkeypatch.setattr(os, "replace", read_between)
+    write_folder(path, lambda folder: (folder / "a").write_text("new"))
+    assert read == ["new"] and (path / "a").read_text() == "new"
+
+
+def test_two_writers_of_one_folder(tmp_path):
+    path = tmp_path / "model"
+
+    def outer(folder):
+        write_folder(path, lambda other: (other / "inner").write_text(""))
+        (folder / "outer").write_text("")
+
+    write_folder(path, outer, replace=False)
+    assert [child.name for child in path.iterdir()] == ["inner"]
+    write_folder(path, outer)
+    assert [child.name for child in path.iterdir()] == ["outer"]
+    assert [child.name for child in tmp_path.iterdir()] == ["model"]
+
+
+def test_what_others_are_writing_is_left_alone(tmp_path):
+    path = tmp_path / "model"
+    beside = tmp_path / ".model.tmp"
+    week = 8 * 86400
+    with temporary_folder(path) as ours:
+        of_a_living = beside / f"{files._HOST}-{os.getppid()}-00000000"
+        of_a_computer, of_an_older = beside / "elsewhere-1-00000000", beside / "elsewhere-1-00000001"
+        not_ours = beside / "notes"
+        for folder in (of_a_living, of_a_computer, of_an_older, not_ours):
+            folder.mkdir()
+        os.utime(of_an_older, (os.stat(of_an_older).st_mtime - week,) * 2)
+        recover(path)
+        assert set(beside.iterdir()) == {ours, of_a_living, of_a_computer, not_ours}
+
+
+def test_errors_name_the_file(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OSError, match=r"cannot be written \(Not a directory\)") as error:
+        write_file(tmp_path / "file" / "picture.png", b"")
+    assert error.value.filename == str(tmp_path / "file" / "picture.png")
+
+    def full(path):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with pytest.raises(OSError, match=r"cannot be written \(No space left on device\)") as error:
+        write_folder(tmp_path / "model", lambda folder: write_file(folder / "part", full))
+    assert error.value.filename == str(tmp_path / "model")
+    with pytest.raises(FileNotFoundError) as error:  # of what is read, not of what is written
+        write_folder(tmp_path / "model", lambda folder: (tmp_path / "absent").read_text())
+    assert error.value.filename == str(tmp_path / "absent")
+    (tmp_path / "directory").mkdir()
+    with pytest.raises(OSError, match="cannot be written") as error:
+        write_file(tmp_path / "directory", "")
+    assert error.value.filename == str(tmp_path / "directory")
+    assert sorted(child.name for child in tmp_path.iterdir()) == ["directory", "file"]
