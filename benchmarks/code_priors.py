@@ -30,12 +30,12 @@ MODELS = {
 
 
 @torch.no_grad()
-def seconds(prior, batch_size: int, num_steps: int) -> float:
+def seconds(runner, batch_size: int, num_steps: int) -> float:
     """Seconds of the processor for the first `num_steps` codes."""
     start = time.process_time()
-    state, previous = prior.init_state(batch_size, Context()), torch.zeros(batch_size, dtype=torch.int64)
+    state, previous = runner.init_state(batch_size, Context()), torch.zeros(batch_size, dtype=torch.int64)
     for _ in range(num_steps):
-        logits, state = prior.step(previous, state)
+        logits, state = runner.step(previous, state)
         previous = logits.argmax(-1)
     return time.process_time() - start
 
@@ -51,8 +51,10 @@ def main() -> None:
     torch.manual_seed(0)
     (spec, options), found = MODELS[arguments.prior], entry("priors", arguments.prior)
     prior = found.model(spec, found.config(**options)).eval()
-    seconds(prior, arguments.batch_size, 2)
-    cached = seconds(prior, arguments.batch_size, arguments.rows * SIDE * spec.only.depth) * SIDE / arguments.rows
+    seconds(prior.runner(), arguments.batch_size, 2)
+    cached = (
+        seconds(prior.runner(), arguments.batch_size, arguments.rows * SIDE * spec.only.depth) * SIDE / arguments.rows
+    )
     rerun = seconds(Rerun(prior), arguments.batch_size, arguments.readings) * SIDE * SIDE / arguments.readings
     result = {
         "prior": arguments.prior,

@@ -50,24 +50,24 @@ def context(prior, batch_size: int) -> Context:
     return Context(text=torch.randint(1, given.text_vocab_size, (batch_size, given.text_length)))
 
 
-def decoding(prior, precision: str, native: bool):
+def packed(prior, precision: str, native: bool):
     """The prior packed for a precision, in compiled code or in plain torch."""
     with mock.patch.dict(os.environ, CHAINRULE_NATIVE="require" if native else "off"):
-        return prior.decoding(precision)
+        return prior.runner(precision)
 
 
-def codes_per_second(prior, condition: Context, batch_size: int) -> float:
+def codes_per_second(runner, condition: Context, batch_size: int) -> float:
     start = time.perf_counter()
-    sample(prior, condition, image_seeds(0, batch_size))
-    return batch_size * prior.spec.length / (time.perf_counter() - start)
+    sample(runner, condition, image_seeds(0, batch_size))
+    return batch_size * runner.prior.spec.length / (time.perf_counter() - start)
 
 
 def speeds(name: str, batch_size: int, rounds: int, rerun_codes: int) -> dict:
     prior = model(name)
     condition = context(prior, batch_size)
-    ways = {f"plain {precision}": decoding(prior, precision, native=False) for precision in PRECISIONS}
+    ways = {f"plain {precision}": packed(prior, precision, native=False) for precision in PRECISIONS}
     if transformer.native_library() is not None:
-        ways |= {f"compiled {precision}": decoding(prior, precision, native=True) for precision in PRECISIONS}
+        ways |= {f"compiled {precision}": packed(prior, precision, native=True) for precision in PRECISIONS}
     seconds_rerun(prior, batch_size, 1, condition)
     rates = {"rerun": []} | {name: [] for name in ways}
     for _ in range(rounds):
@@ -95,22 +95,22 @@ def cost(images: int, sharpness: float) -> dict:
         for linear in (block.query_key_value, block.projection, block.expand, block.contract):
             linear.weight *= 2
     prior.head.linear.weight *= sharpness
-    codes = prior.spec.flatten(sample(prior, Context(), image_seeds(0, images)))
+    codes = prior.spec.flatten(sample(prior.runner(), Context(), image_seeds(0, images)))
     reference = prior(prior.spec.unflatten(codes), Context())[0].flatten(1, 3).double().log_softmax(-1)
     result = {"entropy": -(reference.exp() * reference).sum(-1).mean().item()}
     for compiled in (False, True):
         for precision in PRECISIONS:
-            log_prob = every_log_prob(decoding(prior, precision, compiled), codes)
+            log_prob = every_log_prob(packed(prior, precision, compiled), codes)
             divergence = (reference.exp() * (reference - log_prob)).sum(-1).mean().item()
             result[f"{'compiled' if compiled else 'plain'} {precision}"] = divergence
     return {"nats_per_code": result}
 
 
-def every_log_prob(prior, codes: torch.Tensor) -> torch.Tensor:
+def every_log_prob(runner, codes: torch.Tensor) -> torch.Tensor:
     """log p of all values of each code by steps: (B, T, K), in float64."""
-    state, previous, found = prior.init_state(len(codes), Context()), codes[:, 0], []
-    for t in range(prior.spec.length):
-        logits, state = prior.step(previous, state)
+    state, previous, found = runner.init_state(len(codes), Context()), codes[:, 0], []
+    for t in range(codes.shape[1]):
+        logits, state = runner.step(previous, state)
         found.append(logits.double().log_softmax(-1))
         previous = codes[:, t]
     return torch.stack(found, 1)

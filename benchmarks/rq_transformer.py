@@ -16,14 +16,14 @@ from statistics import median
 
 import torch
 
-from chainrule.core import Context, Prior, entry
+from chainrule.core import Context, Prior, Runner, entry
 from chainrule.decoding import image_seeds, sample
 from sizes import SIZES  # of this folder
 
 
-def seconds(prior: Prior, batch_size: int) -> float:
+def seconds(runner: Runner, batch_size: int) -> float:
     start = time.perf_counter()
-    sample(prior, Context(), image_seeds(0, batch_size))
+    sample(runner, Context(), image_seeds(0, batch_size))
     return time.perf_counter() - start
 
 
@@ -51,13 +51,14 @@ def main() -> None:
         "threads": torch.get_num_threads(),
         "parameters": {name: sum(p.numel() for p in prior.parameters()) for name, prior in priors.items()},
     }
-    packed = {name: prior.decoding(arguments.precision) for name, prior in priors.items()}
-    for prior in packed.values():
-        seconds(prior, arguments.batch_size)
+    runners = {name: prior.runner(arguments.precision) for name, prior in priors.items()}
+    for runner in runners.values():
+        seconds(runner, arguments.batch_size)
     rounds = [
-        {name: seconds(prior, arguments.batch_size) for name, prior in packed.items()} for _ in range(arguments.rounds)
+        {name: seconds(runner, arguments.batch_size) for name, runner in runners.items()}
+        for _ in range(arguments.rounds)
     ]
-    for name, prior in packed.items():
+    for name, prior in priors.items():
         per_call = median(one[name] for one in rounds)
         result[name] = {
             "seconds_per_image": per_call / arguments.batch_size,

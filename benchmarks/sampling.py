@@ -26,7 +26,7 @@ def model(height: int, width: int):
 
 def seconds_cached(prior, batch_size: int) -> float:
     start = time.perf_counter()
-    sample(prior, Context(), image_seeds(0, batch_size))
+    sample(prior.runner(), Context(), image_seeds(0, batch_size))
     return time.perf_counter() - start
 
 

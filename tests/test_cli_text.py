@@ -14,7 +14,7 @@ from PIL import Image
 import chainrule
 from chainrule import Pipeline
 from chainrule.cli.pictures import captioned
-from chainrule.core import Codes, CodeSpec, Context
+from chainrule.core import Codes, CodeSpec, Context, map_state, select
 from chainrule.data import ImageDataset, binarize
 from chainrule.decoding import Guided, GuidedContext, Known, Rerun, image_seeds, sample
 from chainrule.evaluation import frechet_distance
@@ -82,7 +82,7 @@ def streams(model: Pipeline) -> tuple[Guided, GuidedContext, Known, Codes]:
     other = model.text_tokenizer.encode(["", "a red circle", ""])
     guided, context = Guided(model.prior, 2.5), GuidedContext(Context(), Context(), other)
     known = Known(torch.cat([ids, torch.zeros(3, 16, dtype=torch.int64)], 1), torch.arange(22) < 6)
-    return guided, context, known, sample(guided, context, image_seeds(1, 3), known=known)
+    return guided, context, known, sample(guided.runner(), context, image_seeds(1, 3), known=known)
 
 
 @torch.no_grad()
@@ -97,21 +97,23 @@ def test_two_streams_have_their_texts_and_one_image():
     again = sample(Rerun(guided), context, image_seeds(1, 3), known=known)
     assert torch.equal(again[1], drawn[1])
     one = torch.tensor([1])
-    alone = sample(guided, context.select(one), image_seeds(1, 3)[1:2], known=Known(known.codes[1:2], known.mask))
+    alone = sample(
+        guided.runner(), select(context, one), image_seeds(1, 3)[1:2], known=Known(known.codes[1:2], known.mask)
+    )
     assert torch.equal(alone[1], drawn[1][1:2])
-    assert torch.equal(context.to("cpu").negative_text, context.negative_text)
+    assert torch.equal(map_state(torch.Tensor.cpu, context).negative_text, context.negative_text)
 
 
 def test_negative_texts_that_do_not_fit_are_refused():
     joint, encoded = build(True).prior, build(False)
     wrong = torch.zeros(2, 5, dtype=torch.int64)
     with pytest.raises(ValueError, match=r"negative_text must be int64 \(2, 6\), got int64 \(2, 5\)"):
-        Guided(joint, 2.0).init_state(2, GuidedContext(Context(), Context(), wrong))
+        Guided(joint, 2.0).runner().init_state(2, GuidedContext(Context(), Context(), wrong))
     with pytest.raises(ValueError, match=r"negative_text must lie in 0"):
-        Guided(joint, 2.0).init_state(2, GuidedContext(Context(), Context(), torch.full((2, 6), 999)))
+        Guided(joint, 2.0).runner().init_state(2, GuidedContext(Context(), Context(), torch.full((2, 6), 999)))
     text = Context(text=encoded.text_tokenizer.encode(["", ""]))
     with pytest.raises(ValueError, match="this one's is in the context"):
-        Guided(encoded.prior, 2.0).init_state(2, GuidedContext(text, text, wrong))
+        Guided(encoded.prior, 2.0).runner().init_state(2, GuidedContext(text, text, wrong))
 
 
 @pytest.mark.parametrize("joint", [True, False])

@@ -120,15 +120,16 @@ def test_step_equals_forward(entry, preset):
     codes = random_codes(spec, count)
     flat, expected = spec.flatten(codes), flat_logits(model, codes, context(model, count))
     expected = [column for grid in expected for column in grid.unbind(1)]
-    state = model.init_state(count, context(model, count))
+    runner = model.runner()
+    state = runner.init_state(count, context(model, count))
     previous = torch.zeros(count, dtype=torch.int64)
     for t in range(spec.length):
-        logits, state = model.step(previous, state)
+        logits, state = runner.step(previous, state)
         torch.testing.assert_close(logits, expected[t], rtol=1e-9, atol=1e-9)
         if t == spec.length // 2:  # a state can be reordered, as decoding with several candidates does
             index = torch.tensor([2, 0, 0])
             state, flat = select(state, index), flat[index]
-            reordered = context(model, count).select(index)
+            reordered = select(context(model, count), index)
             expected = flat_logits(model, spec.unflatten(flat), reordered)
             expected = [column for grid in expected for column in grid.unbind(1)]
         previous = flat[:, t]
@@ -140,7 +141,7 @@ def test_probabilities_of_all_codes_sum_to_one(entry, preset):
     model, spec = build(entry, preset), preset.spec
     sizes = [range(grid.codebook_size) for grid in spec.grids for _ in range(grid.num_positions)]
     everything = torch.tensor(list(itertools.product(*sizes)))
-    condition = context(model, 1).select(torch.zeros(len(everything), dtype=torch.int64))
+    condition = select(context(model, 1), torch.zeros(len(everything), dtype=torch.int64))
     log_prob = model.log_prob(spec.unflatten(everything), condition)
     assert log_prob.dtype == torch.float64
     assert abs(log_prob.exp().sum().item() - 1) < 1e-9
@@ -168,9 +169,10 @@ def test_training_lowers_the_loss(entry, preset):
 def test_same_seed_same_image_cached_or_not_alone_or_in_a_batch(entry, preset):
     model, seeds = build(entry, preset), image_seeds(7, 4)
     condition, filter = context(model, 4), Filter(temperature=0.9, top_k=2)
-    together = sample(model, condition, seeds, filter)
+    runner = model.runner()
+    together = sample(runner, condition, seeds, filter)
     again = sample(Rerun(model), condition, seeds, filter)
-    alone = sample(model, condition.select(torch.tensor([2])), seeds[2:3], filter)
+    alone = sample(runner, select(condition, torch.tensor([2])), seeds[2:3], filter)
     for one, two, three in zip(together, again, alone, strict=True):
         assert torch.equal(one, two)
         assert torch.equal(one[2:3], three)
@@ -181,19 +183,21 @@ def test_same_seed_same_image_cached_or_not_alone_or_in_a_batch(entry, preset):
 def test_guidance_by_its_equation_and_in_any_batch(entry, preset):
     model, spec, seeds = build(entry, preset), preset.spec, image_seeds(7, 4)
     positive = context(model, 4)
-    negative = positive.select(torch.tensor([1, 2, 3, 0]))
+    negative = select(positive, torch.tensor([1, 2, 3, 0]))
     guided, condition = Guided(model, 2.5), GuidedContext(positive, negative)
-    together = sample(guided, condition, seeds)
+    runner = guided.runner()
+    together = sample(runner, condition, seeds)
     parts = model(together, positive), model(together, negative), guided(together, condition)
     for c, u, both in zip(*parts, strict=True):
         torch.testing.assert_close(both, u + 2.5 * (c - u))
     again = sample(Rerun(guided), condition, seeds)
     mask = torch.arange(spec.length) % 2 == 0
     given = Known(spec.flatten(together), mask)
-    completed = complete(guided, condition, seeds, given, particles=2)
+    completed = complete(runner, condition, seeds, given, particles=2)
     one = torch.tensor([2])
-    alone = sample(guided, condition.select(one), seeds[2:3])
-    completed_alone = complete(guided, condition.select(one), seeds[2:3], Known(given.codes[2:3], mask), particles=2)
+    alone_condition = select(condition, one)
+    alone = sample(runner, alone_condition, seeds[2:3])
+    completed_alone = complete(runner, alone_condition, seeds[2:3], Known(given.codes[2:3], mask), particles=2)
     for index in range(len(spec.grids)):
         assert torch.equal(together[index], again[index])
         assert torch.equal(together[index][2:3], alone[index])
@@ -204,14 +208,15 @@ def test_guidance_by_its_equation_and_in_any_batch(entry, preset):
 @pytest.mark.parametrize(("entry", "preset"), PRIORS)
 def test_completion_keeps_known_codes(entry, preset, particles):
     model, spec = build(entry, preset), preset.spec
-    drawn = sample(model, context(model, 2), image_seeds(1, 2))  # possible codes, also where some are certain
+    runner = model.runner()
+    drawn = sample(runner, context(model, 2), image_seeds(1, 2))  # possible codes, also where some are certain
     codes = spec.flatten(drawn)
     mask = torch.arange(spec.length) % 2 == 0
     seeds = image_seeds(2, 2)
-    completed = spec.flatten(complete(model, context(model, 2), seeds, Known(codes, mask), particles))
+    completed = spec.flatten(complete(runner, context(model, 2), seeds, Known(codes, mask), particles))
     assert torch.equal(completed[:, mask], codes[:, mask])
-    one = context(model, 2).select(torch.tensor([1]))
-    alone = spec.flatten(complete(model, one, seeds[1:], Known(codes[1:], mask), particles))
+    one = select(context(model, 2), torch.tensor([1]))
+    alone = spec.flatten(complete(runner, one, seeds[1:], Known(codes[1:], mask), particles))
     assert torch.equal(alone, completed[1:])
 
 

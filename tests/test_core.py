@@ -12,7 +12,19 @@ from safetensors.torch import load_file
 from torch import nn
 
 from chainrule import Pipeline, load, load_tokenizer
-from chainrule.core import Codes, CodeSpec, Context, GridSpec, Position, Prior, Tokenizer, entry, register
+from chainrule.core import (
+    Codes,
+    CodeSpec,
+    Context,
+    GridSpec,
+    Position,
+    Prior,
+    Runner,
+    Tokenizer,
+    check_float32,
+    entry,
+    register,
+)
 from chainrule.decoding import Known, Rerun, complete, image_seeds, sample
 from chainrule.images import extend
 
@@ -58,13 +70,18 @@ class RunningSum(Prior):
             start += grid.num_positions
         return tuple(grids)
 
-    def init_state(self, batch_size: int, context: Context) -> RunningSumState:
-        self.check_context(context, batch_size)
-        return RunningSumState(0, self.heads[0].weight.new_zeros(batch_size, self.config.features))
+    def runner(self, precision: str = "float32") -> "RunningSumRunner":
+        check_float32(self, precision)
+        return RunningSumRunner(self)
 
-    def step(self, previous: torch.Tensor, state: RunningSumState) -> tuple[torch.Tensor, RunningSumState]:
-        total = state.total if state.t == 0 else state.total + self.embeddings[state.t - 1](previous)
-        return self.heads[state.t](total.tanh()), RunningSumState(state.t + 1, total)
+
+class RunningSumRunner(Runner):
+    def start(self, batch_size: int, context: Context) -> RunningSumState:
+        return RunningSumState(0, self.prior.heads[0].weight.new_zeros(batch_size, self.prior.config.features))
+
+    def advance(self, previous: torch.Tensor, state: RunningSumState) -> tuple[torch.Tensor, RunningSumState]:
+        total = state.total if state.t == 0 else state.total + self.prior.embeddings[state.t - 1](previous)
+        return self.prior.heads[state.t](total.tanh()), RunningSumState(state.t + 1, total)
 
 
 @dataclass(frozen=True)
@@ -120,7 +137,7 @@ def test_position():
 @pytest.mark.parametrize("spec", SPECS)
 def test_every_kind_of_codes_can_be_sampled_scored_and_completed(spec):
     model, seeds = toy(spec), image_seeds(0, 3)
-    drawn = sample(model, Context(), seeds)
+    drawn = sample(model.runner(), Context(), seeds)
     spec.check(drawn)
     again = sample(Rerun(model), Context(), seeds)
     assert all(torch.equal(a, b) for a, b in zip(drawn, again, strict=True))
@@ -128,7 +145,7 @@ def test_every_kind_of_codes_can_be_sampled_scored_and_completed(spec):
     total = sum(grid.flatten(1).sum(1) for grid in per_grid)
     torch.testing.assert_close(total, model.log_prob(drawn))
     mask = torch.arange(spec.length) % 2 == 1
-    kept = spec.flatten(complete(model, Context(), seeds, Known(spec.flatten(drawn), mask), particles=4))
+    kept = spec.flatten(complete(model.runner(), Context(), seeds, Known(spec.flatten(drawn), mask), particles=4))
     assert torch.equal(kept[:, mask], spec.flatten(drawn)[:, mask])
 
 
@@ -138,7 +155,7 @@ def test_a_caption_is_a_known_first_grid():
     text = torch.tensor([[1, 4, 2], [3, 0, 0]])
     codes = torch.cat([text, torch.zeros(2, 4, dtype=torch.int64)], dim=1)
     mask = torch.tensor([True] * 3 + [False] * 4)
-    drawn_text, drawn_image = sample(model, Context(), image_seeds(0, 2), known=Known(codes, mask))
+    drawn_text, drawn_image = sample(model.runner(), Context(), image_seeds(0, 2), known=Known(codes, mask))
     assert torch.equal(drawn_text[:, 0, :, 0], text)
     text_nats, image_nats = model.log_prob_grids((drawn_text, drawn_image))
     assert text_nats.shape == (2, 1, 3, 1) and image_nats.shape == (2, 2, 2, 1)
@@ -154,9 +171,9 @@ def test_many_particles_draw_from_the_distribution_given_all_known_codes():
     exact = model.log_prob(spec.unflatten(everything[agrees])).softmax(0)
     count = 400
     codes = Known(known.expand(count, -1), mask)
-    drawn = spec.flatten(complete(model, Context(), image_seeds(0, count), codes, particles=64))
+    drawn = spec.flatten(complete(model.runner(), Context(), image_seeds(0, count), codes, particles=64))
     found = torch.stack([(drawn == row).all(1).double().mean() for row in everything[agrees]])
-    ancestral = spec.flatten(complete(model, Context(), image_seeds(0, count), codes, particles=1))
+    ancestral = spec.flatten(complete(model.runner(), Context(), image_seeds(0, count), codes, particles=1))
     plain = torch.stack([(ancestral == row).all(1).double().mean() for row in everything[agrees]])
     assert (found - exact).abs().max() < 0.06
     assert (found - exact).abs().sum() < (plain - exact).abs().sum()
@@ -215,7 +232,7 @@ def test_unknown_model_names_the_nearest():
 
 def test_a_label_needs_classes():
     with pytest.raises(ValueError, match="no classes"):
-        toy(RESIDUAL).log_prob(sample(toy(RESIDUAL), Context(), [0]), Context(label=torch.tensor([0])))
+        toy(RESIDUAL).log_prob(sample(toy(RESIDUAL).runner(), Context(), [0]), Context(label=torch.tensor([0])))
 
 
 @pytest.mark.parametrize("name", ["emoji_vqvae", "emoji_rqvae"])

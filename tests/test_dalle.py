@@ -72,9 +72,10 @@ def test_step_equals_forward_at_a_size_that_compiled_code_may_take(attention, qu
     )
     codes = tuple(torch.randint(0, grid.codebook_size, (2, *grid.shape)) for grid in spec.grids)
     expected = [one for grid in model(codes, Context()) for one in grid.flatten(1, 3).unbind(1)]
-    flat, state = spec.flatten(codes), model.init_state(2, Context())
+    flat, runner = spec.flatten(codes), model.runner()
+    state = runner.init_state(2, Context())
     for t in range(spec.length):
-        logits, state = model.step(flat[:, t - 1], state)
+        logits, state = runner.step(flat[:, t - 1], state)
         torch.testing.assert_close(logits, expected[t], rtol=1e-4, atol=1e-4)
 
 
@@ -116,7 +117,7 @@ def test_what_does_not_fit_is_refused():
             DALLEConfig(**{"num_layers": 1, "width": 8, "num_heads": 2} | wrong)
     model = DALLE(stream(3, 7, 2, 2, 5), DALLEConfig(num_layers=1, width=8, num_heads=2))
     with pytest.raises(ValueError, match="no text in its context: it is the first grid of the codes"):
-        model.init_state(1, Context(text=torch.zeros(1, 3, dtype=torch.int64)))
+        model.runner().init_state(1, Context(text=torch.zeros(1, 3, dtype=torch.int64)))
 
 
 @pytest.fixture(scope="module")
@@ -132,7 +133,7 @@ def test_a_caption_is_a_known_first_grid(pipeline):
     prior, text = pipeline.prior, ["a red circle", ""]
     ids = pipeline.text_tokenizer.encode(text)
     known = Known(torch.cat([ids, torch.zeros(2, 9, dtype=torch.int64)], 1), torch.arange(14) < 5)
-    expected = pipeline.tokenizer.decode(sample(prior, Context(), image_seeds(3, 2), Filter(), known)[1:])
+    expected = pipeline.tokenizer.decode(sample(prior.runner(), Context(), image_seeds(3, 2), Filter(), known)[1:])
     grown = []
     drawn = pipeline.sample(2, text=text, seed=3, on_image=lambda t, images: grown.append((t, images())))
     assert torch.equal(drawn, expected)
@@ -193,11 +194,11 @@ def test_texts_where_none_is_read_are_refused(pipeline):
 def test_narrow_weights_give_nearly_the_same_logits():
     prior = random_model(DALLEConfig(num_layers=2, width=16, num_heads=2, kernel_size=3), stream(2, 7, 2, 2, 5))
     for precision, tolerance in (("float32", 0.0), ("bfloat16", 0.02), ("int8", 0.02)):
-        packed = prior.decoding(precision)
-        assert packed.conditions.joint_text
-        states, previous = [one.init_state(3, Context()) for one in (prior, packed)], torch.zeros(3, dtype=torch.int64)
+        runners = prior.runner(), prior.runner(precision)
+        assert runners[1].prior.conditions.joint_text
+        states, previous = [one.init_state(3, Context()) for one in runners], torch.zeros(3, dtype=torch.int64)
         for _ in range(6):
-            (one, states[0]), (two, states[1]) = prior.step(previous, states[0]), packed.step(previous, states[1])
+            (one, states[0]), (two, states[1]) = (r.step(previous, s) for r, s in zip(runners, states, strict=True))
             torch.testing.assert_close(two, one, rtol=0, atol=tolerance)
             previous = (previous + 1) % 5
 

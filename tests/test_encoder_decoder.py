@@ -57,15 +57,15 @@ def build(name):
 def packed(model, precision, form, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setenv("CHAINRULE_NATIVE", {"plain": "off", "native": "require"}[form])
-        made = model.decoding(precision)
-    assert type(made.packed.form).__name__ == {"plain": "PlainStep", "native": "NativeStep"}[form]
+        made = model.runner(precision)
+    assert type(made.decoder.form).__name__ == {"plain": "PlainStep", "native": "NativeStep"}[form]
     return made
 
 
-def run(prior, codes, text):
-    state, previous, found = prior.init_state(len(codes), Context(text=text)), codes[:, 0], []
+def run(runner, codes, text):
+    state, previous, found = runner.init_state(len(codes), Context(text=text)), codes[:, 0], []
     for t in range(codes.shape[1]):
-        logits, state = prior.step(previous, state)
+        logits, state = runner.step(previous, state)
         found.append(logits)
         previous = codes[:, t]
     return torch.stack(found, 1)
@@ -88,27 +88,27 @@ def test_steps_equal_the_whole_sequence(monkeypatch, name, form, precision):
 @pytest.mark.parametrize("name", ["parti-sparse", "dalle_bart"])
 @pytest.mark.parametrize("precision", TOLERANCE)
 def test_numbers_depend_neither_on_the_batch_nor_on_threads(monkeypatch, name, precision):
-    prior, codes = packed(build(name), precision, "native", monkeypatch), torch.randint(0, 37, (6, 9))
-    together, before = run(prior, codes, TEXT), torch.get_num_threads()
+    runner, codes = packed(build(name), precision, "native", monkeypatch), torch.randint(0, 37, (6, 9))
+    together, before = run(runner, codes, TEXT), torch.get_num_threads()
     try:
         torch.set_num_threads(2)
-        assert torch.equal(run(prior, codes, TEXT), together)
+        assert torch.equal(run(runner, codes, TEXT), together)
     finally:
         torch.set_num_threads(before)
-    everything, alone = (prior.init_state(len(text), Context(text=text)) for text in (TEXT, TEXT[1:2]))
-    alone.keys, alone.values = everything.keys[1:2], everything.values[1:2]  # torch's own depend on the batch
+    everything, alone = (runner.init_state(len(text), Context(text=text)) for text in (TEXT, TEXT[1:2]))
+    alone.memory = tuple(part[1:2] for part in everything.memory)  # torch's own depend on the batch
     for t in range(9):
-        logits, alone = prior.step(codes[1:2, max(t - 1, 0)], alone)
+        logits, alone = runner.step(codes[1:2, max(t - 1, 0)], alone)
         assert torch.equal(logits[0], together[1, t])
 
 
 @forms
 def test_a_state_can_be_reordered(monkeypatch, form):
-    prior, codes = packed(build("parti-320"), "float32", form, monkeypatch), torch.randint(0, 37, (3, 24))
+    runner, codes = packed(build("parti-320"), "float32", form, monkeypatch), torch.randint(0, 37, (3, 24))
     order = torch.tensor([2, 0])
-    expected, state = run(prior, codes, TEXT[:3]), prior.init_state(3, Context(text=TEXT[:3]))
-    _, state = prior.step(codes[:, 0], state)
-    logits, _ = prior.step(codes[order, 0], select(state, order))
+    expected, state = run(runner, codes, TEXT[:3]), runner.init_state(3, Context(text=TEXT[:3]))
+    _, state = runner.step(codes[:, 0], state)
+    logits, _ = runner.step(codes[order, 0], select(state, order))
     torch.testing.assert_close(logits, expected[order, 1], rtol=0, atol=1e-4)
 
 
@@ -120,4 +120,4 @@ def test_other_sizes_and_types_are_decoded_in_plain_torch():
         ),
         (MODELS["parti"][1], torch.float64),
     ]:
-        assert type(Parti(SPEC, config).to(kind).decoding("float32").packed.form).__name__ == "PlainStep"
+        assert type(Parti(SPEC, config).to(kind).runner().decoder.form).__name__ == "PlainStep"

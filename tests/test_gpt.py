@@ -51,19 +51,20 @@ def test_codes_of_another_image_as_prefix():
     context = Context(prefix=torch.randint(0, 7, (count, 4)))
     codes = torch.randint(0, 5, (count, 6))
     (expected,) = model(model.spec.unflatten(codes), context)
-    state, previous = model.init_state(count, context), codes[:, 0]
+    runner = model.runner()
+    state, previous = runner.init_state(count, context), codes[:, 0]
     order = torch.tensor([2, 0, 0])
     for t in range(6):
-        logits, state = model.step(previous, state)
+        logits, state = runner.step(previous, state)
         torch.testing.assert_close(logits, expected.flatten(1, 3)[:, t], rtol=1e-9, atol=1e-9)
         if t == 2:
             state, codes, expected = select(state, order), codes[order], expected[order]
         previous = codes[:, t]
     other = Context(prefix=(context.prefix + 1) % 7)
-    assert not torch.equal(model.log_prob(model.spec.unflatten(codes), context.select(order)),
-                           model.log_prob(model.spec.unflatten(codes), other.select(order)))  # fmt: skip
+    assert not torch.equal(model.log_prob(model.spec.unflatten(codes), select(context, order)),
+                           model.log_prob(model.spec.unflatten(codes), select(other, order)))  # fmt: skip
     seeds = image_seeds(3, count)
-    assert torch.equal(sample(model, context, seeds)[0], sample(Rerun(model), context, seeds)[0])
+    assert torch.equal(sample(runner, context, seeds)[0], sample(Rerun(model), context, seeds)[0])
 
 
 def test_a_context_that_does_not_fit_is_refused():
@@ -77,7 +78,7 @@ def test_a_context_that_does_not_fit_is_refused():
         with pytest.raises(ValueError, match=message):
             model.log_prob(codes, Context(prefix=prefix))
         with pytest.raises(ValueError, match=message):
-            model.init_state(2, Context(prefix=prefix))
+            model.runner().init_state(2, Context(prefix=prefix))
     plain = GPT(CodeSpec.single(2, 3, 1, 5), GPTConfig(num_layers=1, width=8, num_heads=2))
     with pytest.raises(ValueError, match="no prefix of codes"):
         plain.log_prob(codes, Context(prefix=torch.zeros(2, 4, dtype=torch.int64)))
@@ -122,7 +123,7 @@ def test_precisions_of_decoding_and_what_they_cost():
     reference = model(model.spec.unflatten(codes), context)[0].flatten(1, 3).double().log_softmax(-1)
     assert reference.exp().mul(reference).sum(-1).mean() > -3.7, "far from uniform"
     for precision, most in [("float32", 1e-6), ("bfloat16", 1e-3), ("int8", 1e-2)]:
-        fast = model.decoding(precision)
+        fast = model.runner(precision)
         state, previous, found = fast.init_state(2, context), codes[:, 0], []
         for t in range(16):
             logits, state = fast.step(previous, state)
@@ -163,17 +164,18 @@ def test_larger_grids_by_a_sliding_window(height, width, depth):
         for row, column in differ.nonzero().tolist():
             seen[row, column].add((place.row, place.column))
     assert all(found == seen_by_window(model, height, width, *place) for place, found in seen.items())
-    state, previous, flat = large.init_state(count, context), codes[:, 0], expected.flatten(1, 3)
+    runner = large.runner()
+    state, previous, flat = runner.init_state(count, context), codes[:, 0], expected.flatten(1, 3)
     order = torch.tensor([2, 0, 0])
     for t in range(large.spec.length):
-        logits, state = large.step(previous, state)
+        logits, state = runner.step(previous, state)
         torch.testing.assert_close(logits, flat[:, t], rtol=1e-9, atol=1e-9)
         if t == large.spec.length // 2:
             state, codes, flat = select(state, order), codes[order], flat[order]
         previous = codes[:, t]
-    assert large.decoding("float32").spec == large.spec
+    assert large.runner("float32").prior.spec == large.spec
     if (height, width) == (3, 3):
-        torch.testing.assert_close(model(large.spec.unflatten(codes), context.select(order))[0].flatten(1, 3), flat)
+        torch.testing.assert_close(model(large.spec.unflatten(codes), select(context, order))[0].flatten(1, 3), flat)
 
 
 def test_grids_too_small_and_prefixes_that_would_slide_are_refused():

@@ -29,13 +29,14 @@ def test_step_of_a_reordered_state():
     guided = Guided(prior, 3.0)
     context = GuidedContext(Context(label=torch.tensor([0, 1, 0])), Context(label=torch.tensor([2, 2, 1])))
     codes = torch.randint(0, 2, (3, 12))
-    state, previous, index = guided.init_state(3, context), codes[:, 0], torch.tensor([2, 2, 1, 0])
+    runner = guided.runner()
+    state, previous, index = runner.init_state(3, context), codes[:, 0], torch.tensor([2, 2, 1, 0])
     for t in range(12):
-        logits, state = guided.step(previous, state)
+        logits, state = runner.step(previous, state)
         expected = guided(prior.spec.unflatten(codes), context)[0].flatten(1, 3)[:, t]
         torch.testing.assert_close(logits, expected)
         if t == 5:
-            state, context, codes = select(state, index), context.select(index), codes[index]
+            state, context, codes = select(state, index), select(context, index), codes[index]
         previous = codes[:, t]
 
 

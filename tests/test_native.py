@@ -136,9 +136,9 @@ def test_a_model_runs_without_a_compiler_and_without_a_home(tmp_path):
     code = """
 import torch
 from chainrule.kernels.scan import lstm_scan
-from chainrule.layers.transformer import Block, Decoder
-decoder = Decoder([Block(64, 2)], "float32")
-decoder.step(torch.randn(1, 64), decoder.init_cache(1, 1))
+from chainrule.layers.transformer import Block, BlockRunner
+runner = BlockRunner([Block(64, 2)], "float32")
+runner.step(torch.randn(1, 64), runner.init_cache(1, 1))
 lstm_scan(torch.randn(1, 2, 2, 64), torch.randn(3, 16, 64), "row")
 """
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)

@@ -49,9 +49,10 @@ def test_encoder_and_decoder_give_the_outputs_of_the_original(imported):
     codes = torch.zeros(2, prior.spec.length, dtype=torch.int64)
     codes[:, : steps - 1] = previous[:, 1:]
     close(prior.rows(codes, context)[:, :steps], io["out.logits"])
-    state, greedy = prior.init_state(2, context), torch.zeros(2, dtype=torch.int64)
+    runner = prior.runner()
+    state, greedy = runner.init_state(2, context), torch.zeros(2, dtype=torch.int64)
     for t in range(steps):
-        logits, state = prior.step(greedy, state)
+        logits, state = runner.step(greedy, state)
         if t == 0:
             close(logits, io["out.logits"][:, 0, :codebook_size])
         greedy = (logits[1] * 4 - logits[0] * 3).argmax().expand(2)

@@ -48,7 +48,7 @@ def test_it_gives_the_outputs_of_the_original():
     close(tokenizer.decode_features(tokenizer.embed(found[0])), io["out.reconstruction"])
     close(tokenizer.decode_features(tokenizer.embed(codes[1])), io["out.decoded"])
     known = Known(prior.spec.flatten(codes), torch.arange(80) < 16)
-    greedy = sample(prior, Context(), image_seeds(0, 2), Filter(temperature=0), known)
+    greedy = sample(prior.runner(), Context(), image_seeds(0, 2), Filter(temperature=0), known)
     assert torch.equal(greedy[1].squeeze(-1), io["out.greedy"])
     assert imported.non_commercial and len(imported.files) == 5
 

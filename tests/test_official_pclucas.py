@@ -63,9 +63,10 @@ def test_logits_and_steps_give_the_same_likelihood(imported):
     (logits,) = prior(codes, Context())
     nats = -logits.log_softmax(-1).gather(-1, codes[0].unsqueeze(-1)).flatten(1).sum(1)
     torch.testing.assert_close(nats, expected, atol=0, rtol=1e-5)
-    state, previous, nats = prior.init_state(2, Context()), torch.zeros(2, dtype=torch.int64), 0
+    runner = prior.runner()
+    state, previous, nats = runner.init_state(2, Context()), torch.zeros(2, dtype=torch.int64), 0
     for code in codes[0].flatten(1).unbind(1):
-        logits, state = prior.step(previous, state)
+        logits, state = runner.step(previous, state)
         nats = nats - logits.log_softmax(-1).gather(1, code[:, None])[:, 0]
         previous = code
     torch.testing.assert_close(nats, expected, atol=0, rtol=1e-5)

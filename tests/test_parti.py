@@ -115,7 +115,7 @@ def test_other_precisions_are_close_and_leave_the_model_as_it_is(precision):
     ).eval()
     codes, context = torch.randint(0, 16, (3, 8)), Context(text=torch.randint(0, 20, (3, 5)))
     expected = model(spec.unflatten(codes), context)[0].flatten(1, 3)
-    packed = model.decoding(precision)
+    packed = model.runner(precision)
     state, previous = packed.init_state(3, context), codes[:, 0]
     for t in range(8):
         logits, state = packed.step(previous, state)
@@ -137,9 +137,9 @@ def test_what_does_not_fit_is_refused():
         with pytest.raises(ValueError, match=sentence):
             model.log_prob(codes, context)
         with pytest.raises(ValueError, match=sentence):
-            model.init_state(2, context)
+            model.runner().init_state(2, context)
     with pytest.raises(ValueError, match="precision must be one of"):
-        model.decoding("float16")
+        model.runner("float16")
     for change, sentence in [
         ({"num_heads": 3}, "multiple of num_heads"),
         ({"text_vocab_size": 1}, "at least 2"),

@@ -71,9 +71,10 @@ def test_steps_logits_and_log_prob_agree_at_any_size(height, width, depth):
     (expected,) = prior(codes, context)
     nats = expected.gather(-1, codes[0].unsqueeze(-1))[..., 0]
     torch.testing.assert_close(prior.log_prob_grids(codes, context)[0], nats, rtol=1e-9, atol=1e-9)
-    state, previous = prior.init_state(2, context), torch.zeros(2, dtype=torch.int64)
+    runner = prior.runner()
+    state, previous = runner.init_state(2, context), torch.zeros(2, dtype=torch.int64)
     for t, code in enumerate(codes[0].flatten(1).unbind(1)):
-        logits, state = prior.step(previous, state)
+        logits, state = runner.step(previous, state)
         torch.testing.assert_close(logits, expected.flatten(1, 3)[:, t], rtol=1e-9, atol=1e-9)
         previous = code
 

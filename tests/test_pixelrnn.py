@@ -79,10 +79,11 @@ SPECS = [CodeSpec.single(*shape) for shape in ((5, 4, 1, 3), (3, 4, 3, 4), (1, 3
 def assert_steps_agree(network, context=Context()):
     codes = random_codes(network.spec)
     expected = [row for logits in network(codes, context) for row in logits.flatten(1, 3).unbind(1)]
-    flat, state = network.spec.flatten(codes), network.init_state(2, context)
+    flat, runner = network.spec.flatten(codes), network.runner()
+    state = runner.init_state(2, context)
     swapped = torch.tensor([1, 0])
     for t in range(len(expected)):
-        actual, state = network.step(flat[:, max(0, t - 1)], state)
+        actual, state = runner.step(flat[:, max(0, t - 1)], state)
         torch.testing.assert_close(actual, expected[t], rtol=0, atol=1e-9)
         # The images change places.
         state, flat, expected = select(state, swapped), flat[swapped], [row[swapped] for row in expected]

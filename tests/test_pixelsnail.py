@@ -34,9 +34,10 @@ def test_default_sizes_are_those_of_rosinality():
 
 
 def steps_and_forward(model, codes, context):
-    state, previous, found = model.init_state(len(codes[0]), context), codes[0][:, 0, 0, 0], []
+    runner = model.runner()
+    state, previous, found = runner.init_state(len(codes[0]), context), codes[0][:, 0, 0, 0], []
     for code in model.spec.flatten(codes).unbind(1):
-        logits, state = model.step(previous, state)
+        logits, state = runner.step(previous, state)
         found.append(logits)
         previous = code
     return torch.stack(found, 1), model(codes, context)

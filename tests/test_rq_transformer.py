@@ -129,7 +129,7 @@ def test_a_context_that_does_not_fit_is_refused(name, context, words):
     with pytest.raises(ValueError, match=words):
         model.log_prob(codes_of(model, 1), context)
     with pytest.raises(ValueError, match=words):
-        model.init_state(1, context)
+        model.runner().init_state(1, context)
 
 
 @pytest.mark.parametrize(
@@ -171,7 +171,7 @@ def test_narrow_weights_give_nearly_the_same_logits(precision):
     model = RQTransformer(CodeSpec.single(2, 2, 3, 32), config).eval()
     codes, context = codes_of(model, 2), Context(text=torch.randint(0, 7, (2, 5)))
     expected = model(codes, context)[0].flatten(1, 3)
-    packed = model.decoding(precision)
+    packed = model.runner(precision)
     state, flat = packed.init_state(2, context), model.spec.flatten(codes)
     for t in range(model.spec.length):
         logits, state = packed.step(flat[:, t - 1], state)

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from chainrule.kernels import transformer
-from chainrule.layers.transformer import Block, Decoder, Head, initialize
+from chainrule.layers.transformer import Block, BlockRunner, Head, initialize
 
 PRECISIONS = ["float32", "bfloat16", "int8"]
 TOLERANCE = {"float32": 2e-5, "bfloat16": 0.02, "int8": 0.05}  # of outputs of deviation 1
@@ -25,16 +25,16 @@ def stack(width=128, heads=4, layers=3, outputs=37, bias=False):
     return blocks, head
 
 
-def decoder(blocks, precision, head, backend):
-    made = Decoder(blocks, precision, head, backend)
+def runner(blocks, precision, head, backend):
+    made = BlockRunner(blocks, precision, head, backend)
     assert type(made.form).__name__ == {"plain": "PlainStep", "native": "NativeStep"}[backend]
     return made
 
 
-def run(decoder, x, known=0):
-    cache = decoder.init_cache(len(x), x.shape[1])
-    decoder.prefill(x[:, :known], cache)
-    return torch.stack([decoder.step(x[:, t], cache) for t in range(known, x.shape[1])], 1)
+def run(runner, x, known=0):
+    cache = runner.init_cache(len(x), x.shape[1])
+    runner.prefill(x[:, :known], cache)
+    return torch.stack([runner.step(x[:, t], cache) for t in range(known, x.shape[1])], 1)
 
 
 @forms
@@ -48,10 +48,10 @@ def test_steps_equal_the_whole_sequence(backend, precision, width, heads, batch)
         states = block(states)
     expected = head(states)
     for last, whole in [(head, expected), (None, states)]:
-        found = run(decoder(blocks, precision, last, backend), x)
+        found = run(runner(blocks, precision, last, backend), x)
         error = (found - whole).square().mean().sqrt() / whole.std()
         assert error < TOLERANCE[precision], error
-    known = run(decoder(blocks, precision, head, backend), x, known=20)
+    known = run(runner(blocks, precision, head, backend), x, known=20)
     assert ((known - expected[:, 20:]).square().mean().sqrt() / expected.std()) < TOLERANCE[precision]
 
 
@@ -59,7 +59,7 @@ def test_steps_equal_the_whole_sequence(backend, precision, width, heads, batch)
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_numbers_depend_neither_on_the_batch_nor_on_threads(precision):
     blocks, head = stack()
-    made, x = decoder(blocks, precision, head, "native"), torch.randn(11, 9, 128)
+    made, x = runner(blocks, precision, head, "native"), torch.randn(11, 9, 128)
     together = run(made, x)
     for start, end in [(0, 1), (1, 3), (3, 6), (6, 11)]:
         assert torch.equal(run(made, x[start:end]), together[start:end])
@@ -75,7 +75,7 @@ def test_numbers_depend_neither_on_the_batch_nor_on_threads(precision):
 @needs_compiler
 def test_several_callers_at_once():
     blocks, head = stack()
-    made, x = decoder(blocks, "int8", head, "native"), torch.randn(3, 30, 128)
+    made, x = runner(blocks, "int8", head, "native"), torch.randn(3, 30, 128)
     expected, found = run(made, x), []
     before = torch.get_num_threads()
     try:
@@ -96,24 +96,24 @@ def test_undefined_values_stay_undefined(backend, precision):
     blocks, head = stack()
     x = torch.randn(2, 3, 128)
     x[0, 0, 5] = float("nan")
-    found = run(decoder(blocks, precision, head, backend), x)
+    found = run(runner(blocks, precision, head, backend), x)
     assert found[0, 0].isnan().all() and found[1].isfinite().all(), "a model that diverges must not look well"
 
 
 def test_a_cache_may_be_emptied_and_is_full_at_its_end():
     blocks, head = stack()
-    made, x = Decoder(blocks, "float32", head), torch.randn(1, 3, 128)
+    made, x = BlockRunner(blocks, "float32", head), torch.randn(1, 3, 128)
     cache = made.init_cache(1, 3)
     first = [made.step(x[:, t], cache) for t in range(3)]
     with pytest.raises(AssertionError, match="full"):
         made.step(x[:, 0], cache)
-    cache.length = 0
+    cache.lengths.zero_()
     assert all(torch.equal(made.step(x[:, t], cache), first[t]) for t in range(3))
 
 
 def test_other_sizes_and_types_are_decoded_in_plain_torch():
     for blocks, head in [stack(48, 4), stack(128, 16), (part.double() for part in stack())]:
-        made = Decoder(blocks, "float32", head)
+        made = BlockRunner(blocks, "float32", head)
         assert type(made.form).__name__ == "PlainStep"
         x = torch.randn(2, 5, made.blocks[0].query_key_value.in_features, dtype=head.norm.weight.dtype)
         expected = x
@@ -125,7 +125,7 @@ def test_other_sizes_and_types_are_decoded_in_plain_torch():
 def test_an_unknown_precision_is_refused():
     blocks, head = stack()
     with pytest.raises(ValueError, match="precision must be one of float32, bfloat16, int8, got 'float16'"):
-        Decoder(blocks, "float16", head)
+        BlockRunner(blocks, "float16", head)
 
 
 def test_initialisation():

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .core import Context, LearnedTokenizer, Prior, Tokenizer
+from .core import Context, LearnedTokenizer, Prior, Runner, Tokenizer
 from .decoding import Filter, Guided, GuidedContext, Known, Scorer, complete, image_seeds, keep_best, sample
 from .decoding.sampling import OnCode
 from .images import extend
@@ -96,7 +96,7 @@ class Pipeline:
                 was trained with labels dropped.
             text: of all, or one per image; an empty one, or none, asks a model of texts for no text in particular.
             temperature, top_k, top_p: see `decoding.Filter`; the defaults draw from the model itself.
-            precision: of the prior's weights, see `Prior.decoding`.
+            precision: of the prior's weights, see `Prior.runner`.
             guidance: scale of `decoding.Guided`; 1 is none, and others need a model trained with labels or texts
                 dropped.
             negative: text to be drawn away from, of all or one per image, for guidance; None is the empty text.
@@ -116,11 +116,11 @@ class Pipeline:
             raise ValueError("a scorer would be ignored: it chooses among candidates; set best_of above 1")
         if best_of > 1 and scorer is None:
             scorer = self.judge(label, text)
-        prior, context = self._guided(label, n, text, guidance, negative, precision)
+        runner, context = self._guided(label, n, text, guidance, negative, precision)
         filter, known = Filter(temperature, top_k, top_p), self._known(text, n)
 
         def draw(seeds: list[int]) -> Tensor:
-            return self._decode(sample(prior, context, seeds, filter, known, self._watch(on_image)))
+            return self._decode(sample(runner, context, seeds, filter, known, self._watch(on_image)))
 
         seeds = image_seeds(seed, n) if isinstance(seed, int) else list(seed)
         if len(seeds) != n:
@@ -147,7 +147,7 @@ class Pipeline:
             text, guidance, negative: as in `sample`.
             particles: with more than 1, sequential Monte Carlo makes what is drawn agree with known pixels
                 that come later in raster order (see `decoding.complete`).
-            precision: of the prior's weights, see `Prior.decoding`.
+            precision: of the prior's weights, see `Prior.runner`.
 
         Returns:
             uint8 (n, C, H, W).
@@ -353,14 +353,13 @@ class Pipeline:
 
     def _guided(
         self, label: Any, count: int, text: Any, guidance: float, negative: Any, precision: str
-    ) -> tuple[Prior, Context | GuidedContext]:
-        """The prior to draw from, and its context; guidance is away from no class, or from the negative text."""
+    ) -> tuple[Runner, Context | GuidedContext]:
+        """The runner to draw from, and its context; guidance is away from no class, or from the negative text."""
         context = self._context(label, count, text)
-        prior = self.prior.decoding(precision)
         if guidance == 1:
             if negative is not None:
                 raise ValueError("a negative text would be ignored without guidance; set guidance, 3 is a start")
-            return prior, context
+            return self.prior.runner(precision), context
         texts = self.prior.conditions.reads_text
         if not (self.prior.conditions.null_label or texts):
             raise ValueError("guidance needs a model that was trained with labels dropped (training.label_dropout)")
@@ -368,7 +367,7 @@ class Pipeline:
             raise ValueError("guidance needs a label or a text to draw towards; give one, or leave guidance at 1")
         other = self._context(label if texts else None, count, negative)
         negative_text = self._text(negative, count) if self.prior.conditions.joint_text else None
-        return Guided(prior, guidance), GuidedContext(context, other, negative_text)
+        return Guided(self.prior, guidance).runner(precision), GuidedContext(context, other, negative_text)
 
     def label_number(self, label: int | str) -> int:
         """The number of a class given by number or name.

@@ -3,8 +3,9 @@
 from .codes import Codes, CodeSpec, GridSpec, Position
 from .conditions import ClassLabels, Conditions
 from .context import Context
-from .prior import Prior, select
+from .prior import Prior
 from .registry import Entry, Preset, entries, entry, register
+from .runner import Runner, check_float32, map_state, select
 from .tokenizer import LearnedTokenizer, Reconstruction, StochasticTokenizer, Tokenizer
 
 __all__ = [
@@ -20,10 +21,13 @@ __all__ = [
     "Preset",
     "Prior",
     "Reconstruction",
+    "Runner",
     "StochasticTokenizer",
     "Tokenizer",
+    "check_float32",
     "entries",
     "entry",
+    "map_state",
     "register",
     "select",
 ]  # fmt: skip

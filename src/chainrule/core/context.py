@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 from torch import Tensor
 
@@ -21,15 +21,3 @@ class Context:
     text: Tensor | None = None
     spatial: Tensor | None = None
     prefix: Tensor | None = None
-
-    def _map(self, function) -> Context:
-        values = {f.name: getattr(self, f.name) for f in fields(self)}
-        return Context(**{name: None if v is None else function(v) for name, v in values.items()})
-
-    def select(self, index: Tensor) -> Context:
-        """The context of the images `index`, an int64 (N,) tensor of batch positions."""
-        return self._map(lambda value: value[index])
-
-    def to(self, device) -> Context:
-        """The context on another device."""
-        return self._map(lambda value: value.to(device))

@@ -1,15 +1,13 @@
 """The contract of a prior: p(codes | context) = prod_t p(c_t | c_<t, context).
 
 A prior answers in two ways that must agree.  `forward` reads whole images of codes and gives all
-conditionals at once (training, scoring).  `init_state` and `step` give them one by one and remember
-what they need (sampling).  Nothing here samples: the loop lives in `chainrule.decoding`.
+conditionals at once (training, scoring).  `runner` packs the weights, and the runner gives the conditionals one by one
+(sampling).  Nothing here samples: the loop lives in `chainrule.decoding`.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import fields, is_dataclass
-from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -17,8 +15,7 @@ from torch import Tensor, nn
 from .codes import Codes, CodeSpec, GridSpec
 from .conditions import Conditions
 from .context import Context
-
-StateT = TypeVar("StateT")
+from .runner import Runner
 
 
 class Prior(nn.Module, ABC):
@@ -57,35 +54,16 @@ class Prior(nn.Module, ABC):
         """Logits of every code given those before it: one float (B, H, W, D, K) per grid of `spec`."""
 
     @abstractmethod
-    def init_state(self, batch_size: int, context: Context) -> object:
-        """The state before any code is known.
-
-        A state is a dataclass (possibly of nested tuples, lists and dataclasses); every tensor in it
-        has the batch first, so that `select` can reorder the images it stands for.
-        """
-
-    @abstractmethod
-    def step(self, previous: Tensor, state: StateT) -> tuple[Tensor, StateT]:
-        """Logits (B, K) of code t, where t counts the calls from 0, given code t-1.
+    def runner(self, precision: str = "float32") -> Runner:
+        """The weights packed once, for one code at a time.
 
         Args:
-            previous: int64 (B,), the code at position t-1; ignored at t = 0.
-            state: what the previous call returned; it is consumed, and may be changed in place.
-        """
-
-    def decoding(self, precision: str) -> Prior:
-        """This prior with its weights packed once for `step`, in a precision; as it is where none is offered.
-
-        Args:
-            precision: "float32", the model itself; a transformer also offers "bfloat16" and "int8", which are faster
-                and another, slightly worse, distribution.
+            precision: "float32", the model itself; transformers also have "bfloat16" and "int8", which are faster and
+                give a slightly different distribution.
 
         Raises:
-            ValueError: a precision that this model has not.
+            ValueError: a precision that this model does not have.
         """
-        if precision != "float32":
-            raise ValueError(f"{self.name} decodes in float32 only, not in {precision}")
-        return self
 
     def log_prob(self, codes: Codes, context: Context = Context()) -> Tensor:
         """log p(codes | context) in nats, summed over positions: float (B,).
@@ -119,19 +97,3 @@ class Prior(nn.Module, ABC):
 def _float(logits: Tensor) -> Tensor:
     """At least float32: likelihoods are not summed in half precision."""
     return logits if logits.dtype == torch.float64 else logits.float()
-
-
-def select(state: StateT, index: Tensor) -> StateT:
-    """The state of the images `index` (int64 (N,) batch positions), as new tensors.
-
-    A part of the state whose batch is laid out otherwise brings a method `select` of its own.
-    """
-    if isinstance(state, Tensor):
-        return state[index]
-    if hasattr(state, "select"):
-        return state.select(index)
-    if is_dataclass(state):
-        return type(state)(**{f.name: select(getattr(state, f.name), index) for f in fields(state)})
-    if isinstance(state, (list, tuple)):
-        return type(state)(select(value, index) for value in state)
-    return state

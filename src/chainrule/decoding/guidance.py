@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..core import Codes, Context, Prior, select
+from ..core import Codes, Context, Prior, Runner, map_state
 
 
 @dataclass(frozen=True)
@@ -34,17 +34,8 @@ class GuidedContext:
     negative: Context
     negative_text: Tensor | None = None
 
-    def select(self, index: Tensor) -> GuidedContext:
-        """The contexts of the images `index`, an int64 (N,) tensor of batch positions."""
-        text = None if self.negative_text is None else self.negative_text[index]
-        return GuidedContext(self.positive.select(index), self.negative.select(index), text)
-
-    def to(self, device) -> GuidedContext:
-        text = None if self.negative_text is None else self.negative_text.to(device)
-        return GuidedContext(self.positive.to(device), self.negative.to(device), text)
-
     def joined(self) -> Context:
-        """One context of 2 B images, the positive before the negative.
+        """One context of 2 B images: image i under the positive context at 2 i, under the negative at 2 i + 1.
 
         Raises:
             ValueError: a field that only one of them has.
@@ -54,22 +45,13 @@ class GuidedContext:
             pair = getattr(self.positive, f.name), getattr(self.negative, f.name)
             if (pair[0] is None) != (pair[1] is None):
                 raise ValueError(f"guidance needs a {f.name} in the positive and the negative context, or in neither")
-            values[f.name] = None if pair[0] is None else torch.cat(pair)
+            values[f.name] = None if pair[0] is None else interleave(*pair)
         return Context(**values)
 
 
-@dataclass
-class GuidedState:
-    """What `Guided.step` remembers."""
-
-    t: int
-    num_images: int  # B
-    both: Any  # the prior's state of 2 B images, as `GuidedContext.joined` orders them
-    negative_text: Tensor | None  # (B, L)
-
-    def select(self, index: Tensor) -> GuidedState:
-        both = select(self.both, torch.cat([index, index + self.num_images]))
-        return GuidedState(self.t, len(index), both, select(self.negative_text, index))
+def interleave(positive: Tensor, negative: Tensor) -> Tensor:
+    """Two tensors (B, ...) -> (2 B, ...), the positive of image i at 2 i, the negative at 2 i + 1."""
+    return torch.stack([positive, negative], 1).flatten(0, 1)
 
 
 class Guided(Prior):
@@ -85,31 +67,20 @@ class Guided(Prior):
         self.prior, self.scale = prior, scale
 
     def combine(self, logits: Tensor) -> Tensor:
-        """(2 B, ...) -> (B, ...)."""
-        positive, negative = logits.chunk(2)
+        """(2 B, ...), interleaved -> (B, ...)."""
+        positive, negative = logits.unflatten(0, (-1, 2)).unbind(1)
         return negative + self.scale * (positive - negative)
 
     def forward(self, codes: Codes, context: GuidedContext) -> tuple[Tensor, ...]:
         text, others = context.negative_text, codes
         if text is not None:
             others = text[:, None, :, None], *codes[1:]
-        logits = self.prior(tuple(torch.cat(pair) for pair in zip(codes, others, strict=True)), context.joined())
+        logits = self.prior(tuple(interleave(*pair) for pair in zip(codes, others, strict=True)), context.joined())
         guided = tuple(self.combine(one) for one in logits)
-        return guided if text is None else (logits[0][: len(text)], *guided[1:])
+        return guided if text is None else (logits[0][::2], *guided[1:])
 
-    def init_state(self, batch_size: int, context: GuidedContext) -> GuidedState:
-        self.check_context(context, batch_size)
-        both = self.prior.init_state(2 * batch_size, context.joined())
-        return GuidedState(0, batch_size, both, context.negative_text)
-
-    def step(self, previous: Tensor, state: GuidedState) -> tuple[Tensor, GuidedState]:
-        t, other, text = state.t, previous, state.negative_text
-        state.t += 1
-        if text is not None and 0 < t <= text.shape[1]:
-            other = text[:, t - 1]
-        logits, state.both = self.prior.step(torch.cat([previous, other]), state.both)
-        drawn = text is None or t >= text.shape[1]
-        return self.combine(logits) if drawn else logits[: len(previous)], state
+    def runner(self, precision: str = "float32") -> GuidedRunner:
+        return GuidedRunner(self, precision)
 
     def check_context(self, context: GuidedContext, batch_size: int) -> None:
         self.prior.check_context(context.joined(), 2 * batch_size)
@@ -126,3 +97,39 @@ class Guided(Prior):
             )
         if text.numel() and not (int(text.min()) >= 0 and int(text.max()) < grid.codebook_size):
             raise ValueError(f"negative_text must lie in 0..{grid.codebook_size - 1}")
+
+
+@dataclass
+class GuidedState:
+    """What a `GuidedRunner` remembers."""
+
+    t: int
+    both: Any  # the prior's state of 2 B images, every tensor seen as (B, 2, ...)
+    negative_text: Tensor | None  # (B, L)
+
+
+class GuidedRunner(Runner):
+    """A guided prior, one code at a time."""
+
+    def __init__(self, prior: Guided, precision: str) -> None:
+        super().__init__(prior)
+        self.inner = prior.prior.runner(precision)
+
+    def start(self, batch_size: int, context: GuidedContext) -> GuidedState:
+        both = self.inner.start(2 * batch_size, context.joined())
+        return GuidedState(0, _pairs(both, batch_size), context.negative_text)
+
+    def advance(self, previous: Tensor, state: GuidedState) -> tuple[Tensor, GuidedState]:
+        t, other, text = state.t, previous, state.negative_text
+        if text is not None and 0 < t <= text.shape[1]:
+            other = text[:, t - 1]
+        both = map_state(lambda tensor: tensor.flatten(0, 1), state.both)
+        logits, both = self.inner.advance(interleave(previous, other), both)
+        drawn = text is None or t >= text.shape[1]
+        logits = self.prior.combine(logits) if drawn else logits[::2]
+        return logits, GuidedState(t + 1, _pairs(both, len(previous)), text)
+
+
+def _pairs(state: Any, batch_size: int) -> Any:
+    """A state of 2 B images, whose tensors become views (B, 2, ...)."""
+    return map_state(lambda tensor: tensor.unflatten(0, (batch_size, 2)), state)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..core import Codes, Context, Prior, select
+from ..core import Codes, Context, Runner, select
 from .filters import Filter
 
 OnCode = Callable[[int, Tensor], None]
@@ -55,7 +55,7 @@ class Known:
 
 @torch.no_grad()
 def sample(
-    prior: Prior,
+    runner: Runner,
     context: Context,
     seeds: Sequence[int],
     filter: Filter = Filter(),
@@ -65,25 +65,24 @@ def sample(
     """Draws one image of codes per seed.
 
     Args:
-        prior: any prior; in evaluation mode.
+        runner: of any prior.
         context: of as many images as there are seeds.
         known: codes to keep; those drawn are conditioned on the known ones before them.
 
     Returns:
-        Codes of `prior.spec`, B = len(seeds).
+        Codes of the prior's `spec`, B = len(seeds).
     """
-    spec, batch_size = prior.spec, len(seeds)
-    device = next(prior.parameters()).device
+    spec, batch_size, device = runner.prior.spec, len(seeds), runner.device
     noise = uniforms(seeds, spec.length).to(device)
     codes = torch.zeros(batch_size, spec.length, dtype=torch.int64, device=device)
     fixed = known.mask.tolist() if known is not None else [False] * spec.length
     last = max((t for t, given in enumerate(fixed) if not given), default=-1)
     if known is not None:
         codes[:, known.mask] = known.codes[:, known.mask].to(device)
-    state = prior.init_state(batch_size, context)
+    state = runner.init_state(batch_size, context)
     previous = codes[:, 0]
     for t in range(last + 1):
-        logits, state = prior.step(previous, state)
+        logits, state = runner.step(previous, state)
         if not fixed[t]:
             codes[:, t] = draw(filter(logits), noise[:, t])
         previous = codes[:, t]
@@ -94,41 +93,33 @@ def sample(
 
 @dataclass
 class RerunState:
+    """What `Rerun` remembers."""
+
     t: int
     codes: Tensor  # (B, T)
     context: Context
 
 
-class Rerun(Prior):
-    """A prior that re-reads the whole image at every code: the slow path that `step` is checked against."""
+class Rerun(Runner):
+    """Reads the whole image again at every code: the slow path that the runners of priors are checked against."""
 
-    def __init__(self, prior: Prior) -> None:
-        super().__init__(prior.spec, prior.conditions)
-        self.prior = prior
-
-    def check_context(self, context: Context, batch_size: int) -> None:
-        self.prior.check_context(context, batch_size)
-
-    def forward(self, codes: Codes, context: Context) -> tuple[Tensor, ...]:
-        return self.prior(codes, context)
-
-    def init_state(self, batch_size: int, context: Context) -> RerunState:
-        device = next(self.parameters()).device
-        codes = torch.zeros(batch_size, self.spec.length, dtype=torch.int64, device=device)
+    def start(self, batch_size: int, context: Context) -> RerunState:
+        codes = torch.zeros(batch_size, self.prior.spec.length, dtype=torch.int64, device=self.device)
         return RerunState(0, codes, context)
 
-    def step(self, previous: Tensor, state: RerunState) -> tuple[Tensor, RerunState]:
-        if state.t > 0:
-            state.codes[:, state.t - 1] = previous
-        here = self.spec.position(state.t)
-        logits = self(self.spec.unflatten(state.codes), state.context)[here.grid]
+    def advance(self, previous: Tensor, state: RerunState) -> tuple[Tensor, RerunState]:
+        spec, t = self.prior.spec, state.t
+        if t > 0:
+            state.codes[:, t - 1] = previous
+        here = spec.position(t)
+        logits = self.prior(spec.unflatten(state.codes), state.context)[here.grid]
         state.t += 1
         return logits[:, here.row, here.column, here.depth], state
 
 
 @torch.no_grad()
 def complete(
-    prior: Prior,
+    runner: Runner,
     context: Context,
     seeds: Sequence[int],
     known: Known,
@@ -149,14 +140,13 @@ def complete(
         particles: K, candidates per image.
 
     Returns:
-        Codes of `prior.spec` of B images.
+        Codes of the prior's `spec` of B images.
     """
     if particles < 1:
         raise ValueError(f"particles must be at least 1, got {particles}")
     if particles == 1:
-        return sample(prior, context, seeds, filter, known, on_code)
-    spec, batch_size = prior.spec, len(seeds)
-    device = next(prior.parameters()).device
+        return sample(runner, context, seeds, filter, known, on_code)
+    spec, batch_size, device = runner.prior.spec, len(seeds), runner.device
     candidate_seeds = [one for seed in seeds for one in image_seeds(seed, particles)]
     noise = uniforms(candidate_seeds, spec.length).to(device)
     resampling_noise = uniforms([seed + 1 for seed in seeds], spec.length + 1).to(device)
@@ -164,15 +154,15 @@ def complete(
     given = known.codes.to(device)[repeat]
     codes = torch.where(known.mask.to(device), given, 0)
     fixed = known.mask.tolist()
-    context = context.select(repeat)
-    state = prior.init_state(batch_size * particles, context)
+    context = select(context, repeat)
+    state = runner.init_state(batch_size * particles, context)
     weights = torch.zeros(batch_size, particles, dtype=torch.float64, device=device)  # log
     everyone = torch.arange(particles, device=device)
     previous = codes[:, 0]
     # Until the first unknown code all candidates are equal, and no weight is needed.
     first = fixed.index(False) if False in fixed else spec.length
     for t in range(spec.length):
-        logits, state = prior.step(previous, state)
+        logits, state = runner.step(previous, state)
         if not fixed[t]:
             codes[:, t] = draw(filter(logits), noise[:, t])
         elif t > first:

@@ -6,7 +6,7 @@
     self(x) = M W_o attention(W_q N x, W_k N x, W_v N x)        cross(x, y) = M W_o attention(W_q N x, W_k y, W_v y)
 
 without biases (Vaswani et al. 2017, arXiv:1706.03762, with the norms N before each branch).  A model says which norms
-N and M are, and which of the two MLPs it has.  A `CrossDecoder` holds the blocks as one step reads them, in an explicit
+N and M are, and which of the two MLPs it has.  A `CrossRunner` holds the blocks as one step reads them, in an explicit
 precision (see `kernels.transformer`); the keys and values of the memory are computed once, when the state is made.
 
 Shape letters: B batch, T tokens, S tokens of the memory, L blocks, E width, H heads, F features of a head, K outputs.
@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..kernels.native import Backend
-from ..kernels.transformer import Precision, Stack, StepLayer, pack_stack
+from ..kernels.transformer import Memory, Precision, Stack, StepLayer, pack_stack
 from .transformer import Head, KVCache, attend
 
 Norm = Callable[[int], nn.Module]
@@ -140,16 +140,16 @@ class DecoderBlock(nn.Module):
 
 @dataclass
 class CrossState:
-    """What a decoder remembers of the tokens read so far and of the memory, whose seen tokens come first."""
+    """What a `CrossRunner` remembers of the tokens read so far, and the memory, whose seen tokens come first.
+
+    memory: keys and values (B, L, H, S, F), and how many tokens are seen, int64 (B,)
+    """
 
     cache: KVCache
-    keys: Tensor  # (B, L, H, S, F), of the memory
-    values: Tensor  # (B, L, H, S, F)
-    lengths: Tensor  # int64 (B,), how many tokens of the memory are seen
-    decoder: CrossDecoder
+    memory: Memory
 
 
-class CrossDecoder:
+class CrossRunner:
     """Decoder blocks with a head on top, one token at a time; without gradients.
 
     Holds the weights packed for a precision, and no tensor of the batch: pack once, decode many images.
@@ -186,17 +186,12 @@ class CrossDecoder:
         memory = memory.take_along_dim((~seen).long().argsort(dim=1, stable=True).unsqueeze(-1), 1)
         read = zip(*(block.cross.read(memory) for block in self.blocks), strict=True)
         keys, values = (torch.stack(tensors, 1).to(self.form.cache_type).contiguous() for tensors in read)
-        return CrossState(KVCache(*self.form.init_cache(len(memory), capacity), 0), keys, values, seen.sum(1), self)
+        return CrossState(KVCache.empty(self.form, len(memory), capacity), (keys, values, seen.sum(1)))
 
     @torch.no_grad()
     def step(self, x: Tensor, state: CrossState) -> Tensor:
         """Reads one token (B, E): outputs (B, K); changes `state`."""
-        cache, t = state.cache, state.cache.length
-        assert t < cache.keys.shape[3], "the cache is full"
-        positions = torch.full((len(x),), t, device=x.device)
-        y = self.form(x, cache.keys, cache.values, positions, (state.keys, state.values, state.lengths))
-        cache.length += 1
-        return y
+        return state.cache.step(self.form, x, state.memory)
 
 
 def _step_layer(block: DecoderBlock) -> StepLayer:

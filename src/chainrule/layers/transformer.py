@@ -4,7 +4,7 @@
 
 Radford et al. 2019, "Language Models are Unsupervised Multitask Learners"; initialisation: normal, 0.02.
 
-A `Block` reads whole sequences (training, scoring).  A `Decoder` holds the weights of many blocks as one step reads
+A `Block` reads whole sequences (training, scoring).  A `BlockRunner` holds the weights of many blocks as one step reads
 them, in an explicit precision (see `kernels.transformer`), and remembers keys and values in a `KVCache` of fixed size.
 
 Shape letters: B batch, T tokens, L blocks, E width, H heads, F features of a head, K outputs.
@@ -12,18 +12,15 @@ Shape letters: B batch, T tokens, L blocks, E width, H heads, F features of a he
 
 from __future__ import annotations
 
-from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..core import Codes, Context, Prior
 from ..kernels.native import Backend
-from ..kernels.transformer import Precision, Stack, StepLayer, pack_stack
+from ..kernels.transformer import Memory, PackedStep, Precision, Stack, StepLayer, pack_stack
 
 STD = 0.02
 
@@ -110,21 +107,34 @@ def initialize(module: nn.Module) -> None:
 
 @dataclass
 class KVCache:
-    """Keys and values of the tokens read so far; may be emptied by setting `length` to 0."""
+    """Keys and values of the tokens read so far; images may have read different numbers of tokens."""
 
     keys: Tensor  # (B, L, H, capacity, F)
     values: Tensor  # (B, L, H, capacity, F)
-    length: int
+    lengths: Tensor  # int64 (B,), tokens read
+
+    @classmethod
+    def empty(cls, form: PackedStep, batch_size: int, capacity: int) -> KVCache:
+        """The cache of a packed stack before its first token, for at most `capacity` tokens."""
+        keys, values = form.init_cache(batch_size, capacity)
+        return cls(keys, values, torch.zeros(batch_size, dtype=torch.int64, device=keys.device))
+
+    def step(self, form: PackedStep, x: Tensor, memory: Memory | None = None) -> Tensor:
+        """Reads one token (B, E) of every image: the outputs of the stack; enters the token."""
+        assert bool((self.lengths < self.keys.shape[3]).all()), "the cache is full"
+        y = form(x, self.keys, self.values, self.lengths, memory)
+        self.lengths += 1
+        return y
 
 
-class Decoder:
+class BlockRunner:
     """Blocks, and a head on top where one is given, one token at a time; without gradients.
 
     Holds the weights packed for a precision, and no tensor of the batch: pack once, decode many images.
 
     Args:
         blocks: in evaluation mode; their dropout is not applied.
-        precision: see above.
+        precision: see `kernels.transformer`.
         head: gives the outputs; without one they are the states after the last block.
         backend: "native", "plain" or None, see `kernels.transformer.pack_stack`.
 
@@ -142,26 +152,23 @@ class Decoder:
 
     def init_cache(self, batch_size: int, capacity: int) -> KVCache:
         """An empty cache for at most `capacity` tokens."""
-        return KVCache(*self.form.init_cache(batch_size, capacity), 0)
+        return KVCache.empty(self.form, batch_size, capacity)
 
     @torch.no_grad()
     def prefill(self, x: Tensor, cache: KVCache) -> None:
         """Reads tokens (B, n, E) at once into an empty cache, in the model's own precision."""
-        assert cache.length == 0
-        cache.length = x.shape[1]
-        if cache.length == 0:
+        assert not cache.lengths.any()
+        count = x.shape[1]
+        cache.lengths += count
+        if count == 0:
             return
         for index, block in enumerate(self.blocks):
-            x, cache.keys[:, index, :, : x.shape[1]], cache.values[:, index, :, : x.shape[1]] = block.read(x)
+            x, cache.keys[:, index, :, :count], cache.values[:, index, :, :count] = block.read(x)
 
     @torch.no_grad()
     def step(self, x: Tensor, cache: KVCache) -> Tensor:
         """Reads one token (B, E): outputs (B, K), or states (B, E) without a head; changes `cache`."""
-        assert cache.length < cache.keys.shape[3], "the cache is full"
-        positions = torch.full((len(x),), cache.length, device=x.device)
-        y = self.form(x, cache.keys, cache.values, positions)
-        cache.length += 1
-        return y
+        return cache.step(self.form, x)
 
 
 def _step_layer(block: Block) -> StepLayer:
@@ -169,42 +176,3 @@ def _step_layer(block: Block) -> StepLayer:
         block.attention_norm, block.query_key_value, block.projection, block.mlp_norm, block.expand, block.contract,
         activation=block.activation, visible=block.visible,
     )  # fmt: skip
-
-
-class TransformerPrior(Prior):
-    """A prior whose `step` reads packed weights; `decoding` packs them once, for many images."""
-
-    @abstractmethod
-    def pack(self, precision: Precision) -> Any:
-        """The weights as `step` reads them: a `Decoder`, or several."""
-
-    @abstractmethod
-    def start(self, packed: Any, batch_size: int, context: Context) -> object:
-        """`init_state` with these weights."""
-
-    def init_state(self, batch_size: int, context: Context) -> object:
-        return self.start(self.pack("float32"), batch_size, context)
-
-    def decoding(self, precision: str) -> Prior:
-        return Packed(self, precision)
-
-
-class Packed(Prior):
-    """A transformer prior with its weights packed for decoding in a precision; `forward` is the model's own."""
-
-    def __init__(self, prior: TransformerPrior, precision: Precision) -> None:
-        super().__init__(prior.spec, prior.conditions)
-        self.prior = prior
-        self.packed = prior.pack(precision)
-
-    def check_context(self, context: Context, batch_size: int) -> None:
-        self.prior.check_context(context, batch_size)
-
-    def forward(self, codes: Codes, context: Context) -> tuple[Tensor, ...]:
-        return self.prior(codes, context)
-
-    def init_state(self, batch_size: int, context: Context) -> object:
-        return self.prior.start(self.packed, batch_size, context)
-
-    def step(self, previous: Tensor, state: Any) -> tuple[Tensor, Any]:
-        return self.prior.step(previous, state)

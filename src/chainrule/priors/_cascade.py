@@ -13,17 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..core import Codes, CodeSpec, Context, Prior
-
-
-@dataclass
-class CascadeState:
-    """What `Cascade.step` remembers."""
-
-    t: int
-    codes: list[Tensor]  # int64 (B, H, W, D) per grid, zeros where not yet known
-    context: Context
-    level: Any  # the state of the level in progress
+from ..core import Codes, CodeSpec, Context, Position, Prior, Runner
 
 
 class Cascade(Prior):
@@ -56,20 +46,51 @@ class Cascade(Prior):
             for index, level in enumerate(self.levels)
         )
 
-    def init_state(self, batch_size: int, context: Context) -> CascadeState:
-        self.check_context(context, batch_size)
-        device = next(self.parameters()).device
-        codes = [torch.zeros(batch_size, *g.shape, dtype=torch.int64, device=device) for g in self.spec.grids]
-        return CascadeState(0, codes, context, self.levels[0].init_state(batch_size, context))
+    def fixed(self, here: Position, codes: Sequence[Tensor]) -> Tensor | None:
+        """The code (B,) at a position that the coarser grids decide with certainty, None where they do not."""
+        return None
 
-    def step(self, previous: Tensor, state: CascadeState) -> tuple[Tensor, CascadeState]:
+    def runner(self, precision: str = "float32") -> CascadeRunner:
+        return CascadeRunner(self, precision)
+
+
+@dataclass
+class CascadeState:
+    """What a `CascadeRunner` remembers."""
+
+    t: int
+    codes: list[Tensor]  # int64 (B, H, W, D) per grid, zeros where not yet known
+    context: Context
+    level: Any  # the state of the level in progress
+
+
+class CascadeRunner(Runner):
+    """A chain of priors, one code at a time."""
+
+    def __init__(self, prior: Cascade, precision: str) -> None:
+        super().__init__(prior)
+        self.levels = [level.runner(precision) for level in prior.levels]
+
+    def start(self, batch_size: int, context: Context) -> CascadeState:
+        grids = self.prior.spec.grids
+        codes = [torch.zeros(batch_size, *grid.shape, dtype=torch.int64, device=self.device) for grid in grids]
+        return CascadeState(0, codes, context, self.levels[0].start(batch_size, context))
+
+    def advance(self, previous: Tensor, state: CascadeState) -> tuple[Tensor, CascadeState]:
+        prior = self.prior
         if state.t > 0:
-            last = self.spec.position(state.t - 1)
+            last = prior.spec.position(state.t - 1)
             state.codes[last.grid][:, last.row, last.column, last.depth] = previous
-        here = self.spec.position(state.t)
+        here = prior.spec.position(state.t)
         if here.grid > 0 and here.row == here.column == here.depth == 0:
-            context = self.level_context(here.grid, state.codes[: here.grid], state.context)
-            state.level = self.levels[here.grid].init_state(len(previous), context)
-        logits, state.level = self.levels[here.grid].step(previous, state.level)
+            context = prior.level_context(here.grid, state.codes[: here.grid], state.context)
+            state.level = self.levels[here.grid].start(len(previous), context)
+        logits, state.level = self.levels[here.grid].advance(previous, state.level)
         state.t += 1
-        return logits, state
+        fixed = prior.fixed(here, state.codes)
+        return logits if fixed is None else certain(fixed, logits), state
+
+
+def certain(codes: Tensor, like: Tensor) -> Tensor:
+    """Logits (..., K) of codes (...) of probability 1; finite, so that guidance can compute with them."""
+    return torch.full_like(like, -1e4).scatter(-1, codes[..., None], 0.0)

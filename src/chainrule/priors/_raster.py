@@ -17,27 +17,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..core import Codes, CodeSpec, Conditions, Context, Prior
+from ..core import Codes, CodeSpec, Conditions, Context, Prior, Runner
 from ..layers.masked import AboveConv2d, LeftConv2d
 
 FREE_CHANNELS = 3
 """Input channels that hold nothing of the image: ones, row and column, so that borders are known."""
 
 
-@dataclass
-class RasterState:
-    """What `RasterPrior.step` remembers."""
-
-    t: int
-    inputs: Tensor  # (B, D * E + FREE_CHANNELS, H, W), values of the codes known so far
-    network: Any  # the model's own state
-
-
 class RasterPrior(Prior):
     """A causal network over one grid of codes.
 
-    A model gives `features` for whole images and the incremental `init_network`, `start_row`, `pixel`;
-    this class turns codes into inputs and features into logits, in both forms.
+    A model gives `features` and `logits` for whole images, and a `RasterRunner`, which does the same code by code.
 
     Args:
         spec: of one grid.
@@ -61,8 +51,46 @@ class RasterPrior(Prior):
     def logits(self, features: Tensor) -> Tensor:
         """(B, F, H, W) -> (B, D * K, H, W)."""
 
+    def embed(self, codes: Codes) -> Tensor:
+        """Codes -> inputs (B, D * E + FREE_CHANNELS, H, W): values of the codes, then the free channels."""
+        weight = next(self.parameters())
+        values = self.values(codes[0]).to(weight.dtype).flatten(3).permute(0, 3, 1, 2)
+        return torch.cat([values, self.free_channels(weight).expand(values.shape[0], -1, -1, -1)], dim=1)
+
+    def values(self, codes: Tensor) -> Tensor:
+        """Codes (...) as the network reads them, (..., E): their vectors, or levels in [-1, 1]."""
+        if self.embedding is not None:
+            return self.embedding(codes)
+        return (codes * (2 / (self.grid.codebook_size - 1)) - 1).unsqueeze(-1)
+
+    def free_channels(self, like: Tensor) -> Tensor:
+        """Ones, rows and columns: (1, FREE_CHANNELS, H, W)."""
+        rows = torch.linspace(-1, 1, self.grid.height, dtype=like.dtype, device=like.device)
+        columns = torch.linspace(-1, 1, self.grid.width, dtype=like.dtype, device=like.device)
+        rows, columns = torch.meshgrid(rows, columns, indexing="ij")
+        return torch.stack([torch.ones_like(rows), rows, columns])[None]
+
+    def forward(self, codes: Codes, context: Context) -> tuple[Tensor, ...]:
+        logits = self.logits(self.features(self.embed(codes), context))
+        return (logits.unflatten(1, (self.grid.depth, self.grid.codebook_size)).permute(0, 3, 4, 1, 2),)
+
+
+@dataclass
+class RasterState:
+    """What a `RasterRunner` remembers."""
+
+    t: int
+    inputs: Tensor  # (B, D * E + FREE_CHANNELS, H, W), values of the codes known so far
+    network: Any  # the model's own state
+
+
+class RasterRunner(Runner):
+    """A raster prior, one code at a time."""
+
+    prior: RasterPrior
+
     @abstractmethod
-    def init_network(self, inputs: Tensor, context: Context) -> Any:
+    def start_network(self, inputs: Tensor, context: Context) -> Any:
         """The network's state before the first row."""
 
     @abstractmethod
@@ -73,50 +101,26 @@ class RasterPrior(Prior):
     def pixel(self, inputs: Tensor, row: int, column: int, depth: int, network: Any) -> Tensor:
         """Logits (B, D * K) at a pixel of which the codes before `depth` are known; changes `network`."""
 
-    def embed(self, codes: Codes) -> Tensor:
-        """Codes -> inputs (B, D * E + FREE_CHANNELS, H, W): values of the codes, then the free channels."""
-        weight = next(self.parameters())
-        values = self.values(codes[0]).to(weight.dtype).flatten(3).permute(0, 3, 1, 2)
-        return torch.cat([values, self._free(weight).expand(values.shape[0], -1, -1, -1)], dim=1)
+    def start(self, batch_size: int, context: Context) -> RasterState:
+        prior, grid = self.prior, self.prior.grid
+        weight = next(prior.parameters())
+        values = weight.new_zeros(batch_size, prior.in_channels - FREE_CHANNELS, grid.height, grid.width)
+        inputs = torch.cat([values, prior.free_channels(weight).expand(batch_size, -1, -1, -1)], dim=1)
+        return RasterState(0, inputs, self.start_network(inputs, context))
 
-    def values(self, codes: Tensor) -> Tensor:
-        """Codes (...) as the network reads them, (..., E): their vectors, or levels in [-1, 1]."""
-        if self.embedding is not None:
-            return self.embedding(codes)
-        return (codes * (2 / (self.grid.codebook_size - 1)) - 1).unsqueeze(-1)
-
-    def _free(self, like: Tensor) -> Tensor:
-        rows = torch.linspace(-1, 1, self.grid.height, dtype=like.dtype, device=like.device)
-        columns = torch.linspace(-1, 1, self.grid.width, dtype=like.dtype, device=like.device)
-        rows, columns = torch.meshgrid(rows, columns, indexing="ij")
-        return torch.stack([torch.ones_like(rows), rows, columns])[None]
-
-    def forward(self, codes: Codes, context: Context) -> tuple[Tensor, ...]:
-        logits = self.logits(self.features(self.embed(codes), context))
-        return (logits.unflatten(1, (self.grid.depth, self.grid.codebook_size)).permute(0, 3, 4, 1, 2),)
-
-    def init_state(self, batch_size: int, context: Context) -> RasterState:
-        self.check_context(context, batch_size)
-        weight = next(self.parameters())
-        free = self._free(weight).expand(batch_size, -1, -1, -1)
-        size = (self.grid.height, self.grid.width)
-        values = weight.new_zeros(batch_size, self.in_channels - FREE_CHANNELS, *size)
-        inputs = torch.cat([values, free], dim=1)
-        return RasterState(0, inputs, self.init_network(inputs, context))
-
-    def step(self, previous: Tensor, state: RasterState) -> tuple[Tensor, RasterState]:
-        inputs, network = state.inputs, state.network
+    def advance(self, previous: Tensor, state: RasterState) -> tuple[Tensor, RasterState]:
+        prior, inputs, network = self.prior, state.inputs, state.network
         if state.t > 0:
-            last = self.spec.position(state.t - 1)
-            start = last.depth * self.code_channels
-            known = inputs[:, start : start + self.code_channels, last.row, last.column]
-            known.copy_(self.values(previous))
-        here = self.spec.position(state.t)
+            last = prior.spec.position(state.t - 1)
+            start = last.depth * prior.code_channels
+            known = inputs[:, start : start + prior.code_channels, last.row, last.column]
+            known.copy_(prior.values(previous))
+        here = prior.spec.position(state.t)
         if here.column == 0 and here.depth == 0:
             self.start_row(inputs, here.row, network)
         logits = self.pixel(inputs, here.row, here.column, here.depth, network)
         state.t += 1
-        codebook_size = self.grid.codebook_size
+        codebook_size = prior.grid.codebook_size
         return logits[:, here.depth * codebook_size : (here.depth + 1) * codebook_size], state
 
 

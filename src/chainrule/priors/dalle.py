@@ -26,7 +26,6 @@ Shape letters: B batch, L text tokens, N image codes, E width, V text vocabulary
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -34,17 +33,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..core import Codes, CodeSpec, Conditions, Context, GridSpec, Preset, register
+from ..core import Codes, CodeSpec, Conditions, Context, GridSpec, Preset, Prior, Runner, register
 from ..kernels.transformer import Precision, pack_linear
-from ..layers.transformer import (
-    STD,
-    Block,
-    Decoder,
-    KVCache,
-    TransformerPrior,
-    initialize,
-    quick_gelu,
-)
+from ..layers.transformer import STD, Block, BlockRunner, KVCache, initialize, quick_gelu
 from ._sparse_attention import Pattern, visible
 
 
@@ -102,23 +93,6 @@ class DALLEConfig:
         return "column" if (layer - 2) % 4 == 0 else "row"
 
 
-@dataclass
-class DALLEState:
-    """What `DALLE.step` remembers."""
-
-    t: int
-    cache: KVCache
-    weights: Weights
-
-
-class Weights:
-    """A DALL-E as `step` reads it."""
-
-    def __init__(self, model: DALLE, precision: Precision) -> None:
-        self.decoder = Decoder(model.blocks, precision)
-        self.outputs: list[Callable[[Tensor], Tensor]] = [pack_linear(head, precision) for head in model.heads]
-
-
 def stream(length: int, text_vocab_size: int, height: int, width: int, codebook_size: int) -> CodeSpec:
     """The codes of a text of `length` tokens and of its image."""
     return CodeSpec((GridSpec(1, length, 1, text_vocab_size), GridSpec(height, width, 1, codebook_size)))
@@ -138,7 +112,7 @@ def stream(length: int, text_vocab_size: int, height: int, width: int, codebook_
         ),
     },
 )
-class DALLE(TransformerPrior):
+class DALLE(Prior):
     """A decoder-only transformer over a text and its image."""
 
     @classmethod
@@ -220,23 +194,38 @@ class DALLE(TransformerPrior):
         logits = text_logits, self.heads[1](image)
         return tuple(one.unflatten(1, grid.shape) for one, grid in zip(logits, self.spec.grids, strict=True))
 
-    def pack(self, precision: Precision) -> Weights:
-        return Weights(self, precision)
+    def runner(self, precision: Precision = "float32") -> DALLERunner:
+        return DALLERunner(self, precision)
 
-    def start(self, packed: Weights, batch_size: int, context: Context) -> DALLEState:
-        self.check_context(context, batch_size)
-        num_tokens = self.spec.length - 1 + self.config.start_token
-        return DALLEState(0, packed.decoder.init_cache(batch_size, num_tokens), packed)
 
-    @torch.no_grad()
-    def step(self, previous: Tensor, state: DALLEState) -> tuple[Tensor, DALLEState]:
-        t, weights = state.t, state.weights
+@dataclass
+class DALLEState:
+    """What a `DALLERunner` remembers; all images are at the same code, as texts and images have other vocabularies."""
+
+    t: int
+    cache: KVCache
+
+
+class DALLERunner(Runner):
+    """A DALL-E, one code at a time."""
+
+    def __init__(self, prior: DALLE, precision: Precision) -> None:
+        super().__init__(prior)
+        self.blocks = BlockRunner(prior.blocks, precision)
+        self.outputs = [pack_linear(head, precision) for head in prior.heads]
+
+    def start(self, batch_size: int, context: Context) -> DALLEState:
+        num_tokens = self.prior.spec.length - 1 + self.prior.config.start_token
+        return DALLEState(0, self.blocks.init_cache(batch_size, num_tokens))
+
+    def advance(self, previous: Tensor, state: DALLEState) -> tuple[Tensor, DALLEState]:
+        prior, t = self.prior, state.t
         state.t += 1
         if t > 0:
-            x = self.embed_one(previous, t - 1)
-        elif self.beginning is not None:
-            x = self.beginning.expand(len(previous), -1)
+            x = prior.embed_one(previous, t - 1)
+        elif prior.beginning is not None:
+            x = prior.beginning.expand(len(previous), -1)
         else:
-            return self.padding.new_zeros(len(previous), self.spec.grids[0].codebook_size), state
-        x = self.norm(weights.decoder.step(x, state.cache))
-        return weights.outputs[self.spec.position(t).grid](x), state
+            return prior.padding.new_zeros(len(previous), prior.spec.grids[0].codebook_size), state
+        x = prior.norm(self.blocks.step(x, state.cache))
+        return self.outputs[prior.spec.position(t).grid](x), state

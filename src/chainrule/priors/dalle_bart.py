@@ -25,10 +25,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from ..core import Codes, CodeSpec, Conditions, Context, Preset, register
+from ..core import Codes, CodeSpec, Conditions, Context, Preset, Prior, Runner, register
 from ..kernels.transformer import Precision
-from ..layers.encoder_decoder import CrossDecoder, CrossState, DecoderBlock, EncoderBlock, GatedMLP
-from ..layers.transformer import STD, Head, TransformerPrior, initialize
+from ..layers.encoder_decoder import CrossRunner, CrossState, DecoderBlock, EncoderBlock, GatedMLP
+from ..layers.transformer import STD, Head, initialize
 
 PADDING = 1
 
@@ -83,7 +83,7 @@ class DalleBartConfig:
         ),
     },
 )
-class DalleBart(TransformerPrior):
+class DalleBart(Prior):
     """An encoder of texts and a decoder over one grid of codes.
 
     Args:
@@ -150,17 +150,23 @@ class DalleBart(TransformerPrior):
         logits = self.rows(self.spec.flatten(codes), context)[..., : grid.codebook_size]
         return (logits.unflatten(1, grid.shape),)
 
-    def pack(self, precision: Precision) -> CrossDecoder:
-        distances = torch.arange(self.spec.length, device=self.positions.device)
-        return CrossDecoder(self.decoder, precision, self.head, distances)
+    def runner(self, precision: Precision = "float32") -> DalleBartRunner:
+        return DalleBartRunner(self, precision)
 
-    @torch.no_grad()
-    def start(self, packed: CrossDecoder, batch_size: int, context: Context) -> CrossState:
-        self.check_context(context, batch_size)
-        return packed.start(*self.encode(context.text), self.spec.length)
 
-    def step(self, previous: Tensor, state: CrossState) -> tuple[Tensor, CrossState]:
-        t, codebook_size = state.cache.length, self.spec.only.codebook_size
-        token = torch.full_like(previous, codebook_size - 1) if t == 0 else previous
-        x = self.codes_norm(self.codes(token) + self.positions[t])
-        return state.decoder.step(x, state)[:, :codebook_size], state
+class DalleBartRunner(Runner):
+    """A DALL-E mini, one code at a time."""
+
+    def __init__(self, prior: DalleBart, precision: Precision) -> None:
+        super().__init__(prior)
+        distances = torch.arange(prior.spec.length, device=self.device)
+        self.decoder = CrossRunner(prior.decoder, precision, prior.head, distances)
+
+    def start(self, batch_size: int, context: Context) -> CrossState:
+        return self.decoder.start(*self.prior.encode(context.text), self.prior.spec.length)
+
+    def advance(self, previous: Tensor, state: CrossState) -> tuple[Tensor, CrossState]:
+        prior, lengths, codebook_size = self.prior, state.cache.lengths, self.prior.spec.only.codebook_size
+        token = torch.where(lengths == 0, codebook_size - 1, previous)
+        x = prior.codes_norm(prior.codes(token) + prior.positions[lengths])
+        return self.decoder.step(x, state)[:, :codebook_size], state

@@ -23,9 +23,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..core import ClassLabels, CodeSpec, Context, Preset, register
+from ..core import ClassLabels, CodeSpec, Context, Preset, check_float32, register
 from ..layers.masked import AboveConv2d, LeftConv2d
-from ._raster import FREE_CHANNELS, RasterPrior, taps_left, window_above
+from ._raster import FREE_CHANNELS, RasterPrior, RasterRunner, taps_left, window_above
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,36 +93,6 @@ class GatedLayer(nn.Module):
         return gate(above), (residual if self.first else h + residual), self.skip(y)
 
 
-@dataclass
-class LayerState:
-    rows: Tensor  # (B, in, kernel rows, W), the vertical stack's last input rows
-    above: Tensor  # (B, W, 2p), what this row's horizontal stack takes from above
-    left: Tensor  # (B, left * p), horizontal inputs of the pixels to the left (not of the first layer)
-    centre: Tensor  # (B, p), and of this pixel
-    condition: Tensor | None  # (B, 4p, 1 or H, 1 or W)
-
-
-@dataclass
-class NetworkState:
-    layers: list[LayerState]
-    matrices: Matrices
-
-
-class Matrices:
-    """Kernels laid out for one pixel, made once per image (no tensor of the batch, so not a dataclass)."""
-
-    def __init__(self, model: GatedPixelCNN) -> None:
-        self.layers = [
-            (
-                layer.horizontal.matrix(),
-                torch.cat([layer.residual.matrix(), layer.skip.matrix()], dim=1),
-                torch.cat([layer.residual.bias, layer.skip.bias]),
-            )
-            for layer in model.layers
-        ]
-        self.head = [(layer.matrix(), layer.bias) for layer in model.head]
-
-
 @register(
     "priors",
     "gated_pixelcnn",
@@ -161,11 +131,45 @@ class GatedPixelCNN(RasterPrior):
             features = layer(F.relu(features))
         return features
 
-    def init_network(self, inputs: Tensor, context: Context) -> NetworkState:
+    def runner(self, precision: str = "float32") -> GatedPixelCNNRunner:
+        check_float32(self, precision)
+        return GatedPixelCNNRunner(self)
+
+
+@dataclass
+class LayerState:
+    rows: Tensor  # (B, in, kernel rows, W), the vertical stack's last input rows
+    above: Tensor  # (B, W, 2p), what this row's horizontal stack takes from above
+    left: Tensor  # (B, left * p), horizontal inputs of the pixels to the left (not of the first layer)
+    centre: Tensor  # (B, p), and of this pixel
+    condition: Tensor | None  # (B, 4p, 1 or H, 1 or W)
+
+
+@dataclass
+class NetworkState:
+    layers: list[LayerState]
+
+
+class GatedPixelCNNRunner(RasterRunner):
+    """A gated PixelCNN with its kernels laid out for one pixel."""
+
+    def __init__(self, prior: GatedPixelCNN) -> None:
+        super().__init__(prior)
+        self.layers = [
+            (
+                layer.horizontal.matrix(),
+                torch.cat([layer.residual.matrix(), layer.skip.matrix()], dim=1),
+                torch.cat([layer.residual.bias, layer.skip.bias]),
+            )
+            for layer in prior.layers
+        ]
+        self.head = [(layer.matrix(), layer.bias) for layer in prior.head]
+
+    def start_network(self, inputs: Tensor, context: Context) -> NetworkState:
         batch_size, _, _, width = inputs.shape
-        p = self.config.width
+        p = self.prior.config.width
         states = []
-        for index, layer in enumerate(self.layers):
+        for index, layer in enumerate(self.prior.layers):
             rows = layer.vertical.weight.shape[2]
             states.append(
                 LayerState(
@@ -176,11 +180,11 @@ class GatedPixelCNN(RasterPrior):
                     layer.condition(context),
                 )
             )
-        return NetworkState(states, Matrices(self))
+        return NetworkState(states)
 
     def start_row(self, inputs: Tensor, row: int, network: NetworkState) -> None:
         v = None
-        for layer, state in zip(self.layers, network.layers, strict=True):
+        for layer, state in zip(self.prior.layers, network.layers, strict=True):
             if v is None:
                 window = window_above(inputs, row, layer.vertical.rows)
             else:
@@ -198,10 +202,10 @@ class GatedPixelCNN(RasterPrior):
             v = gate(above)
 
     def pixel(self, inputs: Tensor, row: int, column: int, depth: int, network: NetworkState) -> Tensor:
-        matrices, p = network.matrices, self.config.width
-        taps = taps_left(inputs, row, column, self.layers[0].horizontal.left)
+        p = self.prior.config.width
+        taps = taps_left(inputs, row, column, self.prior.layers[0].horizontal.left)
         h = skips = None
-        for state, (left, out, bias) in zip(network.layers, matrices.layers, strict=True):
+        for state, (left, out, bias) in zip(network.layers, self.layers, strict=True):
             if h is not None:
                 if depth == 0:
                     state.left = torch.cat([state.left[:, p:], state.centre], 1)
@@ -210,6 +214,6 @@ class GatedPixelCNN(RasterPrior):
             y, skip = torch.addmm(bias, gate(torch.addmm(state.above[:, column], taps, left)), out).chunk(2, 1)
             skips = skip if skips is None else skips + skip
             h = y if h is None else h + y
-        for matrix, bias in matrices.head:
+        for matrix, bias in self.head:
             skips = torch.addmm(bias, F.relu(skips), matrix)
         return skips

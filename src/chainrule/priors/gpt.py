@@ -26,9 +26,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from ..core import ClassLabels, Codes, CodeSpec, Context, Preset, register
+from ..core import ClassLabels, Codes, CodeSpec, Context, Preset, Prior, Runner, register
 from ..kernels.transformer import Precision
-from ..layers.transformer import STD, Block, Decoder, Head, KVCache, TransformerPrior, initialize
+from ..layers.transformer import STD, Block, BlockRunner, Head, KVCache, initialize
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,16 +69,6 @@ class GPTConfig(ClassLabels):
                 raise ValueError(f"{name} must lie in [0, 1), got {getattr(self, name)}")
 
 
-@dataclass
-class GPTState:
-    """What `GPT.step` remembers."""
-
-    pending: Tensor  # (B, E), the last token known at the start, embedded: the first that is read
-    first: int  # its position
-    cache: KVCache
-    decoder: Decoder
-
-
 @register(
     "priors",
     "gpt",
@@ -116,7 +106,7 @@ class GPTState:
         ),
     },
 )
-class GPT(TransformerPrior):
+class GPT(Prior):
     """A decoder-only transformer over one grid of codes."""
 
     def __init__(self, spec: CodeSpec, config: GPTConfig) -> None:
@@ -152,38 +142,50 @@ class GPT(TransformerPrior):
         logits = self.head(x[:, self.prefix_length - 1 :])
         return (logits.unflatten(1, self.spec.only.shape),)
 
-    def pack(self, precision: Precision) -> Decoder:
-        return Decoder(self.blocks, precision, self.head)
-
-    def start(self, packed: Decoder, batch_size: int, context: Context) -> GPTState:
-        self.check_context(context, batch_size)
-        return self.resume(packed, context, torch.empty(batch_size, 0, dtype=torch.int64, device=self.positions.device))
-
-    def resume(self, packed: Decoder, context: Context, known: Tensor) -> GPTState:
-        """The state after the first n codes, int64 (B, n), which are read at once."""
-        tokens = torch.cat([self.prefix(len(known), context), self.tokens(known)], dim=1)
-        tokens = tokens + self.positions[: tokens.shape[1]]
-        cache = packed.init_cache(len(known), self.prefix_length + self.spec.length - 1)
-        packed.prefill(tokens[:, :-1], cache)
-        return GPTState(tokens[:, -1], cache.length, cache, packed)
-
-    def step(self, previous: Tensor, state: GPTState) -> tuple[Tensor, GPTState]:
-        t = state.cache.length  # of all tokens, the prefix among them
-        x = state.pending if t == state.first else self.tokens(previous) + self.positions[t]
-        return state.decoder.step(x, state.cache), state
+    def runner(self, precision: Precision = "float32") -> GPTRunner:
+        return GPTRunner(self, precision)
 
 
 @dataclass
-class SlidingState:
-    """What `SlidingWindow.step` remembers."""
+class GPTState:
+    """What a `GPTRunner` remembers."""
 
-    t: int
-    codes: Tensor  # (B, T), those known so far
-    context: Context
-    inner: GPTState  # of the window around the last code
+    prefix: Tensor  # (B, E), the last token of the prefix, embedded
+    cache: KVCache
 
 
-class SlidingWindow(TransformerPrior):
+class GPTRunner(Runner):
+    """A GPT, one code at a time."""
+
+    def __init__(self, prior: GPT, precision: Precision) -> None:
+        super().__init__(prior)
+        self.blocks = BlockRunner(prior.blocks, precision, prior.head)
+
+    def start(self, batch_size: int, context: Context) -> GPTState:
+        none = torch.empty(batch_size, 0, dtype=torch.int64, device=self.device)
+        return self.resume(self.prior.prefix(batch_size, context), none)
+
+    def resume(self, prefix: Tensor, known: Tensor) -> GPTState:
+        """The state after the first n codes, int64 (B, n), which are read at once, but for the last: `step` reads it.
+
+        Args:
+            prefix: (B, P, E), embedded, see `GPT.prefix`.
+        """
+        prior = self.prior
+        tokens = torch.cat([prefix, prior.tokens(known)], dim=1)
+        tokens = tokens + prior.positions[: tokens.shape[1]]
+        cache = self.blocks.init_cache(len(known), prior.prefix_length + prior.spec.length - 1)
+        self.blocks.prefill(tokens[:, :-1], cache)
+        return GPTState(tokens[:, prior.prefix_length - 1], cache)
+
+    def advance(self, previous: Tensor, state: GPTState) -> tuple[Tensor, GPTState]:
+        prior, lengths = self.prior, state.cache.lengths  # of all tokens, the prefix among them
+        x = prior.tokens(previous) + prior.positions[lengths]
+        x = torch.where((lengths == prior.prefix_length - 1)[:, None], state.prefix, x)
+        return self.blocks.step(x, state.cache), state
+
+
+class SlidingWindow(Prior):
     """A GPT over a grid of height x width, at least the one that it was trained on, h x w.
 
     Each code is drawn from what an h x w window around it holds of the codes before it; the window is centred on the
@@ -229,25 +231,44 @@ class SlidingWindow(TransformerPrior):
             logits.append(windows[top, left][:, row - top, column - left])
         return (torch.stack(logits, 1).unflatten(1, (whole.height, whole.width)),)
 
-    def pack(self, precision: Precision) -> Decoder:
-        return self.prior.pack(precision)
+    def runner(self, precision: Precision = "float32") -> SlidingRunner:
+        return SlidingRunner(self, precision)
 
-    def start(self, packed: Decoder, batch_size: int, context: Context) -> SlidingState:
-        inner = self.prior.start(packed, batch_size, context)
-        codes = torch.zeros(batch_size, self.spec.length, dtype=torch.int64, device=self.prior.positions.device)
-        return SlidingState(0, codes, context, inner)
 
-    def step(self, previous: Tensor, state: SlidingState) -> tuple[Tensor, SlidingState]:
-        t, here = state.t, self.spec.position(state.t)
-        top, left = self.window(here.row, here.column)
+@dataclass
+class SlidingState:
+    """What a `SlidingRunner` remembers."""
+
+    t: int
+    codes: Tensor  # (B, T), those known so far
+    prefix: Tensor  # (B, P, E)
+    inner: GPTState  # of the window around the last code
+
+
+class SlidingRunner(Runner):
+    """A sliding window, one code at a time."""
+
+    def __init__(self, prior: SlidingWindow, precision: Precision) -> None:
+        super().__init__(prior)
+        self.inner = prior.prior.runner(precision)
+
+    def start(self, batch_size: int, context: Context) -> SlidingState:
+        prefix = self.prior.prior.prefix(batch_size, context)
+        codes = torch.zeros(batch_size, self.prior.spec.length, dtype=torch.int64, device=self.device)
+        return SlidingState(0, codes, prefix, self.inner.resume(prefix, codes[:, :0]))
+
+    def advance(self, previous: Tensor, state: SlidingState) -> tuple[Tensor, SlidingState]:
+        prior, spec, t = self.prior, self.prior.spec, state.t
+        state.t += 1
         if t > 0:
             state.codes[:, t - 1] = previous
-            last = self.spec.position(t - 1)
-            if (top, left) != self.window(last.row, last.column):
-                crop = self.crop(self.spec.unflatten(state.codes)[0], top, left)
-                grid = self.prior.spec.only
-                known = ((here.row - top) * grid.width + here.column - left) * grid.depth + here.depth
-                state.inner = self.prior.resume(state.inner.decoder, state.context, crop.flatten(1)[:, :known])
-        logits, state.inner = self.prior.step(previous, state.inner)
-        state.t += 1
+            here, last = spec.position(t), spec.position(t - 1)
+            top, left = prior.window(here.row, here.column)
+            if (top, left) != prior.window(last.row, last.column):
+                grid = prior.prior.spec.only
+                count = ((here.row - top) * grid.width + here.column - left) * grid.depth + here.depth
+                known = prior.crop(spec.unflatten(state.codes)[0], top, left).flatten(1)[:, :count]
+                state.inner = self.inner.resume(state.prefix, known)
+                previous = known[:, -1] if count else previous
+        logits, state.inner = self.inner.advance(previous, state.inner)
         return logits, state

@@ -32,10 +32,10 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from ..core import Codes, CodeSpec, Conditions, Context, Preset, register
+from ..core import Codes, CodeSpec, Conditions, Context, Preset, Prior, Runner, register
 from ..kernels.transformer import Precision
-from ..layers.encoder_decoder import MLP, CrossDecoder, CrossState, DecoderBlock, EncoderBlock
-from ..layers.transformer import STD, Head, TransformerPrior, initialize
+from ..layers.encoder_decoder import MLP, CrossRunner, CrossState, DecoderBlock, EncoderBlock
+from ..layers.transformer import STD, Head, initialize
 
 PADDING = 0
 
@@ -94,7 +94,7 @@ PAPER_SPEC = CodeSpec.single(32, 32, 1, 8192)
         "20b": Preset(PartiConfig(encoder_layers=16, decoder_layers=64, width=4096, num_heads=64, **PAPER), PAPER_SPEC),
     },
 )
-class Parti(TransformerPrior):
+class Parti(Prior):
     """An encoder of texts and a decoder over one grid of codes.
 
     Args:
@@ -147,18 +147,24 @@ class Parti(TransformerPrior):
             x = block(x, mask, memory, seen)
         return (self.head(x).unflatten(1, self.spec.only.shape),)
 
-    def pack(self, precision: Precision) -> CrossDecoder:
-        return CrossDecoder(self.decoder, precision, self.head, self.distances)
+    def runner(self, precision: Precision = "float32") -> PartiRunner:
+        return PartiRunner(self, precision)
 
-    @torch.no_grad()
-    def start(self, packed: CrossDecoder, batch_size: int, context: Context) -> CrossState:
-        self.check_context(context, batch_size)
-        return packed.start(*self.encode(context.text), self.spec.length)
 
-    def step(self, previous: Tensor, state: CrossState) -> tuple[Tensor, CrossState]:
-        t = state.cache.length
-        x = self.beginning.expand(len(previous), -1) if t == 0 else self.codes(previous)
-        return state.decoder.step(x + self.positions[t], state), state
+class PartiRunner(Runner):
+    """A Parti, one code at a time."""
+
+    def __init__(self, prior: Parti, precision: Precision) -> None:
+        super().__init__(prior)
+        self.decoder = CrossRunner(prior.decoder, precision, prior.head, prior.distances)
+
+    def start(self, batch_size: int, context: Context) -> CrossState:
+        return self.decoder.start(*self.prior.encode(context.text), self.prior.spec.length)
+
+    def advance(self, previous: Tensor, state: CrossState) -> tuple[Tensor, CrossState]:
+        prior, lengths = self.prior, state.cache.lengths
+        x = torch.where((lengths == 0)[:, None], prior.beginning, prior.codes(previous))
+        return self.decoder.step(x + prior.positions[lengths], state), state
 
 
 def attention_distances(num_positions: int, row: int, radius: int) -> list[int]:

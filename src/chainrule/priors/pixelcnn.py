@@ -21,9 +21,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..core import ClassLabels, CodeSpec, Context, Preset, register
+from ..core import ClassLabels, CodeSpec, Context, Preset, check_float32, register
 from ..layers.masked import AboveConv2d, LeftConv2d
-from ._raster import InputConv2d, RasterPrior, taps_left, window_above
+from ._raster import InputConv2d, RasterPrior, RasterRunner, taps_left, window_above
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,30 +59,6 @@ class Block(nn.Module):
         if self.label is not None:
             y = y + self.label(context.label)[:, :, None, None]
         return x + self.expand(F.relu(y))
-
-
-@dataclass
-class BlockState:
-    previous: Tensor  # (B, h, 1, W), the block's 3x3 input in the row above
-    current: Tensor  # (B, h, 1, W), and in this row, as far as it is known
-    above: Tensor  # (B, W, h), what this row takes from the row above
-
-
-@dataclass
-class NetworkState:
-    label: list[Tensor]  # per block (B, h), or empty
-    above: Tensor  # (B, W, 2h), what this row's first layer takes from the rows above
-    blocks: list[BlockState]
-    matrices: Matrices
-
-
-class Matrices:
-    """Kernels laid out for one pixel, made once per image (no tensor of the batch, so not a dataclass)."""
-
-    def __init__(self, model: PixelCNN) -> None:
-        self.input = model.input.left.matrix()
-        self.blocks = [(block.reduce.matrix(), block.left.matrix(), block.expand.matrix()) for block in model.blocks]
-        self.head = [layer.matrix() for layer in model.head]
 
 
 @register(
@@ -121,38 +97,65 @@ class PixelCNN(RasterPrior):
             features = layer(F.relu(features))
         return features
 
-    def init_network(self, inputs: Tensor, context: Context) -> NetworkState:
+    def runner(self, precision: str = "float32") -> PixelCNNRunner:
+        check_float32(self, precision)
+        return PixelCNNRunner(self)
+
+
+@dataclass
+class BlockState:
+    previous: Tensor  # (B, h, 1, W), the block's 3x3 input in the row above
+    current: Tensor  # (B, h, 1, W), and in this row, as far as it is known
+    above: Tensor  # (B, W, h), what this row takes from the row above
+
+
+@dataclass
+class NetworkState:
+    label: list[Tensor]  # per block (B, h), or empty
+    above: Tensor  # (B, W, 2h), what this row's first layer takes from the rows above
+    blocks: list[BlockState]
+
+
+class PixelCNNRunner(RasterRunner):
+    """A PixelCNN with its kernels laid out for one pixel."""
+
+    def __init__(self, prior: PixelCNN) -> None:
+        super().__init__(prior)
+        self.input = prior.input.left.matrix()
+        self.blocks = [(block.reduce.matrix(), block.left.matrix(), block.expand.matrix()) for block in prior.blocks]
+        self.head = [layer.matrix() for layer in prior.head]
+
+    def start_network(self, inputs: Tensor, context: Context) -> NetworkState:
         batch_size, _, _, width = inputs.shape
-        hidden = self.config.width
-        label = [] if context.label is None else [block.label(context.label) for block in self.blocks]
+        hidden = self.prior.config.width
+        label = [] if context.label is None else [block.label(context.label) for block in self.prior.blocks]
         blocks = [
             BlockState(
                 inputs.new_zeros(batch_size, hidden, 1, width),
                 inputs.new_zeros(batch_size, hidden, 1, width),
                 inputs.new_zeros(batch_size, width, hidden),
             )
-            for _ in self.blocks
+            for _ in self.prior.blocks
         ]
-        return NetworkState(label, inputs.new_zeros(batch_size, width, 2 * hidden), blocks, Matrices(self))
+        return NetworkState(label, inputs.new_zeros(batch_size, width, 2 * hidden), blocks)
 
     def start_row(self, inputs: Tensor, row: int, network: NetworkState) -> None:
-        above = self.input.above
+        above = self.prior.input.above
         network.above = above.row(window_above(inputs, row, above.rows))
-        for index, (block, state) in enumerate(zip(self.blocks, network.blocks, strict=True)):
+        for index, (block, state) in enumerate(zip(self.prior.blocks, network.blocks, strict=True)):
             state.previous, state.current = state.current, state.previous
             state.above = block.above.row(state.previous)
             if network.label:
                 state.above = state.above + network.label[index][:, None]
 
     def pixel(self, inputs: Tensor, row: int, column: int, depth: int, network: NetworkState) -> Tensor:
-        matrices = network.matrices
-        x = network.above[:, column] + taps_left(inputs, row, column, self.input.left.left) @ matrices.input
-        for block, state, (reduce, left, expand) in zip(self.blocks, network.blocks, matrices.blocks, strict=True):
+        x = network.above[:, column] + taps_left(inputs, row, column, self.prior.input.left.left) @ self.input
+        for block, state, (reduce, left, expand) in zip(self.prior.blocks, network.blocks, self.blocks, strict=True):
             y = F.relu(torch.addmm(block.reduce.bias, F.relu(x), reduce))
             state.current[:, :, 0, column] = y
             before = state.current[:, :, 0, column - 1] if column else torch.zeros_like(y)
             y = torch.addmm(state.above[:, column], torch.cat([before, y], 1), left)
             x = x + torch.addmm(block.expand.bias, F.relu(y), expand)
-        for layer, matrix in zip(self.head, matrices.head, strict=True):
+        for layer, matrix in zip(self.prior.head, self.head, strict=True):
             x = torch.addmm(layer.bias, F.relu(x), matrix)
         return x

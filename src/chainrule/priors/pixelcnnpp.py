@@ -29,7 +29,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..core import ClassLabels, Codes, CodeSpec, Context, Preset, Prior, register
+from ..core import ClassLabels, Codes, CodeSpec, Context, Preset, Prior, Runner, check_float32, register
 from ..layers.weight_norm import WeightNormConv2d, WeightNormKernel
 from ._logistic_mixture import LogisticMixture
 from ._raster import window_above
@@ -249,7 +249,7 @@ class LevelState:
     coarse_v: Tensor  # (B, 2, 2 w, C)
 
 
-class LevelSampler:
+class LevelRunner:
     """A Level laid out for rows and pixels."""
 
     def __init__(self, level: Level) -> None:
@@ -258,7 +258,7 @@ class LevelSampler:
         self.down_v, self.up_v = ([PixelLayer(layer) for layer in layers] for layers in (level.down_v, level.up_v))
         self.inner = None
         if level.inner is not None:
-            self.inner = LevelSampler(level.inner)
+            self.inner = LevelRunner(level.inner)
             self.shrink_u, self.shrink_v = level.shrink_u.kernel(), level.shrink_v.kernel()
             self.shrink_taps = taps(self.shrink_v)
             self.enlarge_u, kernel = level.enlarge_u.kernel(), level.enlarge_v.kernel()
@@ -327,29 +327,6 @@ class LevelSampler:
         return v
 
 
-class Sampler:
-    """The model laid out for rows and pixels, made once per image (no tensor of the batch, so not a dataclass)."""
-
-    def __init__(self, model: PixelCNNPP) -> None:
-        self.level = LevelSampler(model.level)
-        self.input_u, self.input_above = model.input_u.kernel(), model.input_above.kernel()
-        self.input_left = model.input_left.kernel()
-        self.out = model.out.matrix()
-
-
-@dataclass
-class PixelCNNPPState:
-    """What `PixelCNNPP.step` remembers."""
-
-    t: int
-    inputs: Tensor  # (B, D + 1, H, W), values of the codes known so far, and ones
-    pixel: Tensor  # int64 (B, D), codes of the pixel in progress
-    numbers: Tensor  # (B, P), its mixture
-    above: Tensor  # (B, W, C), what stream v begins with in this row, but for the pixel to the left
-    level: LevelState
-    sampler: Sampler
-
-
 @register(
     "priors",
     "pixelcnnpp",
@@ -402,48 +379,73 @@ class PixelCNNPP(Prior):
         sums = [mixture.joint(codes[0], d, grid.codebook_size).logsumexp(-1) for d in range(grid.depth + 1)]
         return (torch.stack(sums, -1).diff(dim=-1),)
 
-    def init_state(self, batch_size: int, context: Context) -> PixelCNNPPState:
-        self.check_context(context, batch_size)
-        sampler, grid, weight = Sampler(self), self.grid, self.out.direction
+    def runner(self, precision: str = "float32") -> PixelCNNPPRunner:
+        check_float32(self, precision)
+        return PixelCNNPPRunner(self)
+
+
+@dataclass
+class PixelCNNPPState:
+    """What a `PixelCNNPPRunner` remembers."""
+
+    t: int
+    inputs: Tensor  # (B, D + 1, H, W), values of the codes known so far, and ones
+    pixel: Tensor  # int64 (B, D), codes of the pixel in progress
+    numbers: Tensor  # (B, P), its mixture
+    above: Tensor  # (B, W, C), what stream v begins with in this row, but for the pixel to the left
+    level: LevelState
+
+
+class PixelCNNPPRunner(Runner):
+    """A PixelCNN++ laid out for rows and pixels."""
+
+    def __init__(self, prior: PixelCNNPP) -> None:
+        super().__init__(prior)
+        self.level = LevelRunner(prior.level)
+        self.input_u, self.input_above = prior.input_u.kernel(), prior.input_above.kernel()
+        self.input_left = prior.input_left.kernel()
+        self.out = prior.out.matrix()
+
+    def start(self, batch_size: int, context: Context) -> PixelCNNPPState:
+        prior, grid, weight = self.prior, self.prior.grid, self.prior.out.direction
         inputs = weight.new_zeros(batch_size, grid.depth + 1, grid.height, grid.width)
         inputs[:, -1] = 1
         return PixelCNNPPState(
             0, inputs, torch.zeros(batch_size, grid.depth, dtype=torch.int64, device=weight.device),
-            weight.new_zeros(batch_size, self.out.magnitude.shape[0]),
-            weight.new_zeros(batch_size, grid.width, self.config.width),
-            sampler.level.init(inputs, grid.width, context), sampler,
+            weight.new_zeros(batch_size, prior.out.magnitude.shape[0]),
+            weight.new_zeros(batch_size, grid.width, prior.config.width),
+            self.level.init(inputs, grid.width, context),
         )  # fmt: skip
 
-    def step(self, previous: Tensor, state: PixelCNNPPState) -> tuple[Tensor, PixelCNNPPState]:
-        codebook_size = self.grid.codebook_size
+    def advance(self, previous: Tensor, state: PixelCNNPPState) -> tuple[Tensor, PixelCNNPPState]:
+        prior, codebook_size = self.prior, self.prior.grid.codebook_size
         if state.t > 0:
-            last = self.spec.position(state.t - 1)
-            state.inputs[:, last.depth, last.row, last.column] = (previous * (2 / (codebook_size - 1)) - 1).to(
-                state.inputs
-            )
+            last = prior.spec.position(state.t - 1)
+            value = previous * (2 / (codebook_size - 1)) - 1
+            state.inputs[:, last.depth, last.row, last.column] = value.to(state.inputs)
             state.pixel[:, last.depth] = previous
-        here = self.spec.position(state.t)
+        here = prior.spec.position(state.t)
         if here.column == here.depth == 0:
             self.start_row(here.row, state)
         if here.depth == 0:
             v = state.above[:, here.column]
             if here.column > 0:
                 left = state.inputs[:, :, here.row, here.column - 1]
-                v = torch.addmm(v, left, state.sampler.input_left[:, :, 1, 0].t())
-            v = state.sampler.level.pixel(v, here.row, here.column, state.level)
-            state.numbers = torch.addmm(self.out.bias, F.elu(v), state.sampler.out)
+                v = torch.addmm(v, left, self.input_left[:, :, 1, 0].t())
+            v = self.level.pixel(v, here.row, here.column, state.level)
+            state.numbers = torch.addmm(prior.out.bias, F.elu(v), self.out)
         state.t += 1
-        return self.mixture(state.numbers).logits(state.pixel, here.depth, codebook_size), state
+        return prior.mixture(state.numbers).logits(state.pixel, here.depth, codebook_size), state
 
     def start_row(self, row: int, state: PixelCNNPPState) -> None:
         """Evaluates what the pixels of `row` take from the finished rows."""
-        sampler, window = state.sampler, window_above(state.inputs, row, 2)
-        left = F.conv2d(window[:, :, 1:], sampler.input_left[:, :, :1], self.input_left.bias)
+        prior, window = self.prior, window_above(state.inputs, row, 2)
+        left = F.conv2d(window[:, :, 1:], self.input_left[:, :, :1], prior.input_left.bias)
         above = F.pad(left, (1, -1))
         if row == 0:
             u = torch.zeros_like(above)
         else:
-            above = above + F.conv2d(window[:, :, 1:], sampler.input_above, self.input_above.bias, padding=(0, 1))
-            u = F.conv2d(window, sampler.input_u, self.input_u.bias, padding=(0, 1))
+            above = above + F.conv2d(window[:, :, 1:], self.input_above, prior.input_above.bias, padding=(0, 1))
+            u = F.conv2d(window, self.input_u, prior.input_u.bias, padding=(0, 1))
         state.above = above[:, :, 0].mT
-        sampler.level.start_row(u, row, state.level)
+        self.level.start_row(u, row, state.level)

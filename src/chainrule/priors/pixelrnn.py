@@ -36,6 +36,7 @@ Shape letters: B batch, D codes per pixel, H height, W width, K vocabulary, h hi
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -43,11 +44,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..core import ClassLabels, Codes, CodeSpec, Context, GridSpec, Preset, register
+from ..core import ClassLabels, Codes, CodeSpec, Context, GridSpec, Position, Preset, check_float32, register
 from ..kernels.scan import NUM_TAPS, lstm_cell, lstm_scan, neighbours_above
 from ..layers.masked import LeftConv2d
-from ._cascade import Cascade, CascadeState
-from ._raster import InputConv2d, RasterPrior, taps_left, window_above
+from ._cascade import Cascade, certain
+from ._raster import InputConv2d, RasterPrior, RasterRunner, taps_left, window_above
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -206,22 +207,6 @@ class DiagonalLayer(Layer):
         return h + state.beside[:, column]
 
 
-class Matrices:
-    """Kernels laid out for one pixel, made once per image (no tensor of the batch, so not a dataclass)."""
-
-    def __init__(self, model: PixelRNN) -> None:
-        self.input = model.input.left.matrix()
-        self.layers = [[layer.scans[0].input.matrix(), layer.up.matrix()] for layer in model.layers]
-        self.head = [layer.matrix() for layer in model.head]
-
-
-@dataclass
-class NetworkState:
-    above: Tensor  # (B, W, 2h), what this row's first layer takes from the rows above
-    layers: list[LayerState]
-    matrices: Matrices
-
-
 class PixelRNN(RasterPrior):
     """What the two variants share; they differ in their layers."""
 
@@ -253,25 +238,44 @@ class PixelRNN(RasterPrior):
             x = pointwise(layer, F.relu(x))
         return x.permute(0, 3, 1, 2)
 
-    def init_network(self, inputs: Tensor, context: Context) -> NetworkState:
+    def runner(self, precision: str = "float32") -> PixelRNNRunner:
+        check_float32(self, precision)
+        return PixelRNNRunner(self)
+
+
+@dataclass
+class NetworkState:
+    above: Tensor  # (B, W, 2h), what this row's first layer takes from the rows above
+    layers: list[LayerState]
+
+
+class PixelRNNRunner(RasterRunner):
+    """A PixelRNN with its kernels laid out for one pixel."""
+
+    def __init__(self, prior: PixelRNN) -> None:
+        super().__init__(prior)
+        self.input = prior.input.left.matrix()
+        self.layers = [[layer.scans[0].input.matrix(), layer.up.matrix()] for layer in prior.layers]
+        self.head = [layer.matrix() for layer in prior.head]
+
+    def start_network(self, inputs: Tensor, context: Context) -> NetworkState:
         batch_size, _, _, width = inputs.shape
-        hidden = self.config.width
-        states = [layer.init(batch_size, width, hidden, context) for layer in self.layers]
-        return NetworkState(inputs.new_zeros(batch_size, width, 2 * hidden), states, Matrices(self))
+        hidden = self.prior.config.width
+        states = [layer.init(batch_size, width, hidden, context) for layer in self.prior.layers]
+        return NetworkState(inputs.new_zeros(batch_size, width, 2 * hidden), states)
 
     def start_row(self, inputs: Tensor, row: int, network: NetworkState) -> None:
-        above = self.input.above
+        above = self.prior.input.above
         network.above = above.row(window_above(inputs, row, above.rows))
-        for layer, state in zip(self.layers, network.layers, strict=True):
+        for layer, state in zip(self.prior.layers, network.layers, strict=True):
             layer.start_row(row, state)
 
     def pixel(self, inputs: Tensor, row: int, column: int, depth: int, network: NetworkState) -> Tensor:
-        matrices = network.matrices
-        x = network.above[:, column] + taps_left(inputs, row, column, self.input.left.left) @ matrices.input
-        for layer, state, own in zip(self.layers, network.layers, matrices.layers, strict=True):
+        x = network.above[:, column] + taps_left(inputs, row, column, self.prior.input.left.left) @ self.input
+        for layer, state, own in zip(self.prior.layers, network.layers, self.layers, strict=True):
             h = layer.pixel(x, column, state, own)
             x = layer.project(x, h, own[1])
-        for layer, matrix in zip(self.head, matrices.head, strict=True):
+        for layer, matrix in zip(self.prior.head, self.head, strict=True):
             x = torch.addmm(layer.bias, F.relu(x), matrix)
         return x
 
@@ -377,20 +381,12 @@ class MultiScalePixelRNN(Cascade):
         drawn = codes[0].repeat_interleave(self.factor, 1).repeat_interleave(self.factor, 2)
         known = torch.zeros(large.shape[1:3], dtype=torch.bool, device=large.device)
         known[:: self.factor, :: self.factor] = True
-        return small, torch.where(known[:, :, None, None], _certain(drawn, large), large)
+        return small, torch.where(known[:, :, None, None], certain(drawn, large), large)
 
-    def step(self, previous: Tensor, state: CascadeState) -> tuple[Tensor, CascadeState]:
-        here = self.spec.position(state.t)
-        logits, state = super().step(previous, state)
-        if here.grid == 1 and here.row % self.factor == here.column % self.factor == 0:
-            small = state.codes[0][:, here.row // self.factor, here.column // self.factor, here.depth]
-            logits = _certain(small, logits)
-        return logits, state
-
-
-def _certain(codes: Tensor, like: Tensor) -> Tensor:
-    """Logits (..., K) of codes (...) of probability 1; finite, so that guidance can compute with them."""
-    return torch.full_like(like, -1e4).scatter(-1, codes[..., None], 0.0)
+    def fixed(self, here: Position, codes: Sequence[Tensor]) -> Tensor | None:
+        if here.grid == 0 or here.row % self.factor or here.column % self.factor:
+            return None
+        return codes[0][:, here.row // self.factor, here.column // self.factor, here.depth]
 
 
 def pointwise(layer: LeftConv2d, x: Tensor) -> Tensor:

@@ -37,11 +37,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..core import ClassLabels, Codes, CodeSpec, Context, GridSpec, Preset, register
+from ..core import ClassLabels, Codes, CodeSpec, Context, GridSpec, Preset, check_float32, register
 from ..layers.transformer import attend
 from ..layers.weight_norm import WeightNormConv2d
 from ._cascade import Cascade
-from ._raster import RasterPrior, window_above
+from ._raster import RasterPrior, RasterRunner, window_above
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -201,57 +201,9 @@ class Pointwise:
         return x[0] + F.glu(torch.addmm(self.second_bias, hidden, self.second), 1)
 
 
-class Matrices:
-    """Kernels laid out for rows and pixels, made once per image (no tensor of the batch, so not a dataclass)."""
-
-    def __init__(self, model: PixelSNAIL) -> None:
-        half = model.config.kernel_size // 2
-        residuals = model.residuals()
-        kernels = [
-            [layer.kernel() for layer in layers]
-            for layers in ([r.first for r in residuals], [r.second for r in residuals])
-        ]
-        self.above = [[kernel[:, :, :-1].contiguous() for kernel in part] for part in kernels]
-        self.left = [torch.stack([taps(kernel[:, :, -1, :half]) for kernel in part]) for part in kernels]
-        self.spatial = [r.spatial.kernel() for r in residuals if r.spatial is not None]
-        kernel = model.left.kernel()
-        self.input_above, self.input_beside = model.above.kernel(), kernel[:, :, :-1]
-        self.input_left = taps(kernel[:, :, -1])
-        self.blocks = []
-        for block in model.blocks:
-            attention = block.attention
-            if attention is None:
-                self.blocks.append((block.out.matrix(), block.out.bias))
-            else:
-                keys = (attention.key, attention.value)
-                self.blocks.append(
-                    (
-                        Pointwise(attention.query_residual), attention.query.matrix(), attention.query.bias,
-                        Pointwise(attention.key_residual), torch.cat([layer.matrix() for layer in keys], 1),
-                        torch.cat([layer.bias for layer in keys]), Pointwise(attention.out_residual),
-                    )
-                )  # fmt: skip
-        self.head = [Pointwise(residual) for residual in model.output_residual]
-        self.logits = model.out.matrix()
-
-
 def taps(kernel: Tensor) -> Tensor:
     """The last row of a kernel, (out, in, columns), as a matrix (columns * in, out)."""
     return kernel.permute(2, 1, 0).flatten(0, 1)
-
-
-@dataclass
-class NetworkState:
-    """What sampling remembers of the row in progress and the `kernel_size` - 1 rows above it."""
-
-    maps: list[Tensor]  # inputs of first and second convolutions, (B, N, kernel rows, h + W + h, C or R)
-    above: list[Tensor]  # what they take in this row from the rows above, (B, N, W, R or 2C)
-    input: Tensor  # (B, W, C), what the first layer takes from the rows above
-    keys: list[Tensor]  # per block (B, heads, T, width)
-    values: list[Tensor]
-    label: Tensor | None  # (B, N, 1, 2C)
-    spatial: Tensor | None  # (B, S, H, W)
-    matrices: Matrices
 
 
 @register(
@@ -303,41 +255,92 @@ class PixelSNAIL(RasterPrior):
             features = residual(features)
         return self.out(F.elu(features))
 
-    def init_network(self, inputs: Tensor, context: Context) -> NetworkState:
-        config, residuals = self.config, self.residuals()
-        batch_size, width, rows = len(inputs), self.grid.width, config.kernel_size
+    def runner(self, precision: str = "float32") -> PixelSNAILRunner:
+        check_float32(self, precision)
+        return PixelSNAILRunner(self)
+
+
+@dataclass
+class NetworkState:
+    """What sampling remembers of the row in progress and the `kernel_size` - 1 rows above it."""
+
+    maps: list[Tensor]  # inputs of first and second convolutions, (B, N, kernel rows, h + W + h, C or R)
+    above: list[Tensor]  # what they take in this row from the rows above, (B, N, W, R or 2C)
+    input: Tensor  # (B, W, C), what the first layer takes from the rows above
+    keys: list[Tensor]  # per block (B, heads, T, width)
+    values: list[Tensor]
+    label: Tensor | None  # (B, N, 1, 2C)
+    spatial: Tensor | None  # (B, S, H, W)
+
+
+class PixelSNAILRunner(RasterRunner):
+    """A PixelSNAIL with its kernels laid out for rows and pixels."""
+
+    def __init__(self, prior: PixelSNAIL) -> None:
+        super().__init__(prior)
+        half = prior.config.kernel_size // 2
+        residuals = prior.residuals()
+        kernels = [
+            [layer.kernel() for layer in layers]
+            for layers in ([r.first for r in residuals], [r.second for r in residuals])
+        ]
+        self.above = [[kernel[:, :, :-1].contiguous() for kernel in part] for part in kernels]
+        self.left = [torch.stack([taps(kernel[:, :, -1, :half]) for kernel in part]) for part in kernels]
+        self.spatial = [r.spatial.kernel() for r in residuals if r.spatial is not None]
+        kernel = prior.left.kernel()
+        self.input_above, self.input_beside = prior.above.kernel(), kernel[:, :, :-1]
+        self.input_left = taps(kernel[:, :, -1])
+        self.blocks = []
+        for block in prior.blocks:
+            attention = block.attention
+            if attention is None:
+                self.blocks.append((block.out.matrix(), block.out.bias))
+            else:
+                keys = (attention.key, attention.value)
+                self.blocks.append(
+                    (
+                        Pointwise(attention.query_residual), attention.query.matrix(), attention.query.bias,
+                        Pointwise(attention.key_residual), torch.cat([layer.matrix() for layer in keys], 1),
+                        torch.cat([layer.bias for layer in keys]), Pointwise(attention.out_residual),
+                    )
+                )  # fmt: skip
+        self.head = [Pointwise(residual) for residual in prior.output_residual]
+        self.logits = prior.out.matrix()
+
+    def start_network(self, inputs: Tensor, context: Context) -> NetworkState:
+        config, residuals = self.prior.config, self.prior.residuals()
+        batch_size, width, rows = len(inputs), self.prior.grid.width, config.kernel_size
         count, margin = len(residuals), config.kernel_size // 2
 
         def zeros(*shape: int) -> Tensor:
             return inputs.new_zeros(batch_size, *shape)
 
         heads = config.num_heads
-        cache = (heads, self.grid.num_positions, config.width // (2 * heads)) if heads else (0,)
+        cache = (heads, self.prior.grid.num_positions, config.width // (2 * heads)) if heads else (0,)
         label = [residual.label(context.label) for residual in residuals if residual.label is not None]
         return NetworkState(
             [zeros(count, rows, width + 2 * margin, n) for n in (config.width, config.residual_width)],
             [zeros(count, width, n) for n in (config.residual_width, 2 * config.width)],
             zeros(width, config.width),
-            [zeros(*cache) for _ in self.blocks],
-            [zeros(*cache) for _ in self.blocks],
+            [zeros(*cache) for _ in self.prior.blocks],
+            [zeros(*cache) for _ in self.prior.blocks],
             torch.stack(label, 1).unsqueeze(2) if label else None,
             context.spatial if config.spatial_channels else None,
-            Matrices(self),
         )
 
     def start_row(self, inputs: Tensor, row: int, network: NetworkState) -> None:
-        matrices, half = network.matrices, self.config.kernel_size // 2
-        codes = inputs[:, : self.code_channels]
+        half = self.prior.config.kernel_size // 2
+        codes = inputs[:, : self.prior.code_channels]
         window = window_above(codes, row, half)
-        beside = F.conv2d(F.pad(window, (half, -1)), matrices.input_beside, self.left.bias)
+        beside = F.conv2d(F.pad(window, (half, -1)), self.input_beside, self.prior.left.bias)
         network.input = beside[:, :, 0].transpose(1, 2)
         network.input[:, 0] = 0
         if row > 0:
-            above = F.conv2d(window, matrices.input_above, self.above.bias, padding=(0, half))
+            above = F.conv2d(window, self.input_above, self.prior.above.bias, padding=(0, half))
             network.input = network.input + above[:, :, 0].transpose(1, 2)
-        residuals = self.residuals()
+        residuals = self.prior.residuals()
         biases = [r.first.bias for r in residuals], [r.second.bias for r in residuals]
-        for maps, above, kernels, bias in zip(network.maps, network.above, matrices.above, biases, strict=True):
+        for maps, above, kernels, bias in zip(network.maps, network.above, self.above, biases, strict=True):
             maps[:, :, :-1] = maps[:, :, 1:].clone()
             maps[:, :, -1] = 0
             for index, kernel in enumerate(kernels):
@@ -345,39 +348,39 @@ class PixelSNAIL(RasterPrior):
                 above[:, index] = F.conv2d(window, kernel, bias[index])[:, :, 0].transpose(1, 2)
         if network.label is not None:
             network.above[1] += network.label
-        for index, kernel in enumerate(matrices.spatial):
+        for index, kernel in enumerate(self.spatial):
             spatial = F.conv2d(network.spatial[:, :, row : row + 1], kernel)
             network.above[1][:, index] += spatial[:, :, 0].transpose(1, 2)
 
     def pixel(self, inputs: Tensor, row: int, column: int, depth: int, network: NetworkState) -> Tensor:
-        matrices, half = network.matrices, self.config.kernel_size // 2
+        half = self.prior.config.kernel_size // 2
         gates = self.gates(column, network)
         x = network.input[:, column]
         if column:
-            left = inputs[:, : self.code_channels, row, max(0, column - half) : column]
+            left = inputs[:, : self.prior.code_channels, row, max(0, column - half) : column]
             left = F.pad(left, (half - left.shape[2], 0)).transpose(1, 2).flatten(1)
-            x = torch.addmm(x, left, matrices.input_left)
-        here = self.coordinates[:, :, row, column].expand(len(x), -1)
+            x = torch.addmm(x, left, self.input_left)
+        here = self.prior.coordinates[:, :, row, column].expand(len(x), -1)
         read = []
-        for index, block in enumerate(matrices.blocks):
+        for index, block in enumerate(self.blocks):
             before = x
-            for gate in gates[index * self.config.num_residual : (index + 1) * self.config.num_residual]:
+            for gate in gates[index * self.prior.config.num_residual : (index + 1) * self.prior.config.num_residual]:
                 read.append(x)
                 x = x + gate
-            if self.config.num_heads:
-                t = row * self.grid.width + column
+            if self.prior.config.num_heads:
+                t = row * self.prior.grid.width + column
                 x = attention_step(block, before, x, here, t, network.keys[index], network.values[index])
             else:
                 x = torch.addmm(block[1], torch.cat([x, here], 1), block[0])
         network.maps[0][:, :, -1, column + half] = F.elu(torch.stack(read, 1))
-        for residual in matrices.head:
+        for residual in self.head:
             x = residual(x)
-        return torch.addmm(self.out.bias, F.elu(x), matrices.logits)
+        return torch.addmm(self.prior.out.bias, F.elu(x), self.logits)
 
     def gates(self, column: int, network: NetworkState) -> Tensor:
         """What all residual blocks add at a pixel, (N, B, C): their convolutions read finished pixels only."""
-        half = self.config.kernel_size // 2
-        maps, above, left = network.maps, network.above, network.matrices.left
+        half = self.prior.config.kernel_size // 2
+        maps, above, left = network.maps, network.above, self.left
 
         def convolve(part: int) -> Tensor:
             read = maps[part][:, :, -1, column : column + half].flatten(2).transpose(0, 1)

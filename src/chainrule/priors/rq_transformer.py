@@ -26,9 +26,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..core import ClassLabels, Codes, CodeSpec, Context, Preset, register
+from ..core import ClassLabels, Codes, CodeSpec, Context, Preset, Prior, Runner, register
 from ..kernels.transformer import Precision
-from ..layers.transformer import STD, Block, Decoder, Head, KVCache, TransformerPrior, initialize
+from ..layers.transformer import STD, Block, BlockRunner, Head, KVCache, initialize
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,26 +76,6 @@ class RQTransformerConfig(ClassLabels):
             )
 
 
-class PackedTransformers:
-    """Both transformers as `step` reads them (no tensor of the batch, so not a dataclass)."""
-
-    def __init__(self, model: RQTransformer, precision: Precision) -> None:
-        self.spatial = Decoder(model.spatial, precision)
-        self.depth = Decoder(model.depth, precision, model.classifier)
-
-
-@dataclass
-class RQTransformerState:
-    """What `RQTransformer.step` remembers."""
-
-    t: int
-    packed: PackedTransformers
-    sum: Tensor  # (B, C), of the vectors of this position's codes so far
-    spatial_features: Tensor  # (B, width), h_p
-    spatial: KVCache
-    depth: KVCache
-
-
 TABLE = {  # width, layers, depth layers, heads, codebook_size, classes, text length, text vocabulary
     "ffhq": (1024, 24, 4, 16, 2048, 0, 0, 0),
     "lsun-church": (1024, 24, 4, 16, 16384, 0, 0, 0),
@@ -133,7 +113,7 @@ def paper_preset(
     RQTransformerConfig,
     {name: paper_preset(*row) for name, row in TABLE.items()},
 )
-class RQTransformer(TransformerPrior):
+class RQTransformer(Prior):
     """A spatial transformer over positions, a depth transformer over the codes of each.
 
     Args:
@@ -192,8 +172,6 @@ class RQTransformer(TransformerPrior):
             weight = weight[0]
         self.codebook.copy_(weight)
 
-    # ---------------------------------------------------------------- all codes at once
-
     def forward(self, codes: Codes, context: Context) -> tuple[Tensor, ...]:
         sums, features = self._spatial_features(codes[0], context)
         return (self._image_logits(sums, features),)
@@ -212,7 +190,7 @@ class RQTransformer(TransformerPrior):
         """Sums of the vectors of the codes up to each, (B, P, D, C), and features (B, L - 1 + P, width)."""
         sums = self._vectors(codes.flatten(1, 2)).cumsum(2)
         x = self.to_spatial(sums[:, :-1, -1]) + self.positions[:-1]
-        x = torch.cat([self._prefix(context, len(codes)), x], 1)
+        x = torch.cat([self.embed_prefix(context, len(codes)), x], 1)
         for block in self.spatial:
             x = block(x)
         return sums, x
@@ -231,7 +209,7 @@ class RQTransformer(TransformerPrior):
             codes = codes + self.grid.codebook_size * torch.arange(self.grid.depth, device=codes.device)
         return F.embedding(codes, self.codebook.flatten(0, -2))
 
-    def _prefix(self, context: Context, batch_size: int) -> Tensor:
+    def embed_prefix(self, context: Context, batch_size: int) -> Tensor:
         """(B, L, width)."""
         if self.config.text_length:
             tokens = context.text
@@ -241,34 +219,53 @@ class RQTransformer(TransformerPrior):
             tokens = torch.zeros(batch_size, 1, dtype=torch.int64, device=self.positions.device)
         return self.prefix(tokens) + self.prefix_positions
 
-    # ---------------------------------------------------------------- one code after the other
+    def runner(self, precision: Precision = "float32") -> RQTransformerRunner:
+        return RQTransformerRunner(self, precision)
 
-    def pack(self, precision: Precision) -> PackedTransformers:
-        return PackedTransformers(self, precision)
 
-    def start(self, packed: PackedTransformers, batch_size: int, context: Context) -> RQTransformerState:
-        self.check_context(context, batch_size)
-        prefix = self._prefix(context, batch_size)
-        spatial = packed.spatial.init_cache(batch_size, self.prefix_length + self.num_positions - 1)
-        packed.spatial.prefill(prefix[:, :-1], spatial)
-        features = packed.spatial.step(prefix[:, -1], spatial)
-        depth = packed.depth.init_cache(batch_size, self.grid.depth)
-        no_codes = features.new_zeros(batch_size, self.config.embedding_dim)
-        return RQTransformerState(0, packed, no_codes, features, spatial, depth)
+# ---------------------------------------------------------------- one code after the other
 
-    def step(self, previous: Tensor, state: RQTransformerState) -> tuple[Tensor, RQTransformerState]:
-        packed = state.packed
-        position, depth = divmod(state.t, self.grid.depth)
-        if state.t > 0:
-            codebook = self.codebook if self.config.shared_codebook else self.codebook[depth - 1]
-            state.sum = state.sum + codebook[previous]
+
+@dataclass
+class RQTransformerState:
+    """What a `RQTransformerRunner` remembers; all images are at the same depth."""
+
+    depth: int  # of the next code
+    prefix: Tensor  # (B, width), the last token of the prefix, embedded
+    sum: Tensor  # (B, C), of the vectors of this position's codes so far
+    spatial: KVCache
+    codes: KVCache  # of the depth transformer
+
+
+class RQTransformerRunner(Runner):
+    """An RQ-Transformer, one code at a time."""
+
+    def __init__(self, prior: RQTransformer, precision: Precision) -> None:
+        super().__init__(prior)
+        self.spatial = BlockRunner(prior.spatial, precision)
+        self.depth = BlockRunner(prior.depth, precision, prior.classifier)
+
+    def start(self, batch_size: int, context: Context) -> RQTransformerState:
+        prior = self.prior
+        prefix = prior.embed_prefix(context, batch_size)
+        spatial = self.spatial.init_cache(batch_size, prior.prefix_length + prior.num_positions - 1)
+        self.spatial.prefill(prefix[:, :-1], spatial)
+        no_codes = prefix.new_zeros(batch_size, prior.config.embedding_dim)
+        depth = self.depth.init_cache(batch_size, prior.grid.depth)
+        return RQTransformerState(0, prefix[:, -1], no_codes, spatial, depth)
+
+    def advance(self, previous: Tensor, state: RQTransformerState) -> tuple[Tensor, RQTransformerState]:
+        prior, depth = self.prior, state.depth
+        state.depth = (depth + 1) % prior.grid.depth
+        codebook = prior.codebook if prior.config.shared_codebook else prior.codebook[depth - 1]
+        state.sum = state.sum + codebook[previous]
         if depth > 0:
-            x = self.to_depth(state.sum)
+            x = prior.to_depth(state.sum)
         else:
-            if position > 0:
-                x = self.to_spatial(state.sum) + self.positions[position - 1]
-                state.spatial_features = packed.spatial.step(x, state.spatial)
-            state.sum, state.depth.length = torch.zeros_like(state.sum), 0
-            x = state.spatial_features
-        state.t += 1
-        return packed.depth.step(x + self.depths[depth], state.depth), state
+            new = state.spatial.lengths - prior.prefix_length  # -1 before the first position
+            x = prior.to_spatial(state.sum) + prior.positions[new]
+            x = torch.where((new < 0)[:, None], state.prefix, x)
+            x = self.spatial.step(x, state.spatial)
+            state.sum = torch.zeros_like(state.sum)
+            state.codes.lengths.zero_()
+        return self.depth.step(x + prior.depths[depth], state.codes), state

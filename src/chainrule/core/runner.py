@@ -1,0 +1,91 @@
+"""Incremental decoding: a runner packs the weights of a prior once and then reads one code at a time.
+
+Weights and batches are kept apart.  A runner holds weights and no tensor of a batch.  A state holds tensors of a batch
+and no weights: it is a tensor, or a dataclass, list or tuple of states.  Every tensor has the batch first; the rest is
+None, or a counter (int) that all images share.  So states of any prior can be reordered by `select`.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import fields, is_dataclass
+from typing import TYPE_CHECKING, TypeVar
+
+import torch
+from torch import Tensor
+
+from .context import Context
+
+if TYPE_CHECKING:
+    from .prior import Prior
+
+StateT = TypeVar("StateT")
+
+
+class Runner(ABC):
+    """A prior packed for decoding; made by `Prior.runner`.  It computes no gradients.
+
+    Weights that change afterwards need a new runner.
+
+    Args:
+        prior: in evaluation mode.
+    """
+
+    def __init__(self, prior: Prior) -> None:
+        self.prior = prior
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.prior.parameters()).device
+
+    @torch.no_grad()
+    def init_state(self, batch_size: int, context: Context) -> object:
+        """The state before any code is known.
+
+        Raises:
+            ValueError: a context that does not fit the model.
+        """
+        self.prior.check_context(context, batch_size)
+        return self.start(batch_size, context)
+
+    @torch.no_grad()
+    def step(self, previous: Tensor, state: StateT) -> tuple[Tensor, StateT]:
+        """Logits (B, K) of code t given code t-1, where t counts the calls from 0.
+
+        Args:
+            previous: int64 (B,), the code at position t-1; ignored at t = 0.
+            state: what the previous call returned.  It must not be used again: its tensors may be changed in place.
+        """
+        return self.advance(previous, state)
+
+    @abstractmethod
+    def start(self, batch_size: int, context: Context) -> object:
+        """`init_state`, of a context that has been checked."""
+
+    @abstractmethod
+    def advance(self, previous: Tensor, state: StateT) -> tuple[Tensor, StateT]:
+        """`step`."""
+
+
+def check_float32(prior: Prior, precision: str) -> None:
+    """For models that are packed in float32 only: raises ValueError for another precision."""
+    if precision != "float32":
+        raise ValueError(f"{prior.name} decodes in float32 only, not in {precision}")
+
+
+def map_state(function: Callable[[Tensor], Tensor], state: StateT) -> StateT:
+    """The state with the function applied to every tensor; None and counters stay."""
+    if isinstance(state, Tensor):
+        return function(state)
+    if isinstance(state, (list, tuple)):
+        return type(state)([map_state(function, value) for value in state])
+    if is_dataclass(state):
+        return type(state)(**{f.name: map_state(function, getattr(state, f.name)) for f in fields(state)})
+    assert state is None or isinstance(state, int), f"a state holds tensors, not a {type(state).__name__}"
+    return state
+
+
+def select(state: StateT, index: Tensor) -> StateT:
+    """The state, or the context, of the images `index` (int64 (N,) batch positions), as new tensors."""
+    return map_state(lambda tensor: tensor[index], state)
