@@ -132,7 +132,7 @@ def test_precisions_of_decoding_and_what_they_cost():
         cost = (reference.exp() * (reference - torch.stack(found, 1))).sum(-1).mean()
         assert abs(cost) < most, f"{precision} costs {cost} nats per code"
         images = model.spec.unflatten(codes)
-        assert torch.equal(fast(images, context)[0], model(images, context)[0])
+        assert torch.equal(fast.prior(images, context)[0], model(images, context)[0])
 
 
 def seen_by_window(model, height, width, row, column) -> set[tuple[int, int]]:

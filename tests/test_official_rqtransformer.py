@@ -30,7 +30,7 @@ def test_logits_and_greedy_codes_are_those_of_the_original():
     prior, io = imported.prior, load_file(SOURCE / "io.safetensors")
     context = Context(label=io["in.cond"][:, 0])
     torch.testing.assert_close(prior((io["in.codes"],), context)[0], io["out.logits"], rtol=0, atol=1e-4)
-    greedy = sample(prior, context, [0, 1], Filter(temperature=0))
+    greedy = sample(prior.runner(), context, [0, 1], Filter(temperature=0))
     assert torch.equal(greedy[0], io["out.greedy"])
     tokenizer = imported.tokenizer
     image = tokenizer.decode_features(tokenizer.embed(greedy[0]))
