@@ -10,7 +10,7 @@ from dataclasses import fields
 
 import pytest
 
-from chainrule.core import CodeSpec, Entry, GridSpec, Preset, entries, entry
+from chainrule.core import CodeSpec, GridSpec, Preset, entries, entry
 from chainrule.priors.pixelsnail import BottomSizes, PixelSNAILSizes
 from chainrule.tokenizers.vit_vqgan import TransformerSize
 
@@ -215,12 +215,3 @@ def cases(kind: str, base: type = object) -> list:
         if issubclass(found.model, base)
         for size, preset in sizes(kind, found.name).items()
     ]
-
-
-def paper_cases(kind: str) -> list:
-    """(entry, preset) of every preset of a kind, as parameters of a test."""
-
-    def of(found: Entry) -> list:
-        return [pytest.param(found, preset, id=f"{found.name}-{name}") for name, preset in found.presets.items()]
-
-    return [case for found in entries(kind).values() for case in of(found)]

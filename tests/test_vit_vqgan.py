@@ -27,7 +27,7 @@ def trainable(module) -> int:
 
 
 @pytest.mark.parametrize(
-    ("preset", "millions"), [("enhancing_small", 50.9), ("enhancing_base", 170.7), ("enhancing_small_large", 613.5)]
+    ("preset", "millions"), [("enhancing-small", 50.9), ("enhancing-base", 170.7), ("enhancing-small-large", 613.5)]
 )
 def test_parameters_of_the_public_models(preset, millions):
     with torch.device("meta"):
@@ -45,7 +45,7 @@ def test_blocks_of_the_paper(preset, millions):
 
 def test_the_large_decoder_can_follow_the_small_encoder():
     with torch.device("meta"):
-        small_large = ViTVQGAN(PRESETS["small_large"].config)
+        small_large = ViTVQGAN(PRESETS["small-large"].config)
         small, large = (ViTVQGAN(PRESETS[name].config) for name in ("small", "large"))
     assert trainable(small_large.encoder) == trainable(small.encoder)
     assert trainable(small_large.decoder) == trainable(large.decoder)
@@ -143,7 +143,7 @@ def test_a_code_is_known_where_its_patch_is():
 
 
 def test_the_config_survives_yaml():
-    config = PRESETS["enhancing_small_large"].config
+    config = PRESETS["enhancing-small-large"].config
     assert build_dataclass(ViTVQGANConfig, to_plain(config), "config.yaml") == config
 
 

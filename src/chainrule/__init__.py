@@ -17,17 +17,18 @@ if TYPE_CHECKING:
     from .pipeline import Pipeline
     from .saving.code_file import decode, encode
     from .saving.hub import models
+    from .sizes import create, presets
     from .zoo import load, load_super_resolution, load_tokenizer
 
 __all__ = [
-    "Pipeline", "convert", "decode", "encode", "evaluate", "grid", "info", "load", "load_super_resolution",
-    "load_tokenizer", "models", "reconstruct", "repeat", "score", "to_pil",
+    "Pipeline", "convert", "create", "decode", "encode", "evaluate", "grid", "info", "load", "load_super_resolution",
+    "load_tokenizer", "models", "presets", "reconstruct", "repeat", "score", "to_pil",
 ]  # fmt: skip
 
 _HOMES = {
-    "Pipeline": "pipeline", "convert": "official", "decode": "saving.code_file", "encode": "saving.code_file",
-    "evaluate": "evaluation.measure", "grid": "images", "info": "catalogue", "load": "zoo",
-    "load_super_resolution": "zoo", "load_tokenizer": "zoo", "models": "saving.hub",
+    "Pipeline": "pipeline", "convert": "official", "create": "sizes", "decode": "saving.code_file",
+    "encode": "saving.code_file", "evaluate": "evaluation.measure", "grid": "images", "info": "catalogue",
+    "load": "zoo", "load_super_resolution": "zoo", "load_tokenizer": "zoo", "models": "saving.hub", "presets": "sizes",
     "reconstruct": "evaluation.reconstruction", "repeat": "evaluation.measure", "score": "evaluation.scoring",
     "to_pil": "images",
 }  # fmt: skip

@@ -19,6 +19,7 @@ from .convert import convert
 from .demo import demo
 from .evaluate import evaluate
 from .models import info, models, recipes
+from .presets import presets
 from .reconstruct import reconstruct
 from .sample import sample
 from .score import score
@@ -123,7 +124,8 @@ def _about(
 
 
 for command in (
-    models, info, sample, complete, score, reconstruct, encode, decode, evaluate, recipes, train, convert, demo,
+    models, info, sample, complete, score, reconstruct, encode, decode, evaluate, recipes, presets, train, convert,
+    demo,
 ):  # fmt: skip
     app.command()(command)
 

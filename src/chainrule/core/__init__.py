@@ -4,7 +4,7 @@ from .codes import Codes, CodeSpec, GridSpec, Position
 from .conditions import ClassLabels, Conditions
 from .context import Context
 from .prior import Prior
-from .registry import Entry, Preset, entries, entry, register
+from .registry import Entry, Preset, entries, entry, find_entry, register
 from .runner import Runner, check_float32, map_state, select
 from .tokenizer import LearnedTokenizer, Reconstruction, StochasticTokenizer, Tokenizer
 
@@ -27,6 +27,7 @@ __all__ = [
     "check_float32",
     "entries",
     "entry",
+    "find_entry",
     "map_state",
     "register",
     "select",

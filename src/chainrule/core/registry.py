@@ -10,8 +10,11 @@ import pkgutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
+from typing import TypeVar
 
 from .codes import CodeSpec
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -31,6 +34,14 @@ class Entry:
     config: type
     presets: Mapping[str, Preset]
 
+    def preset(self, name: str) -> Preset:
+        """The preset of a name.
+
+        Raises:
+            ValueError: there is none; the sentence names the nearest.
+        """
+        return _lookup(self.presets, name, f"{self.name} has no preset {name!r}")
+
 
 _TABLES: dict[str, dict[str, Entry]] = {"tokenizers": {}, "priors": {}}
 
@@ -39,7 +50,7 @@ def register(kind: str, name: str, config: type, presets: Mapping[str, Preset] =
     """Class decorator: enrols a model of `kind` ("tokenizers" or "priors") under `name`."""
 
     def decorate(model: type) -> type:
-        assert name not in _TABLES[kind], name
+        assert not any(name in table for table in _TABLES.values()), f"{name} is registered twice"
         model.name = name
         _TABLES[kind][name] = Entry(name, model, config, presets)
         return model
@@ -61,9 +72,22 @@ def entry(kind: str, name: str) -> Entry:
     Raises:
         ValueError: no such model; the sentence names the nearest.
     """
-    table = entries(kind)
+    return _lookup(entries(kind), name, f"no {kind[:-1]} is called {name!r}")
+
+
+def find_entry(name: str) -> Entry:
+    """The tokenizer or prior of a name; their names differ.
+
+    Raises:
+        ValueError: no such model; the sentence names the nearest.
+    """
+    both = entries("tokenizers") | entries("priors")
+    return _lookup(both, name, f"no tokenizer or prior is called {name!r}")
+
+
+def _lookup(table: Mapping[str, T], name: str, missing: str) -> T:
     if name not in table:
         near = get_close_matches(name, table, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"there are: {', '.join(table)}"
-        raise ValueError(f"no {kind[:-1]} is called {name!r}; {hint}")
+        names = f"there are: {', '.join(table)}" if table else "there are none"
+        raise ValueError(f"{missing}; {f'did you mean {near[0]!r}?' if near else names}")
     return table[name]

@@ -93,14 +93,15 @@ class GatedLayer(nn.Module):
         return gate(above), (residual if self.first else h + residual), self.skip(y)
 
 
-@register(
-    "priors",
-    "gated_pixelcnn",
-    GatedPixelCNNConfig,
-    {
-        "imagenet32": Preset(GatedPixelCNNConfig(), CodeSpec.single(32, 32, 3, 256)),
-    },
-)
+PRESETS = {  # one network for all data, and with classes for ImageNet
+    "cifar10": Preset(GatedPixelCNNConfig(), CodeSpec.single(32, 32, 3, 256)),
+    "imagenet32": Preset(GatedPixelCNNConfig(), CodeSpec.single(32, 32, 3, 256)),
+    "imagenet32-class": Preset(GatedPixelCNNConfig(num_classes=1000), CodeSpec.single(32, 32, 3, 256)),
+    "imagenet64": Preset(GatedPixelCNNConfig(), CodeSpec.single(64, 64, 3, 256)),
+}
+
+
+@register("priors", "gated_pixelcnn", GatedPixelCNNConfig, PRESETS)
 class GatedPixelCNN(RasterPrior):
     """Vertical and horizontal stacks of gated convolutions."""
 

@@ -69,43 +69,31 @@ class GPTConfig(ClassLabels):
                 raise ValueError(f"{name} must lie in [0, 1), got {getattr(self, name)}")
 
 
-@register(
-    "priors",
-    "gpt",
-    GPTConfig,
-    {
-        "rin": Preset(GPTConfig(num_layers=12, width=768, num_heads=16), CodeSpec.single(16, 16, 1, 768)),
-        "imagenet": Preset(
-            GPTConfig(num_layers=24, width=1024, num_heads=16, num_classes=1000), CodeSpec.single(16, 16, 1, 1024)
-        ),
-        "imagenet-big": Preset(
-            GPTConfig(num_layers=48, width=1536, num_heads=16, num_classes=1000), CodeSpec.single(16, 16, 1, 16384)
-        ),
-        "depth": Preset(
-            GPTConfig(num_layers=24, width=1024, num_heads=16, prefix_length=256, prefix_codebook_size=1024),
-            CodeSpec.single(16, 16, 1, 1024),
-        ),
-        "faces": Preset(GPTConfig(num_layers=28, width=1024, num_heads=16), CodeSpec.single(16, 16, 1, 1024)),
-        "faces-big": Preset(GPTConfig(num_layers=24, width=1664, num_heads=16), CodeSpec.single(16, 16, 1, 1024)),
-        "coco": Preset(
-            GPTConfig(num_layers=32, width=1280, num_heads=16, prefix_length=256, prefix_codebook_size=1024),
-            CodeSpec.single(16, 16, 1, 8192),
-        ),
-        "ade20k": Preset(
-            GPTConfig(
-                num_layers=28,
-                width=1024,
-                num_heads=16,
-                prefix_length=256,
-                prefix_codebook_size=1024,
-                dropout=0.1,
-                embedding_dropout=0.1,
-                attention_dropout=0.1,
-            ),
-            CodeSpec.single(16, 16, 1, 4096),
-        ),
-    },
-)
+def _paper(num_layers: int, width: int, codebook_size: int, **others: float) -> Preset:
+    """A network of the paper over 16x16 codes."""
+    config = GPTConfig(num_layers=num_layers, width=width, num_heads=16, **others)
+    return Preset(config, CodeSpec.single(16, 16, 1, codebook_size))
+
+
+MAP = {"prefix_length": 256, "prefix_codebook_size": 1024}
+DROPOUT = {"dropout": 0.1, "embedding_dropout": 0.1, "attention_dropout": 0.1}
+VIM = {"dropout": 0.1, "num_classes": 1000}
+PRESETS = {
+    "rin": _paper(12, 768, 768),
+    "imagenet": _paper(24, 1024, 1024, num_classes=1000),
+    "imagenet-big": _paper(48, 1536, 16384, num_classes=1000),
+    "depth": _paper(24, 1024, 1024, **MAP),
+    "faces": _paper(28, 1024, 1024),
+    "faces-big": _paper(24, 1664, 1024),
+    "coco": _paper(32, 1280, 8192, **MAP),
+    "ade20k": _paper(28, 1024, 4096, **MAP, **DROPOUT),
+    # The priors of ViT-VQGAN, arXiv:2110.04627.
+    "vim-base": Preset(GPTConfig(num_layers=24, width=1536, num_heads=16, **VIM), CodeSpec.single(32, 32, 1, 8192)),
+    "vim-large": Preset(GPTConfig(num_layers=36, width=2048, num_heads=32, **VIM), CodeSpec.single(32, 32, 1, 8192)),
+}
+
+
+@register("priors", "gpt", GPTConfig, PRESETS)
 class GPT(Prior):
     """A decoder-only transformer over one grid of codes."""
 

@@ -327,14 +327,13 @@ class LevelRunner:
         return v
 
 
-@register(
-    "priors",
-    "pixelcnnpp",
-    PixelCNNPPConfig,
-    {
-        "cifar10": Preset(PixelCNNPPConfig(), CodeSpec.single(32, 32, 3, 256)),
-    },
-)
+PRESETS = {  # the published code has 160 features, the paper 192
+    "cifar10": Preset(PixelCNNPPConfig(), CodeSpec.single(32, 32, 3, 256)),
+    "cifar10-paper": Preset(PixelCNNPPConfig(width=192), CodeSpec.single(32, 32, 3, 256)),
+}
+
+
+@register("priors", "pixelcnnpp", PixelCNNPPConfig, PRESETS)
 class PixelCNNPP(Prior):
     """Two streams at three scales, and a mixture of discretised logistics per pixel of grey or colour images."""
 

@@ -280,36 +280,23 @@ class PixelRNNRunner(RasterRunner):
         return x
 
 
-@register(
-    "priors",
-    "row_lstm",
-    PixelRNNConfig,
-    {
-        "mnist": Preset(PixelRNNConfig(num_layers=7, width=16, head_width=32), CodeSpec.single(28, 28, 1, 2)),
-        "cifar10": Preset(PixelRNNConfig(num_layers=12, width=128, head_width=1024), CodeSpec.single(32, 32, 3, 256)),
-        "imagenet32": Preset(
-            PixelRNNConfig(num_layers=12, width=384, head_width=1024), CodeSpec.single(32, 32, 3, 256)
-        ),
-        "imagenet64": Preset(
-            PixelRNNConfig(num_layers=4, width=512, head_width=1024, residual=False), CodeSpec.single(64, 64, 3, 256)
-        ),
-    },
-)
+COLOUR32, COLOUR64 = CodeSpec.single(32, 32, 3, 256), CodeSpec.single(64, 64, 3, 256)
+PRESETS = {  # the paper trains a Diagonal BiLSTM on MNIST, both on CIFAR-10, a Row LSTM on ImageNet
+    "mnist": Preset(PixelRNNConfig(num_layers=7, width=16, head_width=32), CodeSpec.single(28, 28, 1, 2)),
+    "cifar10": Preset(PixelRNNConfig(), COLOUR32),
+    "imagenet32": Preset(PixelRNNConfig(width=384), COLOUR32),
+    "imagenet64": Preset(PixelRNNConfig(num_layers=4, width=512, residual=False), COLOUR64),
+}
+
+
+@register("priors", "row_lstm", PixelRNNConfig, PRESETS)
 class RowLSTM(PixelRNN):
     """LSTM layers down the rows."""
 
     layer = RowLayer
 
 
-@register(
-    "priors",
-    "diagonal_bilstm",
-    PixelRNNConfig,
-    {
-        "mnist": Preset(PixelRNNConfig(num_layers=7, width=16, head_width=32), CodeSpec.single(28, 28, 1, 2)),
-        "cifar10": Preset(PixelRNNConfig(num_layers=12, width=128, head_width=1024), CodeSpec.single(32, 32, 3, 256)),
-    },
-)
+@register("priors", "diagonal_bilstm", PixelRNNConfig, PRESETS)
 class DiagonalBiLSTM(PixelRNN):
     """Pairs of LSTM layers along both diagonals."""
 
@@ -349,9 +336,9 @@ class Upsampler(nn.Module):
     MultiScalePixelRNNConfig,
     {
         "imagenet64": Preset(
-            MultiScalePixelRNNConfig(num_layers=4, width=512, head_width=1024, residual=False),
-            CodeSpec((GridSpec(32, 32, 3, 256), GridSpec(64, 64, 3, 256))),
-        ),
+            MultiScalePixelRNNConfig(num_layers=4, width=512, residual=False),
+            CodeSpec((COLOUR32.only, COLOUR64.only)),
+        )
     },
 )
 class MultiScalePixelRNN(Cascade):

@@ -469,16 +469,23 @@ def enlarge(x: Tensor, grid: GridSpec) -> Tensor:
     return x.repeat_interleave(grid.height // x.shape[2], 2).repeat_interleave(grid.width // x.shape[3], 3)
 
 
-@register(
-    "priors",
-    "hierarchical_pixelsnail",
-    HierarchicalPixelSNAILConfig,
-    {
-        "rosinality": Preset(
-            HierarchicalPixelSNAILConfig(), CodeSpec((GridSpec(32, 32, 1, 512), GridSpec(64, 64, 1, 512)))
+VQVAE2_CODES = CodeSpec((GridSpec(32, 32, 1, 512), GridSpec(64, 64, 1, 512)))
+PRESETS = {
+    "rosinality": Preset(HierarchicalPixelSNAILConfig(), VQVAE2_CODES),
+    "imagenet256": Preset(  # the sizes of the VQ-VAE-2 paper in this architecture
+        HierarchicalPixelSNAILConfig(
+            top=PixelSNAILSizes(width=512, residual_width=2048, num_residual=5, num_output_residual=20),
+            bottom=BottomSizes(width=512, residual_width=1024, num_residual=5),
+            condition_width=512,
+            num_condition_residual=20,
+            num_classes=1000,
         ),
-    },
-)
+        VQVAE2_CODES,
+    ),
+}
+
+
+@register("priors", "hierarchical_pixelsnail", HierarchicalPixelSNAILConfig, PRESETS)
 class HierarchicalPixelSNAIL(Cascade):
     """One PixelSNAIL per grid of VQ-VAE-2's codes, each given the coarser grids."""
 

@@ -223,14 +223,14 @@ def _initialise(module: nn.Module) -> None:
             nn.init.zeros_(module.bias)
 
 
-_SIZES = {"small": (SMALL, SMALL), "base": (BASE, BASE), "small_large": (SMALL, LARGE), "large": (LARGE, LARGE)}
+_SIZES = {"small": (SMALL, SMALL), "base": (BASE, BASE), "small-large": (SMALL, LARGE), "large": (LARGE, LARGE)}
 ENHANCING = {"variant": "enhancing", "output": "pixels", "logit_laplace_weight": 0.0, "legacy_beta": True}
 """What sets the public code's models apart from the paper's."""
 
 
 def _presets() -> dict[str, Preset]:
     sizes = {name: ViTVQGANConfig(256, 256, encoder=one, decoder=two) for name, (one, two) in _SIZES.items()}
-    sizes |= {f"enhancing_{name}": replace(config, **ENHANCING) for name, config in sizes.items()}
+    sizes |= {f"enhancing-{name}": replace(config, **ENHANCING) for name, config in sizes.items()}
     return {name: Preset(config) for name, config in sizes.items()}
 
 

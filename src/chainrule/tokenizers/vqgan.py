@@ -88,6 +88,8 @@ class VQGANGumbelConfig(ConvAutoencoderConfig):
     VQGANConfig,
     {
         "f16-1024": Preset(VQGANConfig(256, 256)),
+        "f16-4096": Preset(VQGANConfig(256, 256, codebook_size=4096)),
+        "f16-8192": Preset(VQGANConfig(256, 256, codebook_size=8192)),
         "f16-16384": Preset(VQGANConfig(256, 256, codebook_size=16384)),
         "dalle-mini": Preset(VQGANConfig(256, 256, codebook_size=16384, norm_eps=1e-5, has_encoder=False)),
         "emoji64": Preset(

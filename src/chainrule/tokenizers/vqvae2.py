@@ -152,6 +152,8 @@ class Decoder(nn.Module):
     VQVAE2Config,
     {
         "rosinality": Preset(VQVAE2Config(256, 256)),
+        "imagenet256": Preset(VQVAE2Config(256, 256, residual_width=64)),
+        "ffhq1024": Preset(VQVAE2Config(1024, 1024, residual_width=64, num_levels=3, downsampling=8)),
     },
 )
 class VQVAE2(LearnedTokenizer):

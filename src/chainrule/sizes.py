@@ -1,0 +1,79 @@
+"""New models by name, and the published sizes that they can have."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from .core import CodeSpec, Entry, Preset, Prior, Tokenizer, entries, find_entry
+from .strict import build_dataclass, to_plain
+
+
+@dataclass(frozen=True)
+class PresetInfo:
+    """A published size of a model.
+
+    model:      name of the tokenizer or prior
+    preset:     name of the size
+    kind:       "tokenizer" or "prior"
+    parameters: learned numbers; a codebook is not among them where it is no parameter
+    codes:      the grids of codes that a tokenizer gives or a prior models, as in CodeSpec.to_dict: [H, W, D, K] each
+    """
+
+    model: str
+    preset: str
+    kind: str
+    parameters: int
+    codes: list[list[int]]
+
+
+def create(name: str, preset: str | None = None, *, spec: CodeSpec | None = None, **options: Any) -> Tokenizer | Prior:
+    """A new tokenizer or prior with random weights.
+
+    Example:
+        >>> gpt = chainrule.create("gpt", spec=CodeSpec.single(8, 8, 1, 512), num_layers=2, width=64, num_heads=4)
+        >>> with torch.device("meta"):  # the sizes without memory for them
+        ...     dalle = chainrule.create("dalle", "dalle")
+        >>> sum(parameter.numel() for parameter in dalle.parameters())
+        12292820352
+
+    Args:
+        name: of the model, such as "vqgan" or "gpt".
+        preset: a published size, see `presets`; without one, options begin at the defaults of the model's config.
+        spec: the codes that a prior models; a preset has its own.
+        options: fields of the model's config, which replace those of the preset.
+
+    Raises:
+        ValueError: no such model, preset or field, a value out of range, or a prior without codes.
+    """
+    entry = find_entry(name)
+    base = {} if preset is None else entry.preset(preset)
+    config = build_dataclass(entry.config, (to_plain(base.config) if base else {}) | options, name)
+    if issubclass(entry.model, Tokenizer):
+        if spec is not None:
+            raise ValueError(f"{name} is a tokenizer, which gives codes of its own: leave spec out")
+        return entry.model(config)
+    spec = spec or (base.spec if base else None)
+    if spec is None:
+        raise ValueError(f"{name} models codes: give spec, the shapes and sizes of their grids, or a preset")
+    return entry.model(spec, config)
+
+
+def presets(name: str | None = None) -> list[PresetInfo]:
+    """The published sizes of all models, or of the model `name`; nothing of their size is held in memory.
+
+    Raises:
+        ValueError: no such model.
+    """
+    found = [*entries("tokenizers").values(), *entries("priors").values()] if name is None else [find_entry(name)]
+    return [_info(entry, size, preset) for entry in found for size, preset in entry.presets.items()]
+
+
+def _info(entry: Entry, name: str, preset: Preset) -> PresetInfo:
+    with torch.device("meta"):
+        model = entry.model(preset.config) if preset.spec is None else entry.model(preset.spec, preset.config)
+    kind = "tokenizer" if isinstance(model, Tokenizer) else "prior"
+    count = sum(parameter.numel() for parameter in model.parameters())
+    return PresetInfo(entry.name, name, kind, count, model.spec.to_dict())
