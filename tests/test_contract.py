@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from chainrule.core import CodeSpec, Context, Prior, select
-from chainrule.decoding import Filter, Guided, GuidedContext, Known, Rerun, complete, image_seeds, sample
+from chainrule.decoding import Guided, GuidedContext, Known, Rerun, Sampling, complete, image_seeds, sample
 from chainrule.priors._raster import RasterPrior
 from chainrule.tokenizers._grid import ImageConfig
 from sizes import cases
@@ -167,10 +167,10 @@ def test_training_lowers_the_loss(entry, preset):
 @pytest.mark.parametrize(("entry", "preset"), PRIORS)
 def test_same_seed_same_image_cached_or_not_alone_or_in_a_batch(entry, preset):
     model, seeds = build(entry, preset), image_seeds(7, 4)
-    condition, filter = context(model, 4), Filter(temperature=0.9, top_k=2)
+    condition, sampling = context(model, 4), Sampling(temperature=0.9, top_k=2)
     runner = model.runner()
-    together = sample(runner, condition, seeds, filter)
-    again = sample(Rerun(model), condition, seeds, filter)
+    together = sample(runner, condition, seeds, sampling)
+    again = sample(Rerun(model), condition, seeds, sampling)
     alone = sample(runner, select(condition, torch.tensor([2])), seeds[2:3], filter)
     for one, two, three in zip(together, again, alone, strict=True):
         assert torch.equal(one, two)

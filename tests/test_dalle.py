@@ -8,7 +8,7 @@ import torch
 
 import chainrule
 from chainrule.core import CodeSpec, Context, GridSpec, Prior, entry
-from chainrule.decoding import Filter, Known, image_seeds, sample
+from chainrule.decoding import Known, Sampling, image_seeds, sample
 from chainrule.pipeline import Pipeline
 from chainrule.priors._sparse_attention import visible
 from chainrule.priors.dalle import DALLE, DALLEConfig, stream
@@ -133,7 +133,7 @@ def test_a_caption_is_a_known_first_grid(pipeline):
     prior, text = pipeline.prior, ["a red circle", ""]
     ids = pipeline.text_tokenizer.encode(text)
     known = Known(torch.cat([ids, torch.zeros(2, 9, dtype=torch.int64)], 1), torch.arange(14) < 5)
-    expected = pipeline.tokenizer.decode(sample(prior.runner(), Context(), image_seeds(3, 2), Filter(), known)[1:])
+    expected = pipeline.tokenizer.decode(sample(prior.runner(), Context(), image_seeds(3, 2), Sampling(), known)[1:])
     grown = []
     drawn = pipeline.sample(2, text=text, seed=3, on_image=lambda t, images: grown.append((t, images())))
     assert torch.equal(drawn, expected)

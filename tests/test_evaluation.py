@@ -40,7 +40,8 @@ def here(tmp_path, monkeypatch) -> Path:
 
 def test_evaluate_and_repeat(here):
     record = chainrule.evaluate("classes", samples=6, seed=2, sampling={"temperature": 0.5}, binarize="threshold")
-    assert record.samples.settings.temperature == 0.5 and record.samples.settings.seed == 2 and record.seeds == ()
+    settings = record.samples.settings
+    assert settings.sampling.temperature == 0.5 and settings.seed == 2 and record.seeds == ()
     assert record.likelihood.num_images == 20
     Path("record.json").write_text(json.dumps(record.to_json()))
     again = chainrule.repeat(read_record(Path("record.json")))

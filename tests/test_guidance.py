@@ -1,11 +1,14 @@
 """Guidance, rejection, and what a pipeline makes of them and of labels that say "no class"."""
 
+from dataclasses import asdict, fields
+
 import pytest
 import torch
 
 from chainrule import Pipeline, load
+from chainrule.cli.options import SAMPLING
 from chainrule.core import Context, select
-from chainrule.decoding import Guided, GuidedContext, image_seeds, keep_best
+from chainrule.decoding import Guided, GuidedContext, Sampling, image_seeds, keep_best, sample
 from chainrule.priors.pixelcnn import PixelCNN, PixelCNNConfig
 from chainrule.tokenizers.pixels import Pixels, PixelsConfig
 
@@ -100,6 +103,20 @@ def test_guidance_that_cannot_be_is_refused():
         pipeline(null_label=False).sample(1, "cat", guidance=2.0)
     with pytest.raises(ValueError, match="needs a label or a text to draw towards"):
         pipeline().sample(1, guidance=2.0)
+
+
+def test_options_of_sampling_exist_once():
+    assert set(SAMPLING) == {field.name for field in fields(Sampling)}  # those of the command line
+    model, seeds = pipeline(), image_seeds(1, 3)
+    options = Sampling(temperature=0.5, top_k=2, guidance=3.0)
+    context = GuidedContext(Context(label=torch.tensor([1, 1, 1])), null(3))
+    drawn = sample(options.runner(model.prior), context, seeds, options)
+    assert torch.equal(model.tokenizer.decode(drawn), model.sample(3, "dog", seed=1, **asdict(options)))
+    for wrong in ({"temperature": -1.0}, {"top_k": 0}, {"top_p": 0.0}, {"guidance": float("nan")}):
+        with pytest.raises(ValueError, match=next(iter(wrong))):
+            model.sample(1, "dog", **wrong)
+    with pytest.raises(TypeError, match="colour"):
+        model.sample(1, "dog", colour="red")
 
 
 def test_classes_are_told_apart_by_bayes_rule():

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 
 import chainrule
 from chainrule.core import Context
-from chainrule.decoding import Filter, Known, image_seeds, sample
+from chainrule.decoding import Known, Sampling, image_seeds, sample
 from chainrule.official import compvis_vqgan, convert, import_release, kakao_mindalle
 
 FIXTURES = Path(
@@ -48,7 +48,7 @@ def test_it_gives_the_outputs_of_the_original():
     close(tokenizer.decode_features(tokenizer.embed(found[0])), io["out.reconstruction"])
     close(tokenizer.decode_features(tokenizer.embed(codes[1])), io["out.decoded"])
     known = Known(prior.spec.flatten(codes), torch.arange(80) < 16)
-    greedy = sample(prior.runner(), Context(), image_seeds(0, 2), Filter(temperature=0), known)
+    greedy = sample(prior.runner(), Context(), image_seeds(0, 2), Sampling(temperature=0), known)
     assert torch.equal(greedy[1].squeeze(-1), io["out.greedy"])
     assert imported.non_commercial and len(imported.files) == 5
 

@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 
 import chainrule
 from chainrule.core import CodeSpec, Context
-from chainrule.decoding import Filter, image_seeds, sample
+from chainrule.decoding import Sampling, image_seeds, sample
 from chainrule.official import compvis_net2net, compvis_vqgan, convert
 from chainrule.priors.gpt import GPT, GPTConfig
 from test_official_taming import original_names
@@ -38,7 +38,7 @@ def test_it_gives_the_outputs_of_the_original():
     codes = tokenizer.encode(images)
     assert torch.equal(codes[0].squeeze(-1), io["out.image_codes"])
     close(prior(codes, context)[0].flatten(1, 3), io["out.image_logits"])
-    greedy = sample(prior.runner(), context, image_seeds(0, 2), Filter(temperature=0))
+    greedy = sample(prior.runner(), context, image_seeds(0, 2), Sampling(temperature=0))
     assert torch.equal(greedy[0].squeeze(-1), io["out.greedy"])
     close(tokenizer.decode_features(tokenizer.embed(io["in.codes"].unsqueeze(-1))), io["out.decoded"])
     assert not imported.non_commercial and set(imported.files) == {"2021-04-03T19-39-50-project.yaml", "last.ckpt"}

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 
 import chainrule
 from chainrule.core import Context
-from chainrule.decoding import Filter, sample
+from chainrule.decoding import Sampling, sample
 from chainrule.official import convert, import_release, kakao_rqtransformer, kakao_rqvae
 from chainrule.official.reader import read_checkpoint, sha256
 from chainrule.zoo import read_card
@@ -30,7 +30,7 @@ def test_logits_and_greedy_codes_are_those_of_the_original():
     prior, io = imported.prior, load_file(SOURCE / "io.safetensors")
     context = Context(label=io["in.cond"][:, 0])
     torch.testing.assert_close(prior((io["in.codes"],), context)[0], io["out.logits"], rtol=0, atol=1e-4)
-    greedy = sample(prior.runner(), context, [0, 1], Filter(temperature=0))
+    greedy = sample(prior.runner(), context, [0, 1], Sampling(temperature=0))
     assert torch.equal(greedy[0], io["out.greedy"])
     tokenizer = imported.tokenizer
     image = tokenizer.decode_features(tokenizer.embed(greedy[0]))

@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .core import Context, LearnedTokenizer, Prior, Runner, Tokenizer
-from .decoding import Filter, Guided, GuidedContext, Known, Scorer, complete, image_seeds, keep_best, sample
+from .core import Context, LearnedTokenizer, Prior, Tokenizer
+from .decoding import GuidedContext, Known, Sampling, Scorer, complete, image_seeds, keep_best, sample
 from .decoding.sampling import OnCode
 from .images import extend
 from .saving.folder import FORMAT, describe, tokenizer_hash, write_model
@@ -83,10 +83,8 @@ class Pipeline:
 
     def sample(
         self, n: int = 1, label: int | str | Sequence[int | str] | Tensor | None = None, *,
-        text: str | Sequence[str] | None = None, temperature: float = 1.0, top_k: int | None = None,
-        top_p: float | None = None, precision: str = "float32", guidance: float = 1.0,
-        negative: str | Sequence[str] | None = None, best_of: int = 1, scorer: Scorer | None = None,
-        seed: int | Sequence[int] = 0, on_image: OnImage | None = None,
+        text: str | Sequence[str] | None = None, negative: str | Sequence[str] | None = None, best_of: int = 1,
+        scorer: Scorer | None = None, seed: int | Sequence[int] = 0, on_image: OnImage | None = None, **options: Any,
     ) -> Tensor:  # fmt: skip
         """Draws images.
 
@@ -95,10 +93,6 @@ class Pipeline:
             label: class of all, or one per image, as numbers or names; a class-conditional model needs it, unless it
                 was trained with labels dropped.
             text: of all, or one per image; an empty one, or none, asks a model of texts for no text in particular.
-            temperature, top_k, top_p: see `decoding.Filter`; the defaults draw from the model itself.
-            precision: of the prior's weights, see `Prior.runner`.
-            guidance: scale of `decoding.Guided`; 1 is none, and others need a model trained with labels or texts
-                dropped.
             negative: text to be drawn away from, of all or one per image, for guidance; None is the empty text.
             best_of: with more than 1, this many are drawn per image and the best is kept, by `scorer`, or without one
                 by `judge`.
@@ -106,6 +100,8 @@ class Pipeline:
                 `chainrule.scorers.load_scorer(folder)` has one for labels or texts: `.for_labels`, `.for_texts`.
             seed: image i depends on the seed and on i only; or one seed per image, on which alone it then depends.
             on_image: called as the images grow, the candidates one after the other.
+            options: the fields of `decoding.Sampling`: temperature, top_k, top_p, guidance, precision.  Guidance needs
+                a model that was trained with labels or texts dropped.
 
         Returns:
             uint8 (n, C, H, W).
@@ -116,11 +112,12 @@ class Pipeline:
             raise ValueError("a scorer would be ignored: it chooses among candidates; set best_of above 1")
         if best_of > 1 and scorer is None:
             scorer = self.judge(label, text)
-        runner, context = self._guided(label, n, text, guidance, negative, precision)
-        filter, known = Filter(temperature, top_k, top_p), self._known(text, n)
+        sampling, known = Sampling(**options), self._known(text, n)
+        context = self._sampling_context(label, n, text, negative, guided=sampling.guidance != 1)
+        runner = sampling.runner(self.prior)
 
         def draw(seeds: list[int]) -> Tensor:
-            return self._decode(sample(runner, context, seeds, filter, known, self._watch(on_image)))
+            return self._decode(sample(runner, context, seeds, sampling, known, self._watch(on_image)))
 
         seeds = image_seeds(seed, n) if isinstance(seed, int) else list(seed)
         if len(seeds) != n:
@@ -129,10 +126,8 @@ class Pipeline:
 
     def complete(
         self, image: Tensor, mask: Tensor, n: int = 1, label: int | str | Sequence[int | str] | Tensor | None = None,
-        *, text: str | Sequence[str] | None = None, particles: int = 1, temperature: float = 1.0,
-        top_k: int | None = None, top_p: float | None = None, precision: str = "float32", guidance: float = 1.0,
-        negative: str | Sequence[str] | None = None, paste: bool = False, seed: int = 0,
-        on_image: OnImage | None = None,
+        *, text: str | Sequence[str] | None = None, negative: str | Sequence[str] | None = None, particles: int = 1,
+        paste: bool = False, seed: int = 0, on_image: OnImage | None = None, **options: Any,
     ) -> Tensor:  # fmt: skip
         """Draws the unknown part of an image, n times; the known part is kept as the tokenizer sees it.
 
@@ -144,10 +139,9 @@ class Pipeline:
             mask: bool (H, W), True where the image is known.
             paste: whether known pixels are those of `image` itself, and not those of its reconstruction; with a learned
                 tokenizer a seam may show.
-            text, guidance, negative: as in `sample`.
+            text, negative, options: as in `sample`.
             particles: with more than 1, sequential Monte Carlo makes what is drawn agree with known pixels
                 that come later in raster order (see `decoding.complete`).
-            precision: of the prior's weights, see `Prior.runner`.
 
         Returns:
             uint8 (n, C, H, W).
@@ -164,10 +158,10 @@ class Pipeline:
         codes = self._encode(extend(image, mask)[None])
         flat = self.tokenizer.spec.flatten(codes).expand(n, -1)
         known = self._known(text, n, Known(flat, self.tokenizer.known_codes(mask)))
-        drawn = complete(
-            *self._guided(label, n, text, guidance, negative, precision), image_seeds(seed, n), known, particles,
-            Filter(temperature, top_k, top_p), self._watch(on_image),
-        )  # fmt: skip
+        sampling = Sampling(**options)
+        context = self._sampling_context(label, n, text, negative, guided=sampling.guidance != 1)
+        runner, seeds = sampling.runner(self.prior), image_seeds(seed, n)
+        drawn = complete(runner, context, seeds, known, particles, sampling, self._watch(on_image))
         images = self._decode(drawn)
         kept = image[None].to(images.device) if paste else self.tokenizer.decode(codes)
         return torch.where(mask.to(images.device), kept, images)
@@ -351,15 +345,15 @@ class Pipeline:
     def _null_context(self, count: int) -> Context:
         return Context(label=torch.full((count,), self.num_classes, device=self.device))
 
-    def _guided(
-        self, label: Any, count: int, text: Any, guidance: float, negative: Any, precision: str
-    ) -> tuple[Runner, Context | GuidedContext]:
-        """The runner to draw from, and its context; guidance is away from no class, or from the negative text."""
+    def _sampling_context(
+        self, label: Any, count: int, text: Any, negative: Any, guided: bool
+    ) -> Context | GuidedContext:
+        """The context of images to be drawn; guidance is away from no class, or from the negative text."""
         context = self._context(label, count, text)
-        if guidance == 1:
+        if not guided:
             if negative is not None:
                 raise ValueError("a negative text would be ignored without guidance; set guidance, 3 is a start")
-            return self.prior.runner(precision), context
+            return context
         texts = self.prior.conditions.reads_text
         if not (self.prior.conditions.null_label or texts):
             raise ValueError("guidance needs a model that was trained with labels dropped (training.label_dropout)")
@@ -367,7 +361,7 @@ class Pipeline:
             raise ValueError("guidance needs a label or a text to draw towards; give one, or leave guidance at 1")
         other = self._context(label if texts else None, count, negative)
         negative_text = self._text(negative, count) if self.prior.conditions.joint_text else None
-        return Guided(self.prior, guidance).runner(precision), GuidedContext(context, other, negative_text)
+        return GuidedContext(context, other, negative_text)
 
     def label_number(self, label: int | str) -> int:
         """The number of a class given by number or name.
@@ -408,8 +402,8 @@ def check_text_tokenizer(text_tokenizer: TextTokenizer, prior: Prior) -> None:
         grid, given = prior.spec.grids[0], text_tokenizer
         if given.length != grid.num_positions or given.text_vocab_size > grid.codebook_size or given.pad != 0:
             raise ValueError(
-                f"the prior models texts of {grid.num_positions} tokens in 0..{grid.codebook_size - 1}, padded with 0; the "
-                f"text tokenizer gives {given.length} in 0..{given.text_vocab_size - 1}, padded with {given.pad}"
+                f"the prior models texts of {grid.num_positions} tokens in 0..{grid.codebook_size - 1}, padded with 0; "
+                f"the text tokenizer gives {given.length} in 0..{given.text_vocab_size - 1}, padded with {given.pad}"
             )
     elif reads.text_length != text_tokenizer.length or reads.text_vocab_size < text_tokenizer.text_vocab_size:
         raise ValueError(

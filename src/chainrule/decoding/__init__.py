@@ -1,16 +1,16 @@
-"""Drawing codes from any prior: the loop, logit filters, guidance, completion, rejection."""
+"""Drawing codes from any prior: the loop, its options, guidance, completion, rejection."""
 
-from .filters import Filter
 from .guidance import Guided, GuidedContext
+from .options import Sampling
 from .rejection import Scorer, keep_best
 from .sampling import Known, Rerun, complete, image_seeds, sample
 
 __all__ = [
-    "Filter",
     "Guided",
     "GuidedContext",
     "Known",
     "Rerun",
+    "Sampling",
     "Scorer",
     "complete",
     "image_seeds",

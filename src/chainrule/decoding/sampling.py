@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ..core import Codes, Context, Runner, select
-from .filters import Filter
+from .options import Sampling
 
 OnCode = Callable[[int, Tensor], None]
 """Called after each code with its index t and all codes (B, T), those after t still 0."""
@@ -58,14 +58,14 @@ def sample(
     runner: Runner,
     context: Context,
     seeds: Sequence[int],
-    filter: Filter = Filter(),
+    sampling: Sampling = Sampling(),
     known: Known | None = None,
     on_code: OnCode | None = None,
 ) -> Codes:
     """Draws one image of codes per seed.
 
     Args:
-        runner: of any prior.
+        runner: of any prior, usually `sampling.runner(prior)`.
         context: of as many images as there are seeds.
         known: codes to keep; those drawn are conditioned on the known ones before them.
 
@@ -84,7 +84,7 @@ def sample(
     for t in range(last + 1):
         logits, state = runner.step(previous, state)
         if not fixed[t]:
-            codes[:, t] = draw(filter(logits), noise[:, t])
+            codes[:, t] = draw(sampling.probabilities(logits), noise[:, t])
         previous = codes[:, t]
         if on_code is not None:
             on_code(t, codes)
@@ -124,7 +124,7 @@ def complete(
     seeds: Sequence[int],
     known: Known,
     particles: int,
-    filter: Filter = Filter(),
+    sampling: Sampling = Sampling(),
     on_code: OnCode | None = None,
 ) -> Codes:
     """Completion by sequential Monte Carlo: what is drawn agrees with known codes that come later.
@@ -145,7 +145,7 @@ def complete(
     if particles < 1:
         raise ValueError(f"particles must be at least 1, got {particles}")
     if particles == 1:
-        return sample(runner, context, seeds, filter, known, on_code)
+        return sample(runner, context, seeds, sampling, known, on_code)
     spec, batch_size, device = runner.prior.spec, len(seeds), runner.device
     candidate_seeds = [one for seed in seeds for one in image_seeds(seed, particles)]
     noise = uniforms(candidate_seeds, spec.length).to(device)
@@ -164,7 +164,7 @@ def complete(
     for t in range(spec.length):
         logits, state = runner.step(previous, state)
         if not fixed[t]:
-            codes[:, t] = draw(filter(logits), noise[:, t])
+            codes[:, t] = draw(sampling.probabilities(logits), noise[:, t])
         elif t > first:
             gain = logits.double().log_softmax(-1).gather(-1, codes[:, t : t + 1])
             weights = weights + gain.view(batch_size, particles)

@@ -6,7 +6,7 @@ import math
 import os
 import time
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -212,8 +212,7 @@ def _draw(pipeline: Pipeline, dataset: ImageDataset, batch_size: int, settings: 
         for start in range(0, count, batch_size):
             batch = dataset.batch(sources[start : start + batch_size])
             images = pipeline.sample(
-                len(batch), **_conditions(pipeline, batch), temperature=settings.temperature, top_k=settings.top_k,
-                top_p=settings.top_p, precision=settings.precision, guidance=settings.guidance,
+                len(batch), **_conditions(pipeline, batch), **asdict(settings.sampling),
                 seed=seeds[start : start + batch_size],
                 on_image=lambda known, _, before=start, now=len(batch): done(before * length + now * known),
             )  # fmt: skip

@@ -10,6 +10,7 @@ from typing import Any
 
 from ..core import Tokenizer
 from ..data import DataConfig
+from ..decoding import Sampling
 from ..pipeline import Pipeline
 from ..scorers import features as networks
 from ..strict import build_dataclass
@@ -35,7 +36,7 @@ class EvaluationSettings:
     seeds:      with binarize "sample": the number of seeds to average over; default: 5
     samples:    of a model with a prior: draw this many images and compare them with the data; 0: none
     against:    the split that samples are compared with; default: the images evaluated
-    sampling:   options of `Pipeline.sample` for the samples, such as {"guidance": 3.0, "top_k": 100}
+    sampling:   fields of `decoding.Sampling` for the samples, such as {"guidance": 3.0, "top_k": 100}
     features:   of the perceptual and the Fréchet distance: a name for `load_features`, or "none"; default:
                 efficientnet_lite0
     """
@@ -143,7 +144,7 @@ def _sample_settings(settings: EvaluationSettings) -> SampleSettings | None:
     if settings.samples:
         return SampleSettings(
             count=settings.samples, against=settings.against, seed=settings.seed or 0,
-            features=settings.features or networks.DEFAULT, **settings.sampling,
+            features=settings.features or networks.DEFAULT, sampling=Sampling(**settings.sampling),
         )  # fmt: skip
     for option in ("against", "features", *settings.sampling):
         if option in settings.given():

@@ -7,12 +7,13 @@ import hashlib
 import json
 import platform
 from abc import ABC, abstractmethod
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from ..data import DataConfig
+from ..decoding import Sampling
 from ..strict import build_dataclass
 from . import GenerationQuality, Likelihood, TokenizerQuality
 
@@ -97,28 +98,26 @@ class SampleSettings:
 
     count:     of images
     against:   the split compared with, as a whole; None: the images of the likelihood
-    temperature, top_k, top_p, guidance, precision: see `Pipeline.sample`
+    sampling:  how codes are drawn
     seed:      image i depends on it and on i only
     features:  a name for `load_features`
     """
 
     count: int
     against: str | None = None
-    temperature: float = 1.0
-    top_k: int | None = None
-    top_p: float | None = None
-    guidance: float = 1.0
-    precision: str = "float32"
+    sampling: Sampling = field(default_factory=Sampling)
     seed: int = 0
     features: str = "efficientnet_lite0"
 
     def options(self) -> list[str]:
         """Of the command line."""
         words = ["--samples", str(self.count), "--seed", str(self.seed), "--features", self.features]
-        for name in ("against", "temperature", "top_k", "top_p", "guidance", "precision"):
-            value = getattr(self, name)
-            if value != getattr(type(self), name):
-                words += ["--" + name.replace("_", "-"), str(value)]
+        if self.against is not None:
+            words += ["--against", self.against]
+        for one in fields(Sampling):
+            value = getattr(self.sampling, one.name)
+            if value != one.default:
+                words += ["--" + one.name.replace("_", "-"), str(value)]
         return words
 
 

@@ -1,25 +1,33 @@
-"""Filters of next-code logits: temperature, top-k, top-p."""
+"""The options of sampling, all in one value: temperature, top-k, top-p, guidance, precision."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from ..core import Prior, Runner
+from .guidance import Guided
 
-@dataclass(frozen=True)
-class Filter:
-    """How the model's distribution is sharpened before drawing.
 
-    temperature: divides the logits; 1 is the model itself, 0 takes the most probable code.
-    top_k: keeps the k most probable codes.
-    top_p: keeps the fewest codes whose probabilities reach p (Holtzman et al. 2020, arXiv:1904.09751).
+@dataclass(frozen=True, kw_only=True)
+class Sampling:
+    """How codes are drawn; the defaults draw from the model itself.
+
+    temperature: divides the logits; 1 is the model itself, 0 takes the most probable code
+    top_k:       keeps the k most probable codes
+    top_p:       keeps the fewest codes whose probabilities reach p (Holtzman et al. 2020, arXiv:1904.09751)
+    guidance:    scale of `Guided`; 1 is no guidance, above 1 draws further towards the label or text
+    precision:   of the prior's weights, see `Prior.runner`
     """
 
     temperature: float = 1.0
     top_k: int | None = None
     top_p: float | None = None
+    guidance: float = 1.0
+    precision: str = "float32"
 
     def __post_init__(self) -> None:
         if not self.temperature >= 0:
@@ -28,8 +36,14 @@ class Filter:
             raise ValueError(f"top_k must be at least 1, got {self.top_k}")
         if self.top_p is not None and not 0 < self.top_p <= 1:
             raise ValueError(f"top_p must lie in (0, 1], got {self.top_p}")
+        if not math.isfinite(self.guidance):
+            raise ValueError(f"guidance must be a finite number, got {self.guidance}")
 
-    def __call__(self, logits: Tensor) -> Tensor:
+    def runner(self, prior: Prior) -> Runner:
+        """The runner of a prior in this precision; with guidance other than 1, its context is a `GuidedContext`."""
+        return (prior if self.guidance == 1 else Guided(prior, self.guidance)).runner(self.precision)
+
+    def probabilities(self, logits: Tensor) -> Tensor:
         """Logits (B, K) -> probabilities (B, K) in float64."""
         logits = logits.double()
         if self.temperature == 0:
