@@ -171,7 +171,7 @@ def test_same_seed_same_image_cached_or_not_alone_or_in_a_batch(entry, preset):
     runner = model.runner()
     together = sample(runner, condition, seeds, sampling)
     again = sample(Rerun(model), condition, seeds, sampling)
-    alone = sample(runner, select(condition, torch.tensor([2])), seeds[2:3], filter)
+    alone = sample(runner, select(condition, torch.tensor([2])), seeds[2:3], sampling)
     for one, two, three in zip(together, again, alone, strict=True):
         assert torch.equal(one, two)
         assert torch.equal(one[2:3], three)
