@@ -2,9 +2,11 @@
 
 import doctest
 import importlib
+import inspect
 import pkgutil
 import re
 import shlex
+import types
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -148,6 +150,26 @@ def documented() -> list[str]:
             below = pkgutil.walk_packages(package, f"{name}.") if package else ()
             names |= {module.name for module in below if "._" not in module.name}
     return sorted(names)
+
+
+@pytest.mark.parametrize("name", documented())
+def test_public_names_have_docstrings(name):
+    """Modules, classes, functions, methods and properties; a method may inherit its docstring."""
+    module = importlib.import_module(name)
+    missing = [] if module.__doc__ else [name]
+    for key, value in vars(module).items():
+        if key.startswith("_") or getattr(value, "__module__", None) != name:
+            continue
+        if inspect.isclass(value):
+            automatic = value.__doc__ is not None and value.__doc__.startswith(f"{key}(")  # made by dataclass
+            missing += [] if value.__doc__ and not automatic else [key]
+            members = [member for member in vars(value) if not member.startswith("_")]
+            kinds = (property, classmethod, staticmethod, types.FunctionType)
+            public = [member for member in members if isinstance(vars(value)[member], kinds)]
+            missing += [f"{key}.{member}" for member in public if not inspect.getdoc(getattr(value, member))]
+        elif inspect.isfunction(value) and not value.__doc__:
+            missing.append(key)
+    assert not missing
 
 
 @pytest.mark.parametrize("name", documented())

@@ -191,6 +191,7 @@ def to_plain(value: Any) -> Any:
 
 
 def check_keys(mapping: Mapping[str, Any], known: Sequence[str], where: str, section: str) -> None:
+    """Raises ValueError for a key that is not known; the sentence names the nearest one."""
     for key in mapping:
         if key not in known:
             place = f" in {section!r}" if section else ""
@@ -198,6 +199,7 @@ def check_keys(mapping: Mapping[str, Any], known: Sequence[str], where: str, sec
 
 
 def nearest(name: str, known: Sequence[str], always: bool = True) -> str:
+    """The end of a sentence about an unknown name: the nearest known one, or all of them."""
     near = get_close_matches(name, known, n=1)
     if near:
         return f"did you mean {near[0]!r}?" if always else f"; did you mean {near[0]!r}?"

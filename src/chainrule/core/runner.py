@@ -37,6 +37,7 @@ class Runner(ABC):
 
     @property
     def device(self) -> torch.device:
+        """Where the weights are."""
         return next(self.prior.parameters()).device
 
     @torch.no_grad()

@@ -57,6 +57,7 @@ class PixelCNNPPConfig(ClassLabels):
 
 
 def celu(x: Tensor) -> Tensor:
+    """elu of x and of -x, side by side: (B, C, H, W) -> (B, 2C, H, W)."""
     return F.elu(torch.cat([x, -x], 1))
 
 
@@ -162,6 +163,7 @@ class RowLayer:
         self.skip = layer.skip.kernel() if layer.skip is not None else None
 
     def init(self, like: Tensor, width: int, context: Context) -> LayerState:
+        """The state before the first pixel."""
         first, second = (like.new_zeros(len(like), self.first.shape[1], 1, width) for _ in range(2))
         label = self.layer.label
         return LayerState(first, second, None, None, None if label is None else label(context.label))
@@ -193,6 +195,7 @@ class PixelLayer:
             self.first = torch.cat([self.first, skip[:, :, 1, :, 0, 0].flatten(1).t()])
 
     def init(self, like: Tensor, width: int, context: Context) -> LayerState:
+        """The state before the first pixel."""
         channels = self.skip_above.shape[0]
 
         def zeros(*shape: int) -> Tensor:
@@ -237,6 +240,7 @@ def next_row(maps: Tensor, kernel: Tensor, bias: Tensor, stride: int = 1) -> Ten
 
 @dataclass
 class LevelState:
+    """What the layers of one scale keep."""
     down_u: list[LayerState]
     down_v: list[LayerState]
     up_u: list[LayerState]
@@ -266,6 +270,7 @@ class LevelRunner:
             self.enlarge_bias = level.enlarge_v.bias.repeat(4)
 
     def init(self, like: Tensor, width: int, context: Context) -> LevelState:
+        """The state before the first pixel."""
         channels, half = self.down_u[0].first.shape[0], (width + 1) // 2
 
         def zeros(*shape: int) -> Tensor:

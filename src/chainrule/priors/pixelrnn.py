@@ -138,6 +138,7 @@ class Layer(nn.Module, ABC):
         return x + h @ matrix if self.residual else h @ matrix  # a sum in float32, whatever the product is in
 
     def init(self, batch_size: int, width: int, hidden: int, context: Context) -> LayerState:
+        """The state before the first pixel."""
         def zeros(*shape: int) -> Tensor:
             return self.up.weight.new_zeros(batch_size, *shape)
 
@@ -159,6 +160,8 @@ class Layer(nn.Module, ABC):
 
 
 class RowLayer(Layer):
+    """A layer of the Row LSTM."""
+
     def __init__(self, config: PixelRNNConfig, groups: int, spatial_channels: int) -> None:
         super().__init__(config, groups, spatial_channels, [Scan(config.width, groups, "row")])
 
@@ -178,6 +181,8 @@ class RowLayer(Layer):
 
 
 class DiagonalLayer(Layer):
+    """A layer of the Diagonal BiLSTM: two scans, from the left and from the right."""
+
     def __init__(self, config: PixelRNNConfig, groups: int, spatial_channels: int) -> None:
         scans = [Scan(config.width, groups, "diagonal", mirrored) for mirrored in (False, True)]
         super().__init__(config, groups, spatial_channels, scans)
@@ -245,6 +250,7 @@ class PixelRNN(RasterPrior):
 
 @dataclass
 class NetworkState:
+    """What all layers keep."""
     above: Tensor  # (B, W, 2h), what this row's first layer takes from the rows above
     layers: list[LayerState]
 

@@ -90,7 +90,7 @@ class Task(Protocol):
         """
 
 
-class DataTask:
+class DataTask(Task):
     """What the tasks of this package have in common: images to learn from and images to be judged by.
 
     Args:

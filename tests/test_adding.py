@@ -1,0 +1,55 @@
+"""The files that docs/design/adding.md shows, each put into a copy of the package, are all that an addition takes."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import chainrule
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGE = (ROOT / "docs" / "design" / "adding.md").read_text(encoding="utf-8")
+FILES = dict(re.findall(r"^```python\n# (\S+)\n(.*?)^```", PAGE, re.DOTALL | re.MULTILINE))
+
+
+@pytest.fixture(scope="module")
+def copy(tmp_path_factory):
+    """The package with the new files: links to its own files beside them."""
+    folder = tmp_path_factory.mktemp("copy")
+    package = Path(chainrule.__file__).parent
+    for path in package.rglob("*"):
+        target = folder / "chainrule" / path.relative_to(package)
+        if path.is_file() and "__pycache__" not in path.parts:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.symlink_to(path)
+    for name, text in FILES.items():
+        path = folder / "chainrule" / name
+        assert not path.exists(), f"{name} exists"
+        path.write_text(text, encoding="utf-8")
+    return folder
+
+
+def run(copy, *arguments):
+    environment = os.environ | {"PYTHONPATH": str(copy), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, *arguments]
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+
+
+def test_the_new_models_pass_the_contract_tests(copy):
+    result = run(copy, "-m", "pytest", "tests/test_contract.py", "-k", "bag_of_codes or patch_means")
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert int(re.search(r"(\d+) passed", result.stdout)[1]) >= 10
+
+
+def test_the_new_release_is_imported(copy, tmp_path):
+    tensors = {"emb.weight": torch.randn(2, 8), "out.weight": torch.randn(2, 8), "pos": torch.zeros(784, 2)}
+    torch.save(tensors, tmp_path / "bag.pt")
+    model, picture = str(tmp_path / "model"), tmp_path / "picture.png"
+    result = run(copy, "-m", "chainrule", "convert", str(tmp_path / "bag.pt"), model)
+    assert result.returncode == 0 and "bag_of_codes" in result.stdout, result.stdout + result.stderr
+    result = run(copy, "-m", "chainrule", "sample", model, "-n", "1", "--out", str(picture))
+    assert result.returncode == 0 and picture.exists(), result.stdout + result.stderr
