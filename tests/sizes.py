@@ -11,7 +11,8 @@ from dataclasses import fields
 import pytest
 
 from chainrule.core import CodeSpec, GridSpec, Preset, entries, entry
-from chainrule.priors.pixelsnail import BottomSizes, PixelSNAILSizes
+from chainrule.priors._pixelsnail import PixelSNAILSizes
+from chainrule.priors.hierarchical_pixelsnail import BottomSizes
 from chainrule.tokenizers.vit_vqgan import TransformerSize
 
 PRIOR_STANDARD = {

@@ -12,7 +12,8 @@ import chainrule
 from chainrule.core import Context
 from chainrule.official import convert, import_release, rosinality_vqvae2
 from chainrule.official.rosinality_pixelsnail import load_prior
-from chainrule.priors.pixelsnail import BottomSizes, PixelSNAILSizes
+from chainrule.priors._pixelsnail import PixelSNAILSizes
+from chainrule.priors.hierarchical_pixelsnail import BottomSizes
 
 FIXTURES = Path(os.environ.get("CHAINRULE_FIXTURES", Path(__file__).resolve().parents[2] / "shared" / "fixtures"))
 FOLDER = FIXTURES / "rosinality_vqvae2"

@@ -5,16 +5,10 @@ import torch
 
 from chainrule.core import CodeSpec, Context, GridSpec, entry
 from chainrule.layers.weight_norm import WeightNormConv2d
+from chainrule.priors._pixelsnail import PixelSNAIL, PixelSNAILConfig, PixelSNAILSizes
 from chainrule.priors.gated_pixelcnn import GatedPixelCNN, GatedPixelCNNConfig
+from chainrule.priors.hierarchical_pixelsnail import BottomSizes, HierarchicalPixelSNAIL, HierarchicalPixelSNAILConfig
 from chainrule.priors.pixelrnn import PixelRNNConfig, RowLSTM
-from chainrule.priors.pixelsnail import (
-    BottomSizes,
-    HierarchicalPixelSNAIL,
-    HierarchicalPixelSNAILConfig,
-    PixelSNAIL,
-    PixelSNAILConfig,
-    PixelSNAILSizes,
-)
 from chainrule.recipe import ModelConfig, build_model_config
 from chainrule.strict import build_dataclass, to_plain
 

@@ -115,7 +115,7 @@ def test_what_does_not_exist_is_refused(arguments, options, sentence):
 def test_the_command(found):
     rows = [row.split() for row in run("presets", "gpt").splitlines()]
     assert rows[0] == ["model", "preset", "kind", "codes", "parameters"]
-    assert ["gpt", "imagenet-big", "prior", "16×16", "of", "16,384", "1,410,642,432"] in rows
+    assert ["gpt", "imagenet-big", "prior", "16x16", "of", "16,384", "1,410,642,432"] in rows
     value = json.loads(run("presets", "rqvae", "--json"))
     assert value[0] == {
         "model": "rqvae", "preset": "imagenet256", "kind": "tokenizer", "parameters": 104_401_795,

@@ -41,5 +41,5 @@ def presets(
 
 
 def _grid(height: int, width: int, depth: int, codebook_size: int) -> str:
-    shape = f"{height}×{width}" + (f"×{depth}" if depth > 1 else "")
+    shape = f"{height}x{width}" + (f"x{depth}" if depth > 1 else "")
     return f"{shape} of {codebook_size:,}"

@@ -14,7 +14,8 @@ from typing import Any, TypeVar
 from torch import Tensor
 
 from ..core import CodeSpec, GridSpec
-from ..priors.pixelsnail import BottomSizes, HierarchicalPixelSNAIL, HierarchicalPixelSNAILConfig, PixelSNAILSizes
+from ..priors._pixelsnail import PixelSNAILSizes
+from ..priors.hierarchical_pixelsnail import BottomSizes, HierarchicalPixelSNAIL, HierarchicalPixelSNAILConfig
 from .compvis_vqgan import load_exactly
 from .reader import Stub, read_checkpoint
 from .sources import state_dict
