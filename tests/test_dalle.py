@@ -110,7 +110,7 @@ def test_what_does_not_fit_is_refused():
         with pytest.raises(ValueError, match=r"a text \(1, L, 1\) and an image \(h, w, 1\), got"):
             DALLE(spec, DALLEConfig(num_layers=1, width=8, num_heads=2))
     for wrong, message in (
-        ({"width": 9}, "width must be a multiple of num_heads"), ({"kernel_size": 4}, "kernel_size must be odd"),
+        ({"width": 9}, r"width \(9\) must be a multiple of num_heads"), ({"kernel_size": 4}, "kernel_size must be odd"),
         ({"text_weight": 2.0}, "text_weight must lie"), ({"dropout": 1.0}, "dropout must lie"),
     ):  # fmt: skip
         with pytest.raises(ValueError, match=message):

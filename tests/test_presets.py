@@ -1,8 +1,10 @@
 """Published sizes by name, and new models of them."""
 
 import json
+import re
 import subprocess
 import sys
+from dataclasses import fields
 
 import pytest
 import torch
@@ -10,6 +12,8 @@ import torch
 import chainrule
 from chainrule.core import CodeSpec, Tokenizer, entries, find_entry
 from chainrule.priors.gpt import GPT
+from chainrule.strict import build_dataclass, to_plain
+from sizes import sizes
 from test_cli import refused, run
 
 COUNTS = {  # parameters of the published models and code
@@ -132,3 +136,25 @@ def test_a_model_registered_twice_is_an_error():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode and "vqgan is registered twice" in done.stderr
+
+
+@pytest.mark.parametrize("kind", ["priors"])
+def test_every_config_is_frozen_documented_and_checks_its_ranges(kind):
+    for name, found in entries(kind).items():
+        params, names = found.config.__dataclass_params__, [field.name for field in fields(found.config)]
+        assert params.frozen, name
+        described = "".join(cls.__doc__ or "" for cls in found.config.__mro__)
+        for field in names:
+            assert re.search(rf"\b{field}\b", described), f"{name}.{field} is not documented"
+        tiny = to_plain(next(iter(sizes(kind, name).values())).config)
+        for size in {"width", "num_layers", "kernel_size", "head_width", "codebook_size"} & set(names):
+            for wrong in (0, 2**40 + 1):
+                with pytest.raises(ValueError, match=f"{size}|a codebook needs"):
+                    build_dataclass(found.config, tiny | {size: wrong}, name)
+
+
+@pytest.mark.parametrize("kernel_size", [0, 1, 2, 4])
+@pytest.mark.parametrize("name", ["gated_pixelcnn", "pixelsnail"])
+def test_kernels_that_cannot_be_causal_are_refused(name, kernel_size):
+    with pytest.raises(ValueError, match="kernel_size must be"):
+        chainrule.create(name, spec=CodeSpec.single(4, 4, 1, 2), kernel_size=kernel_size)

@@ -20,3 +20,25 @@ def check_range(config: object, low: float, high: float, *names: str) -> None:
 def check_sizes(config: object, *names: str) -> None:
     """Raises ValueError unless the fields of these names lie in 1..MAX_SIZE."""
     check_range(config, 1, MAX_SIZE, *names)
+
+
+def check_shares(config: object, *names: str) -> None:
+    """Raises ValueError unless the fields of these names lie in [0, 1), as a share that is dropped must."""
+    for name in names:
+        if not 0 <= getattr(config, name) < 1:
+            raise ValueError(f"{name} must lie in [0, 1), got {getattr(config, name)}")
+
+
+def check_odd(config: object, name: str, low: int = 3) -> None:
+    """Raises ValueError unless a field, a kernel's size, is odd and lies in low..MAX_SIZE."""
+    check_range(config, low, MAX_SIZE, name)
+    if getattr(config, name) % 2 == 0:
+        raise ValueError(f"{name} must be odd, got {getattr(config, name)}")
+
+
+def check_heads(config: object, *names: str) -> None:
+    """Raises ValueError unless the field `width` is a multiple of each of the fields of these names, all in range."""
+    check_sizes(config, "width", *names)
+    for name in names:
+        if config.width % getattr(config, name):
+            raise ValueError(f"width ({config.width}) must be a multiple of {name} ({getattr(config, name)})")

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from .checks import MAX_SIZE, check_range
 from .context import Context
 
 
@@ -20,6 +21,11 @@ class ClassLabels:
 
     num_classes: int = 0
     null_label: bool = False
+
+    def __post_init__(self) -> None:
+        check_range(self, 0, MAX_SIZE, "num_classes")
+        if self.null_label and not self.num_classes:
+            raise ValueError("null_label needs a model with classes: set num_classes, or leave null_label out")
 
     @property
     def num_labels(self) -> int:
@@ -52,11 +58,8 @@ class Conditions(ClassLabels):
     spatial_channels: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("num_classes", "text_length", "prefix_length", "spatial_channels"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} must be at least 0, got {getattr(self, name)}")
-        if self.null_label and not self.num_classes:
-            raise ValueError("null_label needs a model with classes: set num_classes, or leave null_label out")
+        super().__post_init__()
+        check_range(self, 0, MAX_SIZE, "text_length", "prefix_length", "spatial_channels")
 
     @property
     def reads_text(self) -> bool:

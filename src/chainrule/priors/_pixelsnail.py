@@ -32,6 +32,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..core import ClassLabels, CodeSpec, Context, GridSpec, check_float32
+from ..core.checks import MAX_SIZE, check_odd, check_range, check_shares, check_sizes
 from ..layers.transformer import attend
 from ..layers.weight_norm import WeightNormConv2d
 from ._raster import RasterPrior, RasterRunner, window_above
@@ -61,10 +62,10 @@ class PixelSNAILSizes:
     dropout: float = 0.1
 
     def __post_init__(self) -> None:
-        if self.kernel_size < 3 or self.kernel_size % 2 == 0:
-            raise ValueError(f"kernel_size must be odd and at least 3, got {self.kernel_size}")
-        if min(self.width, self.residual_width, self.num_blocks, self.num_residual) < 1:
-            raise ValueError("width, residual_width, num_blocks and num_residual must be at least 1")
+        check_sizes(self, "width", "residual_width", "num_blocks", "num_residual")
+        check_odd(self, "kernel_size")
+        check_range(self, 0, MAX_SIZE, "num_heads", "num_output_residual")
+        check_shares(self, "dropout")
         if self.num_heads and self.width % (2 * self.num_heads):
             raise ValueError(f"width must be a multiple of 2 * num_heads, got {self.width} and {self.num_heads}")
 
@@ -77,6 +78,11 @@ class PixelSNAILConfig(PixelSNAILSizes, ClassLabels):
     """
 
     spatial_channels: int = 0
+
+    def __post_init__(self) -> None:
+        PixelSNAILSizes.__post_init__(self)
+        ClassLabels.__post_init__(self)
+        check_range(self, 0, MAX_SIZE, "spatial_channels")
 
 
 class GatedResidual(nn.Module):

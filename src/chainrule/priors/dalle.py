@@ -34,6 +34,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..core import Codes, CodeSpec, Conditions, Context, GridSpec, Preset, Prior, Runner, register
+from ..core.checks import check_heads, check_odd, check_shares, check_sizes
 from ..kernels.transformer import Precision, pack_linear
 from ..layers.transformer import STD, Block, BlockRunner, KVCache, initialize, quick_gelu
 from ._sparse_attention import Pattern, visible
@@ -71,18 +72,12 @@ class DALLEConfig:
     attention_dropout: float = 0.0
 
     def __post_init__(self) -> None:
-        if min(self.num_layers, self.width, self.num_heads) < 1 or self.width % self.num_heads:
-            raise ValueError(
-                f"width must be a multiple of num_heads, and there must be a layer; got width {self.width}, num_heads "
-                f"{self.num_heads}, num_layers {self.num_layers}"
-            )
-        if self.kernel_size < 1 or self.kernel_size % 2 == 0:
-            raise ValueError(f"kernel_size must be odd, got {self.kernel_size}")
+        check_sizes(self, "num_layers")
+        check_heads(self, "num_heads")
+        check_odd(self, "kernel_size", 1)
         if not 0 <= self.text_weight <= 1:
             raise ValueError(f"text_weight must lie in [0, 1], got {self.text_weight}")
-        for name in ("dropout", "embedding_dropout", "attention_dropout"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"{name} must lie in [0, 1), got {getattr(self, name)}")
+        check_shares(self, "dropout", "embedding_dropout", "attention_dropout")
 
     def pattern(self, layer: int) -> Pattern:
         """The attention of a layer, counted from 1."""

@@ -26,6 +26,7 @@ import torch
 from torch import Tensor, nn
 
 from ..core import Codes, CodeSpec, Conditions, Context, Preset, Prior, Runner, register
+from ..core.checks import MAX_SIZE, check_heads, check_range, check_sizes
 from ..kernels.transformer import Precision
 from ..layers.encoder_decoder import CrossRunner, CrossState, DecoderBlock, EncoderBlock, GatedMLP
 from ..layers.transformer import STD, Head, initialize
@@ -52,11 +53,9 @@ class DalleBartConfig:
     text_vocab_size: int = 50264
 
     def __post_init__(self) -> None:
-        for name in ("num_layers", "width", "num_heads", "mlp_width", "text_length"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if self.width % self.num_heads:
-            raise ValueError(f"width ({self.width}) must be a multiple of num_heads ({self.num_heads})")
+        check_sizes(self, "num_layers", "mlp_width", "num_rows", "text_length")
+        check_heads(self, "num_heads")
+        check_range(self, 0, MAX_SIZE, "text_vocab_size")
         if self.text_vocab_size < 3:
             raise ValueError(
                 f"text_vocab_size must be at least 3 (start, padding and a token), got {self.text_vocab_size}"

@@ -24,6 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..core import ClassLabels, CodeSpec, Context, Preset, check_float32, register
+from ..core.checks import MAX_SIZE, check_odd, check_range, check_sizes
 from ..layers.masked import AboveConv2d, LeftConv2d
 from ._raster import FREE_CHANNELS, RasterPrior, RasterRunner, taps_left, window_above
 
@@ -46,6 +47,12 @@ class GatedPixelCNNConfig(ClassLabels):
     head_width: int = 1024
     spatial_channels: int = 0
     embedding_dim: int = 0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_sizes(self, "num_layers", "width", "head_width")
+        check_odd(self, "kernel_size")
+        check_range(self, 0, MAX_SIZE, "spatial_channels", "embedding_dim")
 
 
 def gate(x: Tensor, dim: int = 1) -> Tensor:

@@ -27,6 +27,7 @@ import torch
 from torch import Tensor, nn
 
 from ..core import ClassLabels, Codes, CodeSpec, Context, Preset, Prior, Runner, register
+from ..core.checks import MAX_SIZE, check_heads, check_range, check_shares, check_sizes
 from ..kernels.transformer import Precision
 from ..layers.transformer import STD, Block, BlockRunner, Head, KVCache, initialize
 
@@ -55,18 +56,15 @@ class GPTConfig(ClassLabels):
     attention_dropout: float = 0.0
 
     def __post_init__(self) -> None:
-        if min(self.num_layers, self.width, self.num_heads) < 1 or self.width % self.num_heads:
-            raise ValueError(
-                f"width must be a multiple of num_heads, and there must be a layer; got width {self.width}, num_heads "
-                f"{self.num_heads}, num_layers {self.num_layers}"
-            )
+        super().__post_init__()
+        check_sizes(self, "num_layers")
+        check_heads(self, "num_heads")
+        check_range(self, 0, MAX_SIZE, "prefix_length", "prefix_codebook_size")
+        check_shares(self, "dropout", "embedding_dropout", "attention_dropout")
         if (self.prefix_length > 0) != (self.prefix_codebook_size > 0):
             raise ValueError("prefix_length and prefix_codebook_size go together: give both or neither")
         if self.num_classes and self.prefix_length:
             raise ValueError("the prefix is a class or the codes of another image, not both; leave one at 0")
-        for name in ("dropout", "embedding_dropout", "attention_dropout"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"{name} must lie in [0, 1), got {getattr(self, name)}")
 
 
 def _paper(num_layers: int, width: int, codebook_size: int, **others: float) -> Preset:

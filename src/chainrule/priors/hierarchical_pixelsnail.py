@@ -24,6 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..core import ClassLabels, Codes, CodeSpec, GridSpec, Preset, register
+from ..core.checks import MAX_SIZE, check_range, check_sizes
 from ..layers.weight_norm import WeightNormConv2d
 from ._cascade import Cascade
 from ._pixelsnail import GatedResidual, PixelSNAIL, PixelSNAILConfig, PixelSNAILSizes
@@ -50,6 +51,11 @@ class HierarchicalPixelSNAILConfig(ClassLabels):
     bottom: BottomSizes = field(default_factory=BottomSizes)
     condition_width: int = 256
     num_condition_residual: int = 3
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_sizes(self, "condition_width")
+        check_range(self, 0, MAX_SIZE, "num_condition_residual")
 
 
 class Conditioner(nn.Module):

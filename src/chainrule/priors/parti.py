@@ -33,6 +33,7 @@ import torch
 from torch import Tensor, nn
 
 from ..core import Codes, CodeSpec, Conditions, Context, Preset, Prior, Runner, register
+from ..core.checks import MAX_SIZE, check_heads, check_range, check_shares, check_sizes
 from ..kernels.transformer import Precision
 from ..layers.encoder_decoder import MLP, CrossRunner, CrossState, DecoderBlock, EncoderBlock
 from ..layers.transformer import STD, Head, initialize
@@ -61,17 +62,12 @@ class PartiConfig:
     dropout: float = 0.1
 
     def __post_init__(self) -> None:
-        for name in ("encoder_layers", "decoder_layers", "width", "num_heads", "text_length"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if self.width % self.num_heads:
-            raise ValueError(f"width ({self.width}) must be a multiple of num_heads ({self.num_heads})")
+        check_sizes(self, "encoder_layers", "decoder_layers", "text_length")
+        check_heads(self, "num_heads")
+        check_range(self, 0, MAX_SIZE, "attention_radius", "text_vocab_size")
+        check_shares(self, "dropout")
         if self.text_vocab_size < 2:
             raise ValueError(f"text_vocab_size must be at least 2 (padding and a token), got {self.text_vocab_size}")
-        if self.attention_radius < 0:
-            raise ValueError(f"attention_radius must be at least 0 (full attention), got {self.attention_radius}")
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"dropout must lie in [0, 1), got {self.dropout}")
 
 
 plain_norm = partial(nn.LayerNorm, elementwise_affine=False)

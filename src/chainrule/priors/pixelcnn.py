@@ -22,6 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..core import ClassLabels, CodeSpec, Context, Preset, check_float32, register
+from ..core.checks import MAX_SIZE, check_range, check_sizes
 from ..layers.masked import AboveConv2d, LeftConv2d
 from ._raster import InputConv2d, RasterPrior, RasterRunner, taps_left, window_above
 
@@ -40,6 +41,11 @@ class PixelCNNConfig(ClassLabels):
     width: int = 128
     head_width: int = 1024
     embedding_dim: int = 0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_sizes(self, "num_layers", "width", "head_width")
+        check_range(self, 0, MAX_SIZE, "embedding_dim")
 
 
 class Block(nn.Module):

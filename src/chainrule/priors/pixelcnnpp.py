@@ -30,6 +30,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..core import ClassLabels, Codes, CodeSpec, Context, Preset, Prior, Runner, check_float32, register
+from ..core.checks import check_shares, check_sizes
 from ..layers.weight_norm import WeightNormConv2d, WeightNormKernel
 from ._logistic_mixture import LogisticMixture
 from ._raster import window_above
@@ -51,6 +52,11 @@ class PixelCNNPPConfig(ClassLabels):
     num_residual: int = 5
     num_mixtures: int = 10
     dropout: float = 0.5
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_sizes(self, "width", "num_residual", "num_mixtures")
+        check_shares(self, "dropout")
 
 
 # ---------------------------------------------------------------- the network

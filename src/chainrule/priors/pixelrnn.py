@@ -45,6 +45,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..core import ClassLabels, Codes, CodeSpec, Context, GridSpec, Position, Preset, check_float32, register
+from ..core.checks import MAX_SIZE, check_range, check_sizes
 from ..kernels.scan import NUM_TAPS, lstm_cell, lstm_scan, neighbours_above
 from ..layers.masked import LeftConv2d
 from ._cascade import Cascade, certain
@@ -67,6 +68,11 @@ class PixelRNNConfig(ClassLabels):
     head_width: int = 1024
     residual: bool = True
     embedding_dim: int = 0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_sizes(self, "num_layers", "width", "head_width")
+        check_range(self, 0, MAX_SIZE, "embedding_dim")
 
 
 @dataclass
@@ -319,6 +325,10 @@ class MultiScalePixelRNNConfig(PixelRNNConfig):
 
     variant: Literal["row_lstm", "diagonal_bilstm"] = "row_lstm"
     condition_width: int = 64
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_sizes(self, "condition_width")
 
 
 class Upsampler(nn.Module):

@@ -27,6 +27,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..core import ClassLabels, Codes, CodeSpec, Context, Preset, Prior, Runner, register
+from ..core.checks import MAX_SIZE, check_heads, check_range, check_shares, check_sizes
 from ..kernels.transformer import Precision
 from ..layers.transformer import STD, Block, BlockRunner, Head, KVCache, initialize
 
@@ -57,16 +58,11 @@ class RQTransformerConfig(ClassLabels):
     dropout: float = 0.1
 
     def __post_init__(self) -> None:
-        for name in ("width", "num_layers", "num_heads", "depth_layers", "depth_heads", "embedding_dim"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if self.width % self.num_heads or self.width % self.depth_heads:
-            raise ValueError(
-                f"width ({self.width}) must be a multiple of num_heads ({self.num_heads}) and of depth_heads "
-                f"({self.depth_heads})"
-            )
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"dropout must lie in [0, 1), got {self.dropout}")
+        super().__post_init__()
+        check_sizes(self, "num_layers", "depth_layers", "embedding_dim")
+        check_heads(self, "num_heads", "depth_heads")
+        check_range(self, 0, MAX_SIZE, "text_length", "text_vocab_size")
+        check_shares(self, "dropout")
         if self.num_classes and self.text_length:
             raise ValueError("num_classes and text_length exclude each other: set one of them to 0")
         if self.text_length == 1 or (self.text_length == 0) != (self.text_vocab_size == 0):
