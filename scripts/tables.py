@@ -189,8 +189,19 @@ def priors(*names: str) -> Rows:
     return rows
 
 
+def presets(*names: str) -> Rows:
+    """The published sizes of models."""
+    rows = [["model", "preset", "codes", "parameters"]]
+    for found in (one for name in names for one in chainrule.presets(name)):
+        grids = [TIMES.join(map(str, shape if shape[-1] > 1 else shape[:-1])) for *shape, _ in found.codes]
+        codes = " and ".join(f"{grid} of {size:,}" for grid, (*_, size) in zip(grids, found.codes, strict=True))
+        rows.append([f"`{found.model}`", f"`{found.preset}`", codes, f"{found.parameters:,}"])
+    return rows
+
+
 TABLES: dict[str, Callable[..., Rows]] = {
     "systems": systems, "training": training, "likelihoods": likelihoods, "tokenizers": tokenizers, "priors": priors,
+    "presets": presets,
 }  # fmt: skip
 
 
