@@ -1,16 +1,16 @@
 """What every registered model is held to; a new one is found here as soon as it is registered."""
 
 import itertools
-from dataclasses import fields, replace
+from dataclasses import fields, is_dataclass, replace
 
 import pytest
 import torch
 
-from chainrule.core import CodeSpec, Context, Prior, select
+from chainrule.core import CodeSpec, Context, Prior, map_state, select
 from chainrule.decoding import Guided, GuidedContext, Known, Rerun, Sampling, complete, image_seeds, sample
-from chainrule.priors._raster import RasterPrior
 from chainrule.tokenizers._grid import ImageConfig
 from sizes import cases
+from traced import TracedCodes
 
 PRIORS, TOKENIZERS = cases("priors"), cases("tokenizers")
 
@@ -89,27 +89,29 @@ def test_a_code_changes_no_logits_before_its_successor(entry, preset):
 
 @pytest.mark.parametrize(("entry", "preset"), PRIORS)
 def test_gradient_reaches_earlier_codes_only(entry, preset):
-    """The same by gradient, for networks whose input is a map of levels."""
-    model = build(entry, preset)
-    rasters = [m for m in model.modules() if isinstance(m, RasterPrior)]
-    for raster in rasters:
-        grid, condition = raster.grid, context(raster, 1)
-        if raster.conditions.spatial_channels:
-            spatial = torch.randn(1, raster.conditions.spatial_channels, grid.height, grid.width).double()
-            condition = Context(condition.label, spatial=spatial)
-        inputs = raster.embed(random_codes(raster.spec, 1)).requires_grad_()
-        logits = raster.logits(raster.features(inputs, condition)).unflatten(1, (grid.depth, grid.codebook_size))
-        neighbours = []
-        for t in range(grid.num_positions):
-            here = raster.spec.position(t)
-            out = logits[0, here.depth, :, here.row, here.column].square().sum()
-            (gradient,) = torch.autograd.grad(out, inputs, retain_graph=True, allow_unused=True)
-            values = gradient[0, : grid.depth * raster.code_channels].unflatten(0, (grid.depth, -1))
-            seen = (values != 0).any(1).permute(1, 2, 0).flatten()
-            assert not seen[t:].any(), f"logits of code {t} see code {t + int(seen[t:].int().argmax())}"
-            if here.column > 0:
-                neighbours.append(bool(seen[: t - here.depth][-grid.depth :].any()))
-        assert sum(neighbours) >= len(neighbours) / 2, "the left neighbour must be seen (where no relu hides it)"
+    """The same by gradient, for every prior: which codes the logits of a code depend on."""
+    model, spec = build(entry, preset), preset.spec
+    trace = torch.zeros(1, spec.length, dtype=torch.float64, requires_grad=True)
+    codes = random_codes(spec, 1)
+    traced = tuple(TracedCodes.of(*pair) for pair in zip(codes, spec.unflatten(trace), strict=True))
+    logits = [column for grid in flat_logits(model, traced, context(model, 1)) for column in grid[0]]
+    plain = [column for grid in flat_logits(model, codes, context(model, 1)) for column in grid[0]]
+    seen = torch.zeros(spec.length, spec.length, dtype=torch.bool)
+    for t, (one, same) in enumerate(zip(logits, plain, strict=True)):
+        torch.testing.assert_close(one, same, rtol=0, atol=0)
+        if one.requires_grad:
+            (gradient,) = torch.autograd.grad(one.square().sum(), trace, retain_graph=True)
+            seen[t] = gradient[0] != 0
+    future = seen.triu()
+    assert not future.any(), f"logits of code {int(future.any(1).int().argmax())} see that code or later ones"
+    assert seen.any(0).sum() >= (spec.length - 1) / 2, "most codes must be seen by later ones"
+    neighbours = []
+    for t in range(spec.length):
+        here = spec.position(t)
+        if here.column > 0:
+            depth = spec.grids[here.grid].depth
+            neighbours.append(bool(seen[t, t - here.depth - depth : t - here.depth].any()))
+    assert sum(neighbours) >= len(neighbours) / 2, "the left neighbour must be seen (where no relu hides it)"
 
 
 @pytest.mark.parametrize(("entry", "preset"), PRIORS)
@@ -132,6 +134,65 @@ def test_step_equals_forward(entry, preset):
             expected = flat_logits(model, spec.unflatten(flat), reordered)
             expected = [column for grid in expected for column in grid.unbind(1)]
         previous = flat[:, t]
+
+
+def leaves(state) -> list:
+    """The tensors and counters of a state."""
+    if isinstance(state, (list, tuple)):
+        return [leaf for part in state for leaf in leaves(part)]
+    if is_dataclass(state):
+        return leaves([getattr(state, field.name) for field in fields(state)])
+    return [] if state is None else [state]
+
+
+def joined(one, other):
+    """The images of two states, which may be of different ages, in one."""
+    parts = iter([torch.cat(pair) for pair in zip(leaves(one), leaves(other), strict=True)])
+    return map_state(lambda _: next(parts), one)
+
+
+@pytest.mark.parametrize("guided", [False, True])
+@pytest.mark.parametrize(("entry", "preset"), PRIORS)
+@torch.no_grad()
+def test_states_hold_the_batch_and_no_weights(entry, preset, guided):
+    model, count = build(entry, preset), 3
+    condition = context(model, count)
+    runner = Guided(model, 2.0).runner() if guided else model.runner()
+    state = runner.init_state(count, GuidedContext(condition, condition) if guided else condition)
+    weights = {tensor.untyped_storage().data_ptr() for tensor in model.state_dict().values()}
+    previous = torch.zeros(count, dtype=torch.int64)
+    for _ in range(preset.spec.length):
+        _, state = runner.step(previous, state)
+        for leaf in leaves(state):
+            assert isinstance(leaf, int) or (len(leaf) == count and leaf.untyped_storage().data_ptr() not in weights)
+
+
+@pytest.mark.parametrize("guided", [False, True])
+@pytest.mark.parametrize(("entry", "preset"), PRIORS)
+@torch.no_grad()
+def test_images_of_different_ages_share_a_batch_where_positions_are_per_image(entry, preset, guided):
+    model, spec = build(entry, preset), preset.spec
+    runner = Guided(model, 2.0).runner() if guided else model.runner()
+    condition, flat = context(model, 3), spec.flatten(random_codes(spec, 3))
+    condition = GuidedContext(condition, select(condition, torch.tensor([1, 2, 0]))) if guided else condition
+
+    def alone(index: int, steps: int):
+        state, found = runner.init_state(1, select(condition, torch.tensor([index]))), []
+        for t in range(steps):
+            logits, state = runner.step(flat[index : index + 1, max(t - 1, 0)], state)
+            found.append(logits[0])
+        return state, found
+
+    age = spec.length // 2
+    if any(isinstance(leaf, int) for leaf in leaves(alone(0, 0)[0])):
+        assert entry.name not in ("gpt", "parti", "dalle_bart")
+        return
+    state = joined(alone(0, age)[0], alone(1, 0)[0])
+    old, new = alone(0, spec.length)[1], alone(1, spec.length)[1]
+    for t in range(spec.length - age):
+        previous = torch.stack([flat[0, age + t - 1], flat[1, max(t - 1, 0)]])
+        logits, state = runner.step(previous, state)
+        torch.testing.assert_close(logits, torch.stack([old[age + t], new[t]]))
 
 
 @pytest.mark.parametrize(("entry", "preset"), PRIORS)

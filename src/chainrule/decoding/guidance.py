@@ -103,7 +103,7 @@ class Guided(Prior):
 class GuidedState:
     """What a `GuidedRunner` remembers."""
 
-    t: int
+    t: Tensor  # int64 (B,), codes read
     both: Any  # the prior's state of 2 B images, every tensor seen as (B, 2, ...)
     negative_text: Tensor | None  # (B, L)
 
@@ -117,17 +117,20 @@ class GuidedRunner(Runner):
 
     def start(self, batch_size: int, context: GuidedContext) -> GuidedState:
         both = self.inner.start(2 * batch_size, context.joined())
-        return GuidedState(0, _pairs(both, batch_size), context.negative_text)
+        t = torch.zeros(batch_size, dtype=torch.int64, device=self.device)
+        return GuidedState(t, _pairs(both, batch_size), context.negative_text)
 
     def advance(self, previous: Tensor, state: GuidedState) -> tuple[Tensor, GuidedState]:
         t, other, text = state.t, previous, state.negative_text
-        if text is not None and 0 < t <= text.shape[1]:
-            other = text[:, t - 1]
+        if text is not None:
+            last = (t - 1).clamp(0, text.shape[1] - 1)
+            other = torch.where(t <= text.shape[1], text.gather(1, last[:, None])[:, 0], previous)
         both = map_state(lambda tensor: tensor.flatten(0, 1), state.both)
         logits, both = self.inner.advance(interleave(previous, other), both)
-        drawn = text is None or t >= text.shape[1]
-        logits = self.prior.combine(logits) if drawn else logits[::2]
-        return logits, GuidedState(t + 1, _pairs(both, len(previous)), text)
+        guided = self.prior.combine(logits)
+        if text is not None:  # which is given, not drawn
+            guided = torch.where((t < text.shape[1])[:, None], logits[::2], guided)
+        return guided, GuidedState(t + 1, _pairs(both, len(previous)), text)
 
 
 def _pairs(state: Any, batch_size: int) -> Any:
