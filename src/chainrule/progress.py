@@ -20,7 +20,10 @@ def progress(what: str, total: int, unit: str, quiet: bool = False) -> Iterator[
             return Text("" if task.speed is None else f"{task.speed:,.0f} {unit}/s")
 
     console = Console(file=sys.stderr)
+    if quiet or not console.is_terminal:
+        yield lambda done: None
+        return
     columns = TextColumn("{task.description}"), BarColumn(), Rate(), TimeRemainingColumn(), TextColumn("left")
-    with Progress(*columns, console=console, transient=True, disable=quiet or not console.is_terminal) as bar:
+    with Progress(*columns, console=console, transient=True) as bar:
         row = bar.add_task(what, total=total)
         yield lambda done: bar.update(row, completed=done)

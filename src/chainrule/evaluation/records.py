@@ -39,7 +39,7 @@ def versions() -> dict[str, str]:
 
 def today() -> str:
     """The time now, in UTC, as ISO 8601 has it."""
-    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    return datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
 
 
 @dataclass(frozen=True, kw_only=True)
