@@ -60,7 +60,7 @@ def check(python: str, lines: list[str]) -> tuple[str, str]:
         if not succeeds(own, "-m", "pip", "install", "--quiet", *chosen):
             return "", "error: these versions cannot be installed together"
         torch = subprocess.check_output([own, "-c", "import torch; print(torch.__version__)"], text=True).strip()
-        tests = subprocess.run([own, "-m", "pytest", "--color=no"], cwd=ROOT, check=False, capture_output=True, text=True)
+        tests = subprocess.run([own, "-m", "pytest"], cwd=ROOT, check=False, capture_output=True, text=True)
     lines = tests.stdout.splitlines()
     print("\n".join(line for line in lines if line.startswith(("FAILED", "ERROR"))), file=sys.stderr)
     return torch, re.sub(r"^=+ | in [\d.]+s.*", "", lines[-1]) if lines else "error: no tests ran"
