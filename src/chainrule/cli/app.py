@@ -18,8 +18,7 @@ from .complete import complete
 from .convert import convert
 from .demo import demo
 from .evaluate import evaluate
-from .models import info, models, recipes
-from .presets import presets
+from .models import info, models, presets, recipes
 from .reconstruct import reconstruct
 from .sample import sample
 from .score import score

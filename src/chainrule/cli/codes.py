@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .common import check_file, check_folder, open_tokenizer, print_json, read_any_image
+from .common import open_tokenizer, read_image
 from .options import Device, Force, Images, Json, Model, Resize, TokenizerPrecision
+from .output import check_file, check_pictures, print_json
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -44,7 +45,7 @@ def encode(
     from ..saving import code_file
 
     tokenizer = open_tokenizer(model, device)
-    pixels = [read_any_image(path, tokenizer, resize) for path in images]
+    pixels = [read_image(path, tokenizer, resize, any_size=True) for path in images]
     for path, image in zip(images, pixels, strict=True):
         if image.shape != pixels[0].shape:
             (_, h0, w0), (_, h1, w1) = pixels[0].shape, image.shape
@@ -78,12 +79,8 @@ def decode(
       chainrule decode runs/vqgan photo.safetensors --out photo.png
       chainrule decode runs/vqgan both.safetensors --out decoded
     """
-    if out.suffix.lower() == ".png":
-        check_file(out, ".png", force)
-    else:
-        check_folder(out, force)
-        if scale is not None:
-            raise ValueError("--scale would be ignored: images in a folder are not enlarged; leave it out")
+    if not check_pictures(out, force) and scale is not None:
+        raise ValueError("--scale would be ignored: images in a folder are not enlarged; leave it out")
 
     from ..saving import code_file
 
@@ -98,16 +95,10 @@ def decode(
 
 def _write(out: Path, images: Tensor, names: list[str], scale: int | None) -> list[Path]:
     """Writes images as one picture or into a folder; returns the files."""
-    from ..images import grid, to_pil
-    from .pictures import automatic_scale, enlarge, unique_stems, write_png
+    from ..images import to_pil
+    from .pictures import enlarge, write_each, write_grid, write_png
 
     if out.suffix.lower() != ".png":
-        files = [out / f"{stem}.png" for stem in unique_stems([Path(name).stem for name in names])]
-        for path, picture in zip(files, to_pil(images), strict=True):
-            write_png(path, picture)
-        return files
-    if len(images) == 1:
-        write_png(out, to_pil(enlarge(images, scale or 1))[0])
-    else:
-        write_png(out, grid(images, scale=scale or automatic_scale(images.shape[3])))
+        return write_each(out, [Path(name).stem for name in names], images)
+    write_png(out, to_pil(enlarge(images, scale or 1))[0]) if len(images) == 1 else write_grid(out, images, scale)
     return [out]

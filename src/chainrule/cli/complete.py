@@ -8,16 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..progress import progress
-from .common import (
-    check_file,
-    free_name,
-    labels_for,
-    open_model,
-    open_upscalers,
-    print_json,
-    print_table,
-    read_image,
-)  # fmt: skip
+from .common import labels_for, open_model, open_upscalers, read_image
 from .options import (
     Device,
     Force,
@@ -33,6 +24,7 @@ from .options import (
     Upscalers,
     with_sampling,
 )
+from .output import check_file, free_name, print_json, print_table
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -78,12 +70,11 @@ def complete(
     import torch
 
     from ..data import load_mask
-    from ..images import grid
-    from .pictures import automatic_scale, hide, write_png
+    from .pictures import hide, write_grid
 
     pipeline = open_model(model, device)
     labels = labels_for(pipeline, label, n)
-    known_image = read_image(image, pipeline, resize)
+    known_image = read_image(image, pipeline.tokenizer, resize)
     _, height, width = pipeline.tokenizer.image_shape
     enlarged = open_upscalers(upscaler, pipeline, device)
     known = load_mask(mask, height, width) if mask is not None else kept(keep, height, width)
@@ -96,8 +87,7 @@ def complete(
         done(total)
     nats = pipeline.log_prob(completions, labels, text=text).tolist()
     pictures = enlarged(torch.cat([known_image[None], hide(known_image[None], known), completions.cpu()]))
-    columns = len(pictures) if len(pictures) <= 10 else None
-    write_png(out, grid(pictures, columns, scale or automatic_scale(pictures.shape[-1])))
+    write_grid(out, pictures, scale, len(pictures) if len(pictures) <= 10 else None)
     if json:
         print_json({"out": str(out), "completions": [{"log_prob": value} for value in nats]})
         return
@@ -118,9 +108,7 @@ def kept(text: str, height: int, width: int) -> Tensor:
     try:
         x0, y0, x1, y1 = halves[text] if text in halves else map(int, text.split(","))
     except ValueError:
-        raise ValueError(
-            f"--keep must be top, bottom, left, right or a box x0,y0,x1,y1 in pixels, got {text!r}"
-        ) from None
+        raise ValueError(f"--keep must be top, bottom, left, right or x0,y0,x1,y1 in pixels, got {text!r}") from None
     if not (0 <= x0 < x1 <= width and 0 <= y0 < y1 <= height):
         raise ValueError(
             f"the box {text} must lie inside the image, with 0 <= x0 < x1 <= {width} and 0 <= y0 < y1 <= {height}"

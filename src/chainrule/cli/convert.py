@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
-from .common import print_json
 from .options import Force, Json
+from .output import print_json
 
 
 def convert(

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ..progress import progress
-from .common import check_folder, print_table
 from .complete import kept
 from .options import Force, Seed
+from .output import check_folder, print_table
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .common import check_device, check_file, file_stem, print_json, print_table
+from .common import check_device
 from .options import Device, Features, Force, Json, with_sampling
+from .output import check_file, file_stem, print_json, print_table
 
 if TYPE_CHECKING:
     from ..evaluation.records import LikelihoodRecord, Record, TokenizerRecord
 
 ModelName = Annotated[
-    str | None,
-    typer.Argument(metavar="MODEL", help="A bundled model, a folder, or a hub id; not needed with --from."),
+    str | None, typer.Argument(metavar="MODEL", help="A bundled model, a folder, or a hub id; not needed with --from.")
 ]
 Data = Annotated[
     str | None, typer.Option(help="A folder, a hub data set, or shapes; without it, the model's training data.")

@@ -1,12 +1,15 @@
-"""`chainrule models`, `info` and `recipes`: what there is."""
+"""`chainrule models`, `info`, `recipes` and `presets`: what there is."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from dataclasses import asdict
+from typing import Annotated, Any
 
-from .common import print_json, print_table
+import typer
+
 from .options import Json, Model
+from .output import print_json, print_table
 
 
 def models(json: Json = False) -> None:
@@ -59,29 +62,55 @@ def recipes(json: Json = False) -> None:
     """
     from ..recipe import find_recipe, recipe_names
 
-    rows = []
-    for name in recipe_names():
-        first = find_recipe(name).read_text(encoding="utf-8").splitlines()[0]
-        rows.append({"name": name, "about": first.removeprefix("#").strip()})
+    firsts = ((name, find_recipe(name).read_text(encoding="utf-8").splitlines()[0]) for name in recipe_names())
+    rows = [{"name": name, "about": first.removeprefix("#").strip()} for name, first in firsts]
+    print_json(rows) if json else print_table(["recipe", "about"], [list(row.values()) for row in rows])
+
+
+def presets(
+    model: Annotated[str | None, typer.Argument(help="A tokenizer or prior; without one, all are listed.")] = None,
+    json: Json = False,
+) -> None:
+    """List the published sizes of tokenizers and priors, with their codes and numbers of parameters.
+
+    A recipe names one in its section `tokenizer` or `prior`: `prior: {name: gpt, preset: imagenet-big}`.
+
+    \b
+    Examples:
+      chainrule presets
+      chainrule presets gpt
+    """
+    from ..sizes import presets as find
+
+    found = find(model)
+    rows = [
+        [one.model, one.preset, one.kind, ", ".join(_grid(*grid) for grid in one.codes), f"{one.parameters:,}"]
+        for one in found
+    ]
     if json:
-        print_json(rows)
+        print_json([asdict(one) for one in found])
+    elif not rows:
+        print(f"{model} has no presets")
     else:
-        print_table(["recipe", "about"], [[row["name"], row["about"]] for row in rows])
+        print_table(["model", "preset", "kind", "codes", "parameters"], rows)
 
 
 def _size(count: int) -> str:
     return f"{count / 1e6:.1f} MB" if count >= 1e6 else f"{count / 1e3:.0f} kB"
 
 
+def _grid(height: int, width: int, depth: int, codebook_size: int) -> str:
+    shape = [height, width] if depth == 1 else [height, width, depth]
+    return f"{'x'.join(map(str, shape))} of {codebook_size:,}"
+
+
 def _figures(figures: Mapping[str, Any]) -> str:
     """Figures in words; each is a value, or a mapping with `value` and perhaps `standard_error`."""
     words = []
     for name, figure in figures.items():
-        if isinstance(figure, Mapping):
-            error = f" ± {figure['standard_error']:.2g}" if figure.get("standard_error") is not None else ""
-            words.append(f"{name} {_number(figure.get('value'))}{error}")
-        else:
-            words.append(f"{name} {_number(figure)}")
+        figure = figure if isinstance(figure, Mapping) else {"value": figure}
+        error = f" ± {figure['standard_error']:.2g}" if figure.get("standard_error") is not None else ""
+        words.append(f"{name} {_number(figure.get('value'))}{error}")
     return ", ".join(words)
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..core import CodeSpec
 from ..files import write_file
-from ..images import to_pil
+from ..images import grid, to_pil
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -23,17 +23,25 @@ HEAT = np.array([[0, 0, 4], [87, 16, 110], [188, 55, 84], [249, 142, 9], [252, 2
 """From no surprise to the greatest: the colours of "inferno" (matplotlib) at 0, 1/4, 1/2, 3/4, 1."""
 
 
-def unique_stems(stems: Sequence[str]) -> list[str]:
-    """Names for files, one each: a stem that has come before gets -2, -3, …"""
-    return [
-        stem + (f"-{again + 1}" if (again := stems[:index].count(stem)) else "") for index, stem in enumerate(stems)
-    ]
-
-
 def write_png(path: Path, picture: Image) -> None:
     buffer = io.BytesIO()
     picture.save(buffer, format="PNG")
     write_file(path, buffer.getvalue())
+
+
+def write_grid(path: Path, images: Tensor, scale: int | None, columns: int | None = None) -> None:
+    """Images uint8 (B, C, H, W) side by side in one file, each about 128 pixels wide if no scale is given."""
+    write_png(path, grid(images, columns, scale or automatic_scale(images.shape[-1])))
+
+
+def write_each(folder: Path, stems: Sequence[str], images: Tensor) -> list[Path]:
+    """A file of each image uint8 (B, C, H, W), called after its stem, where that has come before with -2, -3, … added;
+    returns the files."""
+    again = [stems[:index].count(stem) for index, stem in enumerate(stems)]
+    files = [folder / (f"{stem}-{n + 1}.png" if n else f"{stem}.png") for stem, n in zip(stems, again, strict=True)]
+    for path, picture in zip(files, to_pil(images), strict=True):
+        write_png(path, picture)
+    return files
 
 
 def write_gif(path: Path, frames: Iterable[Image], milliseconds: int = 40, hold: int = 2000) -> None:

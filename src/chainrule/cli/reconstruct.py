@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from .common import check_file, free_name, open_tokenizer, print_json, print_table, read_any_image
+from .common import open_tokenizer, read_image
 from .options import Device, Features, Force, Images, Json, Model, Picture, Resize, Scale, TokenizerPrecision
+from .output import check_file, free_name, print_json, print_table
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -30,12 +31,11 @@ def reconstruct(
     out = check_file(out or free_name("reconstructions", ".png"), ".png", force)
 
     from .. import evaluation
-    from ..images import grid
     from ..scorers import features as networks
-    from .pictures import automatic_scale, heat, write_png
+    from .pictures import automatic_scale, heat, write_grid
 
     tokenizer = open_tokenizer(model, device)
-    originals = [read_any_image(path, tokenizer, resize) for path in images]
+    originals = [read_image(path, tokenizer, resize, any_size=True) for path in images]
     name = features or networks.default_features()
     network = None if name == "none" else networks.load_features(name).to(device)
     results = evaluation.reconstruct(tokenizer, originals, network, precision)
@@ -45,7 +45,7 @@ def reconstruct(
         for original, result in zip(originals, results, strict=True)
         for picture in (original[None], result.image[None], heat(result.error[None], greatest))
     ]
-    write_png(out, grid(_framed(pictures), 3, scale or automatic_scale(max(tokenizer.image_shape[1:]))))
+    write_grid(out, _framed(pictures), scale or automatic_scale(max(tokenizer.image_shape[1:])), columns=3)
     figures = [result.figures() for result in results]
     if json:
         rows = [{"image": str(path)} | figure for path, figure in zip(images, figures, strict=True)]

@@ -10,18 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..progress import progress
-from .common import (
-    check_file,
-    check_folder,
-    file_stem,
-    free_name,
-    labels_for,
-    open_model,
-    open_tokenizer,
-    open_upscalers,
-    read_texts,
-)  # fmt: skip
+from .common import labels_for, open_model, open_tokenizer, open_upscalers, read_texts
 from .options import Device, Force, Label, Model, Negative, Scale, Seed, Text, Upscalers, with_sampling
+from .output import check_file, check_folder, file_stem, free_name
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -201,15 +192,12 @@ class Film:
 
 def _write(out: Path, images: Tensor, captions: list[str] | None, separate: bool, scale: int | None) -> None:
     """Writes a folder of images, or one picture of all, with captions if any are given."""
-    from ..images import grid, to_pil
-    from .pictures import automatic_scale, captioned, enlarge, write_png
+    from .pictures import automatic_scale, captioned, enlarge, write_each, write_grid, write_png
 
-    zoom = scale or automatic_scale(images.shape[-1])
     if separate:
         digits = len(str(len(images) - 1))
-        for index, picture in enumerate(to_pil(enlarge(images, scale or 1))):
-            write_png(out / f"{index:0{digits}d}.png", picture)
+        write_each(out, [f"{index:0{digits}d}" for index in range(len(images))], enlarge(images, scale or 1))
     elif captions is not None:
-        write_png(out, captioned(images.cpu(), captions, zoom))
+        write_png(out, captioned(images.cpu(), captions, scale or automatic_scale(images.shape[-1])))
     else:
-        write_png(out, grid(images, scale=zoom))
+        write_grid(out, images, scale)

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .common import check_file, check_folder, labels_for, open_model, print_json, print_table, read_image
+from .common import labels_for, open_model, read_image
 from .options import Device, Force, Images, Json, Label, Model, Resize, Text
+from .output import check_pictures, print_json, print_table
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -50,7 +51,7 @@ def score(
     if binarize != (seed is not None):
         raise ValueError("--binarize draws at random by --seed, and nothing else does: give both or neither")
     if map is not None:
-        check_file(map, ".png", force, "--map") if _is_png(map) else check_folder(map, force, "--map")
+        check_pictures(map, force, "--map")
 
     import torch
 
@@ -59,7 +60,7 @@ def score(
 
     pipeline = open_model(model, device)
     labels = labels_for(pipeline, label, len(images))
-    pixels = torch.stack([read_image(path, pipeline, resize) for path in images])
+    pixels = torch.stack([read_image(path, pipeline.tokenizer, resize) for path in images])
     if binarize:
         pixels = data.binarize(pixels, "sample", torch.Generator().manual_seed(seed))
     scores = score_images(pipeline, pixels, labels, text, surprise=map is not None)
@@ -86,23 +87,15 @@ def _print(paths: list[Path], scores: Scores, map: Path | None, json: bool) -> N
         print(f"{map}: surprise per pixel, dark is 0 and the lightest {greatest:.2f} nats")
 
 
-def _is_png(path: Path) -> bool:
-    return path.suffix.lower() == ".png"
-
-
 def _write_maps(map: Path, paths: list[Path], pixels: Tensor, surprise: Tensor, scale: int | None) -> None:
     import torch
 
-    from ..images import grid, to_pil
-    from .pictures import automatic_scale, enlarge, heat, stretch, unique_stems, write_png
+    from .pictures import automatic_scale, enlarge, heat, stretch, write_each, write_grid
 
     height, width = pixels.shape[2:]
-    scale = scale or automatic_scale(width)
     colours = heat(stretch(surprise, height, width), surprise.max().item())
-    if _is_png(map):  # each image beside its map
+    if map.suffix.lower() == ".png":  # each image beside its map
         pairs = torch.stack([pixels.expand(-1, 3, -1, -1), colours], dim=1).flatten(0, 1)
-        write_png(map, grid(pairs, columns=2 * max(1, round((len(paths) / 2) ** 0.5)), scale=scale))
-        return
-    stems = unique_stems([path.stem for path in paths])
-    for stem, picture in zip(stems, to_pil(enlarge(colours, scale)), strict=True):
-        write_png(map / f"{stem}.png", picture)
+        write_grid(map, pairs, scale, columns=2 * max(1, round((len(paths) / 2) ** 0.5)))
+    else:
+        write_each(map, [path.stem for path in paths], enlarge(colours, scale or automatic_scale(width)))

@@ -9,8 +9,8 @@ from typing import Annotated
 
 import typer
 
-from .common import print_json
 from .options import Json
+from .output import print_json
 
 
 def train(

@@ -156,10 +156,7 @@ def _reads(pipeline: Pipeline) -> bool:
 
 def _conditions(pipeline: Pipeline, batch: Batch) -> dict[str, Any]:
     """Labels and texts of a batch, of those that the model needs."""
-    return {
-        "label": batch.labels if pipeline.num_classes else None,
-        "text": batch.texts if _reads(pipeline) else None,
-    }
+    return {"label": batch.labels if pipeline.num_classes else None, "text": batch.texts if _reads(pipeline) else None}
 
 
 def _measure_samples(plan: Plan, dataset: ImageDataset, settings: SampleSettings) -> SamplesRecord:
@@ -195,10 +192,7 @@ def _measure_samples(plan: Plan, dataset: ImageDataset, settings: SampleSettings
     reconstructed = kept(tokenizer_hash(pipeline.tokenizer), change=lambda images: pipeline.reconstruct(images).cpu())
     quality = generation_quality(kept("real"), features(generated), reconstructed, network.title)
     return SamplesRecord(
-        settings=settings,
-        quality=quality,
-        fingerprint=dataset.fingerprint,
-        seconds_per_image=seconds / settings.count,
+        settings=settings, quality=quality, fingerprint=dataset.fingerprint, seconds_per_image=seconds / settings.count
     )
 
 
