@@ -15,7 +15,7 @@ import torch
 
 import chainrule
 from chainrule.evaluation import bits_per_image
-from chainrule.training.run import fit
+from chainrule.training import train
 
 FINE = ("tokenizer.spread=0", "tokenizer.downsampling=2")
 RQ = ("emoji_rqvae", "losses.perceptual=null")
@@ -29,7 +29,7 @@ CLAIMS = {
 
 
 def trained(recipe: str, overrides: list[str], folder: Path) -> dict:
-    result = fit(recipe, folder, overrides)
+    result = train(recipe, folder, overrides)
     if result.interrupted:
         raise SystemExit(130)
     tokenizer = chainrule.load_tokenizer(str(folder))

@@ -21,7 +21,7 @@ import torch.nn.functional as F
 
 from chainrule.core import CodeSpec, Context, entry
 from chainrule.priors import gated_pixelcnn
-from chainrule.recipe import build_model_config, read_recipe
+from chainrule.recipe import read_recipe
 from chainrule.training.engine.hardware import autocast, compiled
 from chainrule.training.engine.muon import Muon
 from sizes import SIZES  # of this folder
@@ -52,7 +52,7 @@ def steps(model, network, batch_size: int, precision: str):
 
 def compare(system: str, large: bool, batch_size: int, rounds: int) -> dict:
     recipe = read_recipe(f"mnist_{system}")
-    config = SIZES[system].config if large else build_model_config("priors", recipe.prior, recipe.where)
+    config = SIZES[system].config if large else recipe.prior.config("priors")
     torch.manual_seed(0)
     plain = entry("priors", system).model(SPEC, config)
     best = copy.deepcopy(plain)

@@ -16,8 +16,9 @@ from chainrule.recipe import build_recipe
 from chainrule.scorers import load_scorer
 from chainrule.scorers.classifier import Classifier, ClassifierConfig
 from chainrule.tokenizers.pixels import Pixels, PixelsConfig
-from chainrule.training import ClassifierTask, classifier_task, fit
-from chainrule.training.tasks import prior
+from chainrule.training import train
+from chainrule.training.tasks import examples
+from chainrule.training.tasks.classifier import ClassifierTask
 
 CONFIG = ClassifierConfig((1, 8, 8), 3, ("cat", "dog", "red fish"), 16, 2, 1)
 RECIPE = {
@@ -46,7 +47,7 @@ def stripes(monkeypatch) -> None:
             images[index, :, :, 2 * label : 2 * label + 3] += 100
         return ImageDataset(images, labels, None, CONFIG.class_names, 3, config.source)
 
-    monkeypatch.setattr("chainrule.training.tasks.prior.load", read)
+    monkeypatch.setattr("chainrule.training.tasks.examples.load", read)
 
 
 def build() -> Classifier:
@@ -137,8 +138,8 @@ def test_of_several_candidates_the_surest_is_kept():
 
 def test_a_recipe_trains_a_classifier_and_goes_on(tmp_path, stripes):
     Path(tmp_path / "recipe.yaml").write_text(yaml.safe_dump(RECIPE))
-    result = fit(tmp_path / "recipe.yaml", tmp_path / "run", quiet=True)
-    data = prior.load(DataConfig("stripes", "test"))
+    result = train(tmp_path / "recipe.yaml", tmp_path / "run", quiet=True)
+    data = examples.load(DataConfig("stripes", "test"))
     scorer = load_scorer(tmp_path / "run")
     assert scorer.config.class_names == data.class_names and scorer.config.width == 16
     right = (scorer(data.images).argmax(1) == data.labels).double().mean().item()
@@ -146,18 +147,18 @@ def test_a_recipe_trains_a_classifier_and_goes_on(tmp_path, stripes):
     nats = -scorer.for_labels(data.labels)(data.images).mean().item()
     assert result.metrics["nats"] == pytest.approx(nats, rel=1e-3)
     assert zoo.read_card(tmp_path / "run")["recipe"]["classifier"]["num_classes"] == data.num_classes
-    again = fit(tmp_path / "run" / "recipe.yaml", tmp_path / "run", ["training.steps=31"], quiet=True)
+    again = train(tmp_path / "run" / "recipe.yaml", tmp_path / "run", ["training.steps=31"], quiet=True)
     assert again.steps == 31
     with pytest.raises(ValueError, match=r"another recipe: classifier\.width was 16 and is 8"):
-        fit(tmp_path / "recipe.yaml", tmp_path / "run", ["classifier.width=8"], quiet=True)
+        train(tmp_path / "recipe.yaml", tmp_path / "run", ["classifier.width=8"], quiet=True)
 
 
 @pytest.mark.parametrize(
     ("recipe", "sentence"),
     [
-        (changed(tokenizer={"name": "pixels"}), "trains nothing else; leave out 'tokenizer'"),
-        (changed(prior={"name": "gpt"}), "trains nothing else; leave out 'prior'"),
-        (changed(classifier=None), "the section 'tokenizer' is missing"),
+        (changed(tokenizer={"name": "pixels"}), "leave out 'tokenizer'"),
+        (changed(prior={"name": "gpt"}), "leave out 'prior'"),
+        (changed(classifier=None), "a recipe needs one of the sections classifier, prior"),
     ],
 )  # fmt: skip
 def test_sections_that_do_not_go_together(recipe, sentence):
@@ -168,7 +169,7 @@ def test_sections_that_do_not_go_together(recipe, sentence):
 @pytest.mark.parametrize(
     ("override", "sentence"),
     [
-        ("training.label_dropout=0.1", "'training.label_dropout' would be ignored by a classifier"),
+        ("training.label_dropout=0.1", "'training.label_dropout' belongs to a recipe with 'prior' and would"),
         ("training.sample_every=10", "'training.sample_every' would be ignored by a classifier"),
         ("classifier.image_shape=[3,8,8]", r"'classifier\.image_shape' must be \(1, 8, 8\), as stripes has it"),
         ("classifier.widht=8", "unknown key 'widht' in 'classifier'; did you mean 'width'"),
@@ -178,18 +179,23 @@ def test_sections_that_do_not_go_together(recipe, sentence):
 def test_mistakes_in_recipes_of_classifiers(tmp_path, stripes, override, sentence):
     Path(tmp_path / "recipe.yaml").write_text(yaml.safe_dump(RECIPE))
     with pytest.raises(ValueError, match=sentence):
-        fit(tmp_path / "recipe.yaml", tmp_path / "run", [override], quiet=True)
+        train(tmp_path / "recipe.yaml", tmp_path / "run", [override], quiet=True)
 
 
 def test_a_classifier_needs_labels(tmp_path, monkeypatch):
-    monkeypatch.setattr("chainrule.training.tasks.prior.load", lambda config: ImageDataset(noise(4), name="drawings"))
+    monkeypatch.setattr(
+        "chainrule.training.tasks.examples.load", lambda config: ImageDataset(noise(4), name="drawings")
+    )
     with pytest.raises(ValueError, match="needs labels, but drawings has none; see data.label_column"):
-        classifier_task(build_recipe(RECIPE, "r"))
+        build_recipe(RECIPE, "r").build()
 
 
 def test_training_images_are_flipped_and_those_of_evaluation_are_not():
     images = ImageDataset(noise(6), torch.arange(6) % 3, num_classes=3)
-    task = ClassifierTask(build(), DataConfig("drawings", flip=True), images, images, batch_size=4)
+    task = ClassifierTask(
+        build(),
+        examples.Examples(data=DataConfig("drawings", flip=True), training=images, evaluation=images, batch_size=4),
+    )
     batch = task.batch(torch.arange(6), slice(1, 5), torch.Generator().manual_seed(0))
     flipped = [torch.equal(one, other.flip(-1)) for one, other in zip(batch.images, images.images[1:5], strict=True)]
     kept = [torch.equal(one, other) for one, other in zip(batch.images, images.images[1:5], strict=True)]

@@ -503,7 +503,7 @@ def test_train_passes_on_what_it_is_told(here, monkeypatch):
         calls.append((recipe, out, overrides, options))
         return TrainResult(5, {"nats": 81.25}, out, 90.0, interrupted=recipe == "stopped")
 
-    monkeypatch.setattr("chainrule.training.fit", fit)
+    monkeypatch.setattr("chainrule.training.train", fit)
     assert "5 steps in 1.5 minutes, nats 81.25" in run("train", "some/mine.yaml", "training.steps=5", "--seed", "2")
     recipe, out, overrides, options = calls[0]
     assert (recipe, out) == ("some/mine.yaml", Path("runs/mine"))

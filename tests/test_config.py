@@ -9,8 +9,8 @@ from typing import Literal
 import pytest
 
 from chainrule import recipe
-from chainrule.recipe import TrainingConfig
 from chainrule.strict import build_dataclass, parse_yaml, to_plain, write_yaml
+from chainrule.training import TrainingConfig
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from chainrule.priors.pixelcnn import PixelCNN, PixelCNNConfig
 from chainrule.recipe import build_recipe
 from chainrule.saving.folder import tokenizer_hash
 from chainrule.strict import build_dataclass, to_plain, write_yaml
-from chainrule.training import fit, tokenizer_task
+from chainrule.training import train
 from chainrule.zoo import read_card, save_tokenizer
 from sizes import tiny
 from test_cli import refused, run
@@ -56,7 +56,8 @@ def recipe(changes: dict, **sections) -> dict:
         "losses": {"adversarial": {"channels": 4, "num_layers": 1, "start": 0.5}},
         "training": {
             "steps": 4, "batch_size": 4, "learning_rate": 1e-2, "optimizer": "adamw", "weight_decay": 0.1,
-            "ema_decay": 0.5, "precision": "float32", "save_every": 2, "log_every": 2,
+            "ema_decay": 0.5, "schedule": "constant", "warmup_steps": 0, "gradient_clip": 0.0, "precision": "float32",
+            "save_every": 2, "log_every": 2,
         },
         "evaluation": {"limit": 6},
     }  # fmt: skip
@@ -71,7 +72,7 @@ def here(tmp_path, monkeypatch):
     def load(config):
         return ImageDataset(noise(chainrule.load_tokenizer("old")), name=config.source)
 
-    monkeypatch.setattr("chainrule.training.tasks.prior.load", load)
+    monkeypatch.setattr("chainrule.training.tasks.examples.load", load)
 
 
 # ---------------------------------------------------------------- tokenizers
@@ -127,15 +128,15 @@ def test_codes_are_the_same_before_and_after(here, name):
     tokenizer = build(name)
     save_tokenizer(tokenizer, "old")
     Path("recipe.yaml").write_text(write_yaml(recipe(CHANGES[name])), encoding="utf-8")
-    assert fit("recipe.yaml", "run", ["training.steps=2"], quiet=True).steps == 2
-    result = fit("run/recipe.yaml", "run", ["training.steps=4"], quiet=True)
+    assert train("recipe.yaml", "run", ["training.steps=2"], quiet=True).steps == 2
+    result = train("run/recipe.yaml", "run", ["training.steps=4"], quiet=True)
     larger, images = chainrule.load_tokenizer("run"), noise(tokenizer)
     assert equal(larger.encode(images), tokenizer.encode(images)) and tokenizer.same_codes(larger)
     before, after = tokenizer.state_dict(), larger.state_dict()
     for key, value in after.items():
         frozen = key.split(".")[0] not in tokenizer.decoder_parts
         assert not frozen or torch.equal(value, before[key]), key
-    untrained, _ = tokenizer_task(build_recipe(recipe(CHANGES[name]), "r"))
+    untrained, _ = build_recipe(recipe(CHANGES[name]), "r").build()
     start = dict(untrained.model.tokenizer.named_parameters())
     learned = [key for key, value in larger.named_parameters() if not torch.equal(value, start[key])]
     assert learned and {key.split(".")[0] for key in learned} == set(tokenizer.decoder_parts)
@@ -147,9 +148,9 @@ def test_codes_are_the_same_before_and_after(here, name):
 def test_it_can_be_done_again(here):
     tokenizer = build("vqvae")
     save_tokenizer(tokenizer, "old")
-    once = tokenizer_task(build_recipe(recipe(CHANGES["vqvae"]), "r"))[0].model.tokenizer
+    once = build_recipe(recipe(CHANGES["vqvae"]), "r").build()[0].model.tokenizer
     save_tokenizer(once, "old")
-    twice = tokenizer_task(build_recipe(recipe({"num_blocks": 1}), "r"))[0].model.tokenizer
+    twice = build_recipe(recipe({"num_blocks": 1}), "r").build()[0].model.tokenizer
     assert twice.config.width == 12 and twice.encoder_config == tokenizer.config
     assert twice.same_codes(tokenizer)
 
@@ -163,13 +164,13 @@ def test_it_can_be_done_again(here):
          "'tokenizer.decoder.embedding_dim' is not the decoder's alone; .* width, residual_width, num_blocks"),
         ("vqvae", {"tokenizer": {"path": "old", "decoder": {"num_blocks": -1}}}, "'tokenizer.decoder': .*num_blocks"),
         ("vqvae", {"tokenizer": {"path": "old"}}, "trained already; add the section 'prior', or say in 'tokenizer.dec"),
-        ("vqvae", {"prior": {"name": "gpt"}, "losses": None}, "is trained alone; leave it out, or 'prior'"),
+        ("vqvae", {"prior": {"name": "gpt"}, "losses": None}, "unknown key 'decoder' in 'tokenizer'"),
     ],
 )  # fmt: skip
 def test_mistakes_in_recipes(here, name, sections, sentence):
     save_tokenizer(build(name), "old")
     with pytest.raises(ValueError, match=sentence):
-        tokenizer_task(build_recipe(recipe({}, **sections), "r"))
+        build_recipe(recipe({}, **sections), "r").build()
 
 
 # ---------------------------------------------------------------- with a prior
@@ -178,7 +179,7 @@ def test_mistakes_in_recipes(here, name, sections, sentence):
 def test_a_prior_of_the_old_codes_draws_by_the_new_decoder(here):
     old = build("vqvae")
     save_tokenizer(old, "old")
-    new = tokenizer_task(build_recipe(recipe(CHANGES["vqvae"]), "r"))[0].model.tokenizer
+    new = build_recipe(recipe(CHANGES["vqvae"]), "r").build()[0].model.tokenizer
     with torch.no_grad():
         new.decoder.conv_in.bias.add_(1.0)
     save_tokenizer(new, "new")

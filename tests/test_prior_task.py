@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,25 +13,27 @@ import chainrule
 from chainrule.core import entry
 from chainrule.data import DataConfig, ImageDataset, augment
 from chainrule.priors.gated_pixelcnn import GatedPixelCNN
-from chainrule.recipe import (
-    EvaluationConfig,
-    ModelConfig,
-    Recipe,
-    SavedTokenizer,
-    TextConfig,
-    TrainingConfig,
-    build_recipe,
-)
+from chainrule.recipe import NewModel, SavedTokenizer, build_recipe
 from chainrule.saving.folder import tokenizer_hash
 from chainrule.strict import write_yaml
+from chainrule.text.bpe import TextConfig
 from chainrule.tokenizers.vqvae import VQVAE, VQVAEConfig
-from chainrule.training import fit, prior_task
+from chainrule.training import EvaluationConfig, train
 from chainrule.training.run import check_folder
 from chainrule.training.tasks.codes import encode
+from chainrule.training.tasks.prior import PriorRecipe, PriorTrainingConfig
 from chainrule.zoo import load_tokenizer, save_tokenizer
 from sizes import tiny
 
+SIMPLE = {
+    "optimizer": "adam", "schedule": "constant", "warmup_steps": 0, "gradient_clip": 0.0, "ema_decay": 0.0,
+    "precision": "float32", "compile": False,
+}  # fmt: skip
 TINY = VQVAEConfig(8, 12, 1, width=8, residual_width=4, codebook_size=12, embedding_dim=3)
+
+
+def new(name: str, options: Mapping = {}) -> NewModel:
+    return NewModel(name=name, options=options)
 
 
 def images(count: int, channels: int = 1, height: int = 8, width: int = 12) -> ImageDataset:
@@ -57,46 +60,45 @@ def tokenizer(name: str = "vqvae", preset: str = "tiny", seed: int = 0):
 def saved(monkeypatch, tmp_path):
     """The folder of a trained tokenizer; `halves` stands for all data."""
     sizes = {"train": 40, "test": 30}
-    monkeypatch.setattr("chainrule.training.tasks.prior.load", lambda c: images(sizes[c.split]))
+    monkeypatch.setattr("chainrule.training.tasks.examples.load", lambda c: images(sizes[c.split]))
     monkeypatch.setenv("CHAINRULE_CACHE", str(tmp_path / "cache"))
     save_tokenizer(tokenizer(), tmp_path / "vqvae")
     return tmp_path / "vqvae"
 
 
-def recipe(path, **training) -> Recipe:
+def recipe(path, **training) -> PriorRecipe:
     options = {"num_layers": 2, "width": 8, "head_width": 8, "num_classes": "data"}
-    return Recipe(
+    return PriorRecipe(
         data=DataConfig("halves", flip=True),
-        tokenizer=SavedTokenizer(str(path)),
-        prior=ModelConfig("gated_pixelcnn", options),
-        training=TrainingConfig(
-            **{"steps": 20, "batch_size": 8, "learning_rate": 0.01, "precision": "float32", "compile": False} | training
-        ),
+        tokenizer=SavedTokenizer(path=str(path)),
+        prior=new("gated_pixelcnn", options),
+        training=PriorTrainingConfig(**(SIMPLE | {"steps": 20, "batch_size": 8, "learning_rate": 0.01} | training)),
         evaluation=EvaluationConfig(every=20, limit=25, batch_size=10),
     )
 
 
-def fit_recipe(recipe: Recipe, folder: Path):
+def fit_recipe(recipe: PriorRecipe, folder: Path):
     path = folder.with_suffix(".yaml")
-    path.write_text(write_yaml(prior_task(recipe)[1]))
-    return fit(path, folder, quiet=True)
+    path.write_text(write_yaml(recipe.build()[1].plain()))
+    return train(path, folder, quiet=True)
 
 
 def test_codes_are_kept_on_the_disk(saved, monkeypatch):
-    task, plain = prior_task(recipe(saved))
+    task, full = recipe(saved).build()
+    plain = full.plain()
     assert plain["tokenizer"] == {"path": str(saved), "hash": tokenizer_hash(load_tokenizer(saved))}
     assert task.card["recipe"]["tokenizer"]["path"] == "vqvae"
     assert [grid.dtype for codes in task.training_codes for grid in codes] == [torch.uint8] * 2
     assert task.training_codes[0][0].unique().numel() > 3
     monkeypatch.setattr(VQVAE, "encode", None)  # from here on the cache must do
-    again, _ = prior_task(build_recipe(plain, "again"))
+    again, _ = build_recipe(plain, "again").build()
     for one, two in zip(task.training_codes, again.training_codes, strict=True):
         assert torch.equal(one[0], two[0])
     assert len(again.evaluation_codes[0]) == 30
 
 
 def test_kept_codes_are_those_of_the_images_a_step_sees(saved):
-    task, _ = prior_task(recipe(saved, label_dropout=0.5))
+    task, _ = recipe(saved, label_dropout=0.5).build()
     indices, part = torch.tensor([3, 1, 39, 20, 7]), slice(1, 4)
     batch = task.batch(indices, part, torch.Generator().manual_seed(5))
     generator = torch.Generator().manual_seed(5)
@@ -111,10 +113,10 @@ def test_kept_codes_are_those_of_the_images_a_step_sees(saved):
 
 def test_a_run_over_codes_resumes_bit_for_bit_and_can_be_guided(saved, tmp_path):
     path = tmp_path / "recipe.yaml"
-    path.write_text(write_yaml(prior_task(recipe(saved, label_dropout=0.2, ema_decay=0.9))[1]))
-    whole = fit(path, tmp_path / "whole", quiet=True)
-    fit(path, tmp_path / "parts", ["training.steps=9"], quiet=True)
-    parts = fit(path, tmp_path / "parts", quiet=True)
+    path.write_text(write_yaml(recipe(saved, label_dropout=0.2, ema_decay=0.9).build()[1].plain()))
+    whole = train(path, tmp_path / "whole", quiet=True)
+    train(path, tmp_path / "parts", ["training.steps=9"], quiet=True)
+    parts = train(path, tmp_path / "parts", quiet=True)
     assert whole.metrics == parts.metrics and set(whole.metrics) == {"nats", "nats_per_code", "bits_per_image"}
     assert whole.metrics["nats_per_code"] == pytest.approx(whole.metrics["nats"] / 6)
     assert whole.metrics["bits_per_image"] == pytest.approx(whole.metrics["nats"] * 1.442695)
@@ -132,26 +134,28 @@ PARTI |= {"text_length": "data", "text_vocab_size": "data"}
 DALLE = {"num_layers": 1, "width": 8, "num_heads": 2, "attention": "full"}
 
 
-def captioned(saved, monkeypatch, name: str, options: dict, **training) -> Recipe:
+def captioned(saved, monkeypatch, name: str, options: dict, **training) -> PriorRecipe:
     """A recipe over images with captions."""
 
     def load(data):
         found = images({"train": 40, "test": 30}[data.split])
         return replace(found, texts=[f"dark on the {found.class_names[label]}" for label in found.labels])
 
-    monkeypatch.setattr("chainrule.training.tasks.prior.load", load)
+    monkeypatch.setattr("chainrule.training.tasks.examples.load", load)
     return replace(
-        recipe(saved, **training), prior=ModelConfig(name, options), text=TextConfig(6, 300, bpe_dropout=0.3)
+        recipe(saved, **training),
+        prior=new(name, options),
+        text=TextConfig(length=6, text_vocab_size=300, bpe_dropout=0.3),
     )
 
 
 @pytest.mark.parametrize(("name", "options"), [("parti", PARTI), ("dalle", DALLE)])
 def test_a_run_over_captions_resumes_bit_for_bit_and_draws_what_it_is_told(saved, monkeypatch, tmp_path, name, options):
     path = tmp_path / "recipe.yaml"
-    path.write_text(write_yaml(prior_task(captioned(saved, monkeypatch, name, options, caption_dropout=0.2))[1]))
-    whole = fit(path, tmp_path / "whole", ["training.sample_every=20"], quiet=True)
-    fit(path, tmp_path / "parts", ["training.steps=9"], quiet=True)
-    parts = fit(path, tmp_path / "parts", quiet=True)
+    path.write_text(write_yaml(captioned(saved, monkeypatch, name, options, caption_dropout=0.2).build()[1].plain()))
+    whole = train(path, tmp_path / "whole", ["training.sample_every=20"], quiet=True)
+    train(path, tmp_path / "parts", ["training.steps=9"], quiet=True)
+    parts = train(path, tmp_path / "parts", quiet=True)
     more = {"text_nats"} if name == "dalle" else set()
     assert whole.metrics == parts.metrics and set(whole.metrics) == {"nats", "nats_per_code", "bits_per_image"} | more
     assert whole.metrics["nats_per_code"] == pytest.approx(whole.metrics["nats"] / 6)
@@ -162,14 +166,14 @@ def test_a_run_over_captions_resumes_bit_for_bit_and_draws_what_it_is_told(saved
 
 
 def test_captions_are_dropped_and_their_merges_too(saved, monkeypatch):
-    task, _ = prior_task(captioned(saved, monkeypatch, "parti", PARTI, caption_dropout=0.5))
+    task, _ = captioned(saved, monkeypatch, "parti", PARTI, caption_dropout=0.5).build()
     one, two = (task.batch(torch.arange(40), slice(0, 40), torch.Generator().manual_seed(n)) for n in (1, 2))
     for batch in (one, two):
         assert 8 < (batch.text == 0).all(1).sum() < 32
     assert not torch.equal(one.text, two.text)
     kept = (one.text != 0).any(1)
-    assert not torch.equal(one.text[kept], task.training_text[kept])
-    assert task.text_tokenizer.decode(one.text[kept])[0].startswith("dark")
+    assert not torch.equal(one.text[kept], task.captions.training[kept])
+    assert task.captions.tokenizer.decode(one.text[kept])[0].startswith("dark")
 
 
 @pytest.mark.parametrize(
@@ -177,55 +181,62 @@ def test_captions_are_dropped_and_their_merges_too(saved, monkeypatch):
     [
         ({"text": None}, "'prior.text_length' is to be that of the data, which has none"),
         (
-            {"text": None, "prior": ModelConfig("parti", PARTI | {"text_length": 6, "text_vocab_size": 9})},
+            {"text": None, "prior": new("parti", PARTI | {"text_length": 6, "text_vocab_size": 9})},
             "the prior reads texts .*; add the section 'text'",
         ),
-        ({"prior": ModelConfig("dalle", DALLE), "text": None}, "dalle draws a text and its image; add the section"),
-        ({"prior": ModelConfig("gated_pixelcnn", {"num_layers": 1, "width": 4})}, "gated_pixelcnn reads no texts"),
-        ({"text": TextConfig(6, 100)}, "text_vocab_size must be at least 257"),
-        ({"text": TextConfig(6, vocabulary=Path("nothing.json"))}, "text.vocabulary nothing.json: .*No such file"),
+        (
+            {"prior": new("gated_pixelcnn", {"num_layers": 1, "width": 4})},
+            "gated_pixelcnn reads no texts",
+        ),
+        ({"text": TextConfig(length=6, text_vocab_size=100)}, "text_vocab_size must be at least 257"),
+        (
+            {"text": TextConfig(length=6, vocabulary=Path("nothing.json"))},
+            "text.vocabulary nothing.json: .*No such file",
+        ),
     ],
 )
 def test_captions_that_do_not_fit_are_refused(saved, monkeypatch, change, sentence):
     with pytest.raises(ValueError, match=sentence):
-        prior_task(replace(captioned(saved, monkeypatch, "parti", PARTI), **change))
+        replace(captioned(saved, monkeypatch, "parti", PARTI), **change).build()
 
 
 def test_images_without_captions_are_refused(saved):
     with pytest.raises(ValueError, match="'text' needs captions, but halves has none"):
-        prior_task(replace(recipe(saved), prior=ModelConfig("parti", PARTI), text=TextConfig(6, 300)))
+        replace(recipe(saved), prior=new("parti", PARTI), text=TextConfig(length=6, text_vocab_size=300)).build()
+    with pytest.raises(ValueError, match="dalle draws a text and its image; add the section"):
+        replace(recipe(saved), prior=new("dalle", DALLE)).build()
 
 
 def test_another_tokenizer_at_the_same_path_is_noticed(saved, tmp_path):
     path = tmp_path / "recipe.yaml"
-    path.write_text(write_yaml(prior_task(recipe(saved))[1]))
-    fit(path, tmp_path / "run", ["training.steps=1"], quiet=True)
+    path.write_text(write_yaml(recipe(saved).build()[1].plain()))
+    train(path, tmp_path / "run", ["training.steps=1"], quiet=True)
     save_tokenizer(tokenizer(seed=1), saved)
     with pytest.raises(ValueError, match=r"recipe.yaml.*: the tokenizer in .* is another than that of the recipe"):
-        fit(path, tmp_path / "run", quiet=True)
+        train(path, tmp_path / "run", quiet=True)
     path.write_text(path.read_text().replace("hash", "# hash"))
     with pytest.raises(ValueError, match="run of another recipe: tokenizer.hash was"):
-        fit(path, tmp_path / "run", quiet=True)
+        train(path, tmp_path / "run", quiet=True)
 
 
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
-        ({"tokenizer": ModelConfig("vqvae")}, r"vqvae must be trained before a prior over its codes; write tokenizer"),
+        ({"tokenizer": new("vqvae")}, r"vqvae must be trained before a prior over its codes; write tokenizer"),
         ({"data": DataConfig("halves", split="small")}, r"for images \(1, 8, 12\), those of halves are \(1, 4, 12\)"),
-        ({"prior": ModelConfig("gated_pixelcnn", {})}, "label_dropout would be ignored: the prior has no classes"),
-        ({"prior": ModelConfig("gated_pixelcnn", {"num_classes": 3})}, "the prior has num_classes 3 but halves has 2"),
+        ({"prior": new("gated_pixelcnn")}, "label_dropout would be ignored: the prior has no classes"),
+        ({"prior": new("gated_pixelcnn", {"num_classes": 3})}, "the prior has num_classes 3 but halves has 2"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_trained_is_refused(saved, monkeypatch, change, sentence):
     if "data" in change:
-        monkeypatch.setattr("chainrule.training.tasks.prior.load", lambda c: images(20, height=4))
+        monkeypatch.setattr("chainrule.training.tasks.examples.load", lambda c: images(20, height=4))
     with pytest.raises(ValueError, match=sentence):
-        prior_task(replace(recipe(saved, label_dropout=0.1), **change))
+        replace(recipe(saved, label_dropout=0.1), **change).build()
 
 
 def test_mistakes_in_the_recipe(saved):
-    plain = prior_task(recipe(saved))[1]
+    plain = recipe(saved).build()[1].plain()
     for change, sentence in [
         ({"tokenizer": {"path": "x", "name": "vqvae"}}, "unknown key 'name' in 'tokenizer'; there are: path, hash"),
         ({"training": plain["training"] | {"label_dropout": 1.0}}, "label_dropout must lie in 0..1, 1 excluded"),
@@ -237,7 +248,7 @@ def test_mistakes_in_the_recipe(saved):
 
 
 def test_a_run_of_an_older_version_goes_on(saved, tmp_path):
-    plain = prior_task(recipe(saved))[1]
+    plain = recipe(saved).build()[1].plain()
     old = {key: value for key, value in plain["training"].items() if key not in ("label_dropout", "soft_targets")}
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "recipe.yaml").write_text(write_yaml(plain | {"training": old}))
@@ -269,21 +280,21 @@ def test_the_quantized_features_are_sums_of_vectors(name, preset):
 def test_a_prior_is_given_the_vectors(saved, monkeypatch):
     given = []
     monkeypatch.setattr(GatedPixelCNN, "attach", lambda self, vectors: given.append(vectors))
-    prior_task(recipe(saved))
+    recipe(saved).build()
     assert torch.equal(given[0][0], load_tokenizer(saved).vectors()[0])
-    prior_task(replace(recipe(saved), tokenizer=ModelConfig("pixels", {"levels": 2}), data=DataConfig("halves")))
+    replace(recipe(saved), tokenizer=new("pixels", {"levels": 2}), data=DataConfig("halves")).build()
     assert given[1] is None
 
 
 def test_soft_targets(saved, monkeypatch, tmp_path):
     model = tokenizer("rqvae")
     save_tokenizer(model, tmp_path / "rqvae")
-    monkeypatch.setattr("chainrule.training.tasks.prior.load", lambda c: images(20, *model.image_shape))
-    hard, _ = prior_task(recipe(tmp_path / "rqvae"))
-    cold, _ = prior_task(recipe(tmp_path / "rqvae", soft_targets=1e-6))
-    warm, plain = prior_task(recipe(tmp_path / "rqvae", soft_targets=0.5))
+    monkeypatch.setattr("chainrule.training.tasks.examples.load", lambda c: images(20, *model.image_shape))
+    hard, _ = recipe(tmp_path / "rqvae").build()
+    cold, _ = recipe(tmp_path / "rqvae", soft_targets=1e-6).build()
+    warm, full = recipe(tmp_path / "rqvae", soft_targets=0.5).build()
     assert hard.training_codes and not warm.training_codes and warm.evaluation_codes is not None
-    assert plain["training"]["soft_targets"] == 0.5
+    assert full.training.soft_targets == 0.5
     batches = [task.batch(torch.arange(4), slice(0, 4), torch.Generator().manual_seed(1)) for task in (hard, cold)]
     losses = [task.loss(task.model, batch, 0.0) for task, batch in zip((hard, cold), batches, strict=True)]
     torch.testing.assert_close(losses[0][0], losses[1][0])  # without warmth, the codes of `encode`
@@ -298,14 +309,14 @@ def test_soft_targets(saved, monkeypatch, tmp_path):
     torch.testing.assert_close(loss, -(targets * log_prob).sum() / (4 * model.spec.length))
     torch.testing.assert_close(metrics["nats"], -warm.model.log_prob(codes, context).mean())
     with pytest.raises(ValueError, match="soft_targets need a tokenizer whose codes can be drawn, as rqvae, not vqvae"):
-        monkeypatch.setattr("chainrule.training.tasks.prior.load", lambda c: images(20))
-        prior_task(recipe(saved, soft_targets=0.5))
+        monkeypatch.setattr("chainrule.training.tasks.examples.load", lambda c: images(20))
+        recipe(saved, soft_targets=0.5).build()
 
 
 def test_noise_on_the_codes_that_a_prior_reads(saved, monkeypatch):
-    clean, _ = prior_task(recipe(saved))
-    task, plain = prior_task(recipe(saved, code_noise=0.9))
-    assert plain["training"]["code_noise"] == 0.9
+    clean, _ = recipe(saved).build()
+    task, full = recipe(saved, code_noise=0.9).build()
+    assert full.training.code_noise == 0.9
     batch = task.batch(torch.arange(8), slice(0, 8), torch.Generator().manual_seed(1))
     read = []
     monkeypatch.setattr(task.model, "forward", lambda codes, context: read.append(codes) or clean.model(codes, context))
@@ -328,11 +339,11 @@ def test_a_trained_prior_goes_on_with_other_images(saved, monkeypatch, tmp_path)
     first = fit_recipe(recipe(saved, label_dropout=0.2), tmp_path / "first")
     mapping = {
         "data": {"source": "halves"}, "prior": {"path": str(tmp_path / "first")},
-        "training": {"steps": 4, "batch_size": 8, "learning_rate": 0.01, "label_dropout": 0.2},
+        "training": SIMPLE | {"steps": 4, "batch_size": 8, "learning_rate": 0.01, "label_dropout": 0.2},
         "evaluation": {"limit": 25, "batch_size": 10},
     }  # fmt: skip
-    task, plain = prior_task(build_recipe(mapping, "mine"))
-    assert list(plain) == ["data", "prior", "training", "evaluation"]
+    task, full = build_recipe(mapping, "mine").build()
+    assert list(full.plain()) == ["data", "prior", "training", "evaluation"]
     before = chainrule.load(tmp_path / "first")
     assert task.evaluate(task.model, True)["nats"] == pytest.approx(first.metrics["nats"])
     assert tokenizer_hash(task.tokenizer) == tokenizer_hash(before.tokenizer)
@@ -348,7 +359,7 @@ def test_a_trained_prior_goes_on_with_other_images(saved, monkeypatch, tmp_path)
     with pytest.raises(ValueError, match="unknown key 'width' in 'prior'"):
         build_recipe(mapping | {"prior": mapping["prior"] | {"width": 8}}, "mine")
     with pytest.raises(ValueError, match="the prior has the label for no class, which label_dropout 0.0 contradicts"):
-        prior_task(build_recipe(mapping | {"training": mapping["training"] | {"label_dropout": 0.0}}, "mine"))
-    monkeypatch.setattr("chainrule.training.tasks.prior.load", lambda c: images(20, 3))
+        build_recipe(mapping | {"training": mapping["training"] | {"label_dropout": 0.0}}, "mine").build()
+    monkeypatch.setattr("chainrule.training.tasks.examples.load", lambda c: images(20, 3))
     with pytest.raises(ValueError, match=r"the tokenizer is for images \(1, 8, 12\)"):
-        prior_task(build_recipe(mapping, "mine"))
+        build_recipe(mapping, "mine").build()

@@ -20,7 +20,7 @@ from chainrule.scorers import load_scorer
 from chainrule.scorers.classifier import Classifier, ClassifierConfig
 from chainrule.scorers.reranker import CLIP, Reranker, RerankerConfig, contrastive_loss
 from chainrule.text.bpe import train_bpe
-from chainrule.training import fit
+from chainrule.training import train
 from chainrule.training.tasks.reranker import draw_others, share_nearest
 from test_cli import refused, run
 from test_cli_text import build
@@ -217,7 +217,7 @@ def test_damaged_artefacts(tmp_path):
 def trained(tmp_path_factory):
     folder = tmp_path_factory.mktemp("trained")
     (folder / "recipe.yaml").write_text(RECIPE, encoding="utf-8")
-    return fit(folder / "recipe.yaml", folder / "run", quiet=True)
+    return train(folder / "recipe.yaml", folder / "run", quiet=True)
 
 
 def test_training(trained):
@@ -228,7 +228,7 @@ def test_training(trained):
     judge = load_scorer(trained.folder)
     assert judge.card["steps"] == 20 and judge.card["recipe"]["reranker"]["width"] == 8
     assert judge.card["metrics"] == trained.metrics
-    again = fit(trained.folder.parent / "recipe.yaml", trained.folder, quiet=True)
+    again = train(trained.folder.parent / "recipe.yaml", trained.folder, quiet=True)
     assert again.metrics == trained.metrics
 
 
@@ -237,7 +237,7 @@ def test_training(trained):
     [
         ({"tokenizer": {"name": "pixels"}}, "leave out 'tokenizer'"),
         ({"prior": {"name": "parti"}}, "leave out 'prior'"),
-        ({"text": None}, "the section 'text' is missing"),
+        ({"data": None}, "the section 'data' is missing"),
         ({"reranker": 3}, "'reranker' must hold keys and values"),
     ],
 )
@@ -251,7 +251,7 @@ def test_sections_that_do_not_go_together(change, sentence):
 @pytest.mark.parametrize(
     ("override", "sentence"),
     [
-        ("training.caption_dropout=0.1", "'training.caption_dropout' belongs to a prior"),
+        ("training.caption_dropout=0.1", "'training.caption_dropout' belongs to a recipe with 'prior'"),
         ("data.binarize=threshold", "set data.binarize to none"),
         ("reranker.text_length=9", "'reranker.text_length' is that of the data"),
         ("reranker.with=9", "unknown key 'with' in 'reranker'; did you mean 'width'"),
@@ -261,7 +261,7 @@ def test_sections_that_do_not_go_together(change, sentence):
 def test_mistakes_in_values(tmp_path, override, sentence):
     (tmp_path / "recipe.yaml").write_text(RECIPE, encoding="utf-8")
     with pytest.raises(ValueError, match=sentence):
-        fit(tmp_path / "recipe.yaml", tmp_path / "run", [override], quiet=True)
+        train(tmp_path / "recipe.yaml", tmp_path / "run", [override], quiet=True)
 
 
 # ---------------------------------------------------------------- choosing among samples

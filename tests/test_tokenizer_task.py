@@ -18,27 +18,20 @@ from torch import Tensor, nn
 from chainrule import zoo
 from chainrule.core import LearnedTokenizer
 from chainrule.data import DataConfig, ImageDataset, load
-from chainrule.recipe import (
-    AdversarialConfig,
-    EvaluationConfig,
-    LossesConfig,
-    ModelConfig,
-    PerceptualConfig,
-    Recipe,
-    TrainingConfig,
-    build_recipe,
-    read_recipe,
-)
+from chainrule.recipe import NewModel, build_recipe, read_recipe
 from chainrule.strict import parse_yaml, write_yaml
 from chainrule.tokenizers.vqvae import VQVAE, VQVAEConfig
-from chainrule.training import Hardware, TokenizerTask, fit, tokenizer_task, train
-from chainrule.training.tasks.losses import ImageLosses, adaptive_weight, known_loss
+from chainrule.training import EvaluationConfig, Hardware, TrainingConfig, train, train_task
+from chainrule.training.tasks.discriminators import AdversarialConfig
+from chainrule.training.tasks.examples import Examples
+from chainrule.training.tasks.losses import ImageLosses, LossesConfig, PerceptualConfig, adaptive_weight, known_loss
+from chainrule.training.tasks.tokenizer import TokenizerRecipe, TokenizerTask
 from sizes import cases
 
 TINY = {"width": 16, "residual_width": 8, "num_blocks": 1, "codebook_size": 32, "embedding_dim": 8}
 TRAINING = TrainingConfig(
     steps=40, batch_size=8, learning_rate=2e-3, precision="float32", ema_decay=0.9, log_every=10, save_every=12,
-    sample_every=40,
+    sample_every=40, optimizer="adam", schedule="constant", warmup_steps=0, gradient_clip=0.0,
 )  # fmt: skip
 ADVERSARIAL = AdversarialConfig(channels=4, num_layers=2, start=0.5, learning_rate=1e-3)
 LEARNED = cases("tokenizers", LearnedTokenizer)
@@ -60,8 +53,12 @@ def build(losses: LossesConfig = LossesConfig(), size: int = 16, **options) -> T
     tokenizer = VQVAE(VQVAEConfig(size, size, **(TINY | options)))
     perceptual = Blur() if losses.perceptual else None
     return TokenizerTask(
-        tokenizer, DataConfig("shapes", size=size), shapes("train[:200]", size), shapes("test[:40]", size),
-        ImageLosses(losses, perceptual, tokenizer.image_shape), limit=20, batch_size=16,
+        tokenizer,
+        Examples(
+            data=DataConfig("shapes", size=size), training=shapes("train[:200]", size),
+            evaluation=shapes("test[:40]", size), limit=20, batch_size=16,
+        ),
+        ImageLosses(losses, perceptual, tokenizer.image_shape),
     )  # fmt: skip
 
 
@@ -69,7 +66,7 @@ def run(task: TokenizerTask, folder, training: TrainingConfig = TRAINING):
     folder.mkdir(parents=True, exist_ok=True)
     fabric = Hardware("cpu").fabric()
     fabric.launch()
-    return train(task, training, folder, 20, fabric, quiet=True)
+    return train_task(task, training, folder, 20, fabric, quiet=True)
 
 
 def columns(folder) -> dict[str, list[float]]:
@@ -117,7 +114,7 @@ def test_the_adaptive_weight_is_a_ratio_of_gradients():
 
 def test_losses_are_summed_and_balanced_as_the_equations_say():
     """Against plain differentiation of the sum, with the weight from two passes back to the last layer."""
-    losses = LossesConfig(PerceptualConfig(weight=2.0), replace(ADVERSARIAL, start=0.0))
+    losses = LossesConfig(perceptual=PerceptualConfig(weight=2.0), adversarial=replace(ADVERSARIAL, start=0.0))
     task = build(losses, decay=0.0, restart_below=0.0)  # a codebook that two passes would change alike
     batch = task.batch(torch.arange(8), slice(0, 8), torch.Generator())
     task.model.eval()  # no upkeep of the codebook between the two passes
@@ -218,7 +215,7 @@ def test_preview_shows_originals_beside_reconstructions():
 
 
 def test_a_stopped_duel_resumes_bit_for_bit(tmp_path):
-    losses = LossesConfig(PerceptualConfig(), ADVERSARIAL)
+    losses = LossesConfig(perceptual=PerceptualConfig(), adversarial=ADVERSARIAL)
     training = replace(TRAINING, steps=30, precision="bfloat16", channels_last=True)
     run(build(losses), tmp_path / "one", training)
     for steps in (19, 30):  # nothing depends on the number of steps but the start of the adversary
@@ -255,10 +252,9 @@ def test_two_processes_hold_the_same_codebook_and_adversary(tmp_path):
 # ---------------------------------------------------------------- recipes
 
 
-RECIPE = Recipe(
+RECIPE = TokenizerRecipe(
     data=DataConfig("shapes", "train[:64]", size=16),
-    tokenizer=ModelConfig("vqvae", TINY),
-    prior=None,
+    tokenizer=NewModel(name="vqvae", options=TINY),
     training=replace(TRAINING, steps=4, sample_every=0),
     evaluation=EvaluationConfig(split="test[:8]", every=4),
     losses=LossesConfig(adversarial=ADVERSARIAL),
@@ -266,14 +262,14 @@ RECIPE = Recipe(
 
 
 def test_recipe_without_prior_trains_its_tokenizer(tmp_path):
-    plain = tokenizer_task(RECIPE)[1]
+    plain = RECIPE.build()[1].plain()
     assert plain["tokenizer"]["image_height"] == 16 and "prior" not in plain
     assert plain["losses"]["perceptual"] is None and plain["losses"]["adversarial"]["weight"] == 0.8
     path = tmp_path / "shapes.yaml"
     path.write_text(write_yaml(plain))
-    assert tokenizer_task(read_recipe(path))[1] == plain
-    assert fit(path, tmp_path / "run", quiet=True).steps == 4
-    assert fit(path, tmp_path / "run", quiet=True).steps == 4  # the same recipe: nothing is left to do
+    assert read_recipe(path).build()[1].plain() == plain
+    assert train(path, tmp_path / "run", quiet=True).steps == 4
+    assert train(path, tmp_path / "run", quiet=True).steps == 4  # the same recipe: nothing is left to do
     card = zoo.read_card(tmp_path / "run")
     assert card["steps"] == 4 and card["recipe"]["losses"] == plain["losses"]
 
@@ -281,18 +277,18 @@ def test_recipe_without_prior_trains_its_tokenizer(tmp_path):
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
-        ({"tokenizer": ModelConfig("pixels")}, "the tokenizer pixels has nothing to learn; add the section 'prior'"),
+        ({"tokenizer": NewModel(name="pixels")}, "the tokenizer pixels has nothing to learn; add the section 'prior'"),
         ({"training": replace(TRAINING, compile=True)}, "leave training.compile out, or set"),
         ({"data": DataConfig("shapes", size=16, binarize="threshold")}, "set data.binarize to none"),
         (
-            {"tokenizer": ModelConfig("vqvae", TINY | {"image_height": 32})},
+            {"tokenizer": NewModel(name="vqvae", options=TINY | {"image_height": 32})},
             "is for images .3, 32, 16., the data has .3, ",
         ),
     ],
 )
 def test_recipes_that_cannot_be_trained_are_refused(change, sentence):
     with pytest.raises(ValueError, match=sentence):
-        tokenizer_task(replace(RECIPE, **change))
+        replace(RECIPE, **change).build()
 
 
 @pytest.mark.parametrize(
@@ -307,15 +303,15 @@ def test_recipes_that_cannot_be_trained_are_refused(change, sentence):
     ],
 )
 def test_one_sentence_for_every_mistake_in_losses(text, sentence):
-    plain = tokenizer_task(RECIPE)[1] | {"losses": parse_yaml(text, "r.yaml")}
+    plain = RECIPE.build()[1].plain() | {"losses": parse_yaml(text, "r.yaml")}
     with pytest.raises(ValueError) as error:
         build_recipe(plain, "r.yaml")
     assert sentence in str(error.value) and "\n" not in str(error.value)
 
 
 def test_losses_beside_a_prior_are_refused():
-    plain = tokenizer_task(RECIPE)[1] | {"prior": {"name": "gated_pixelcnn"}}
-    with pytest.raises(ValueError, match="a recipe with a 'prior' has none"):
+    plain = RECIPE.build()[1].plain() | {"prior": {"name": "gated_pixelcnn"}}
+    with pytest.raises(ValueError, match="a recipe with 'prior' has no 'losses'"):
         build_recipe(plain, "r.yaml")
 
 

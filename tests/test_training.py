@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 
 import numpy as np
@@ -13,26 +14,17 @@ from chainrule import load
 from chainrule.data import DataConfig, ImageDataset
 from chainrule.images import image_grid
 from chainrule.priors.pixelcnn import PixelCNNConfig
-from chainrule.recipe import (
-    RECIPES,
-    EvaluationConfig,
-    ModelConfig,
-    Recipe,
-    TrainingConfig,
-    build_model_config,
-    build_recipe,
-    read_recipe,
-    recipe_names,
-)
+from chainrule.recipe import RECIPES, NewModel, build_recipe, read_recipe, recipe_names
 from chainrule.strict import parse_yaml, to_plain, write_yaml
-from chainrule.training import fit, prior_task
+from chainrule.training import EvaluationConfig, TrainingConfig, train
 from chainrule.training.engine.average import Average
 from chainrule.training.engine.log import Table
 from chainrule.training.engine.order import batch_indices, derive_seed, epoch_order
 from chainrule.training.engine.schedule import learning_rate
 from chainrule.training.run import check_folder
+from chainrule.training.tasks.prior import PriorRecipe, PriorTrainingConfig
 
-TRAINING = TrainingConfig(steps=100, batch_size=10, learning_rate=2.0)
+TRAINING = TrainingConfig(steps=100, batch_size=10, learning_rate=2.0, schedule="constant", warmup_steps=0)
 
 
 @pytest.mark.parametrize(
@@ -99,6 +91,10 @@ def test_image_grid():
 # ---------------------------------------------------------------- a prior, from a recipe
 
 
+def new(name: str, options: Mapping = {}) -> NewModel:
+    return NewModel(name=name, options=options)
+
+
 def images(count: int, labels: bool = True) -> ImageDataset:
     """Left or right half on, class 0 or 1."""
     generator = torch.Generator().manual_seed(count)
@@ -113,22 +109,35 @@ def images(count: int, labels: bool = True) -> ImageDataset:
 def halves(monkeypatch):
     """The data set `halves` in place of all sources."""
     sizes = {"train": 64, "test": 30}
-    monkeypatch.setattr("chainrule.training.tasks.prior.load", lambda c: images(sizes[c.split], c.source == "labelled"))
+    monkeypatch.setattr(
+        "chainrule.training.tasks.examples.load", lambda c: images(sizes[c.split], c.source == "labelled")
+    )
 
 
-RECIPE = Recipe(
+RECIPE = PriorRecipe(
     data=DataConfig("labelled", binarize="sample"),
-    tokenizer=ModelConfig("pixels"),
-    prior=ModelConfig("gated_pixelcnn", {"num_layers": 2, "width": 4, "head_width": 8, "num_classes": "data"}),
-    training=TrainingConfig(
-        steps=60, batch_size=16, learning_rate=0.02, ema_decay=0.9, precision="float32", compile=False, log_every=20
+    tokenizer=new("pixels"),
+    prior=new("gated_pixelcnn", {"num_layers": 2, "width": 4, "head_width": 8, "num_classes": "data"}),
+    training=PriorTrainingConfig(
+        steps=60,
+        batch_size=16,
+        learning_rate=0.02,
+        optimizer="adam",
+        schedule="constant",
+        warmup_steps=0,
+        gradient_clip=0.0,
+        ema_decay=0.9,
+        precision="float32",
+        compile=False,
+        log_every=20,
     ),
     evaluation=EvaluationConfig(every=30, limit=25, batch_size=10),
 )
 
 
 def test_recipe_is_written_out_in_full(halves):
-    task, plain = prior_task(RECIPE)
+    task, full = RECIPE.build()
+    plain = full.plain()
     assert plain["tokenizer"] == {
         "name": "pixels",
         "image_height": 4,
@@ -138,15 +147,15 @@ def test_recipe_is_written_out_in_full(halves):
     }
     assert plain["prior"]["num_classes"] == 2 and plain["prior"]["kernel_size"] == 5
     again = build_recipe(plain, "again")
-    assert prior_task(again)[1] == plain
+    assert again.build()[1].plain() == plain
     assert parse_yaml(write_yaml(plain), "yaml") == plain
     assert sum(p.sum().item() for p in task.model.parameters()) == sum(
-        p.sum().item() for p in prior_task(again)[0].model.parameters()
+        p.sum().item() for p in again.build()[0].model.parameters()
     )
 
 
 def test_prior_task_measures(halves):
-    task, _ = prior_task(RECIPE)
+    task, _ = RECIPE.build()
     task.setup(torch.device("cpu"))
     batch = task.batch(torch.arange(6), slice(2, 5), torch.Generator().manual_seed(0))
     whole = task.batch(torch.arange(6), slice(0, 6), torch.Generator().manual_seed(0))
@@ -165,34 +174,34 @@ def test_prior_task_measures(halves):
 
 
 def test_classes_must_agree(halves):
-    wrong = replace(RECIPE, prior=ModelConfig("gated_pixelcnn", {"num_classes": 3}))
+    wrong = replace(RECIPE, prior=new("gated_pixelcnn", {"num_classes": 3}))
     with pytest.raises(ValueError, match="the prior has num_classes 3 but halves has 2; write num_classes: data"):
-        prior_task(wrong)
+        wrong.build()
     wrong = replace(RECIPE, data=DataConfig("unlabelled"))
     with pytest.raises(ValueError, match="'prior.num_classes' is to be that of the data, which has none"):
-        prior_task(wrong)
+        wrong.build()
 
 
 def test_unknown_model_fields_are_named(halves):
     for part, sentence in [
-        ({"num_leyers": 2}, "recipe: unknown key 'num_leyers' in 'prior'; did you mean 'num_layers'?"),
-        ({"num_layers": "two"}, "recipe: 'prior.num_layers' must be a whole number, got 'two'"),
+        ({"num_leyers": 2}, "unknown key 'num_leyers' in 'prior'; did you mean 'num_layers'?"),
+        ({"num_layers": "two"}, "'prior.num_layers' must be a whole number, got 'two'"),
     ]:
         with pytest.raises(ValueError) as error:
-            prior_task(replace(RECIPE, prior=ModelConfig("gated_pixelcnn", part)))
+            replace(RECIPE, prior=new("gated_pixelcnn", part)).build()
         assert str(error.value) == sentence
     with pytest.raises(ValueError, match="no prior is called 'gated_pixlcnn'; did you mean 'gated_pixelcnn'"):
-        prior_task(replace(RECIPE, prior=ModelConfig("gated_pixlcnn")))
+        replace(RECIPE, prior=new("gated_pixlcnn")).build()
 
 
 def test_fit_trains_saves_and_resumes(halves, tmp_path):
     recipe = tmp_path / "halves.yaml"
-    plain = prior_task(RECIPE)[1]
+    plain = RECIPE.build()[1].plain()
     recipe.write_text(write_yaml(plain))
     out = tmp_path / "run"
-    first = fit(recipe, out, ["training.steps=30"], quiet=True)
+    first = train(recipe, out, ["training.steps=30"], quiet=True)
     assert first.steps == 30
-    result = fit(out / "recipe.yaml", out, ["training.steps=60", "training.sample_every=60"], quiet=True)
+    result = train(out / "recipe.yaml", out, ["training.steps=60", "training.sample_every=60"], quiet=True)
     uniform = first.metrics["nats"] / first.metrics["bits_per_dim"]  # nats of one bit per pixel
     assert first.metrics["nats"] < 0.5 * uniform
     assert result.steps == 60 and result.metrics["nats"] < first.metrics["nats"]
@@ -201,16 +210,16 @@ def test_fit_trains_saves_and_resumes(halves, tmp_path):
     assert pipeline.sample(2, label=1, seed=0).shape == (2, 1, 4, 6)
 
     with pytest.raises(ValueError, match="run of another recipe: training.learning_rate was 0.02 and is 0.01"):
-        fit(recipe, out, ["training.learning_rate=0.01"], quiet=True)
+        train(recipe, out, ["training.learning_rate=0.01"], quiet=True)
     with pytest.raises(ValueError, match="already holds a run"):
-        fit(recipe, out, resume=False, quiet=True)
+        train(recipe, out, resume=False, quiet=True)
 
 
 def test_a_run_of_an_older_version_goes_on(tmp_path):
     """What it did not write down was as the defaults are."""
     (tmp_path / "run").mkdir()
     prior = {"name": "pixelcnn"} | to_plain(PixelCNNConfig(num_layers=2))
-    plain = {"prior": prior, "training": to_plain(TrainingConfig(3, 8, 0.1))}
+    plain = {"prior": prior, "training": to_plain(TrainingConfig(steps=3, batch_size=8, learning_rate=0.1))}
     training = {"steps": 2, "batch_size": 8, "learning_rate": 0.1}
     old = {"prior": {"name": "pixelcnn", "num_layers": 2}, "training": training}
     (tmp_path / "run" / "recipe.yaml").write_text(write_yaml(old))
@@ -239,7 +248,7 @@ def test_recipes_of_the_package(name):
     words = {"num_classes": 10, "text_length": 8, "text_vocab_size": 300}
     size = recipe.data.size or 28
     sizes = {"image_height": size, "image_width": size, "image_channels": 1}
-    if isinstance(recipe.tokenizer, ModelConfig):
-        build_model_config("tokenizers", recipe.tokenizer, name, sizes, words)
-    if isinstance(recipe.prior, ModelConfig):
-        build_model_config("priors", recipe.prior, name, {}, words)
+    if isinstance(getattr(recipe, "tokenizer", None), NewModel):
+        recipe.tokenizer.config("tokenizers", sizes, words)
+    if isinstance(getattr(recipe, "prior", None), NewModel):
+        recipe.prior.config("priors", {}, words)

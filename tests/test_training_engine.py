@@ -21,8 +21,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from chainrule.files import write_folder
-from chainrule.recipe import TrainingConfig
-from chainrule.training import Adversary, Hardware, train
+from chainrule.training import Adversary, Hardware, TrainingConfig, train_task
 from chainrule.training.engine.checkpoint import list_checkpoints, save_checkpoint
 from chainrule.training.engine.engine import _graceful_stop
 
@@ -105,7 +104,7 @@ def run(folder, config=CONFIG, toy=None, quiet=True):
     folder.mkdir(exist_ok=True, parents=True)
     fabric = Hardware("cpu").fabric()
     fabric.launch()
-    return train(toy or Toy(), config, folder, 5, fabric, quiet)
+    return train_task(toy or Toy(), config, folder, 5, fabric, quiet)
 
 
 def run_in_child(folder, kill="none", *overrides, processes=0):
@@ -286,7 +285,7 @@ def test_uneven_batch_is_refused(tmp_path):
         world_size = 3
 
     with pytest.raises(ValueError, match="batch_size .8. must be a multiple of the number of processes .3."):
-        train(Toy(), CONFIG, tmp_path, 5, Three())
+        train_task(Toy(), CONFIG, tmp_path, 5, Three())
 
 
 def test_hardware_is_checked():

@@ -19,7 +19,7 @@ from chainrule.saving.folder import tokenizer_hash
 from chainrule.scorers import load_scorer
 from chainrule.strict import parse_yaml
 from chainrule.tokenizers.vqvae import VQVAE, VQVAEConfig
-from chainrule.training import Hardware, fit, super_resolution_task, train
+from chainrule.training import Hardware, train, train_task
 from chainrule.upscaling.upscaler import PRESETS, Upscaler, UpscalerConfig
 from chainrule.zoo import read_card, save_super_resolution, save_tokenizer
 from test_cli import refused, run, tiny
@@ -67,10 +67,10 @@ def test_what_does_not_fit_is_refused():
 RECIPE = """
 data: {source: shapes, size: 32, channels: 3, split: "test[:64]"}
 tokenizer: {path: PATH}
-super_resolution: {num_blocks: 1, width: 8, expansion: 1}
+upscaler: {num_blocks: 1, width: 8, expansion: 1}
 losses: {adversarial: {channels: 4, num_layers: 2, start: 0.5}}
 training: {steps: 12, batch_size: 8, learning_rate: 2e-3, precision: float32, ema_decay: 0.9, log_every: 4,
-           save_every: 5, sample_every: 12}
+           save_every: 5, sample_every: 12, schedule: constant, warmup_steps: 0}
 evaluation: {split: "test[:12]", every: 6, batch_size: 5}
 """
 
@@ -86,7 +86,7 @@ def here(tmp_path, monkeypatch) -> Path:
 
 
 def test_a_recipe_trains_it_behind_a_tokenizer_and_goes_on_bit_for_bit(here):
-    result = fit("recipe.yaml", "run", quiet=True)
+    result = train("recipe.yaml", "run", quiet=True)
     model, tokenizer = chainrule.load_super_resolution("run"), chainrule.load_tokenizer("tokenizer")
     images = load(DataConfig("shapes", "test[:12]", size=32)).images
     halved = images.view(12, 3, 16, 2, 16, 2).float().mean((3, 5)).round().to(torch.uint8)
@@ -98,7 +98,7 @@ def test_a_recipe_trains_it_behind_a_tokenizer_and_goes_on_bit_for_bit(here):
     assert Path("run/evaluation.csv").read_text().startswith("step,psnr,psnr_bicubic\n")
     assert Image.open("run/samples/step-00000012.png").size == (6 * 33 + 1, 6 * 33 + 1)
     card = read_card("run")
-    assert card["steps"] == 12 and card["recipe"]["super_resolution"]["width"] == 8
+    assert card["steps"] == 12 and card["recipe"]["upscaler"]["width"] == 8
     assert card["recipe"]["tokenizer"] == {"path": "tokenizer", "hash": tokenizer_hash(tokenizer)}
 
     for steps, start in ((7, 6 / 7), (12, 0.5)):  # the adversary begins after the same step
@@ -106,7 +106,7 @@ def test_a_recipe_trains_it_behind_a_tokenizer_and_goes_on_bit_for_bit(here):
         Path("again").mkdir(exist_ok=True)
         fabric = Hardware("cpu").fabric()
         fabric.launch()
-        train(super_resolution_task(recipe)[0], recipe.training, Path("again"), 6, fabric, quiet=True)
+        train_task(recipe.build()[0], recipe.training, Path("again"), 6, fabric, quiet=True)
     one, two = (torch.load(f"{run}/checkpoints/step-00000012.pt", weights_only=True) for run in ("run", "again"))
     for first, second in (
         (one["model"], two["model"]), (one["average"]["module"], two["average"]["module"]),
@@ -118,8 +118,9 @@ def test_a_recipe_trains_it_behind_a_tokenizer_and_goes_on_bit_for_bit(here):
 def test_without_a_tokenizer_the_halved_image_is_doubled():
     recipe = parse_yaml(RECIPE, "r") | {"losses": {}}
     del recipe["tokenizer"]
-    task, plain = super_resolution_task(build_recipe(recipe, "r"))
-    assert "tokenizer" not in plain and super_resolution_task(build_recipe(plain, "r"))[1] == plain
+    task, full = build_recipe(recipe, "r").build()
+    plain = full.plain()
+    assert "tokenizer" not in plain and build_recipe(plain, "r").build()[1].plain() == plain
     images = torch.tensor([10, 20, 30, 41, 255, 255, 0, 0], dtype=torch.uint8).view(1, 1, 4, 2)
     assert task.reduce(images).flatten().tolist() == [25, 128]
     task.evaluation.images[:] = 77  # what interpolation leaves as it is
@@ -133,25 +134,25 @@ def test_without_a_tokenizer_the_halved_image_is_doubled():
         ("tokenizer={name: vqvae}", "must be trained before"),
         ("data.size=25", "25x25 cannot be halved"),
         ("data.size=36", "the tokenizer is given the data at half its size: .*multiples of 4"),
-        ("super_resolution.image_channels=1", "'super_resolution.image_channels' must be 3, as shapes has it"),
-        ("super_resolution.widht=1", "unknown key 'widht' in 'super_resolution'; did you mean 'width'"),
-        ("data.binarize=threshold", "super-resolutions are trained on images as they are"),
-        ("training.label_dropout=0.1", "'training.label_dropout' belongs to a prior"),
-        ("prior.name=gpt", "trains nothing else; leave out 'prior'"),
-        ("tokenizer.decoder={}", "a 'tokenizer.decoder' is trained alone; leave it out, or 'super_resolution'"),
+        ("upscaler.image_channels=1", "'upscaler.image_channels' must be 3, as shapes has it"),
+        ("upscaler.widht=1", "unknown key 'widht' in 'upscaler'; did you mean 'width'"),
+        ("data.binarize=threshold", "trained on images as they are"),
+        ("training.label_dropout=0.1", "'training.label_dropout' belongs to a recipe with 'prior'"),
+        ("prior.name=gpt", "leave out 'upscaler' or 'prior'"),
+        ("tokenizer.decoder={}", "unknown key 'decoder' in 'tokenizer'"),
     ],
 )
 def test_mistakes_in_recipes(here, monkeypatch, override, sentence):
     def grey(config):
         return ImageDataset(torch.full((4, 3, config.size, config.size), 128, dtype=torch.uint8), name="shapes")
 
-    monkeypatch.setattr("chainrule.training.tasks.prior.load", grey)
+    monkeypatch.setattr("chainrule.training.tasks.examples.load", grey)
     mapping = parse_yaml(RECIPE.replace("PATH", "tokenizer"), "r")
     section, _, value = override.partition("=")
     outer, _, inner = section.partition(".")
     mapping[outer] = mapping.get(outer, {}) | {inner: parse_yaml(value, "r")} if inner else parse_yaml(value, "r")
     with pytest.raises(ValueError, match=sentence):
-        super_resolution_task(build_recipe(mapping, "r"))
+        build_recipe(mapping, "r").build()
 
 
 # ---------------------------------------------------------------- the artefact, and the command line

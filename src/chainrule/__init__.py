@@ -18,11 +18,12 @@ if TYPE_CHECKING:
     from .saving.code_file import decode, encode
     from .saving.hub import models
     from .sizes import create, presets
+    from .training.run import train
     from .zoo import load, load_super_resolution, load_tokenizer
 
 __all__ = [
     "Pipeline", "convert", "create", "decode", "encode", "evaluate", "grid", "info", "load", "load_super_resolution",
-    "load_tokenizer", "models", "presets", "reconstruct", "repeat", "score", "to_pil",
+    "load_tokenizer", "models", "presets", "reconstruct", "repeat", "score", "to_pil", "train",
 ]  # fmt: skip
 
 _HOMES = {
@@ -30,7 +31,7 @@ _HOMES = {
     "encode": "saving.code_file", "evaluate": "evaluation.measure", "grid": "images", "info": "catalogue",
     "load": "zoo", "load_super_resolution": "zoo", "load_tokenizer": "zoo", "models": "saving.hub", "presets": "sizes",
     "reconstruct": "evaluation.reconstruction", "repeat": "evaluation.measure", "score": "evaluation.scoring",
-    "to_pil": "images",
+    "to_pil": "images", "train": "training.run",
 }  # fmt: skip
 
 

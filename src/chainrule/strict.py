@@ -2,7 +2,12 @@
 
 Nothing in a file is ignored: an unknown key, a wrong type or a value out of range is a ValueError of one sentence that
 says where it stands and names the nearest right key.  `build_dataclass` does this for every dataclass, so a config
-needs type hints and, for ranges, a ValueError in its `__post_init__`.
+needs type hints and, for ranges, a ValueError in its `__post_init__`.  Two kinds of fields are special:
+
+    options: Mapping[str, Any] = rest()           takes all keys that are not fields
+    training: TrainingConfig = section(TrainingConfig, steps=9)   has other defaults here than elsewhere
+
+`to_plain` is the inverse.
 """
 
 from __future__ import annotations
@@ -13,7 +18,7 @@ import re
 import types
 import typing
 from collections.abc import Mapping, Sequence
-from dataclasses import MISSING, asdict, fields, is_dataclass
+from dataclasses import MISSING, Field, field, fields, is_dataclass
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -53,7 +58,7 @@ def parse_yaml(text: str, where: str) -> Any:
     try:
         return yaml.load(text, _Loader)
     except yaml.YAMLError as error:
-        raise ValueError(f"{where}: not valid YAML: {' '.join(str(error).split())}") from None
+        raise _error(where, f"not valid YAML: {' '.join(str(error).split())}") from None
 
 
 def read_yaml(path: str | os.PathLike) -> dict[str, Any]:
@@ -73,33 +78,53 @@ def write_yaml(value: Any) -> str:
 # ---------------------------------------------------------------- dataclasses
 
 
+def rest() -> Any:
+    """A field of a dataclass that takes all keys that are not fields."""
+    return field(default_factory=dict, metadata={"rest": True})
+
+
+def section(cls: type[T], **defaults: Any) -> T:
+    """A field of a dataclass that holds the dataclass `cls`, whose keys have these defaults there."""
+    return field(default_factory=lambda: cls(**defaults), metadata={"defaults": defaults})
+
+
 def build_dataclass(cls: type[T], mapping: Mapping[str, Any], where: str, section: str = "") -> T:
     """An instance of the dataclass `cls` from plain values, strictly.
 
     Args:
-        cls: a dataclass whose fields are bool, int, float, str, Literal, tuple, list, Path, dataclasses, or
-            unions of these.
+        cls: a dataclass whose fields are bool, int, float, str, Literal, tuple, list, dict, Path, dataclasses, or
+            unions of these.  Of several dataclasses in a union, the first whose required fields are given is
+            built, or else the last.
         mapping: plain values by field name; a list for a tuple, a mapping for a dataclass.
-        where: what is read, for messages ("recipe.yaml").
+        where: what is read, for messages ("recipe.yaml"); may be empty.
         section: the part of it that `mapping` is ("training").
 
     Raises:
         ValueError: an unknown or missing key, a wrong type, or a value that `cls` itself rejects.
     """
-    check_keys(mapping, [f.name for f in fields(cls) if f.init], where, section)
+    given = [f for f in fields(cls) if f.init and "rest" not in f.metadata]
+    others = next((f.name for f in fields(cls) if "rest" in f.metadata), None)
     hints = typing.get_type_hints(cls)
-    values = {}
-    for f in fields(cls):
-        if not f.init:
-            continue
-        if f.name in mapping:
-            values[f.name] = _convert(mapping[f.name], hints[f.name], where, _join(section, f.name))
-        elif f.default is MISSING and f.default_factory is MISSING:
-            raise ValueError(f"{where}: {_join(section, f.name)!r} is missing")
+    names = [f.name for f in given]
+    if others is None:
+        check_keys(mapping, names, where, section)
+    values = {} if others is None else {others: {key: mapping[key] for key in mapping if key not in names}}
+    for f in given:
+        name = _join(section, f.name)
+        if "defaults" in f.metadata and isinstance(mapping.get(f.name, {}), Mapping):
+            values[f.name] = _convert(f.metadata["defaults"] | mapping.get(f.name, {}), hints[f.name], where, name)
+        elif f.name in mapping:
+            values[f.name] = _convert(mapping[f.name], hints[f.name], where, name)
+        elif _required(f):
+            raise _error(where, f"{name!r} is missing")
     try:
         return cls(**values)
     except ValueError as error:
-        raise ValueError(f"{where}: in {section!r}: {error}" if section else f"{where}: {error}") from None
+        raise _error(where, f"in {section!r}: {error}" if section else str(error)) from None
+
+
+def _required(f: Field) -> bool:
+    return f.init and f.default is MISSING and f.default_factory is MISSING
 
 
 def _convert(value: Any, hint: Any, where: str, name: str) -> Any:
@@ -108,26 +133,25 @@ def _convert(value: Any, hint: Any, where: str, name: str) -> Any:
     if hint is Any or hint is object:
         return value
     if origin in (typing.Union, types.UnionType):
-        errors = []
+        configs = [option for option in arguments if is_dataclass(option)]
+        if configs and isinstance(value, Mapping):
+            wanted = [c for c in configs if all(f.name in value for f in fields(c) if _required(f))]
+            return build_dataclass((wanted or configs[-1:])[0], value, where, name)
         for option in arguments:
             try:
                 return _convert(value, option, where, name)
-            except ValueError as error:
-                errors.append((option, error))
-        if isinstance(value, Mapping):  # the sentence about a key inside says more
-            for option, error in errors:
-                if is_dataclass(option):
-                    raise error
+            except ValueError:
+                continue
         raise _wrong(value, hint, where, name)
     if origin is Literal:
         for allowed in arguments:
             if value == allowed and type(value) is type(allowed):
                 return value
         near = nearest(str(value), [str(a) for a in arguments], always=False)
-        raise ValueError(f"{where}: {name!r} must be {_describe(hint)}, got {value!r}{near}")
+        raise _error(where, f"{name!r} must be {_describe(hint)}, got {value!r}{near}")
     if is_dataclass(hint):
         if not isinstance(value, Mapping):
-            raise ValueError(f"{where}: {name!r} must hold keys and values, got {value!r}")
+            raise _error(where, f"{name!r} must hold keys and values, got {value!r}")
         return build_dataclass(hint, value, where, name)
     if origin in (tuple, list) or hint in (tuple, list):
         if not isinstance(value, (list, tuple)):
@@ -142,11 +166,11 @@ def _convert(value: Any, hint: Any, where: str, name: str) -> Any:
         return items if list in (origin, hint) else tuple(items)
     if origin in (dict, Mapping) or hint in (dict, Mapping):
         if not isinstance(value, Mapping):
-            raise _wrong(value, hint, where, name)
+            raise _error(where, f"{name!r} must hold keys and values, got {value!r}")
         return dict(value)
     if hint is float and type(value) in (int, float):
         if not math.isfinite(value):
-            raise ValueError(f"{where}: {name!r} must be finite, got {value!r}")
+            raise _error(where, f"{name!r} must be finite, got {value!r}")
         return float(value)
     if hint is Path and isinstance(value, (str, Path)):
         return Path(value)
@@ -158,7 +182,11 @@ def _convert(value: Any, hint: Any, where: str, name: str) -> Any:
 
 
 def _wrong(value: Any, hint: Any, where: str, name: str) -> ValueError:
-    return ValueError(f"{where}: {name!r} must be {_describe(hint)}, got {value!r}")
+    return _error(where, f"{name!r} must be {_describe(hint)}, got {value!r}")
+
+
+def _error(where: str, sentence: str) -> ValueError:
+    return ValueError(f"{where}: {sentence}" if where else sentence)
 
 
 def _describe(hint: Any) -> str:
@@ -180,9 +208,11 @@ def _describe(hint: Any) -> str:
 
 
 def to_plain(value: Any) -> Any:
-    """A dataclass as what YAML holds: mappings, lists, numbers and strings."""
+    """A dataclass as the mappings, lists, numbers and strings that YAML holds."""
     if is_dataclass(value):
-        return to_plain(asdict(value))
+        own = {f.name: getattr(value, f.name) for f in fields(value) if "rest" not in f.metadata}
+        more = [getattr(value, f.name) for f in fields(value) if "rest" in f.metadata]
+        return to_plain(own | more[0] if more else own)
     if isinstance(value, Mapping):
         return {key: to_plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
@@ -195,7 +225,7 @@ def check_keys(mapping: Mapping[str, Any], known: Sequence[str], where: str, sec
     for key in mapping:
         if key not in known:
             place = f" in {section!r}" if section else ""
-            raise ValueError(f"{where}: unknown key {str(key)!r}{place}; {nearest(str(key), known)}")
+            raise _error(where, f"unknown key {str(key)!r}{place}; {nearest(str(key), known)}")
 
 
 def nearest(name: str, known: Sequence[str], always: bool = True) -> str:

@@ -42,14 +42,15 @@ def train(
       chainrule train my_recipe.yaml --seed 1 --out runs/mine
       chainrule train shapes_gated_pixelcnn --accelerator cuda
     """
-    from ..training import Hardware, fit
+    from ..training import Hardware
+    from ..training import train as train_recipe
 
     overrides = list(overrides or [])
     if seed is not None:
         overrides.append(f"training.seed={seed}")
     hardware = Hardware(accelerator, "auto" if devices is None else devices, strategy=strategy)
     out = out or Path("runs") / Path(recipe).stem
-    result = fit(recipe, out, overrides, resume=resume, hardware=hardware, quiet=quiet or json)
+    result = train_recipe(recipe, out, overrides, resume=resume, hardware=hardware, quiet=quiet or json)
     first = os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) == "0"
     if first and json:
         print_json({

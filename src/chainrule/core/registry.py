@@ -27,12 +27,20 @@ class Preset:
 
 @dataclass(frozen=True)
 class Entry:
-    """A registered model."""
+    """A registered model.
+
+    name:    of the model
+    model:   its class
+    config:  the class of its config
+    presets: published sizes by name
+    small:   fields of the config for a size that a CPU trains, from which a recipe without a preset begins
+    """
 
     name: str
     model: type
     config: type
     presets: Mapping[str, Preset]
+    small: Mapping[str, object]
 
     def preset(self, name: str) -> Preset:
         """The preset of a name.
@@ -46,13 +54,15 @@ class Entry:
 _TABLES: dict[str, dict[str, Entry]] = {"tokenizers": {}, "priors": {}}
 
 
-def register(kind: str, name: str, config: type, presets: Mapping[str, Preset] = {}) -> Callable[[type], type]:
+def register(
+    kind: str, name: str, config: type, presets: Mapping[str, Preset] = {}, small: Mapping[str, object] = {}
+) -> Callable[[type], type]:
     """Class decorator: enrols a model of `kind` ("tokenizers" or "priors") under `name`."""
 
     def decorate(model: type) -> type:
         assert not any(name in table for table in _TABLES.values()), f"{name} is registered twice"
         model.name = name
-        _TABLES[kind][name] = Entry(name, model, config, presets)
+        _TABLES[kind][name] = Entry(name, model, config, presets, small)
         return model
 
     return decorate

@@ -147,6 +147,7 @@ class GatedPixelCNN(RasterPrior):
 @dataclass
 class LayerState:
     """What a layer keeps of what it has read."""
+
     rows: Tensor  # (B, in, kernel rows, W), the vertical stack's last input rows
     above: Tensor  # (B, W, 2p), what this row's horizontal stack takes from above
     left: Tensor  # (B, left * p), horizontal inputs of the pixels to the left (not of the first layer)
@@ -157,6 +158,7 @@ class LayerState:
 @dataclass
 class NetworkState:
     """What all layers keep."""
+
     layers: list[LayerState]
 
 

@@ -111,6 +111,7 @@ class PixelCNN(RasterPrior):
 @dataclass
 class BlockState:
     """What a block keeps of what it has read."""
+
     previous: Tensor  # (B, h, 1, W), the block's 3x3 input in the row above
     current: Tensor  # (B, h, 1, W), and in this row, as far as it is known
     above: Tensor  # (B, W, h), what this row takes from the row above
@@ -119,6 +120,7 @@ class BlockState:
 @dataclass
 class NetworkState:
     """What all blocks keep."""
+
     label: list[Tensor]  # per block (B, h), or empty
     above: Tensor  # (B, W, 2h), what this row's first layer takes from the rows above
     blocks: list[BlockState]

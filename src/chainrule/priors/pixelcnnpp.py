@@ -247,6 +247,7 @@ def next_row(maps: Tensor, kernel: Tensor, bias: Tensor, stride: int = 1) -> Ten
 @dataclass
 class LevelState:
     """What the layers of one scale keep."""
+
     down_u: list[LayerState]
     down_v: list[LayerState]
     up_u: list[LayerState]

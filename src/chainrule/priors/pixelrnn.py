@@ -145,6 +145,7 @@ class Layer(nn.Module, ABC):
 
     def init(self, batch_size: int, width: int, hidden: int, context: Context) -> LayerState:
         """The state before the first pixel."""
+
         def zeros(*shape: int) -> Tensor:
             return self.up.weight.new_zeros(batch_size, *shape)
 
@@ -257,6 +258,7 @@ class PixelRNN(RasterPrior):
 @dataclass
 class NetworkState:
     """What all layers keep."""
+
     above: Tensor  # (B, W, 2h), what this row's first layer takes from the rows above
     layers: list[LayerState]
 

@@ -21,6 +21,7 @@ import random
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,31 @@ from torch import Tensor
 from ..core import GridSpec
 
 PADDING = "<no text>"  # has a space, which no token made of bytes can have
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextConfig:
+    """How a prior or a reranker reads captions: byte-pair encoding, learned from those of the training images.
+
+    length:     tokens of a caption; longer captions are cut
+    text_vocab_size: at most so many tokens, at least 257: padding and all bytes
+    lowercase:  whether capitals count as small letters
+    vocabulary: instead of learning one, a file of the `tokenizers` package with a byte-pair encoding whose token 0 is
+                the padding
+    bpe_dropout:    share of merges left out at each visit of a training caption (BPE dropout); 0 is none
+    """
+
+    length: int = 32
+    text_vocab_size: int = 4096
+    lowercase: bool = True
+    vocabulary: Path | None = None
+    bpe_dropout: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.length < 1:
+            raise ValueError(f"length must be at least 1, got {self.length}")
+        if not 0 <= self.bpe_dropout < 1:
+            raise ValueError(f"bpe_dropout must lie in 0..1, 1 excluded, got {self.bpe_dropout}")
 
 
 class TextTokenizer(ABC):

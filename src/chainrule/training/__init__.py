@@ -1,30 +1,18 @@
 """Training: one engine for every model, and the tasks it is given."""
 
-from .engine.engine import TrainResult, train
+from .engine.config import EvaluationConfig, TrainingConfig
+from .engine.engine import TrainResult, train_task
 from .engine.hardware import Hardware
 from .engine.task import Adversary, Task
-from .run import fit
-from .tasks.classifier import ClassifierTask, classifier_task
-from .tasks.prior import PriorTask, prior_task
-from .tasks.reranker import ContrastiveTask, contrastive_task
-from .tasks.tokenizer import TokenizerTask, tokenizer_task
-from .tasks.upscaler import SuperResolutionTask, super_resolution_task
+from .run import train
 
 __all__ = [
     "Adversary",
-    "ClassifierTask",
-    "ContrastiveTask",
+    "EvaluationConfig",
     "Hardware",
-    "PriorTask",
-    "SuperResolutionTask",
     "Task",
-    "TokenizerTask",
     "TrainResult",
-    "classifier_task",
-    "contrastive_task",
-    "fit",
-    "prior_task",
-    "super_resolution_task",
-    "tokenizer_task",
+    "TrainingConfig",
     "train",
+    "train_task",
 ]

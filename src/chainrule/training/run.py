@@ -10,21 +10,16 @@ from typing import Any
 
 from ..core import entry
 from ..files import write_file
-from ..recipe import TrainingConfig, read_recipe
+from ..recipe import blaming, describe, read_recipe, section_defaults
 from ..strict import read_yaml, to_plain, write_yaml
-from .engine.engine import TrainResult, train
+from .engine.engine import TrainResult, train_task
 from .engine.hardware import Hardware
-from .tasks.classifier import classifier_task
-from .tasks.prior import prior_task
-from .tasks.reranker import contrastive_task
-from .tasks.tokenizer import tokenizer_task
-from .tasks.upscaler import super_resolution_task
 
 MAY_DIFFER = {"steps", "save_every", "log_every", "sample_every"}
 """Keys of the section `training` that may be changed when a run is resumed."""
 
 
-def fit(
+def train(
     recipe: str | os.PathLike,
     out: str | os.PathLike,
     overrides: Sequence[str] = (),
@@ -33,8 +28,9 @@ def fit(
     hardware: Hardware = Hardware(),
     quiet: bool = False,
 ) -> TrainResult:
-    """Trains a recipe's classifier, reranker or super-resolution, its prior or, without these, its tokenizer.  A run in
-    `out` goes on.
+    """Trains what a recipe says, or resumes the run of this recipe in `out`: `chainrule train` in Python.
+
+        chainrule.train("shapes_vqvae", "runs/shapes_vqvae", ["training.steps=200"])
 
     Args:
         recipe: path of a recipe, or the name of one that comes with the package.
@@ -55,21 +51,15 @@ def fit(
     folder = Path(out)
     fabric = hardware.fabric()
     fabric.launch()
-    recipe = read_recipe(recipe, overrides)
-    with fabric.rank_zero_first(local=True):  # the first fills the cache of images and codes, the others find them
-        if recipe.classifier is not None:
-            task, plain = classifier_task(recipe)
-        elif recipe.reranker is not None:
-            task, plain = contrastive_task(recipe)
-        elif recipe.super_resolution is not None:
-            task, plain = super_resolution_task(recipe)
-        else:
-            task, plain = prior_task(recipe, fabric.device, quiet) if recipe.prior else tokenizer_task(recipe)
+    wanted = read_recipe(recipe, overrides)
+    with blaming(describe(recipe, overrides)), fabric.rank_zero_first(local=True):  # the first fills the cache
+        task, full = wanted.build(fabric.device, quiet)
+    plain = full.plain()
     check_folder(folder, plain, resume)
     fabric.barrier()
     if fabric.is_global_zero:
         write_file(folder / "recipe.yaml", write_yaml(plain))
-    return train(task, recipe.training, folder, recipe.evaluation.every, fabric, quiet)
+    return train_task(task, full.training, folder, full.evaluation.every, fabric, quiet)
 
 
 def check_folder(folder: Path, plain: Mapping[str, Any], resume: bool) -> None:
@@ -91,7 +81,8 @@ def _difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
     """The first key that differs and may not, in words; empty if there is none."""
     for section in [*old, *(key for key in new if key not in old)]:
         before, after = old.get(section) or {}, new.get(section) or {}
-        before = _defaults(section, after) | before  # what an older version did not write down was as the defaults are
+        defaults = _defaults(section, after)  # what an older version did not write down was as the defaults are
+        before = {key: value for key, value in defaults.items() if key in after} | before
         for key in [*before, *(key for key in after if key not in before)]:
             if section == "training" and key in MAY_DIFFER:
                 continue
@@ -102,10 +93,7 @@ def _difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
 
 def _defaults(section: str, values: Mapping[str, Any]) -> dict[str, Any]:
     """The defaults of a section of a recipe, as plain values; {} where it has none of its own."""
-    if section in ("tokenizer", "prior") and "name" in values:
-        config = entry(f"{section}s", values["name"]).config
-    elif section == "training":
-        config = TrainingConfig
-    else:
-        return {}
-    return {f.name: to_plain(f.default) for f in fields(config) if f.default is not MISSING}
+    if section not in ("tokenizer", "prior"):
+        return section_defaults(section)
+    config = entry(f"{section}s", values["name"]).config if "name" in values else None
+    return {f.name: to_plain(f.default) for f in fields(config) if f.default is not MISSING} if config else {}

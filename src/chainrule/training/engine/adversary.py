@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ...recipe import TrainingConfig
+from .config import TrainingConfig
 from .hardware import autocast
 from .schedule import schedule_factor
 from .task import Adversary

@@ -35,10 +35,10 @@ from torch import nn
 
 from ...files import recover_all, write_file, write_folder
 from ...images import image_grid
-from ...recipe import TrainingConfig
 from .adversary import AdversaryTraining
 from .average import Average
 from .checkpoint import load_checkpoint, save_checkpoint
+from .config import TrainingConfig
 from .hardware import autocast, compiled, wants_compile
 from .log import Progress, Table, TensorBoard, format_metrics
 from .muon import Muon
@@ -67,7 +67,7 @@ class TrainResult:
     interrupted: bool = False
 
 
-def train(
+def train_task(
     task: Task,
     config: TrainingConfig,
     folder: Path,

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ...recipe import TrainingConfig
+from .config import TrainingConfig
 
 COMPILE_FROM = 500  # steps that repay compilation
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from ...recipe import TrainingConfig
+from .config import TrainingConfig
 
 
 def learning_rate(config: TrainingConfig, step: int) -> float:
@@ -14,14 +14,14 @@ def learning_rate(config: TrainingConfig, step: int) -> float:
 
 def schedule_factor(config: TrainingConfig, step: int) -> float:
     """The learning rate of a step as a share of its peak."""
-    if step < config.warmup_steps:
-        return (step + 1) / config.warmup_steps
+    if step < config.warmup:
+        return (step + 1) / config.warmup
     if config.schedule == "constant":
         return 1.0
     if config.schedule == "wsd":
         remaining = (config.steps - step) / (config.decay_share * config.steps)
         return min(1.0, remaining)
-    progress = (step - config.warmup_steps) / (config.steps - config.warmup_steps)
+    progress = (step - config.warmup) / (config.steps - config.warmup)
     if config.schedule == "linear":
         return 1 - progress
     assert config.schedule == "cosine", config.schedule

@@ -9,8 +9,6 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from ...data import DataConfig, ImageDataset
-
 
 @dataclass(frozen=True)
 class Adversary:
@@ -88,37 +86,3 @@ class Task(Protocol):
             folder: an empty folder.
             card: plain values about the run: steps, minutes, metrics.
         """
-
-
-class DataTask(Task):
-    """What the tasks of this package have in common: images to learn from and images to be judged by.
-
-    Args:
-        model: what is trained.
-        data: how training images are prepared.
-        training: training images.
-        evaluation: images to evaluate on.
-        limit: number of evaluation images that serve while training.
-        batch_size: of evaluation.
-        card: plain values to save with the model.
-    """
-
-    adversary: Adversary | None = None
-
-    def __init__(
-        self, model: nn.Module, data: DataConfig, training: ImageDataset, evaluation: ImageDataset, limit: int,
-        batch_size: int, card: dict[str, Any] | None,
-    ) -> None:  # fmt: skip
-        self.model = model
-        self.data, self.training, self.evaluation = data, training, evaluation
-        self.limit, self.batch_size, self.card = limit, batch_size, card or {}
-        self.num_examples = len(training)
-        self.device = torch.device("cpu")
-
-    def setup(self, device: torch.device) -> None:
-        """Remembers the device."""
-        self.device = device
-
-    def num_evaluated(self, final: bool) -> int:
-        """How many evaluation images serve."""
-        return len(self.evaluation) if final else min(self.limit, len(self.evaluation))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -9,16 +11,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ...data import Batch, DataConfig, ImageDataset, augment, binarize
+from ...data import Batch, DataConfig, augment, binarize
 from ...recipe import Recipe
 from ...scorers.classifier import Classifier, ClassifierConfig
-from ...strict import build_dataclass, to_plain
+from ...strict import build_dataclass, section, to_plain
+from ..engine.config import EvaluationConfig, TrainingConfig
 from ..engine.order import derive_seed
-from ..engine.task import DataTask
-from .prior import OPTIONS_OF_PRIORS, load_examples, recipe_card
+from .examples import Examples, ExamplesTask, load_examples
 
 
-class ClassifierTask(DataTask):
+class ClassifierTask(ExamplesTask):
     """Trains a classifier by the cross-entropy of the labels.
 
     Measured on the evaluation images are `accuracy`, the share whose most probable class is theirs, and `nats`, the
@@ -26,26 +28,13 @@ class ClassifierTask(DataTask):
 
     Args:
         classifier: what is trained.
-        data: how images are prepared.
-        training: training images with labels.
-        evaluation: images with labels to evaluate on.
-        limit: number of them that serve while training.
-        batch_size: of evaluation.
+        examples: images with labels.
         card: plain values to save with the model.
     """
 
-    def __init__(
-        self,
-        classifier: Classifier,
-        data: DataConfig,
-        training: ImageDataset,
-        evaluation: ImageDataset,
-        limit: int = 1000,
-        batch_size: int = 100,
-        card: dict[str, Any] | None = None,
-    ) -> None:
-        assert training.labels is not None and evaluation.labels is not None
-        super().__init__(classifier, data, training, evaluation, limit, batch_size, card)
+    def __init__(self, classifier: Classifier, examples: Examples, card: Mapping[str, Any] = {}) -> None:
+        assert examples.training.labels is not None and examples.evaluation.labels is not None
+        super().__init__(classifier, examples, card)
 
     def batch(self, indices: Tensor, part: slice, generator: torch.Generator) -> Batch:
         whole = augment(self.training.batch(indices), self.data, generator)
@@ -77,40 +66,39 @@ class ClassifierTask(DataTask):
         model.save(folder, self.card | card)
 
 
-def classifier_task(recipe: Recipe) -> tuple[ClassifierTask, dict[str, Any]]:
-    """The task of a recipe with the section `classifier`, and the recipe in full, every default written out, as plain
-    values.
+@dataclass(frozen=True, kw_only=True)
+class ClassifierRecipe(Recipe, kind="classifier"):
+    """What to train a classifier on.
 
-    Raises:
-        ValueError: data, sizes or values that do not go together.
+    data:       images with labels
+    classifier: fields of `chainrule.scorers.classifier.ClassifierConfig`, whose image size and classes are the data's
+    training:   how to train
+    evaluation: when to evaluate
     """
-    for name in (*OPTIONS_OF_PRIORS, "sample_every"):
-        if getattr(recipe.training, name):
-            raise ValueError(f"{recipe.where}: 'training.{name}' would be ignored by a classifier; leave it out")
-    training, evaluation = load_examples(recipe)
-    for images in (training, evaluation):
-        if images.labels is None:
-            raise ValueError(
-                f"{recipe.where}: a classifier needs labels, but {images.name} has none; see data.label_column"
-            )
-    found = {
-        "image_shape": training.image_shape,
-        "num_classes": training.num_classes,
-        "class_names": training.class_names,
-    }
-    config = build_dataclass(ClassifierConfig, found | recipe.classifier, recipe.where, "classifier")
-    for name, value in found.items():
-        if getattr(config, name) != value:
-            raise ValueError(f"{recipe.where}: 'classifier.{name}' must be {value!r}, as {training.name} has it")
-    plain = {
-        "data": to_plain(recipe.data),
-        "classifier": to_plain(config),
-        "training": to_plain(recipe.training),
-        "evaluation": to_plain(recipe.evaluation),
-    }
-    torch.manual_seed(derive_seed(recipe.training.seed, "weights"))
-    task = ClassifierTask(
-        Classifier(config), recipe.data, training, evaluation, recipe.evaluation.limit, recipe.evaluation.batch_size,
-        {"recipe": recipe_card(plain, training)},
-    )  # fmt: skip
-    return task, plain
+
+    data: DataConfig
+    classifier: dict[str, Any]
+    training: TrainingConfig = section(TrainingConfig, learning_rate=1e-3, weight_decay=0.05, channels_last=True)
+    evaluation: EvaluationConfig = section(EvaluationConfig)
+
+    def build(self, device: Any = None, quiet: bool = True) -> tuple[ClassifierTask, ClassifierRecipe]:
+        """See `Recipe`."""
+        if self.training.sample_every:
+            raise ValueError("'training.sample_every' would be ignored by a classifier; leave it out")
+        examples = load_examples(self.data, self.evaluation)
+        training = examples.training
+        for images in (training, examples.evaluation):
+            if images.labels is None:
+                raise ValueError(f"a classifier needs labels, but {images.name} has none; see data.label_column")
+        found = {
+            "image_shape": training.image_shape,
+            "num_classes": training.num_classes,
+            "class_names": training.class_names,
+        }
+        config = build_dataclass(ClassifierConfig, found | self.classifier, "", "classifier")
+        for name, value in found.items():
+            if getattr(config, name) != value:
+                raise ValueError(f"'classifier.{name}' must be {value!r}, as {training.name} has it")
+        recipe = replace(self, classifier=to_plain(config))
+        torch.manual_seed(derive_seed(self.training.seed, "weights"))
+        return ClassifierTask(Classifier(config), examples, examples.card(recipe)), recipe

@@ -1,4 +1,4 @@
-"""The codes of a whole data set, computed once and kept on the disk."""
+"""Tokenizers that stay as they are, and the codes of a whole data set, computed once and kept on the disk."""
 
 from __future__ import annotations
 
@@ -13,8 +13,21 @@ from ...data import ImageDataset, binarize
 from ...data.cache import cached_arrays
 from ...progress import progress
 from ...saving.folder import tokenizer_hash
+from ...zoo import load_tokenizer
 
 IMAGES_AT_ONCE = 32
+
+
+def open_tokenizer(path: str, wanted: str | None) -> tuple[Tokenizer, str]:
+    """A trained tokenizer and its hash; raises ValueError unless the hash is the wanted one, where one is wanted."""
+    tokenizer = load_tokenizer(path)
+    found = tokenizer_hash(tokenizer)
+    if wanted not in (None, found):
+        raise ValueError(
+            f"the tokenizer in {path} is another than that of the recipe (sha256 {found[:12]}…, not {wanted[:12]}…); "
+            "give its path alone to train on it"
+        )
+    return tokenizer, found
 
 
 @torch.no_grad()

@@ -18,12 +18,52 @@ Shape letters: B batch, C channels, H W image.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ...recipe import AdversarialConfig
+
+@dataclass(frozen=True, kw_only=True)
+class AdversarialConfig:
+    """A discriminator of images and reconstructions, and how much the tokenizer minds it; defaults as VQGAN has.
+
+    weight:        of the tokenizer's adversarial loss
+    adaptive:      whether the weight is multiplied by the ratio of the gradients of all other losses and of this one,
+                   at the tokenizer's last layer
+    start:         share of the steps after which it begins
+    discriminator: patch (PatchGAN) or style (residual, as StyleGAN2's)
+    channels:      of the discriminator's first layer
+    num_layers:    halvings of the patch discriminator, 3 if left out; the style one has as many as the image allows
+    learning_rate, betas: of the discriminator's Adam; the rate follows the schedule of the section `training`
+    """
+
+    weight: float = 0.8
+    adaptive: bool = True
+    start: float = 0.25
+    discriminator: Literal["patch", "style"] = "patch"
+    channels: int = 64
+    num_layers: int | None = None
+    learning_rate: float = 2e-4
+    betas: tuple[float, float] = (0.5, 0.9)
+
+    def __post_init__(self) -> None:
+        if not self.weight > 0:
+            raise ValueError(f"the weight of the adversarial loss must be above 0, got {self.weight}")
+        if not 0 <= self.start < 1:
+            raise ValueError(f"start must lie in 0..1, 1 excluded (a share of the steps), got {self.start}")
+        if self.channels < 1:
+            raise ValueError(f"channels must be at least 1, got {self.channels}")
+        if self.num_layers is not None and self.discriminator != "patch":
+            raise ValueError("num_layers belongs to the patch discriminator and would be ignored")
+        if self.num_layers is not None and self.num_layers < 1:
+            raise ValueError(f"num_layers must be at least 1, got {self.num_layers}")
+        if not self.learning_rate > 0:
+            raise ValueError(f"learning_rate must be above 0, got {self.learning_rate}")
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise ValueError(f"betas must lie in 0..1, 1 excluded, got {list(self.betas)}")
 
 
 class Discriminator(nn.Module, ABC):

@@ -2,20 +2,49 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor, nn
 
-from ...recipe import LossesConfig, PerceptualConfig
 from ..engine.task import Adversary
-from .discriminators import Discriminator, build_discriminator
+from .discriminators import AdversarialConfig, Discriminator, build_discriminator
 
 if TYPE_CHECKING:
     from ...scorers.features import FeatureNetwork
 
 DELTA = 1e-4
 LARGEST_WEIGHT = 1e4
+
+
+@dataclass(frozen=True, kw_only=True)
+class PerceptualConfig:
+    """The distance of images in the features of a network, added to what a tokenizer or super-resolution minimises.
+
+    weight:  of the distance
+    network: efficientnet_lite0 (from packages, works offline) or vgg16_lpips (its weights are downloaded)
+    side:    images whose shorter side is below it are enlarged to it, at a cost that grows with its square; 0 is
+             never, and left out it is what the network was trained on
+    """
+
+    weight: float = 1.0
+    network: Literal["efficientnet_lite0", "vgg16_lpips"] = "efficientnet_lite0"
+    side: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.side is not None and self.side < 0:
+            raise ValueError(f"side must be at least 0, got {self.side}")
+        if not self.weight > 0:
+            raise ValueError(f"the weight of the perceptual loss must be above 0, got {self.weight}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LossesConfig:
+    """What a tokenizer or super-resolution minimises besides its own loss; left out, nothing."""
+
+    perceptual: PerceptualConfig | None = None
+    adversarial: AdversarialConfig | None = None
 
 
 class PerceptualLoss(nn.Module):

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,22 +12,42 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ...core import ClassLabels, Codes, Context, LearnedTokenizer, Prior, StochasticTokenizer, Tokenizer, entry
-from ...data import DataConfig, ImageDataset, augment, binarize, draw_flips, load
+from ...core import ClassLabels, Codes, Context, Entry, LearnedTokenizer, Prior, StochasticTokenizer, Tokenizer, entry
+from ...data import DataConfig, augment, binarize, draw_flips
 from ...pipeline import Pipeline, check_text_tokenizer
-from ...recipe import Recipe, SavedPrior, SavedTokenizer, TextConfig, build_model_config
-from ...saving.folder import tokenizer_hash
-from ...strict import to_plain
-from ...text.bpe import BPETokenizer, TextTokenizer, train_bpe
+from ...recipe import NewModel, Recipe, SavedPrior, SavedTokenizer
+from ...strict import section
+from ...text.bpe import TextConfig, TextTokenizer
 from ...zoo import load as load_pipeline
-from ...zoo import load_tokenizer
+from ..engine.config import EvaluationConfig, TrainingConfig, check_at_least, check_share
 from ..engine.order import derive_seed
-from ..engine.task import DataTask
-from .codes import cached_codes, encode
+from .captions import Captions, check_captions, learn_text
+from .codes import cached_codes, encode, open_tokenizer
+from .examples import Examples, ExamplesTask, load_examples
 
 PREVIEW_IMAGES = 16
-OPTIONS_OF_PRIORS = ("label_dropout", "caption_dropout", "soft_targets", "code_noise")
-"""Keys of the section `training` that only a prior's training knows."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PriorTrainingConfig(TrainingConfig):
+    """How to train a prior.
+
+    label_dropout:   share of the training labels that become "no class", so that the prior can be guided; 0 is none
+    caption_dropout: share of the training captions that become the empty text, for the same purpose; 0 is none
+    soft_targets:    temperature at which codes are drawn and softened, as RQ-VAE can; 0 is none
+    code_noise:      largest share of the prior's inputs, not its targets, that random codes replace, drawn anew for
+                     each image; 0 is none
+    """
+
+    label_dropout: float = 0.0
+    caption_dropout: float = 0.0
+    soft_targets: float = 0.0
+    code_noise: float = 0.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_share(self, "label_dropout", "caption_dropout", "code_noise")
+        check_at_least(self, 0, "soft_targets")
 
 
 @dataclass(frozen=True)
@@ -46,7 +67,7 @@ class PriorBatch:
         return len(self.codes[0] if self.images is None else self.images)
 
 
-class PriorTask(DataTask):
+class PriorTask(ExamplesTask):
     """Trains p(codes | context).
 
     The loss is the mean of -log p over codes (nats per code, so that learning rates do not depend on the size of
@@ -64,61 +85,49 @@ class PriorTask(DataTask):
     Args:
         tokenizer: images <-> codes.
         prior: what is trained.
-        data: how training images are prepared.
-        training: training images.
-        evaluation: images to evaluate on.
-        limit: number of them that serve while training.
-        batch_size: of evaluation.
+        examples: the images.
+        training: the shares that are dropped, softened and replaced.
+        captions: of a prior that reads captions, or models them before the image.
         card: plain values to save with the model.
-        label_dropout: share of the training labels that become "no class", the prior's last label.
-        soft_targets: temperature of soft targets; 0 is none.
-        text_tokenizer: of a prior that reads captions, or models them before the image.
-        caption_dropout: share of the training captions that become the empty text.
-        bpe_dropout: share of merges left out of a training caption, at each visit anew.
-        code_noise: largest share of random codes among those that the prior reads in training.
     """
 
     def __init__(
         self,
         tokenizer: Tokenizer,
         prior: Prior,
-        data: DataConfig,
-        training: ImageDataset,
-        evaluation: ImageDataset,
-        limit: int = 1000,
-        batch_size: int = 100,
-        card: dict[str, Any] | None = None,
-        label_dropout: float = 0.0,
-        soft_targets: float = 0.0,
-        text_tokenizer: TextTokenizer | None = None,
-        caption_dropout: float = 0.0,
-        bpe_dropout: float = 0.0,
-        code_noise: float = 0.0,
+        examples: Examples,
+        training: PriorTrainingConfig,
+        captions: Captions | None = None,
+        card: Mapping[str, Any] = {},
     ) -> None:
         self.tokenizer = tokenizer.eval().requires_grad_(False)
-        super().__init__(prior, data, training, evaluation, limit, batch_size, card)
-        self.label_dropout, self.soft_targets, self.code_noise = label_dropout, soft_targets, code_noise
-        self.text_tokenizer, self.caption_dropout, self.bpe_dropout = text_tokenizer, caption_dropout, bpe_dropout
+        super().__init__(prior, examples, card)
+        self.options, self.captions = training, captions
         self.training_codes: list[Codes] = []  # of the images and, with flips, of their mirror images, if kept
         self.evaluation_codes: Codes | None = None
-        given = prior.conditions
-        if given.num_classes and given.num_classes != training.num_classes:
+        self._check()
+
+    def _check(self) -> None:
+        given, options, images = self.model.conditions, self.options, self.training
+        if given.num_classes and given.num_classes != images.num_classes:
             raise ValueError(
-                f"the prior has num_classes {given.num_classes} but {training.name} has {training.num_classes or 0}; "
+                f"the prior has num_classes {given.num_classes} but {images.name} has {images.num_classes or 0}; "
                 "write num_classes: data"
             )
-        if label_dropout and not given.num_classes:
+        dropped = options.label_dropout
+        if dropped and not given.num_classes:
             raise ValueError("label_dropout would be ignored: the prior has no classes; write num_classes: data")
-        if given.null_label != (label_dropout > 0):
+        if given.null_label != (dropped > 0):
             has = "has" if given.null_label else "lacks"
-            raise ValueError(f"the prior {has} the label for no class, which label_dropout {label_dropout} contradicts")
-        if soft_targets and not isinstance(tokenizer, StochasticTokenizer):
-            raise ValueError(f"soft_targets need a tokenizer whose codes can be drawn, as rqvae, not {tokenizer.name}")
-        self.training_text, self.evaluation_text = None, None  # int64 (N, L)
-        if text_tokenizer is not None:
-            check_text_tokenizer(text_tokenizer, prior)
-            self.training_text = text_tokenizer.encode(training.texts)
-            self.evaluation_text = text_tokenizer.encode(evaluation.texts)
+            raise ValueError(f"the prior {has} the label for no class, which label_dropout {dropped} contradicts")
+        if options.caption_dropout and self.captions is None:
+            raise ValueError("caption_dropout would be ignored: the prior reads no texts; leave it out")
+        if options.soft_targets and not isinstance(self.tokenizer, StochasticTokenizer):
+            raise ValueError(
+                f"soft_targets need a tokenizer whose codes can be drawn, as rqvae, not {self.tokenizer.name}"
+            )
+        if self.captions is not None:
+            check_text_tokenizer(self.captions.tokenizer, self.model)
 
     def keep_codes(self, device: torch.device, quiet: bool) -> None:
         """Encodes all images once, or takes their codes from the cache, if they are learned and the same at each visit.
@@ -128,7 +137,7 @@ class PriorTask(DataTask):
         mode = self.data.binarize
         if not isinstance(self.tokenizer, LearnedTokenizer) or mode == "sample":
             return
-        if not self.soft_targets:
+        if not self.options.soft_targets:
             for mirrored in (False, True)[: 1 + self.data.flip]:
                 codes = cached_codes(self.tokenizer, self.training, mode, mirrored, device, quiet)
                 self.training_codes.append(codes)
@@ -158,7 +167,7 @@ class PriorTask(DataTask):
         )
 
     def loss(self, model: nn.Module, batch: PriorBatch, progress: float) -> tuple[Tensor, dict[str, Tensor]]:
-        if self.soft_targets:
+        if self.options.soft_targets:
             return self._soft_loss(model, batch)
         codes, context = self._encode(batch)
         nats_per_code = [
@@ -171,28 +180,26 @@ class PriorTask(DataTask):
 
     def _drop(self, labels: Tensor | None, generator: torch.Generator) -> Tensor | None:
         """Labels, some of them replaced by "no class"."""
-        if not self.label_dropout:
+        if not self.options.label_dropout:
             return labels
-        dropped = torch.rand(len(labels), generator=generator) < self.label_dropout
+        dropped = torch.rand(len(labels), generator=generator) < self.options.label_dropout
         return torch.where(dropped, self.training.num_classes, labels)
 
     def _draw_text(self, indices: Tensor, generator: torch.Generator) -> Tensor | None:
         """Captions of training images, some merges left out and some captions replaced by the empty text."""
-        if self.training_text is None:
+        if self.captions is None:
             return None
-        text = self.training_text[indices]
-        if self.bpe_dropout:
-            text = drop_merges(self.text_tokenizer, self.training.texts, indices, self.bpe_dropout, generator)
-        if self.caption_dropout:
-            dropped = torch.rand(len(text), generator=generator) < self.caption_dropout
-            text = text.masked_fill(dropped[:, None], self.text_tokenizer.pad)
+        text = self.captions.draw(indices, generator)
+        if self.options.caption_dropout:
+            dropped = torch.rand(len(text), generator=generator) < self.options.caption_dropout
+            text = text.masked_fill(dropped[:, None], self.captions.tokenizer.pad)
         return text
 
     def _soft_loss(self, model: nn.Module, batch: PriorBatch) -> tuple[Tensor, dict[str, Tensor]]:
         """As `loss`; the engine has seeded the draws by the step."""
         images = batch.images.to(self.device)
         with torch.no_grad(), torch.autocast(images.device.type, enabled=False):
-            codes, targets = self.tokenizer.encode_soft(images, self.soft_targets)
+            codes, targets = self.tokenizer.encode_soft(images, self.options.soft_targets)
         (logits,) = model(self._corrupt(codes), self._context(batch))
         log_prob = logits.float().log_softmax(-1)
         nats = -log_prob.detach().gather(-1, codes[0].unsqueeze(-1)).sum() / len(batch)
@@ -203,11 +210,11 @@ class PriorTask(DataTask):
 
         The engine has seeded the draws by the step.
         """
-        if not self.code_noise:
+        if not self.options.code_noise:
             return codes
         text = int(self.model.conditions.joint_text)
         sizes = [grid.codebook_size for grid in self.model.spec.grids[text:]]
-        share = self.code_noise * torch.rand(len(codes[0]), 1, 1, 1, device=self.device)
+        share = self.options.code_noise * torch.rand(len(codes[0]), 1, 1, 1, device=self.device)
         image = [
             torch.where(torch.rand(grid.shape, device=self.device) < share, torch.randint_like(grid, size), grid)
             for grid, size in zip(codes[text:], sizes, strict=True)
@@ -226,7 +233,7 @@ class PriorTask(DataTask):
             else:
                 generator = torch.Generator().manual_seed(derive_seed("evaluation", start))
                 images = binarize(whole.images, self.data.binarize, generator)
-            text = None if self.evaluation_text is None else self.evaluation_text[indices]
+            text = None if self.captions is None else self.captions.evaluation[indices]
             grids = model.log_prob_grids(*self._encode(PriorBatch(images, codes, whole.labels, text)))
             total -= torch.stack([grid.double().sum().cpu() for grid in grids])
         return self._figures((total / count).tolist())
@@ -234,7 +241,7 @@ class PriorTask(DataTask):
     def preview(self, model: Prior, seed: int) -> Tensor:
         pipeline = self._pipeline(model, {})
         label = torch.arange(PREVIEW_IMAGES) % pipeline.num_classes if pipeline.num_classes else None
-        text = None if self.text_tokenizer is None else self.evaluation.texts[:PREVIEW_IMAGES]
+        text = None if self.captions is None else self.evaluation.texts[:PREVIEW_IMAGES]
         return pipeline.sample(PREVIEW_IMAGES if text is None else len(text), label=label, text=text, seed=seed)
 
     def save(self, model: Prior, folder: Path, card: dict[str, Any]) -> None:
@@ -242,7 +249,8 @@ class PriorTask(DataTask):
 
     def _pipeline(self, model: Prior, card: dict[str, Any]) -> Pipeline:
         names = self.training.class_names if model.conditions.num_classes else None
-        return Pipeline(self.tokenizer, model, names, self.card | card, self.text_tokenizer)
+        text_tokenizer = None if self.captions is None else self.captions.tokenizer
+        return Pipeline(self.tokenizer, model, names, self.card | card, text_tokenizer)
 
     def _encode(self, batch: PriorBatch) -> tuple[Codes, Context]:
         """All codes of the prior, a caption of a joint stream before those of the image, and the context."""
@@ -274,163 +282,132 @@ class PriorTask(DataTask):
         return {"bits_per_dim": nats / (math.prod(self.tokenizer.image_shape) * math.log(2))}
 
 
-def load_examples(recipe: Recipe) -> tuple[ImageDataset, ImageDataset]:
-    """The images to train and to evaluate on; raises ValueError unless they are of one size."""
-    training = load(recipe.data)
-    evaluation = load(replace(recipe.data, split=recipe.evaluation.split, flip=False))
-    if evaluation.image_shape != training.image_shape:
-        raise ValueError(
-            f"the images of split {recipe.data.split} are {training.image_shape} and those of "
-            f"{recipe.evaluation.split} {evaluation.image_shape} (channels, height, width); set data.size"
-        )
-    return training, evaluation
-
-
-def drop_merges(
-    text_tokenizer: TextTokenizer, texts: list[str], indices: Tensor, dropout: float, generator: torch.Generator
-) -> Tensor:
-    """Some texts read anew, this share of the merges left out: token ids int64 (B, L)."""
-    return text_tokenizer.encode([texts[index] for index in indices.tolist()], dropout, generator)
-
-
-def recipe_card(plain: dict[str, Any], training: ImageDataset) -> dict[str, Any]:
-    """A recipe as plain values, as a saved model may have it: without paths of this machine."""
-    card = plain | {"data": plain["data"] | {"source": training.name}}
-    for section in ("tokenizer", "prior"):
-        if "path" in (model := plain.get(section) or {}):
-            card |= {section: model | {"path": Path(model["path"]).name}}
-    return card
-
-
-def refuse_options_of_priors(recipe: Recipe) -> None:
-    """Raises ValueError where a recipe without prior has options that only a prior's training knows."""
-    for name in OPTIONS_OF_PRIORS:
-        if getattr(recipe.training, name):
-            raise ValueError(f"{recipe.where}: 'training.{name}' belongs to a prior and would be ignored; leave it out")
-
-
 def _at(codes: Codes, indices: Tensor) -> Codes:
     """The codes of the images `indices`, as models take them."""
     return tuple(grid[indices].long() for grid in codes)
 
 
-def prior_task(
-    recipe: Recipe, device: torch.device = torch.device("cpu"), quiet: bool = True
-) -> tuple[PriorTask, dict[str, Any]]:
-    """The task of a recipe, and the recipe in full, every default written out, as plain values.
+# ---------------------------------------------------------------- recipes
 
-    The codes of a learned tokenizer are computed here, on the device, if they are not in the cache.
 
-    Raises:
-        ValueError: data, models or values that do not go together.
+@dataclass(frozen=True, kw_only=True)
+class PriorRecipe(Recipe, kind="prior"):
+    """What to train a prior on.
+
+    data:       the images
+    tokenizer:  a trained one, or one that has nothing to learn; left out, `pixels`
+    prior:      a new one, or a trained one, which brings its tokenizer and the vocabulary of its captions
+    text:       how captions are read, where the prior reads captions
+    training:   how to train
+    evaluation: when to evaluate
+
+    Labels condition a prior that can take them where `data.label_column` is given or the images lie in one folder per
+    class; captions do where the prior cannot do without, or where `text` or `data.text_column` is given.  The prior's
+    `num_classes: 0` and `num_classes: data` say otherwise.
     """
-    training, evaluation = load_examples(recipe)
-    torch.manual_seed(derive_seed(recipe.training.seed, "weights"))
-    if isinstance(recipe.prior, SavedPrior):
-        saved = load_pipeline(recipe.prior.path)
-        tokenizer, prior, text_tokenizer = saved.tokenizer, saved.prior.requires_grad_(True), saved.text_tokenizer
-        models = {"prior": {"path": recipe.prior.path}}
-        if text_tokenizer is not None:
-            check_captions(recipe.where, "prior", training, evaluation)
-    else:
-        tokenizer, prior, text_tokenizer, models = _build(recipe, training, evaluation)
-    if tokenizer.image_shape != training.image_shape:
-        raise ValueError(
-            f"the tokenizer is for images {tokenizer.image_shape}, those of {training.name} are {training.image_shape} "
-            "(channels, height, width); set data.size and data.channels"
-        )
-    if recipe.training.caption_dropout and text_tokenizer is None:
-        raise ValueError(f"{recipe.where}: caption_dropout would be ignored: the prior reads no texts; leave it out")
-    plain = {
-        "data": to_plain(recipe.data),
-        **models,
-        "training": to_plain(recipe.training),
-        "evaluation": to_plain(recipe.evaluation),
-    }
-    task = PriorTask(
-        tokenizer, prior, recipe.data, training, evaluation, recipe.evaluation.limit, recipe.evaluation.batch_size,
-        {"recipe": recipe_card(plain, training)}, recipe.training.label_dropout, recipe.training.soft_targets,
-        text_tokenizer, recipe.training.caption_dropout, 0.0 if recipe.text is None else recipe.text.bpe_dropout,
-        recipe.training.code_noise,
-    )  # fmt: skip
-    task.keep_codes(device, quiet)
-    return task, plain
 
+    data: DataConfig
+    tokenizer: SavedTokenizer | NewModel | None = None
+    prior: SavedPrior | NewModel
+    text: TextConfig | None = None
+    training: PriorTrainingConfig = section(PriorTrainingConfig, sample_every=1000)
+    evaluation: EvaluationConfig = section(EvaluationConfig)
 
-def _build(
-    recipe: Recipe, training: ImageDataset, evaluation: ImageDataset
-) -> tuple[Tokenizer, Prior, BPETokenizer | None, dict[str, Any]]:
-    """The tokenizer, the new prior and what reads captions, and their sections of the recipe in full."""
-    channels, height, width = training.image_shape
-    levels = 2 if recipe.data.binarize != "none" else recipe.data.levels
-    words = {"num_classes": training.num_classes}
-    if isinstance(recipe.tokenizer, SavedTokenizer):
-        tokenizer, tokenizer_plain = open_tokenizer(recipe.tokenizer, recipe.where)
-    else:
-        defaults = {"image_height": height, "image_width": width, "image_channels": channels, "levels": levels}
-        model = entry("tokenizers", recipe.tokenizer.name).model
+    def __post_init__(self) -> None:
+        for name in ("tokenizer", "text"):
+            if isinstance(self.prior, SavedPrior) and getattr(self, name) is not None:
+                raise ValueError(f"the prior of a 'path' comes with its {name}; leave out {name!r}")
+
+    def build(self, device: torch.device = torch.device("cpu"), quiet: bool = True) -> tuple[PriorTask, PriorRecipe]:
+        """See `Recipe`; the codes of a learned tokenizer are computed here, if they are not in the cache."""
+        examples = load_examples(self.data, self.evaluation)
+        torch.manual_seed(derive_seed(self.training.seed, "weights"))
+        parts = self._open(examples) if isinstance(self.prior, SavedPrior) else self._new(examples)
+        shape = parts.tokenizer.image_shape
+        if shape != examples.training.image_shape:
+            raise ValueError(
+                f"the tokenizer is for images {shape}, those of {examples.training.name} are "
+                f"{examples.training.image_shape} (channels, height, width); set data.size and data.channels"
+            )
+        card = examples.card(parts.recipe)
+        task = PriorTask(parts.tokenizer, parts.prior, examples, self.training, parts.captions, card)
+        task.keep_codes(device, quiet)
+        return task, parts.recipe
+
+    def _open(self, examples: Examples) -> _Parts:
+        """The parts of a trained prior."""
+        saved = load_pipeline(self.prior.path)
+        captions = None
+        if saved.text_tokenizer is not None:
+            check_captions("prior", examples)
+            captions = Captions(saved.text_tokenizer, examples)
+        return _Parts(saved.tokenizer, saved.prior.requires_grad_(True), captions, self)
+
+    def _new(self, examples: Examples) -> _Parts:
+        """The tokenizer and a new prior over its codes."""
+        tokenizer, tokenizer_section = self._tokenizer(examples)
+        found = entry("priors", self.prior.name)
+        text = self.text or self._implied_text(examples, tokenizer, found)
+        captions = text and Captions(learn_text(text, examples), examples, text.bpe_dropout)
+        reader = captions and captions.tokenizer
+        config = self._prior_config(examples, reader)
+        prior = found.model(found.model.spec_of(tokenizer.spec, reader and reader.grid), config)
+        if prior.conditions.reads_text and captions is None:
+            raise ValueError("the prior reads texts (text_length); add the section 'text'")
+        if captions is not None and not prior.conditions.reads_text:
+            raise ValueError(f"{found.name} reads no texts; leave out 'text' or set prior.text_length: data")
+        prior.attach(tokenizer.vectors())
+        recipe = replace(self, tokenizer=tokenizer_section, prior=NewModel.of(found.name, config), text=text)
+        return _Parts(tokenizer, prior, captions, recipe)
+
+    def _tokenizer(self, examples: Examples) -> tuple[Tokenizer, SavedTokenizer | NewModel]:
+        if isinstance(self.tokenizer, SavedTokenizer):
+            tokenizer, found = open_tokenizer(self.tokenizer.path, self.tokenizer.hash)
+            return tokenizer, replace(self.tokenizer, hash=found)
+        given = self.tokenizer or NewModel(name="pixels")
+        model = entry("tokenizers", given.name).model
         if issubclass(model, LearnedTokenizer):
             raise ValueError(
-                f"{recipe.where}: the tokenizer {recipe.tokenizer.name} must be trained before a prior over its codes; "
+                f"the tokenizer {given.name} must be trained before a prior over its codes; "
                 "write tokenizer: {path: the folder of its run}"
             )
-        tokenizer_config = build_model_config("tokenizers", recipe.tokenizer, recipe.where, defaults, words)
-        tokenizer_plain = {"name": recipe.tokenizer.name} | to_plain(tokenizer_config)
-        tokenizer = model(tokenizer_config)
-    text_tokenizer = None if recipe.text is None else learn_text(recipe.text, training, evaluation, recipe.where)
-    words |= {
-        "text_length": text_tokenizer and text_tokenizer.length,
-        "text_vocab_size": text_tokenizer and text_tokenizer.text_vocab_size,
-    }
-    prior_config = build_model_config("priors", recipe.prior, recipe.where, {}, words)
-    if recipe.training.label_dropout and isinstance(prior_config, ClassLabels) and prior_config.num_classes:
-        prior_config = replace(prior_config, null_label=True)
-    model = entry("priors", recipe.prior.name).model
-    try:
-        spec = model.spec_of(tokenizer.spec, text_tokenizer and text_tokenizer.grid)
-    except ValueError as error:
-        raise ValueError(f"{recipe.where}: {error}") from error
-    prior = model(spec, prior_config)
-    reads = prior.conditions.reads_text
-    if reads and text_tokenizer is None:
-        raise ValueError(f"{recipe.where}: the prior reads texts (text_length); add the section 'text'")
-    if text_tokenizer is not None and not reads:
-        raise ValueError(
-            f"{recipe.where}: {recipe.prior.name} reads no texts; leave out 'text' or set prior.text_length: data"
-        )
-    prior.attach(tokenizer.vectors())
-    return tokenizer, prior, text_tokenizer, {
-        "tokenizer": tokenizer_plain,
-        "prior": {"name": recipe.prior.name} | to_plain(prior_config),
-        **({} if recipe.text is None else {"text": to_plain(recipe.text)}),
-    }  # fmt: skip
+        levels = 2 if self.data.binarize != "none" else self.data.levels
+        config = given.config("tokenizers", examples.image_fields() | {"levels": levels})
+        return model(config), NewModel.of(given.name, config)
+
+    def _implied_text(self, examples: Examples, tokenizer: Tokenizer, found: Entry) -> TextConfig | None:
+        """How captions are read where the recipe does not say it but the prior needs them, or else None."""
+        if examples.training.texts is None or "text_length" in self.prior.options:
+            return None
+        try:
+            found.model.spec_of(tokenizer.spec, None)
+        except ValueError:
+            return TextConfig()
+        length = next((f.default for f in fields(found.config) if f.name == "text_length"), None)
+        wanted = length is not None and (length > 0 or self.data.text_column is not None)
+        return TextConfig() if wanted else None
+
+    def _prior_config(self, examples: Examples, reader: TextTokenizer | None) -> Any:
+        """The config of a new prior."""
+        words = {
+            "num_classes": examples.training.num_classes,
+            "text_length": reader and reader.length,
+            "text_vocab_size": reader and reader.text_vocab_size,
+        }
+        implied = {"num_classes": words["num_classes"]} if examples.labels_are_meant else {}
+        if reader is not None:
+            implied |= {name: words[name] for name in ("text_length", "text_vocab_size")}
+        config = self.prior.config("priors", implied, words)
+        if self.training.label_dropout and isinstance(config, ClassLabels) and config.num_classes:
+            return replace(config, null_label=True)
+        return config
 
 
-def check_captions(where: str, section: str, *datasets: ImageDataset) -> None:
-    """Raises ValueError where a data set lacks the captions that a section of the recipe asks for."""
-    for images in datasets:
-        if images.texts is None:
-            raise ValueError(f"{where}: {section!r} needs captions, but {images.name} has none; see data.text_column")
+@dataclass(frozen=True)
+class _Parts:
+    """What is trained, its captions if it reads any, and the recipe in full."""
 
-
-def learn_text(config: TextConfig, training: ImageDataset, evaluation: ImageDataset, where: str) -> BPETokenizer:
-    """The text tokenizer of a recipe; raises ValueError where there are no captions, or a vocabulary does not fit."""
-    check_captions(where, "text", training, evaluation)
-    if config.vocabulary is None:
-        return train_bpe(training.texts, config.text_vocab_size, config.length, config.lowercase)
-    try:
-        return BPETokenizer(config.vocabulary.read_text(encoding="utf-8"), config.length)
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{where}: text.vocabulary {config.vocabulary}: {error}") from None
-
-
-def open_tokenizer(saved: SavedTokenizer, where: str) -> tuple[Tokenizer, dict[str, Any]]:
-    """A trained tokenizer, and its section of the recipe in full; raises ValueError if it is another than it was."""
-    tokenizer = load_tokenizer(saved.path)
-    found = tokenizer_hash(tokenizer)
-    if saved.hash not in (None, found):
-        raise ValueError(
-            f"{where}: the tokenizer in {saved.path} is another than that of the recipe (sha256 {found[:12]}…, "
-            f"not {saved.hash[:12]}…); give its path alone to train on it"
-        )
-    return tokenizer, {"path": saved.path, "hash": found}
+    tokenizer: Tokenizer
+    prior: Prior
+    captions: Captions | None
+    recipe: PriorRecipe

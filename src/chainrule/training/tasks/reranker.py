@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ...data import DataConfig, ImageDataset, augment
+from ...data import DataConfig, augment
 from ...recipe import Recipe
 from ...scorers.reranker import CLIP, Reranker, RerankerConfig, contrastive_loss
-from ...strict import build_dataclass, to_plain
-from ...text.bpe import TextTokenizer
+from ...strict import build_dataclass, section, to_plain
+from ...text.bpe import TextConfig
+from ..engine.config import EvaluationConfig, TrainingConfig
 from ..engine.order import derive_seed
-from ..engine.task import DataTask
-from .prior import drop_merges, learn_text, load_examples, recipe_card, refuse_options_of_priors
+from .captions import Captions, learn_text
+from .examples import Examples, ExamplesTask, load_examples
 
 CHOICES = 100
 """Pictures, or texts, among which the right one is to be found."""
@@ -34,7 +36,7 @@ class PairBatch:
         return len(self.images)
 
 
-class ContrastiveTask(DataTask):
+class RerankerTask(ExamplesTask):
     """Trains a `CLIP` with InfoNCE; each process holds its own part of a batch against itself.
 
     Logged is `accuracy`, the share of a batch whose own counterpart is the nearest.  Measured on the evaluation images
@@ -44,39 +46,20 @@ class ContrastiveTask(DataTask):
 
     Args:
         model: what is trained.
-        data: how training images are prepared.
-        training: training images with captions.
-        evaluation: images with captions to evaluate on.
-        text_tokenizer: reads the captions.
-        bpe_dropout: share of merges left out of a training caption, at each visit anew.
-        limit: number of evaluation images that serve while training.
-        batch_size: of evaluation.
+        examples: images with captions.
+        captions: their captions.
         card: plain values to save with the model.
     """
 
-    def __init__(
-        self,
-        model: CLIP,
-        data: DataConfig,
-        training: ImageDataset,
-        evaluation: ImageDataset,
-        text_tokenizer: TextTokenizer,
-        bpe_dropout: float = 0.0,
-        limit: int = 1000,
-        batch_size: int = 100,
-        card: dict[str, Any] | None = None,
-    ) -> None:
-        super().__init__(model, data, training, evaluation, limit, batch_size, card)
-        self.text_tokenizer, self.bpe_dropout = text_tokenizer, bpe_dropout
-        self.training_text = text_tokenizer.encode(training.texts)
+    def __init__(self, model: CLIP, examples: Examples, captions: Captions, card: Mapping[str, Any] = {}) -> None:
+        super().__init__(model, examples, card)
+        self.captions = captions
 
     def batch(self, indices: Tensor, part: slice, generator: torch.Generator) -> PairBatch:
         images = augment(self.training.batch(indices), self.data, generator).images[part]
-        text = self.training_text[indices]
+        text = self.captions.training[indices]
         same = (text[part, None] == text[None, part]).all(-1)
-        if self.bpe_dropout:
-            text = drop_merges(self.text_tokenizer, self.training.texts, indices, self.bpe_dropout, generator)
-        return PairBatch(images, text[part], same)
+        return PairBatch(images, self.captions.draw(indices, generator)[part], same)
 
     def loss(self, model: nn.Module, batch: PairBatch, progress: float) -> tuple[Tensor, dict[str, Tensor]]:
         images, texts, scale = model(batch.images.to(self.device), batch.text.to(self.device))
@@ -90,7 +73,7 @@ class ContrastiveTask(DataTask):
         texts = self.evaluation.texts[:count]
         if len(set(texts)) < 2:
             return {}
-        scorer, size = Reranker(model, self.text_tokenizer), self.batch_size
+        scorer, size = Reranker(model, self.captions.tokenizer), self.batch_size
         images = torch.cat([scorer.encode_images(part) for part in self.evaluation.images[:count].split(size)])
         written = torch.cat([scorer.encode_texts(texts[start : start + size]) for start in range(0, count, size)])
         others = draw_others(texts, CHOICES - 1)
@@ -103,7 +86,7 @@ class ContrastiveTask(DataTask):
         """Nothing: the model draws no images."""
 
     def save(self, model: CLIP, folder: Path, card: dict[str, Any]) -> None:
-        Reranker(model, self.text_tokenizer, self.card | card).save(folder)
+        Reranker(model, self.captions.tokenizer, self.card | card).save(folder)
 
 
 def draw_others(texts: list[str], count: int) -> list[Tensor]:
@@ -124,36 +107,37 @@ def share_nearest(queries: Tensor, keys: Tensor, others: list[Tensor]) -> float:
     return torch.stack(right).double().mean().item()
 
 
-def contrastive_task(recipe: Recipe) -> tuple[ContrastiveTask, dict[str, Any]]:
-    """The task of a recipe with a reranker, and the recipe in full, every default written out, as plain values.
+@dataclass(frozen=True, kw_only=True)
+class RerankerRecipe(Recipe, kind="reranker"):
+    """What to train a reranker on.
 
-    Raises:
-        ValueError: data or values that do not go together.
+    data:       images with captions
+    reranker:   fields of `chainrule.scorers.reranker.RerankerConfig`; those of images and texts are the data's
+    text:       how captions are read
+    training:   how to train
+    evaluation: when to evaluate
     """
-    refuse_options_of_priors(recipe)
-    if recipe.data.binarize != "none":
-        raise ValueError(f"{recipe.where}: rerankers are trained on images as they are; set data.binarize to none")
-    training, evaluation = load_examples(recipe)
-    text_tokenizer = learn_text(recipe.text, training, evaluation, recipe.where)
-    channels, height, width = training.image_shape
-    given = {
-        "image_height": height, "image_width": width, "image_channels": channels,
-        "text_length": text_tokenizer.length, "text_vocab_size": text_tokenizer.text_vocab_size,
-    }  # fmt: skip
-    if taken := [name for name in given if name in recipe.reranker]:
-        raise ValueError(f"{recipe.where}: 'reranker.{taken[0]}' is that of the data and of 'text'; leave it out")
-    config = build_dataclass(RerankerConfig, given | dict(recipe.reranker), recipe.where, "reranker")
-    plain = {
-        "data": to_plain(recipe.data),
-        "reranker": {name: value for name, value in to_plain(config).items() if name not in given},
-        "text": to_plain(recipe.text),
-        "training": to_plain(recipe.training),
-        "evaluation": to_plain(recipe.evaluation),
-    }
-    torch.manual_seed(derive_seed(recipe.training.seed, "weights"))
-    task = ContrastiveTask(
-        CLIP(config), recipe.data, training, evaluation, text_tokenizer, recipe.text.bpe_dropout,
-        recipe.evaluation.limit, recipe.evaluation.batch_size,
-        {"recipe": recipe_card(plain, training)},
-    )  # fmt: skip
-    return task, plain
+
+    data: DataConfig
+    reranker: dict[str, Any]
+    text: TextConfig = section(TextConfig)
+    training: TrainingConfig = section(TrainingConfig, batch_size=128, weight_decay=0.01, channels_last=True)
+    evaluation: EvaluationConfig = section(EvaluationConfig)
+
+    def build(self, device: Any = None, quiet: bool = True) -> tuple[RerankerTask, RerankerRecipe]:
+        """See `Recipe`."""
+        if self.training.sample_every:
+            raise ValueError("'training.sample_every' would be ignored by a reranker; leave it out")
+        if self.data.binarize != "none":
+            raise ValueError("rerankers are trained on images as they are; set data.binarize to none")
+        examples = load_examples(self.data, self.evaluation)
+        reader = learn_text(self.text, examples)
+        given = examples.image_fields() | {"text_length": reader.length, "text_vocab_size": reader.text_vocab_size}
+        if taken := [name for name in given if name in self.reranker]:
+            raise ValueError(f"'reranker.{taken[0]}' is that of the data and of 'text'; leave it out")
+        config = build_dataclass(RerankerConfig, given | self.reranker, "", "reranker")
+        own = {name: value for name, value in to_plain(config).items() if name not in given}
+        recipe = replace(self, reranker=own)
+        torch.manual_seed(derive_seed(self.training.seed, "weights"))
+        captions = Captions(reader, examples, self.text.bpe_dropout)
+        return RerankerTask(CLIP(config), examples, captions, examples.card(recipe)), recipe

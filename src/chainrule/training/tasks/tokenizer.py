@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from dataclasses import asdict, is_dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,15 +12,17 @@ import torch
 from torch import Tensor, nn
 
 from ...core import LearnedTokenizer, entry
-from ...data import Batch, DataConfig, ImageDataset, augment
+from ...data import Batch, DataConfig
 from ...evaluation import CodeCounts, psnr
-from ...recipe import Recipe, SavedTokenizer, build_model_config
-from ...strict import build_dataclass, to_plain
+from ...recipe import NewModel, Recipe
+from ...strict import build_dataclass, section, to_plain
 from ...zoo import save_tokenizer
+from ..engine.config import EvaluationConfig, TrainingConfig
 from ..engine.order import derive_seed
-from ..engine.task import DataTask
-from .losses import ImageLosses, load_image_losses
-from .prior import load_examples, open_tokenizer, recipe_card, refuse_options_of_priors
+from .codes import open_tokenizer
+from .examples import Examples, load_examples
+from .images import ImageTask, check_images
+from .losses import ImageLosses, LossesConfig, load_image_losses
 
 PREVIEW_IMAGES = 8
 LOW_USAGE = 0.5
@@ -57,29 +60,6 @@ class TokenizerPass(nn.Module):
         return result.images, result.loss, result.metrics
 
 
-class ImageTask(DataTask):
-    """What tasks of models that make images have in common.
-
-    Args:
-        losses: the perceptual and the adversarial loss.
-        others: those of `DataTask`.
-    """
-
-    def __init__(self, losses: ImageLosses, *others: Any) -> None:
-        super().__init__(*others)
-        self.losses, self.adversary = losses, losses.adversary
-
-    def setup(self, device: torch.device) -> None:
-        super().setup(device)
-        self.losses.to(device)
-
-    def batch(self, indices: Tensor, part: slice, generator: torch.Generator) -> Batch:
-        return Batch(augment(self.training.batch(indices), self.data, generator).images[part])
-
-    def adversary_loss(self, module: nn.Module, batch: Batch) -> Tensor:
-        return self.losses.adversary_loss(module, batch.images.to(self.device) / 255)
-
-
 class TokenizerTask(ImageTask):
     """Trains a tokenizer with its own loss and, where `losses` says so, a perceptual and an adversarial one.
 
@@ -89,12 +69,8 @@ class TokenizerTask(ImageTask):
 
     Args:
         tokenizer: what is trained.
-        data: how training images are prepared.
-        training: training images.
-        evaluation: images to evaluate on.
+        examples: the images.
         losses: the perceptual and the adversarial loss.
-        limit: number of evaluation images that serve while training.
-        batch_size: of evaluation.
         card: plain values to save with the model.
         decoder_only: whether only what decodes is trained, and the codes stay as they are.
     """
@@ -102,17 +78,12 @@ class TokenizerTask(ImageTask):
     def __init__(
         self,
         tokenizer: LearnedTokenizer,
-        data: DataConfig,
-        training: ImageDataset,
-        evaluation: ImageDataset,
+        examples: Examples,
         losses: ImageLosses,
-        limit: int = 1000,
-        batch_size: int = 100,
-        card: dict[str, Any] | None = None,
+        card: Mapping[str, Any] = {},
         decoder_only: bool = False,
     ) -> None:
-        model = TokenizerPass(tokenizer, decoder_only)
-        super().__init__(losses, model, data, training, evaluation, limit, batch_size, card)
+        super().__init__(TokenizerPass(tokenizer, decoder_only), examples, losses, card)
 
     def loss(self, model: nn.Module, batch: Batch, progress: float) -> tuple[Tensor, dict[str, Tensor]]:
         target = batch.images.to(self.device)
@@ -170,84 +141,81 @@ def _advice(tokenizer: LearnedTokenizer, usage: float, level: int, size: int) ->
     )
 
 
-def tokenizer_task(recipe: Recipe) -> tuple[TokenizerTask, dict[str, Any]]:
-    """The task of a recipe without prior, and the recipe in full, every default written out, as plain values.
+# ---------------------------------------------------------------- recipes
 
-    Raises:
-        ValueError: data, a tokenizer or values that do not go together.
+
+@dataclass(frozen=True, kw_only=True)
+class RefinedTokenizer:
+    """A trained tokenizer whose decoder is trained further, and nothing else.
+
+    path:    a folder that holds one, the folder of a run, or the name of a bundled model
+    decoder: fields of its config that change; {} for none
+    hash:    its sha256, checked where it is given; a run writes down the one that it has found
     """
-    check_image_recipe(recipe, "tokenizers")
-    saved = isinstance(recipe.tokenizer, SavedTokenizer)
-    if saved and recipe.tokenizer.decoder is None:
-        raise ValueError(
-            f"{recipe.where}: the tokenizer of a 'path' is trained already; add the section 'prior', or say in "
-            "'tokenizer.decoder' how its decoder is to change"
-        )
-    if not saved and not issubclass(entry("tokenizers", recipe.tokenizer.name).model, LearnedTokenizer):
-        raise ValueError(
-            f"{recipe.where}: the tokenizer {recipe.tokenizer.name} has nothing to learn; add the section 'prior'"
-        )
-    training, evaluation = load_examples(recipe)
-    torch.manual_seed(derive_seed(recipe.training.seed, "weights"))
-    if saved:
-        tokenizer, tokenizer_plain = _with_decoder(recipe)
-    else:
-        tokenizer, tokenizer_plain = _build(recipe, training.image_shape)
-    if tokenizer.image_shape != training.image_shape:
-        raise ValueError(f"the tokenizer is for images {tokenizer.image_shape}, the data has {training.image_shape}")
-    plain = {
-        "data": to_plain(recipe.data),
-        "tokenizer": tokenizer_plain,
-        "losses": to_plain(recipe.losses),
-        "training": to_plain(recipe.training),
-        "evaluation": to_plain(recipe.evaluation),
-    }
-    task = TokenizerTask(
-        tokenizer, recipe.data, training, evaluation, load_image_losses(recipe.losses, training.image_shape),
-        recipe.evaluation.limit, recipe.evaluation.batch_size, {"recipe": recipe_card(plain, training)},
-        decoder_only=saved,
-    )  # fmt: skip
-    return task, plain
+
+    path: str
+    hash: str | None = None
+    decoder: dict[str, Any] | None = None
+
+    def __post_init__(self) -> None:
+        if self.decoder is None:
+            raise ValueError(
+                "the tokenizer of a 'path' is trained already; add the section 'prior', or say in 'tokenizer.decoder' "
+                "how its decoder is to change"
+            )
+
+    def open(self) -> tuple[LearnedTokenizer, RefinedTokenizer]:
+        """The tokenizer with the new decoder, and this section with all fields of it."""
+        tokenizer, found = open_tokenizer(self.path, self.hash)
+        if not isinstance(tokenizer, LearnedTokenizer) or not tokenizer.decoder_parts:
+            raise ValueError(
+                f"{tokenizer.name} has no decoder that could change while its codes stay; leave out 'tokenizer.decoder'"
+            )
+        options = tokenizer.decoder_options
+        if wrong := [name for name in self.decoder if name not in options]:
+            raise ValueError(
+                f"'tokenizer.decoder.{wrong[0]}' is not the decoder's alone; what may change of a {tokenizer.name} "
+                f"without changing its codes: {', '.join(options)}"
+            )
+        given = to_plain(tokenizer.config) | self.decoder
+        config = build_dataclass(type(tokenizer.config), given, "", "tokenizer.decoder")
+        decoder = {name: to_plain(getattr(config, name)) for name in options}
+        return tokenizer.with_decoder(config), replace(self, hash=found, decoder=decoder)
 
 
-def check_image_recipe(recipe: Recipe, what: str) -> None:
-    """Raises ValueError where a recipe of a model that makes images has options that do not go with that; `what` is
-    called so in the sentence."""
-    refuse_options_of_priors(recipe)
-    if recipe.data.binarize != "none":
-        raise ValueError(f"{recipe.where}: {what} are trained on images as they are; set data.binarize to none")
-    if recipe.training.compile is True and recipe.losses.adversarial and recipe.losses.adversarial.adaptive:
-        raise ValueError(
-            f"{recipe.where}: the adaptive weight needs the gradient of one layer, which a compiled model does not "
-            "give; leave training.compile out, or set losses.adversarial.adaptive to false"
-        )
+@dataclass(frozen=True, kw_only=True)
+class TokenizerRecipe(Recipe, kind="tokenizer"):
+    """What to train a tokenizer on.
 
+    data:       the images
+    tokenizer:  a new one, or a trained one whose decoder is trained further
+    losses:     what it minimises besides its own loss
+    training:   how to train
+    evaluation: when to evaluate
+    """
 
-def _build(recipe: Recipe, image_shape: tuple[int, int, int]) -> tuple[LearnedTokenizer, dict[str, Any]]:
-    """The new tokenizer of a recipe, and its section in full."""
-    name, defaults = (
-        recipe.tokenizer.name,
-        dict(zip(("image_channels", "image_height", "image_width"), image_shape, strict=True)),
-    )
-    config = build_model_config("tokenizers", recipe.tokenizer, recipe.where, defaults)
-    return entry("tokenizers", name).model(config), {"name": name} | to_plain(config)
+    data: DataConfig
+    tokenizer: RefinedTokenizer | NewModel
+    losses: LossesConfig = section(LossesConfig)
+    training: TrainingConfig = section(TrainingConfig, channels_last=True, sample_every=1000)
+    evaluation: EvaluationConfig = section(EvaluationConfig)
 
+    def build(self, device: Any = None, quiet: bool = True) -> tuple[TokenizerTask, TokenizerRecipe]:
+        """See `Recipe`."""
+        check_images(self.data, self.training, self.losses)
+        refined = isinstance(self.tokenizer, RefinedTokenizer)
+        if not refined and not issubclass(entry("tokenizers", self.tokenizer.name).model, LearnedTokenizer):
+            raise ValueError(f"the tokenizer {self.tokenizer.name} has nothing to learn; add the section 'prior'")
+        examples = load_examples(self.data, self.evaluation)
+        torch.manual_seed(derive_seed(self.training.seed, "weights"))
+        tokenizer, tokenizer_section = self.tokenizer.open() if refined else self._new(examples)
+        shape = examples.training.image_shape
+        if tokenizer.image_shape != shape:
+            raise ValueError(f"the tokenizer is for images {tokenizer.image_shape}, the data has {shape}")
+        recipe = replace(self, tokenizer=tokenizer_section)
+        losses = load_image_losses(self.losses, shape)
+        return TokenizerTask(tokenizer, examples, losses, examples.card(recipe), decoder_only=refined), recipe
 
-def _with_decoder(recipe: Recipe) -> tuple[LearnedTokenizer, dict[str, Any]]:
-    """The saved tokenizer of a recipe with the decoder that the recipe wants, and its section in full."""
-    tokenizer, plain = open_tokenizer(recipe.tokenizer, recipe.where)
-    if not isinstance(tokenizer, LearnedTokenizer) or not tokenizer.decoder_parts:
-        raise ValueError(
-            f"{recipe.where}: {tokenizer.name} has no decoder that could change while its codes stay; leave out "
-            "'tokenizer.decoder'"
-        )
-    options = tokenizer.decoder_options
-    if wrong := [name for name in recipe.tokenizer.decoder if name not in options]:
-        raise ValueError(
-            f"{recipe.where}: 'tokenizer.decoder.{wrong[0]}' is not the decoder's alone; what may change of a "
-            f"{tokenizer.name} without changing its codes: {', '.join(options)}"
-        )
-    given = to_plain(tokenizer.config) | recipe.tokenizer.decoder
-    config = build_dataclass(type(tokenizer.config), given, recipe.where, "tokenizer.decoder")
-    plain["decoder"] = {name: to_plain(getattr(config, name)) for name in options}
-    return tokenizer.with_decoder(config), plain
+    def _new(self, examples: Examples) -> tuple[LearnedTokenizer, NewModel]:
+        name, config = self.tokenizer.name, self.tokenizer.config("tokenizers", examples.image_fields())
+        return entry("tokenizers", name).model(config), NewModel.of(name, config)

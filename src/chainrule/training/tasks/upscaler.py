@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,22 +12,24 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...core import Tokenizer
-from ...data import Batch, DataConfig, ImageDataset
+from ...data import Batch, DataConfig
 from ...evaluation import psnr
-from ...recipe import ModelConfig, Recipe
-from ...strict import build_dataclass, to_plain
+from ...recipe import NewModel, Recipe, SavedTokenizer
+from ...strict import build_dataclass, section, to_plain
 from ...tokenizers._grid import to_signed, to_uint8, to_unit
 from ...upscaling.upscaler import Upscaler, UpscalerConfig, bicubic
 from ...zoo import save_super_resolution
+from ..engine.config import EvaluationConfig, TrainingConfig
 from ..engine.order import derive_seed
-from .losses import ImageLosses, load_image_losses
-from .prior import load_examples, open_tokenizer, recipe_card
-from .tokenizer import ImageTask, check_image_recipe
+from .codes import open_tokenizer
+from .examples import Examples, load_examples
+from .images import ImageTask, check_images
+from .losses import ImageLosses, LossesConfig, load_image_losses
 
 PREVIEW_IMAGES = 12
 
 
-class SuperResolutionTask(ImageTask):
+class UpscalerTask(ImageTask):
     """Trains an `Upscaler` by the squared error of pixels in [-1, 1], mean (x - x')^2, and, where `losses` has
     them, a perceptual and an adversarial loss.
 
@@ -36,12 +40,8 @@ class SuperResolutionTask(ImageTask):
     Args:
         model: what is trained.
         tokenizer: of images of half the size, which stays as it is; None: the input is not encoded.
-        data: how images are prepared.
-        training: images of the full size.
-        evaluation: such images to evaluate on.
+        examples: images of the full size.
         losses: the perceptual and the adversarial loss.
-        limit: number of evaluation images that serve while training.
-        batch_size: of evaluation.
         card: plain values to save with the model.
     """
 
@@ -49,15 +49,11 @@ class SuperResolutionTask(ImageTask):
         self,
         model: Upscaler,
         tokenizer: Tokenizer | None,
-        data: DataConfig,
-        training: ImageDataset,
-        evaluation: ImageDataset,
+        examples: Examples,
         losses: ImageLosses,
-        limit: int = 1000,
-        batch_size: int = 100,
-        card: dict[str, Any] | None = None,
+        card: Mapping[str, Any] = {},
     ) -> None:
-        super().__init__(losses, model, data, training, evaluation, limit, batch_size, card)
+        super().__init__(model, examples, losses, card)
         self.tokenizer = tokenizer
 
     def setup(self, device: torch.device) -> None:
@@ -107,51 +103,50 @@ def halve(images: Tensor) -> Tensor:
     return F.avg_pool2d(images.float(), 2).round().to(torch.uint8)
 
 
-def super_resolution_task(recipe: Recipe) -> tuple[SuperResolutionTask, dict[str, Any]]:
-    """The task of a recipe with the section `super_resolution`, and the recipe in full, every default written out, as
-    plain values.
+@dataclass(frozen=True, kw_only=True)
+class UpscalerRecipe(Recipe, kind="upscaler"):
+    """What to train an upscaler on.
 
-    Raises:
-        ValueError: data, a tokenizer or values that do not go together.
+    data:       images of the full size
+    tokenizer:  a trained one, whose reconstructions of the data at half size are doubled; left out, the halved images
+    upscaler:   fields of `chainrule.upscaling.upscaler.UpscalerConfig`, whose image channels are the data's
+    losses:     what it minimises besides the squared error
+    training:   how to train
+    evaluation: when to evaluate
     """
-    check_image_recipe(recipe, "super-resolutions")
-    if isinstance(recipe.tokenizer, ModelConfig):
-        raise ValueError(
-            f"{recipe.where}: the tokenizer whose images are doubled must be trained before; write tokenizer: {{path: "
-            "the folder of its run}, or leave it out"
-        )
-    training, evaluation = load_examples(recipe)
-    channels, height, width = training.image_shape
-    if height % 2 or width % 2:
-        raise ValueError(
-            f"{recipe.where}: {height}x{width} cannot be halved to make what is to be doubled; set data.size to even"
-        )
-    config = build_dataclass(
-        UpscalerConfig, {"image_channels": channels} | recipe.super_resolution, recipe.where, "super_resolution"
-    )
-    if config.image_channels != channels:
-        raise ValueError(
-            f"{recipe.where}: 'super_resolution.image_channels' must be {channels}, as {training.name} has it"
-        )
-    tokenizer, tokenizer_plain = None, None
-    if recipe.tokenizer is not None:
-        tokenizer, tokenizer_plain = open_tokenizer(recipe.tokenizer, recipe.where)
-        try:
-            tokenizer.check_images(halve(training.images[:1]))
-        except ValueError as error:
-            raise ValueError(f"{recipe.where}: the tokenizer is given the data at half its size: {error}") from None
-    plain = {
-        "data": to_plain(recipe.data),
-        **({} if tokenizer is None else {"tokenizer": tokenizer_plain}),
-        "super_resolution": to_plain(config),
-        "losses": to_plain(recipe.losses),
-        "training": to_plain(recipe.training),
-        "evaluation": to_plain(recipe.evaluation),
-    }
-    torch.manual_seed(derive_seed(recipe.training.seed, "weights"))
-    task = SuperResolutionTask(
-        Upscaler(config), tokenizer, recipe.data, training, evaluation,
-        load_image_losses(recipe.losses, training.image_shape), recipe.evaluation.limit, recipe.evaluation.batch_size,
-        {"recipe": recipe_card(plain, training)},
-    )  # fmt: skip
-    return task, plain
+
+    data: DataConfig
+    tokenizer: SavedTokenizer | NewModel | None = None
+    upscaler: dict[str, Any]
+    losses: LossesConfig = section(LossesConfig)
+    training: TrainingConfig = section(TrainingConfig, learning_rate=1e-3, channels_last=True, sample_every=1000)
+    evaluation: EvaluationConfig = section(EvaluationConfig)
+
+    def __post_init__(self) -> None:
+        if isinstance(self.tokenizer, NewModel):
+            raise ValueError(
+                "the tokenizer whose images are doubled must be trained before; write tokenizer: {path: the folder of "
+                "its run}, or leave it out"
+            )
+
+    def build(self, device: Any = None, quiet: bool = True) -> tuple[UpscalerTask, UpscalerRecipe]:
+        """See `Recipe`."""
+        check_images(self.data, self.training, self.losses)
+        examples = load_examples(self.data, self.evaluation)
+        channels, height, width = examples.training.image_shape
+        if height % 2 or width % 2:
+            raise ValueError(f"{height}x{width} cannot be halved to make the input; set data.size to even")
+        config = build_dataclass(UpscalerConfig, {"image_channels": channels} | self.upscaler, "", "upscaler")
+        if config.image_channels != channels:
+            raise ValueError(f"'upscaler.image_channels' must be {channels}, as {examples.training.name} has it")
+        tokenizer, recipe = None, replace(self, upscaler=to_plain(config))
+        if self.tokenizer is not None:
+            tokenizer, found = open_tokenizer(self.tokenizer.path, self.tokenizer.hash)
+            recipe = replace(recipe, tokenizer=replace(self.tokenizer, hash=found))
+            try:
+                tokenizer.check_images(halve(examples.training.images[:1]))
+            except ValueError as error:
+                raise ValueError(f"the tokenizer is given the data at half its size: {error}") from None
+        torch.manual_seed(derive_seed(self.training.seed, "weights"))
+        model, losses = Upscaler(config), load_image_losses(self.losses, examples.training.image_shape)
+        return UpscalerTask(model, tokenizer, examples, losses, examples.card(recipe)), recipe

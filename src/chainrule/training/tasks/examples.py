@@ -1,0 +1,97 @@
+"""The images that a task learns from and is judged by."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from ...data import DataConfig, ImageDataset, load
+from ...recipe import Recipe
+from ..engine.config import EvaluationConfig
+from ..engine.task import Adversary, Task
+
+
+@dataclass(frozen=True, kw_only=True)
+class Examples:
+    """Images to learn from and images to be judged by.
+
+    data:       how the training images are prepared
+    training:   images to learn from
+    evaluation: images to be judged by
+    limit:      number of evaluation images that serve while training
+    batch_size: of evaluation
+    """
+
+    data: DataConfig
+    training: ImageDataset
+    evaluation: ImageDataset
+    limit: int = 1000
+    batch_size: int = 100
+
+    def image_fields(self) -> dict[str, int]:
+        """The size of the images, as the configs of models have it."""
+        return dict(zip(("image_channels", "image_height", "image_width"), self.training.image_shape, strict=True))
+
+    @property
+    def labels_are_meant(self) -> bool:
+        """Whether the user has labelled the images: by a column that is named, or by one folder per class."""
+        if self.training.labels is None or self.data.label_column is not None:
+            return self.training.labels is not None
+        root = Path(self.data.source).expanduser()
+        folders = {path.name for pattern in ("*", "*/*") for path in root.glob(pattern) if path.is_dir()}
+        return bool(self.training.class_names) and folders.issuperset(self.training.class_names)
+
+    def card(self, recipe: Recipe) -> dict[str, Any]:
+        """The entry `recipe` of the card of a model: the recipe in full, without paths of this machine."""
+        plain = recipe.plain()
+        plain["data"] |= {"source": self.training.name}
+        for section in ("tokenizer", "prior"):
+            if "path" in (model := plain.get(section, {})):
+                plain[section] = model | {"path": Path(model["path"]).name}
+        return {"recipe": plain}
+
+
+def load_examples(data: DataConfig, evaluation: EvaluationConfig) -> Examples:
+    """The images of a recipe; raises ValueError unless all are of one size."""
+    training = load(data)
+    judged = load(replace(data, split=evaluation.split, flip=False))
+    if judged.image_shape != training.image_shape:
+        raise ValueError(
+            f"the images of split {data.split} are {training.image_shape} and those of {evaluation.split} "
+            f"{judged.image_shape} (channels, height, width); set data.size"
+        )
+    return Examples(
+        data=data, training=training, evaluation=judged, limit=evaluation.limit, batch_size=evaluation.batch_size
+    )
+
+
+class ExamplesTask(Task):
+    """What the tasks of this package have in common, which all learn from images.
+
+    Args:
+        model: what is trained.
+        examples: the images.
+        card: plain values to save with the model.
+    """
+
+    adversary: Adversary | None = None
+
+    def __init__(self, model: nn.Module, examples: Examples, card: Mapping[str, Any]) -> None:
+        self.model, self.card = model, card
+        self.data, self.training, self.evaluation = examples.data, examples.training, examples.evaluation
+        self.limit, self.batch_size = examples.limit, examples.batch_size
+        self.num_examples = len(examples.training)
+        self.device = torch.device("cpu")
+
+    def setup(self, device: torch.device) -> None:
+        """Remembers the device."""
+        self.device = device
+
+    def num_evaluated(self, final: bool) -> int:
+        """How many evaluation images serve."""
+        return len(self.evaluation) if final else min(self.limit, len(self.evaluation))
