@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from chainrule.data import DataConfig, emoji, load
+from chainrule.data import DataConfig, load
+from chainrule.data.sources import emoji
 
 EMOJI = {"1F3BB": "violin", "2764-FE0F": "red heart", "1F995": "sauropod"}
 

@@ -3,9 +3,10 @@
 Knows no model.  Images are uint8 (B, C, H, W) at every public boundary.
 """
 
+from .config import DataConfig
 from .dataset import Batch, ImageDataset
 from .images import load_images, load_mask
-from .sources import DataConfig, load
+from .loading import load
 from .transforms import augment, binarize, draw_flips
 
 __all__ = [

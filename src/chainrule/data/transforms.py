@@ -7,8 +7,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from .config import BINARIZE, DataConfig
 from .dataset import Batch
-from .sources import BINARIZE, DataConfig
 
 
 def binarize(images: Tensor, mode: str, generator: torch.Generator | None = None) -> Tensor:

@@ -26,8 +26,12 @@ from typing import Any
 
 from PIL import Image
 
-from ..files import cache_root
-from . import cache, readers
+from ...files import cache_root
+from .. import cache
+from ..config import DataConfig
+from ..source import Source
+from ..tables import quiet
+from .folder import find_folder, open_folder
 
 PACKAGES = (
     "emoji-datasource-google@16.0.0",
@@ -52,6 +56,12 @@ const { Resvg } = require("@resvg/resvg-js"), fs = require("fs");
 for (const [from, to] of JSON.parse(fs.readFileSync(0, "utf8")))
   fs.writeFileSync(to, new Resvg(fs.readFileSync(from), { fitTo: { mode: "width", value: SIZE } }).render().asPng());
 """.replace("SIZE", str(DRAWN_SIZE))
+
+
+def find(config: DataConfig) -> Source | None:
+    if config.source != "emoji" or find_folder("emoji") is not None:
+        return None
+    return open_folder(config, folder(), "emoji")
 
 
 def folder() -> Path:
@@ -107,7 +117,7 @@ def build(packages: Path, target: Path) -> None:
     for name, part in rows.items():
         table = {column: [row[column] for row in part] for column in features}
         dataset = datasets.Dataset.from_dict(table, features=datasets.Features(features))
-        with readers.quiet():
+        with quiet():
             dataset.to_parquet(str(target / f"{name}-00000-of-00001.parquet"))
 
 

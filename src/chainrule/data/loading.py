@@ -1,0 +1,50 @@
+"""Images of a source, decoded once and kept by `cache`."""
+
+from __future__ import annotations
+
+import warnings
+
+from . import cache
+from .config import SPLIT, DataConfig
+from .dataset import ImageDataset
+from .sources import find_source
+
+
+def load(config: DataConfig) -> ImageDataset:
+    """The images of one split, ready in memory; decoded once, then mapped from the cache.
+
+    A data set of the hub is kept under its name: delete the cache (CHAINRULE_CACHE, or ~/.cache/chainrule) to
+    fetch a newer version.  A local folder is read again whenever a file in it has changed.
+
+    Raises:
+        ValueError: when the source, the split or a column is not there, images differ in size and `size` is
+            None, a label is out of range, or (with `strict`) an image cannot be read.
+    """
+    split, start, stop = SPLIT.fullmatch(config.split).groups()
+    source = find_source(config)
+    dataset, folder = cache.cached(source.key(split), lambda target: source.build(split, target), source.name)
+    if dataset.skipped:
+        message = _skipped_sentence(dataset)
+        if config.strict:
+            raise ValueError(message + "; repair or remove them, or set strict to false")
+        warnings.warn(message, stacklevel=2)
+    first, last = _bound(start, len(dataset), 0), _bound(stop, len(dataset), len(dataset))
+    if first >= last:
+        raise ValueError(f"the split {config.split} of {dataset.name} is empty: {split} has {len(dataset)} images")
+    dataset = dataset.slice(first, last)
+    cache.remember_fingerprint(dataset, folder / f"fingerprint-{first}-{last}")
+    return dataset
+
+
+def _bound(text: str | None, count: int, default: int) -> int:
+    """One end of a slice such as "-5000" or "10%", as a row in 0..count."""
+    if text is None:
+        return default
+    number = round(int(text[:-1]) / 100 * count) if text.endswith("%") else int(text)
+    return min(max(number + count if text.startswith("-") else number, 0), count)
+
+
+def _skipped_sentence(dataset: ImageDataset) -> str:
+    named = ", ".join(dataset.skipped[:3]) + (", …" if len(dataset.skipped) > 3 else "")
+    count = "1 image" if len(dataset.skipped) == 1 else f"{len(dataset.skipped)} images"
+    return f"{count} of {dataset.name} cannot be read: {named}"

@@ -1,0 +1,36 @@
+"""What a source of images is."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from pathlib import Path
+from typing import Any
+
+from .config import DataConfig
+
+
+class Source(ABC):
+    """Where the images of a config come from.
+
+    Attributes:
+        config: what is asked for.
+        name: what the data set is called; a folder's own name, never its whole path.
+    """
+
+    def __init__(self, config: DataConfig, name: str) -> None:
+        self.config, self.name = config, name
+
+    @abstractmethod
+    def key(self, split: str) -> Any:
+        """A JSON value of everything that the images, labels and texts of a split depend on."""
+
+    @abstractmethod
+    def build(self, split: str, target: Path) -> dict[str, Any]:
+        """Writes images.npy, and labels.npy if there are labels, into `target`.
+
+        Returns:
+            count, texts, class_names, num_classes, and skipped, the names of images that could not be read.
+
+        Raises:
+            ValueError: there is no such split, or nothing in it can be read.
+        """
