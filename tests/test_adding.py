@@ -53,3 +53,15 @@ def test_the_new_release_is_imported(copy, tmp_path):
     assert result.returncode == 0 and "bag_of_codes" in result.stdout, result.stdout + result.stderr
     result = run(copy, "-m", "chainrule", "sample", model, "-n", "1", "--out", str(picture))
     assert result.returncode == 0 and picture.exists(), result.stdout + result.stderr
+
+
+def test_the_new_source_is_read(copy):
+    code = (
+        "from chainrule.data import DataConfig, load\n"
+        "data = load(DataConfig('stripes', 'test'))\n"
+        "print(tuple(data.images.shape), data.class_names, data.labels[:4].tolist(), data.images[1, 0, 0].tolist())"
+    )
+    result = run(copy, "-c", code)
+    assert result.returncode == 0, result.stderr
+    row = [0, 255, 255, 0, 0, 255, 255, 0, 0, 255, 255, 0, 0, 255, 255, 0]
+    assert result.stdout.strip() == f"(100, 1, 16, 16) ('horizontal', 'vertical') [0, 1, 0, 1] {row}"
