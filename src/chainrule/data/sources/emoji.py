@@ -59,6 +59,7 @@ for (const [from, to] of JSON.parse(fs.readFileSync(0, "utf8")))
 
 
 def find(config: DataConfig) -> Source | None:
+    """The source, if the config names `emoji` and no folder of that name is here; it is built at first use."""
     if config.source != "emoji" or find_folder("emoji") is not None:
         return None
     return open_folder(config, folder(), "emoji")

@@ -27,6 +27,7 @@ SPLIT_FOLDERS = {
 
 
 def find(config: DataConfig) -> Source | None:
+    """The source, if the config names a folder that is here."""
     local = find_folder(config.source)
     if local is None:
         return None

@@ -14,6 +14,7 @@ PRIORITY = 2
 
 
 def find(config: DataConfig) -> Source | None:
+    """The source, if the config's name could be one of the hub."""
     named = re.fullmatch(r"[\w-][\w.-]*(/[\w.-]+)?", config.source)
     return HubSource(config, config.source) if named else None
 

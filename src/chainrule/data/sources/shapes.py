@@ -13,6 +13,7 @@ from ..source import Source
 
 
 def find(config: DataConfig) -> Source | None:
+    """The source, if the config names `shapes`."""
     return Shapes(config) if config.source == "shapes" else None
 
 
