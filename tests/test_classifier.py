@@ -77,7 +77,9 @@ def test_classifiers_and_models_are_told_apart(tmp_path):
     for open_other in (chainrule.load, zoo.load_tokenizer):
         with pytest.raises(ValueError, match=r"holds a scorer.*chainrule\.scorers\.load_scorer"):
             open_other(tmp_path / "scorer")
-    zoo.save_tokenizer(Pixels(PixelsConfig(8, 8, 1, 2)), tmp_path / "tokenizer")
+    zoo.save_tokenizer(
+        Pixels(PixelsConfig(image_height=8, image_width=8, image_channels=1, levels=2)), tmp_path / "tokenizer"
+    )
     with pytest.raises(ValueError, match="holds no scorer"):
         load_scorer(tmp_path / "tokenizer")
     (tmp_path / "scorer" / "classifier.safetensors").unlink()
@@ -119,7 +121,7 @@ def test_mistakes_in_classifying():
 
 def test_of_several_candidates_the_surest_is_kept():
     torch.manual_seed(1)
-    tokenizer = Pixels(PixelsConfig(8, 8, 1, 2))
+    tokenizer = Pixels(PixelsConfig(image_height=8, image_width=8, image_channels=1, levels=2))
     pipeline = Pipeline(
         tokenizer,
         PixelCNN(tokenizer.spec, PixelCNNConfig(num_layers=2, width=4, head_width=6, num_classes=3)),

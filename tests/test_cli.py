@@ -37,7 +37,7 @@ CARD = {
 
 def tiny(classes: int = 0, channels: int = 1, side: int = SIDE, null_label: bool = False) -> Pipeline:
     torch.manual_seed(1)
-    tokenizer = Pixels(PixelsConfig(side, side, channels, 2))
+    tokenizer = Pixels(PixelsConfig(image_height=side, image_width=side, image_channels=channels, levels=2))
     names = ["cat", "dog", "red fish"][:classes] if classes else None
     config = PixelCNNConfig(num_layers=2, width=4, head_width=6, num_classes=classes, null_label=null_label)
     return Pipeline(tokenizer, PixelCNN(tokenizer.spec, config), names, CARD)
@@ -375,7 +375,17 @@ def test_evaluate_and_repeat(here, digits):
 
 
 def test_evaluate_a_prior_over_codes(here, digits):
-    tokenizer = VQVAE(VQVAEConfig(SIDE, SIDE, 1, width=8, residual_width=4, codebook_size=12, embedding_dim=3))
+    tokenizer = VQVAE(
+        VQVAEConfig(
+            image_height=SIDE,
+            image_width=SIDE,
+            image_channels=1,
+            width=8,
+            residual_width=4,
+            codebook_size=12,
+            embedding_dim=3,
+        )
+    )
     Pipeline(tokenizer, PixelCNN(tokenizer.spec, PixelCNNConfig(num_layers=2, width=4, head_width=6)), None, CARD).save(
         "codes"
     )
@@ -438,7 +448,17 @@ def test_evaluate_draws_and_compares(here, digits, brightness, monkeypatch):
 
 
 def test_evaluate_draws_over_codes_and_without_labels(here, digits, brightness):
-    tokenizer = VQVAE(VQVAEConfig(SIDE, SIDE, 1, width=8, residual_width=4, codebook_size=12, embedding_dim=3))
+    tokenizer = VQVAE(
+        VQVAEConfig(
+            image_height=SIDE,
+            image_width=SIDE,
+            image_channels=1,
+            width=8,
+            residual_width=4,
+            codebook_size=12,
+            embedding_dim=3,
+        )
+    )
     Pipeline(tokenizer, PixelCNN(tokenizer.spec, PixelCNNConfig(num_layers=2, width=4, head_width=6)), None, CARD).save(
         "codes"
     )

@@ -34,7 +34,10 @@ MODELS = ("joint", "encoded")
 def build(joint: bool) -> Pipeline:
     """Random weights over 4 x 4 black or white pixels, and a tokenizer of captions."""
     torch.manual_seed(2)
-    tokenizer, text = Pixels(PixelsConfig(4, 4, 1, 2)), train_bpe(CAPTIONS * 3, 300, 6)
+    tokenizer, text = (
+        Pixels(PixelsConfig(image_height=4, image_width=4, image_channels=1, levels=2)),
+        train_bpe(CAPTIONS * 3, 300, 6),
+    )
     if joint:
         spec = CodeSpec((text.grid, *tokenizer.spec.grids))
         prior = DALLE(spec, DALLEConfig(num_layers=2, width=16, num_heads=2, kernel_size=3))

@@ -28,15 +28,25 @@ SIDE = 16
 CARD = {"recipe": {"data": {"source": "pictures", "binarize": "none"}, "evaluation": {"split": "test"}}}
 
 
+VQVAE2 = {
+    "image_height": 16, "image_width": 16, "downsampling": 2, "width": 8, "residual_width": 4, "num_blocks": 1,
+    "codebook_size": 9, "embedding_dim": 4,
+}  # fmt: skip
+
+
 @pytest.fixture(scope="module")
 def models(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("tokenizers")
     for name, seed in (("levels", 1), ("other", 2)):
         torch.manual_seed(seed)
         model = entry("tokenizers", "vqvae2")
-        save_tokenizer(model.model(model.config(16, 16, 3, 2, 2, 8, 4, 1, 9, 4)), folder / name, CARD)
+        save_tokenizer(model.model(model.config(**VQVAE2)), folder / name, CARD)
     pixels = entry("tokenizers", "pixels")
-    save_tokenizer(pixels.model(pixels.config(16, 16, 3, 5)), folder / "pixels", CARD)
+    save_tokenizer(
+        pixels.model(pixels.config(image_height=16, image_width=16, levels=5, image_channels=3)),
+        folder / "pixels",
+        CARD,
+    )
     return folder
 
 

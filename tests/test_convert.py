@@ -156,7 +156,11 @@ def test_the_tokenizer_of_a_whole_model_is_loaded_and_a_tokenizer_alone_is_no_wh
     preset = tiny("priors", "gated_pixelcnn")
     grid = preset.spec.only
     pixels = entry("tokenizers", "pixels")
-    tokenizer = pixels.model(pixels.config(grid.height, grid.width, grid.depth, grid.codebook_size))
+    tokenizer = pixels.model(
+        pixels.config(
+            image_height=grid.height, image_width=grid.width, image_channels=grid.depth, levels=grid.codebook_size
+        )
+    )
     chainrule.Pipeline(tokenizer, gated.model(preset.spec, preset.config)).save(tmp_path / "whole")
     assert load_tokenizer(tmp_path / "whole").config == tokenizer.config
     save_tokenizer(tokenizer, tmp_path / "alone")

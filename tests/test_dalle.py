@@ -123,7 +123,10 @@ def test_what_does_not_fit_is_refused():
 @pytest.fixture(scope="module")
 def pipeline() -> Pipeline:
     """Random weights over 3 x 3 pixels of 4 levels, and a tokenizer of captions."""
-    text_tokenizer, tokenizer = train_bpe(CAPTIONS * 3, 300, 5), Pixels(PixelsConfig(3, 3, 1, 4))
+    text_tokenizer, tokenizer = (
+        train_bpe(CAPTIONS * 3, 300, 5),
+        Pixels(PixelsConfig(image_height=3, image_width=3, image_channels=1, levels=4)),
+    )
     spec = CodeSpec((text_tokenizer.grid, *tokenizer.spec.grids))
     model = random_model(DALLEConfig(num_layers=2, width=16, num_heads=2, kernel_size=3), spec, 0.5)
     return Pipeline(tokenizer, model, text_tokenizer=text_tokenizer)

@@ -49,7 +49,7 @@ def test_pixels_are_mapped_away_from_the_ends_and_back():
 
 
 def test_schedules():
-    config = DVAEConfig(256, 256)
+    config = DVAEConfig(image_height=256, image_width=256)
     assert config.temperature(0.0) == 1 and config.beta(0.0) == 0
     assert config.temperature(0.05) == config.temperature(1.0) == 1 / 16
     assert config.beta(5000 / 3e6) == config.beta(1.0) == 6.6

@@ -27,7 +27,9 @@ def here(tmp_path, monkeypatch) -> Path:
     tiny(3).save("classes")
     pixels = entry("tokenizers", "pixels")
     card = {"recipe": {"data": {"source": "digits"}}}
-    save_tokenizer(pixels.model(pixels.config(16, 16, 3, 5)), "tokenizer", card)
+    save_tokenizer(
+        pixels.model(pixels.config(image_height=16, image_width=16, image_channels=3, levels=5)), "tokenizer", card
+    )
 
     def load(config):
         channels, side = (3, 16) if config.channels == 3 else (1, SIDE)

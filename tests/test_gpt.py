@@ -187,7 +187,7 @@ def test_grids_too_small_and_prefixes_that_would_slide_are_refused():
 
 def test_a_pipeline_samples_and_completes_in_a_precision():
     pixels = entry("tokenizers", "pixels")
-    tokenizer = pixels.model(pixels.config(4, 4, 1, 16))
+    tokenizer = pixels.model(pixels.config(image_height=4, image_width=4, levels=16))
     pipeline = chainrule.Pipeline(tokenizer, GPT(tokenizer.spec, GPTConfig(num_layers=1, width=128, num_heads=4)))
     images = pipeline.sample(2, precision="int8", seed=1)
     assert torch.equal(images, pipeline.sample(2, precision="int8", seed=1)) and images.shape == (2, 1, 4, 4)

@@ -16,7 +16,7 @@ from chainrule.tokenizers.pixels import Pixels, PixelsConfig
 def pipeline(null_label: bool = True, classes: int = 2) -> Pipeline:
     """Images of 3x4 black or white pixels, with weights large enough that classes matter."""
     torch.manual_seed(0)
-    tokenizer = Pixels(PixelsConfig(3, 4, 1, 2))
+    tokenizer = Pixels(PixelsConfig(image_height=3, image_width=4, image_channels=1, levels=2))
     prior = PixelCNN(
         tokenizer.spec, PixelCNNConfig(num_layers=2, width=4, head_width=6, num_classes=classes, null_label=null_label)
     )

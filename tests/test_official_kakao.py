@@ -56,8 +56,9 @@ arch:
 
 def test_one_codebook_per_depth_and_configs_that_are_not_supported(tmp_path):
     model = RQVAE(
-        RQVAEConfig(4, 4, width=32, multipliers=(1, 1), num_blocks=1, attention_levels=(), latent_channels=6,
-                    codebook_size=7, embedding_dim=4, depth=2, shared=False, decay=0.9, error="l1", restart_below=0.0)
+        RQVAEConfig(image_height=4, image_width=4, width=32, multipliers=(1, 1), num_blocks=1, attention_levels=(),
+                    latent_channels=6, codebook_size=7, embedding_dim=4, depth=2, shared=False, decay=0.9, error="l1",
+                    restart_below=0.0)
     ).eval()  # fmt: skip
     from test_official_taming import original_names
 

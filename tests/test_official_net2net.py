@@ -82,8 +82,8 @@ def test_what_does_not_fit_is_refused(tmp_path):
 def test_a_model_without_condition_over_a_gumbel_vqgan_comes_back_as_it_went(tmp_path, block_size):
     """Start token 2, a vocabulary larger than the VQGAN's, no fixture needed."""
     config = compvis_vqgan.VQGANGumbelConfig(
-        8, 8, width=32, multipliers=(1, 1), num_blocks=1, attention_levels=(), latent_channels=6, codebook_size=9,
-        embedding_dim=6,
+        image_height=8, image_width=8, width=32, multipliers=(1, 1), num_blocks=1, attention_levels=(),
+        latent_channels=6, codebook_size=9, embedding_dim=6,
     )  # fmt: skip
     tokenizer = compvis_vqgan.VQGANGumbel(config).eval()
     prior = GPT(CodeSpec.single(4, 4, 1, 9), GPTConfig(num_layers=2, width=12, num_heads=3, dropout=0.1)).eval()

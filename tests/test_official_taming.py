@@ -103,8 +103,9 @@ def original_names(model) -> dict[str, torch.Tensor]:
 def test_other_configurations_come_back_as_they_went(tmp_path):
     """Greyscale, three levels, attention on two, no convolution at changes of resolution, no fixture needed."""
     config = compvis_vqgan.VQGANConfig(
-        24, 24, 1, width=32, multipliers=(1, 2, 1), num_blocks=2, attention_levels=(1, 2), latent_channels=6,
-        resample_convolution=False, codebook_size=9, embedding_dim=5, beta=0.25, legacy_beta=True,
+        image_height=24, image_width=24, image_channels=1, width=32, multipliers=(1, 2, 1), num_blocks=2,
+        attention_levels=(1, 2), latent_channels=6, resample_convolution=False, codebook_size=9, embedding_dim=5,
+        beta=0.25, legacy_beta=True,
     )  # fmt: skip
     model = compvis_vqgan.VQGAN(config).eval()
     tensors = original_names(model) | {"quantize.embedding.weight": model.quantizer.codebook.weight.detach()}

@@ -83,12 +83,14 @@ def write_release(folder: Path, model: ViTVQGAN, beta: float = 0.25) -> None:
 
 CONFIGS = {
     "grey, patches of 4, one head of the full width": ViTVQGANConfig(
-        16, 16, 1, 4, TransformerSize(64, 1, 1, 32), TransformerSize(32, 3, 2, 48), codebook_size=24, embedding_dim=4,
-        **ENHANCING,
+        image_height=16, image_width=16, image_channels=1, patch_size=4, codebook_size=24, embedding_dim=4,
+        encoder=TransformerSize(width=64, num_layers=1, num_heads=1, mlp_width=32),
+        decoder=TransformerSize(width=32, num_layers=3, num_heads=2, mlp_width=48), **ENHANCING,
     ),
     "two images of one patch": ViTVQGANConfig(
-        8, 8, 3, 8, TransformerSize(16, 2, 3, 8), TransformerSize(64, 1, 1, 8), codebook_size=5, embedding_dim=32,
-        beta=0.5, **ENHANCING,
+        image_height=8, image_width=8, patch_size=8, codebook_size=5, embedding_dim=32, beta=0.5,
+        encoder=TransformerSize(width=16, num_layers=2, num_heads=3, mlp_width=8),
+        decoder=TransformerSize(width=64, num_layers=1, num_heads=1, mlp_width=8), **ENHANCING,
     ),
 }  # fmt: skip
 

@@ -109,7 +109,9 @@ def test_multiscale_steps_agree_with_forward(variant, factor):
 @torch.no_grad()
 def test_multiscale_is_a_distribution_over_images(variant):
     """Probabilities of all images, each with the codes that its tokenizer gives, sum to 1."""
-    tokenizer = MultiScalePixels(MultiScalePixelsConfig(2, 4, 1, 2, factor=2))
+    tokenizer = MultiScalePixels(
+        MultiScalePixelsConfig(image_height=2, image_width=4, image_channels=1, levels=2, factor=2)
+    )
     network = build(MultiScalePixelRNN, tokenizer.spec, 2, 4, 6, variant=variant)
     images = (torch.arange(256)[:, None] >> torch.arange(8) & 1).mul(255).to(torch.uint8).reshape(-1, 1, 2, 4)
     total = network.log_prob(tokenizer.encode(images)).exp().sum()

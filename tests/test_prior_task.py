@@ -29,7 +29,9 @@ SIMPLE = {
     "optimizer": "adam", "schedule": "constant", "warmup_steps": 0, "gradient_clip": 0.0, "ema_decay": 0.0,
     "precision": "float32", "compile": False,
 }  # fmt: skip
-TINY = VQVAEConfig(8, 12, 1, width=8, residual_width=4, codebook_size=12, embedding_dim=3)
+TINY = VQVAEConfig(
+    image_height=8, image_width=12, image_channels=1, width=8, residual_width=4, codebook_size=12, embedding_dim=3
+)
 
 
 def new(name: str, options: Mapping = {}) -> NewModel:

@@ -122,7 +122,7 @@ class Brightness(FeatureNetwork):
 
 def test_quality_of_a_tokenizer_does_not_depend_on_batches():
     dataset = ImageDataset(noise(7, 3, 16, 12))
-    tokenizer = Pixels(PixelsConfig(16, 12, 3, 4))
+    tokenizer = Pixels(PixelsConfig(image_height=16, image_width=12, image_channels=3, levels=4))
     seen = []
     one, two = (tokenizer_quality(tokenizer, dataset, Brightness(0), size, seen.append) for size in (7, 3))
     assert seen == [7, 3, 6, 7] and one.num_images == 7 and one.features == "brightness"
@@ -135,7 +135,7 @@ def test_quality_of_a_tokenizer_does_not_depend_on_batches():
     assert one.frechet == pytest.approx(two.frechet, rel=1e-4) and one.frechet > 0
     plain = tokenizer_quality(tokenizer, dataset.slice(0, 1), None)
     assert plain.frechet is None and plain.perceptual is None and plain.psnr.standard_error is None
-    exact = tokenizer_quality(Pixels(PixelsConfig(16, 12, 3)), dataset, None)
+    exact = tokenizer_quality(Pixels(PixelsConfig(image_height=16, image_width=12, image_channels=3)), dataset, None)
     assert exact.psnr.value == 100 and exact.ssim.value == pytest.approx(1)
     with pytest.raises(ValueError, match="2 for a Fréchet distance"):
         tokenizer_quality(tokenizer, dataset.slice(0, 1), Brightness(0))

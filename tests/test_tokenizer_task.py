@@ -50,7 +50,7 @@ def shapes(split: str, size: int = 16) -> ImageDataset:
 
 def build(losses: LossesConfig = LossesConfig(), size: int = 16, **options) -> TokenizerTask:
     torch.manual_seed(0)
-    tokenizer = VQVAE(VQVAEConfig(size, size, **(TINY | options)))
+    tokenizer = VQVAE(VQVAEConfig(image_height=size, image_width=size, **(TINY | options)))
     perceptual = Blur() if losses.perceptual else None
     return TokenizerTask(
         tokenizer,

@@ -24,7 +24,7 @@ from chainrule.upscaling.upscaler import PRESETS, Upscaler, UpscalerConfig
 from chainrule.zoo import read_card, save_super_resolution, save_tokenizer
 from test_cli import refused, run, tiny
 
-TINY = UpscalerConfig(3, 2, 8, 2)
+TINY = UpscalerConfig(image_channels=3, num_blocks=2, width=8, expansion=2)
 
 
 def test_parameters_of_the_paper():
@@ -80,7 +80,21 @@ def here(tmp_path, monkeypatch) -> Path:
     """A current folder with a tokenizer of 16x16 and a recipe."""
     monkeypatch.chdir(tmp_path)
     torch.manual_seed(0)
-    save_tokenizer(VQVAE(VQVAEConfig(16, 16, 3, 8, 8, 1, codebook_size=12, embedding_dim=4)), "tokenizer")
+    save_tokenizer(
+        VQVAE(
+            VQVAEConfig(
+                image_height=16,
+                image_width=16,
+                image_channels=3,
+                width=8,
+                residual_width=8,
+                num_blocks=1,
+                codebook_size=12,
+                embedding_dim=4,
+            )
+        ),
+        "tokenizer",
+    )
     Path("recipe.yaml").write_text(RECIPE.replace("PATH", "tokenizer"), encoding="utf-8")
     return tmp_path
 
@@ -160,7 +174,7 @@ def test_mistakes_in_recipes(here, monkeypatch, override, sentence):
 
 def untrained(channels: int = 3) -> Upscaler:
     torch.manual_seed(channels)
-    model = Upscaler(UpscalerConfig(channels, 1, 8, 1))
+    model = Upscaler(UpscalerConfig(image_channels=channels, num_blocks=1, width=8, expansion=1))
     torch.nn.init.normal_(model.conv_out.weight, std=0.1)
     return model.eval()
 
@@ -176,7 +190,21 @@ def test_saved_and_loaded(tmp_path):
             other(tmp_path / "double")
     with pytest.raises(ValueError, match="holds no scorer"):
         load_scorer(tmp_path / "double")
-    save_tokenizer(VQVAE(VQVAEConfig(16, 16, 3, 8, 8, 1, codebook_size=12, embedding_dim=4)), tmp_path / "tokenizer")
+    save_tokenizer(
+        VQVAE(
+            VQVAEConfig(
+                image_height=16,
+                image_width=16,
+                image_channels=3,
+                width=8,
+                residual_width=8,
+                num_blocks=1,
+                codebook_size=12,
+                embedding_dim=4,
+            )
+        ),
+        tmp_path / "tokenizer",
+    )
     with pytest.raises(ValueError, match="holds no super-resolution"):
         chainrule.load_super_resolution(tmp_path / "tokenizer")
     (tmp_path / "double" / "super_resolution.safetensors").unlink()

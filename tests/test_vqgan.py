@@ -57,7 +57,7 @@ def test_configs_out_of_range():
         with pytest.raises(ValueError, match=words):
             VQGAN(VQGANConfig(**{"image_height": 64, "image_width": 64, **options}))
     with pytest.raises(ValueError, match="temperatures"):
-        VQGANGumbelConfig(64, 64, temperatures=(1.0, 0.0))
+        VQGANGumbelConfig(image_height=64, image_width=64, temperatures=(1.0, 0.0))
 
 
 def test_known_codes_need_all_pixels_of_their_cell():
@@ -88,7 +88,8 @@ def test_training_lowers_the_loss(name):
 
 
 def test_temperature_falls():
-    model = VQGANGumbel(VQGANGumbelConfig(8, 8, width=32, multipliers=(1,), attention_levels=(), codebook_size=8))
+    size = {"image_height": 8, "image_width": 8, "width": 32, "multipliers": (1,), "attention_levels": ()}
+    model = VQGANGumbel(VQGANGumbelConfig(**size, codebook_size=8))
     assert model.temperature(0.0) == 1.0 and model.temperature(1.0) == pytest.approx(0.0625)
     assert model.temperature(0.5) == pytest.approx(0.53125)
 
@@ -96,8 +97,8 @@ def test_temperature_falls():
 @torch.no_grad()
 def test_the_fast_setting_keeps_nearly_all():
     """channels_last and bfloat16 under autocast: every convolution sees that format and type."""
-    config = VQGANConfig(32, 32, width=32, multipliers=(1, 2), num_blocks=1, attention_levels=(1,),
-                         latent_channels=16, codebook_size=16, embedding_dim=8)  # fmt: skip
+    config = VQGANConfig(image_height=32, image_width=32, width=32, multipliers=(1, 2), num_blocks=1,
+                         attention_levels=(1,), latent_channels=16, codebook_size=16, embedding_dim=8)  # fmt: skip
     model = VQGAN(config).eval()
     images = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)
     codes = model.encode(images)

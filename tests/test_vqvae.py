@@ -17,19 +17,31 @@ def test_the_papers_grids(preset, side):
 
 @pytest.mark.parametrize("downsampling", [2, 4, 8])
 def test_downsampling(downsampling):
-    model = VQVAE(VQVAEConfig(16, 8, width=4, residual_width=4, downsampling=downsampling, codebook_size=8))
+    model = VQVAE(
+        VQVAEConfig(
+            image_height=16, image_width=8, width=4, residual_width=4, downsampling=downsampling, codebook_size=8
+        )
+    )
     images = torch.randint(0, 256, (2, 3, 24, 16), dtype=torch.uint8)
     codes = model.encode(images)
     assert codes[0].shape == (2, 24 // downsampling, 16 // downsampling, 1)
     assert model.decode(codes).shape == images.shape
     with pytest.raises(ValueError, match="power of 2"):
-        VQVAEConfig(16, 16, downsampling=6)
+        VQVAEConfig(image_height=16, image_width=16, downsampling=6)
 
 
 @pytest.mark.parametrize("learning", ["ema", "loss"])
 def test_training_lowers_the_loss_and_leaves_no_code_dead(learning):
     model = VQVAE(
-        VQVAEConfig(8, 8, width=16, residual_width=8, codebook_size=16, embedding_dim=4, learning=learning)
+        VQVAEConfig(
+            image_height=8,
+            image_width=8,
+            width=16,
+            residual_width=8,
+            codebook_size=16,
+            embedding_dim=4,
+            learning=learning,
+        )
     ).train()
     images = torch.randint(0, 256, (32, 3, 2, 2), dtype=torch.uint8).repeat_interleave(4, 2).repeat_interleave(4, 3)
     optimizer = torch.optim.Adam(model.parameters(), 3e-3)

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from ..core import LearnedTokenizer
+from ..tokenizers._grid import square
 from ..tokenizers.vqgan import VQGAN, VQGANConfig, VQGANGumbel, VQGANGumbelConfig
 from . import Imported
 from .reader import read_checkpoint, sha256
@@ -84,7 +85,7 @@ def _config(params: Mapping[str, Any]) -> VQGANConfig:
     _refuse_remap(params)
     side = params["ddconfig"]["resolution"]
     return VQGANConfig(
-        side, side, **autoencoder_options(params["ddconfig"]), codebook_size=params["n_embed"],
+        **square(side), **autoencoder_options(params["ddconfig"]), codebook_size=params["n_embed"],
         embedding_dim=params["embed_dim"],
         beta=DEFAULT_BETA, legacy_beta=True,
     )  # fmt: skip
@@ -98,7 +99,7 @@ def _gumbel_config(params: Mapping[str, Any]) -> VQGANGumbelConfig:
     schedule = (params.get("temperature_scheduler_config") or {}).get("params") or {}
     temperatures = float(schedule.get("lr_max", 1.0)), float(schedule.get("lr_min", 0.0625))
     return VQGANGumbelConfig(
-        network["resolution"], network["resolution"], **autoencoder_options(network), codebook_size=params["n_embed"],
+        **square(network["resolution"]), **autoencoder_options(network), codebook_size=params["n_embed"],
         embedding_dim=params["embed_dim"], kl_weight=float(params.get("kl_weight", 1e-8)), temperatures=temperatures,
     )  # fmt: skip
 

@@ -64,7 +64,7 @@ def _config(architecture: Mapping[str, Any]) -> RQVAEConfig:
         raise ValueError("an RQ-VAE whose codes stand for several latent positions each is not supported")
     factor = 2 ** (len(network["ch_mult"]) - 1)
     return RQVAEConfig(
-        height * factor, width * factor, **autoencoder_options(network), depth=depth,
+        image_height=height * factor, image_width=width * factor, **autoencoder_options(network), depth=depth,
         embedding_dim=options["embed_dim"],
         codebook_size=equal(options["n_embed"], "n_embed"), decay=float(equal(options.get("decay", 0.99), "decay")),
         shared=bool(options.get("shared_codebook", False)), beta=float(options.get("latent_loss_weight", 0.25)),

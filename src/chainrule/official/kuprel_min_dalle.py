@@ -24,6 +24,7 @@ from torch import Tensor
 from ..core import CodeSpec
 from ..priors.dalle_bart import DalleBart, DalleBartConfig
 from ..text.dalle_mini import DalleMiniTokenizer
+from ..tokenizers._grid import square
 from ..tokenizers.vqgan import VQGAN, VQGANConfig
 from . import Imported
 from .compvis_vqgan import even_use, translate_autoencoder
@@ -201,7 +202,7 @@ def _tokenizer(tensors: Mapping[str, Tensor], side: int, where: Path) -> VQGAN:
     codebook_size, dim = tensors["embedding.weight"].shape
     tokenizer = VQGAN(
         VQGANConfig(
-            side * factor, side * factor, width=base, multipliers=tuple(count // base for count in channels),
+            **square(side * factor), width=base, multipliers=tuple(count // base for count in channels),
             num_blocks=max(numbers), attention_levels=tuple(
                 level for level in range(len(channels)) if f"decoder.up.{level}.attn.0.q.weight" in tensors
             ),

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from torch import Tensor
 
+from ..tokenizers._grid import square
 from ..tokenizers.dvae import DVAE, DVAEConfig
 from . import Imported
 from .pickles import Stub
@@ -85,8 +86,8 @@ def _config(tensors: dict[str, Tensor]) -> DVAEConfig:
     places = [re.match(r"encoder\.blocks\.group_(\d+)\.block_(\d+)\.", name) for name in tensors]
     groups, blocks = zip(*(map(int, place.groups()) for place in places if place), strict=True)
     return DVAEConfig(
-        IMAGE_SIZE, IMAGE_SIZE, channels, codebook_size=codebook_size, width=hidden, blocks_per_group=max(blocks),
-        num_groups=max(groups), initial_width=initial,
+        **square(IMAGE_SIZE), image_channels=channels, codebook_size=codebook_size, width=hidden,
+        blocks_per_group=max(blocks), num_groups=max(groups), initial_width=initial,
     )  # fmt: skip
 
 

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ..core import CodeSpec
 from ..priors.pixelcnnpp import NUM_LEVELS, PixelCNNPP, PixelCNNPPConfig
+from ..tokenizers._grid import square
 from ..tokenizers.pixels import Pixels, PixelsConfig
 from . import Imported
 from .compvis_vqgan import load_exactly
@@ -65,7 +66,7 @@ def load(source: Path) -> Imported:
         raise ValueError(f"{path.name} holds no PixelCNN++ of grey or colour images: {error} is missing") from None
     prior = PixelCNNPP(CodeSpec.single(side, side, depth, LEVELS), config)
     load_exactly(prior, dict(_rename(name, value) for name, value in tensors.items()), path)
-    tokenizer = Pixels(PixelsConfig(side, side, depth, LEVELS))
+    tokenizer = Pixels(PixelsConfig(**square(side), image_channels=depth, levels=LEVELS))
     return Imported(tokenizer.eval(), ORIGIN, LICENCE, False, {path.name: sha256(path)}, prior.eval())
 
 

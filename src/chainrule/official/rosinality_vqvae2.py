@@ -14,6 +14,7 @@ from pathlib import Path
 
 from torch import Tensor
 
+from ..tokenizers._grid import square
 from ..tokenizers.vqvae2 import VQVAE2, VQVAE2Config
 from . import Imported
 from .reader import read_checkpoint, sha256
@@ -101,7 +102,7 @@ def _config(tensors: dict[str, Tensor]) -> VQVAE2Config:
     blocks = [value for name, value in tensors.items() if name.startswith("enc_b.") and name.endswith("conv.1.weight")]
     sizes = {"residual_width": blocks[0].shape[0]} if blocks else {}
     return VQVAE2Config(
-        IMAGE_SIZE, IMAGE_SIZE, tensors["enc_b.blocks.0.weight"].shape[1], num_levels=2, downsampling=4,
+        **square(IMAGE_SIZE), image_channels=tensors["enc_b.blocks.0.weight"].shape[1], num_levels=2, downsampling=4,
         width=hidden, num_blocks=len(blocks), codebook_size=codebook_size, embedding_dim=dim, **sizes,
     )  # fmt: skip
 

@@ -77,7 +77,8 @@ def _config(params: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> ViTVQGA
 
 
 def _size(params: Mapping[str, Any]) -> TransformerSize:
-    return TransformerSize(*(params[key] for key in ("dim", "depth", "heads", "mlp_dim")))
+    names = {"width": "dim", "num_layers": "depth", "num_heads": "heads", "mlp_width": "mlp_dim"}
+    return TransformerSize(**{ours: params[theirs] for ours, theirs in names.items()})
 
 
 def _translate(tokenizer: ViTVQGAN, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

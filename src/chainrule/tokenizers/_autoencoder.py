@@ -27,7 +27,7 @@ from ..core.checks import check_sizes
 from ._grid import ImageConfig
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ConvAutoencoderConfig(ImageConfig):
     """Sizes of encoder and decoder; the defaults are those of VQGAN's f16 models at 256x256.
 

@@ -67,8 +67,10 @@ def check_codebook(**options: Any) -> None:
     Raises:
         ValueError: one is out of its range, or would be ignored.
     """
-    codebook_size, embedding_dim = options.get("codebook_size", 2), options.get("embedding_dim", 1)
-    if not (2 <= codebook_size <= MAX_SIZE and 1 <= embedding_dim <= MAX_SIZE):
+    sizes, embedding_dim = options.get("codebook_size", 2), options.get("embedding_dim", 1)
+    for codebook_size in sizes if isinstance(sizes, tuple) else (sizes,):
+        if 2 <= codebook_size <= MAX_SIZE and 1 <= embedding_dim <= MAX_SIZE:
+            continue
         raise ValueError(
             f"a codebook needs at least 2 codes of at least 1 dimension, and at most {MAX_SIZE} of each, "
             f"got {codebook_size} of {embedding_dim}"

@@ -1,6 +1,6 @@
-"""What tokenizers of one grid of learned codes share: ranges, sizes, masks.
+"""What tokenizers of learned codes share: ranges, sizes, masks, the pass of training.
 
-Such a tokenizer is four maps, of which `features` and `decode_features` are the network's and the other two the
+A tokenizer of one grid is four maps, of which `features` and `decode_features` are the network's and the other two the
 quantizer's, with f the factor between image and grid, C channels of a vector, D codes per position:
 
     image (B, c, H, W) --features--> (B, C, H/f, W/f) --encode--> codes (B, H/f, W/f, D) --embed--> --decode_features-->
@@ -11,16 +11,18 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from ..core import Codes, CodeSpec, LearnedTokenizer
+from ..core import Codes, CodeSpec, LearnedTokenizer, Reconstruction
 from ..core.checks import check_sizes
-from ..layers.cells import check_cells, known_cells
+from ._codebook import check_codebook
+from ._vector_quantizer import Quantized
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ImageConfig:
     """The images a tokenizer is made for.
 
@@ -37,43 +39,114 @@ class ImageConfig:
         if self.image_channels not in (1, 3):
             raise ValueError(f"image_channels must be 1 (grey) or 3 (colour), got {self.image_channels}")
 
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of an image."""
+        return self.image_channels, self.image_height, self.image_width
 
-class GridTokenizer(LearnedTokenizer):
-    """A tokenizer of one grid.
 
-    It encodes and decodes other sizes than `image_shape`, too: images whose sides are multiples of `factor`, and codes
-    of any height and width.
+@dataclass(frozen=True, kw_only=True)
+class CodebookConfig(ImageConfig):
+    """The images, and codebooks.
+
+    codebook_size, embedding_dim:       K and C
+    beta, decay, restart_below, spread: of the quantizer, see VectorQuantizer
+    """
+
+    codebook_size: int = 512
+    embedding_dim: int = 64
+    beta: float = 0.25
+    decay: float = 0.99
+    restart_below: float = 0.1
+    spread: float = 0.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_codebook(**vars(self))
+
+    def quantizer_options(self) -> dict[str, Any]:
+        """The fields that a quantizer takes by the same names, but for its size."""
+        names = ("metric", "learning", "beta", "legacy_beta", "decay", "restart_below", "spread")
+        return {name: getattr(self, name) for name in names if hasattr(self, name)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class VectorQuantizerConfig(CodebookConfig):
+    """As CodebookConfig; `metric` and `learning` are options of the VectorQuantizer, too."""
+
+    metric: Literal["euclidean", "cosine"] = "euclidean"
+    learning: Literal["ema", "loss"] = "ema"
+
+
+def square(side: int) -> dict[str, int]:
+    """The size of square images, as options of an ImageConfig."""
+    return {"image_height": side, "image_width": side}
+
+
+class CellTokenizer(LearnedTokenizer):
+    """A tokenizer whose codes stand for cells of pixels; it works on images of all sizes that are multiples of a cell.
+
+    Args:
+        config: as `config` of the tokenizer.
+        factor: pixels along each side of a cell, of the coarsest grid if there are several.
+    """
+
+    def __init__(self, config: ImageConfig, factor: int) -> None:
+        super().__init__()
+        self.config, self.factor, self.image_shape = config, factor, config.image_shape
+        sides = self.image_shape[1:]
+        if any(side % factor for side in sides):
+            raise ValueError(
+                f"image_height and image_width must be multiples of {factor}, got {sides[0]} and {sides[1]}; "
+                f"the next that are: {' and '.join(str(-(-side // factor) * factor) for side in sides)}"
+            )
+
+    def scale(self, images: Tensor) -> Tensor:
+        """uint8 -> float in [-1, 1], of the weights' type and device."""
+        parameter = next(self.parameters())
+        return to_signed(images.to(parameter.device, parameter.dtype))
+
+    def check_images(self, images: Tensor) -> None:
+        """Raises ValueError unless `images` is uint8 (B, c, H, W) of a size that can be encoded."""
+        check_images(images, self.image_shape[0], self.factor)
+
+
+class GridTokenizer(CellTokenizer):
+    """A tokenizer of one grid: of images whose sides are multiples of `factor`, and of codes of any height and width.
 
     Args:
         config: as `config` of the tokenizer.
         factor: f.
         depth: D.
-        codebook_size: K.
+
+    Attributes:
+        quantizer: set by the subclass.
+        error: of the reconstruction: mean squared ("mse") or absolute ("l1").
     """
 
-    def __init__(self, config: ImageConfig, factor: int, depth: int, codebook_size: int) -> None:
-        super().__init__()
-        self.config, self.factor = config, factor
-        self.image_shape = (config.image_channels, config.image_height, config.image_width)
-        if config.image_height % factor or config.image_width % factor:
-            sizes = " and ".join(str(round_up(side, factor)) for side in (config.image_height, config.image_width))
-            raise ValueError(
-                f"image_height and image_width must be multiples of {factor}, got {config.image_height} and "
-                f"{config.image_width}; the next that are: {sizes}"
-            )
-        self.spec = CodeSpec.single(config.image_height // factor, config.image_width // factor, depth, codebook_size)
+    quantizer: nn.Module
+    error: Literal["mse", "l1"] = "mse"
+
+    def __init__(self, config: Any, factor: int, depth: int = 1) -> None:
+        super().__init__(config, factor)
+        sides = (side // factor for side in self.image_shape[1:])
+        self.spec = CodeSpec.single(*sides, depth, config.codebook_size)
 
     @abstractmethod
     def features(self, images: Tensor) -> Tensor:
         """Images float (B, c, H, W) in [-1, 1] -> (B, C, h, w), before quantization."""
 
-    @abstractmethod
     def encode_features(self, features: Tensor) -> Tensor:
         """(B, C, h, w) -> codes int64 (B, h, w, D)."""
+        return self.quantizer.encode(features)
 
-    @abstractmethod
     def embed(self, codes: Tensor) -> Tensor:
         """Codes int64 (B, h, w, D) -> the quantized features (B, C, h, w)."""
+        return self.quantizer.embed(codes)
+
+    def quantize(self, features: Tensor, progress: float) -> Quantized:
+        """What the quantizer makes of features (B, C, h, w) in training."""
+        return self.quantizer(features)
 
     @abstractmethod
     def decode_features(self, features: Tensor) -> Tensor:
@@ -87,11 +160,6 @@ class GridTokenizer(LearnedTokenizer):
         codes = torch.arange(grid.codebook_size, device=next(self.parameters()).device)
         return (self.embed(codes.view(1, 1, -1, 1))[:, :, 0].transpose(1, 2),)
 
-    def scale(self, images: Tensor) -> Tensor:
-        """uint8 -> float in [-1, 1], of the weights' type and device."""
-        parameter = next(self.parameters())
-        return to_signed(images.to(parameter.device, parameter.dtype))
-
     @torch.no_grad()
     def encode(self, images: Tensor) -> Codes:
         """uint8 (B, c, H, W), H and W multiples of f -> one grid (B, H/f, W/f, D)."""
@@ -104,13 +172,18 @@ class GridTokenizer(LearnedTokenizer):
         self.check_codes(codes)
         return to_uint8(self.decode_features(self.embed(codes[0])))
 
+    def reconstruction(self, images: Tensor, progress: float) -> Reconstruction:
+        self.check_images(images)
+        x = self.scale(images)
+        quantized = self.quantize(self.features(x), progress)
+        decoded = self.decode_features(quantized.quantized)
+        error = ((x - decoded).square() if self.error == "mse" else (x - decoded).abs()).mean()
+        metrics = {self.error: error.detach(), **quantized.metrics}
+        return Reconstruction(to_unit(decoded), (quantized.codes,), error + quantized.loss, metrics)
+
     def known_codes(self, mask: Tensor) -> Tensor:
         """bool (H, W) -> bool (h w D,): codes all of whose f x f pixels are known."""
         return known_cells(mask, self.factor).repeat_interleave(self.spec.only.depth)
-
-    def check_images(self, images: Tensor) -> None:
-        """Raises ValueError unless `images` is uint8 (B, c, H, W) of a size that can be encoded."""
-        check_cells(images, self.image_shape[0], self.factor)
 
     def check_codes(self, codes: Sequence[Tensor]) -> None:
         """Raises ValueError unless `codes` is one int64 grid (B, h, w, D) in range, of any size."""
@@ -121,9 +194,26 @@ class GridTokenizer(LearnedTokenizer):
             self.spec.check(codes)
 
 
-def round_up(side: int, factor: int) -> int:
-    """The smallest multiple of `factor`, 1 or more times, that is not below `side`."""
-    return max(1, -(-side // factor)) * factor
+def check_images(images: Tensor, channels: int, factor: int = 1) -> None:
+    """Raises ValueError unless `images` is uint8 (B, channels, H, W), H and W multiples of `factor`."""
+    if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != channels:
+        raise ValueError(
+            f"images must be uint8 (B, {channels}, H, W), got {str(images.dtype)[6:]} {tuple(images.shape)}"
+        )
+    sides = images.shape[2:]
+    if all(side >= factor and side % factor == 0 for side in sides):
+        return
+    below = "x".join(str(max(side // factor, 1) * factor) for side in sides)
+    above = "x".join(str(max(-(-side // factor), 1) * factor) for side in sides)
+    raise ValueError(
+        f"height and width of an image must be multiples of {factor}, got {sides[0]}x{sides[1]}; "
+        f"nearest: {below if below == above else f'{below} and {above}'}"
+    )
+
+
+def known_cells(mask: Tensor, factor: int) -> Tensor:
+    """Cells all of whose pixels are known: bool (H, W) -> bool (H / factor * W / factor,) in raster order."""
+    return mask.unfold(0, factor, factor).unfold(1, factor, factor).flatten(2).all(-1).flatten()
 
 
 def to_signed(images: Tensor) -> Tensor:

@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..kernels.winograd import Convolution3x3, Map, normalization
-from ._autoencoder import Attention, Decoder, Double, Encoder, Halve, Level, ResidualBlock
+from ._autoencoder import Attention, ConvAutoencoderConfig, Decoder, Double, Encoder, Halve, Level, ResidualBlock
 from ._grid import GridTokenizer
 
 PRECISIONS = ("float32", "bfloat16")
@@ -29,9 +29,15 @@ Scratch = dict[tuple[int, ...], Tensor]
 Stage = Callable[[Map, Scratch], Map]
 
 
-class PackableTokenizer(GridTokenizer):
-    """A tokenizer with an Encoder (or none) and a Decoder, which can be packed, and a convolution before the latter."""
+class AutoencoderTokenizer(GridTokenizer):
+    """A tokenizer with VQGAN's networks, a 1x1 convolution on each side of the quantizer, and a packed form.
 
+    Args:
+        depth, config: as in GridTokenizer.
+        has_encoder: without one, codes are only decoded.
+    """
+
+    error = "l1"
     decoder_parts = ("from_codebook", "decoder")
     decoder_options = (
         "width", "multipliers", "num_blocks", "attention_levels", "latent_channels", "dropout", "norm_groups",
@@ -40,7 +46,26 @@ class PackableTokenizer(GridTokenizer):
     encoder: nn.Module | None
     decoder: nn.Module
 
-    def packed(self, precision: str) -> PackableTokenizer:
+    def __init__(self, config: ConvAutoencoderConfig, depth: int = 1, has_encoder: bool = True) -> None:
+        super().__init__(config, config.factor, depth)
+        self.encoder = Encoder(config) if has_encoder else None
+        self.decoder = Decoder(config)
+        self.to_codebook = nn.Conv2d(config.latent_channels, config.embedding_dim, 1) if has_encoder else None
+        self.from_codebook = nn.Conv2d(config.embedding_dim, config.latent_channels, 1)
+
+    def features(self, images: Tensor) -> Tensor:
+        if self.encoder is None:
+            raise ValueError("this VQGAN has no encoder, its release holds none: it turns codes into images only")
+        return self.to_codebook(self.encoder(images))
+
+    def decode_features(self, features: Tensor) -> Tensor:
+        return self.decoder(self.from_codebook(features))
+
+    @property
+    def last_layer(self) -> nn.Parameter:
+        return self.decoder.conv_out.weight
+
+    def packed(self, precision: str) -> AutoencoderTokenizer:
         if precision not in PRECISIONS:
             raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}, got {precision!r}")
         if precision == "float32":
@@ -48,13 +73,13 @@ class PackableTokenizer(GridTokenizer):
         twin = copy.copy(self)
         twin._modules = dict(self._modules)
         if self.encoder is not None:
-            twin.encoder = PackedEncoder(self.encoder)
-        twin.decoder = PackedDecoder(self.decoder)
+            twin.encoder = PackedNetwork(self.encoder, [*self.encoder.levels, self.encoder.middle])
+        twin.decoder = PackedNetwork(self.decoder, [self.decoder.middle, *reversed(self.decoder.levels)])
         return twin.eval()
 
 
-class _PackedNetwork(nn.Module):
-    """What an encoder and a decoder share: convolutions at both ends, and stages between."""
+class PackedNetwork(nn.Module):
+    """An Encoder or a Decoder packed in bfloat16; `parts` run between its convolutions. Weights are copied."""
 
     def __init__(self, network: Encoder | Decoder, parts: list[nn.Module]) -> None:
         super().__init__()
@@ -72,29 +97,10 @@ class _PackedNetwork(nn.Module):
         return self.conv_out(m.values, normalization(m, self.norm_out)).values.permute(0, 3, 1, 2).to(x.dtype)
 
 
-class PackedEncoder(_PackedNetwork):
-    """An Encoder, packed in bfloat16; its weights are copied."""
-
-    def __init__(self, encoder: Encoder) -> None:
-        super().__init__(encoder, [*encoder.levels, encoder.middle])
-
-
-class PackedDecoder(_PackedNetwork):
-    """A Decoder, packed in bfloat16; its weights are copied."""
-
-    def __init__(self, decoder: Decoder) -> None:
-        super().__init__(decoder, [decoder.middle, *reversed(decoder.levels)])
-
-
 def _stages(module: nn.Module) -> list[Stage]:
-    if isinstance(module, ResidualBlock):
-        return [_residual_block(module)]
-    if isinstance(module, Attention):
-        return [_attention(module)]
-    if isinstance(module, Halve):
-        return [_halve(module)]
-    if isinstance(module, Double):
-        return [_double(module)]
+    makers = {ResidualBlock: _residual_block, Attention: _attention, Halve: _halve, Double: _double}
+    if type(module) in makers:
+        return [makers[type(module)](module)]
     if isinstance(module, nn.Sequential):
         return [stage for part in module for stage in _stages(part)]
     if isinstance(module, Level):

@@ -78,13 +78,9 @@ class VectorQuantizer(nn.Module):
         check_codebook(metric=metric, learning=learning, beta=beta, legacy_beta=legacy_beta, spread=spread)
         self.metric, self.beta, self.legacy_beta, self.spread = metric, beta, legacy_beta, spread
         self.codebook = Codebook(
-            codebook_size,
-            embedding_dim,
-            learning=learning,
-            decay=decay,
-            restart_below=restart_below,
+            codebook_size, embedding_dim, learning=learning, decay=decay, restart_below=restart_below,
             unit=metric == "cosine",
-        )
+        )  # fmt: skip
 
     def forward(self, z: Tensor) -> Quantized:
         """(B, C, h, w) -> Quantized; in training mode the codebook learns."""

@@ -37,14 +37,14 @@ from ..core import Preset, Reconstruction, register
 from ..core.checks import MAX_SIZE, check_range, check_sizes
 from ..layers.logit_laplace import logit_laplace_image, logit_laplace_log_prob, map_pixels
 from ._codebook import check_codebook, spread_loss, sum_over_processes, track_use
-from ._grid import GridTokenizer, ImageConfig
+from ._grid import GridTokenizer, ImageConfig, square
 from ._gumbel_quantizer import relax_codes
 
 RESTART_NOISE = 0.05
 """By which the weights of a restarted code differ from those of the code it copies, in standard deviations."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class DVAEConfig(ImageConfig):
     """Defaults are the paper's.
 
@@ -178,14 +178,7 @@ class Decoder(nn.Module):
         return location, log_scale
 
 
-@register(
-    "tokenizers",
-    "dvae",
-    DVAEConfig,
-    {
-        "dalle": Preset(DVAEConfig(256, 256)),
-    },
-)
+@register("tokenizers", "dvae", DVAEConfig, {"dalle": Preset(DVAEConfig(**square(256)))})
 class DVAE(GridTokenizer):
     """One grid of codes; `features` are the logits of q(z | x)."""
 
@@ -193,7 +186,7 @@ class DVAE(GridTokenizer):
     decoder_options = ("width", "blocks_per_group", "initial_width", "min_log_scale")
 
     def __init__(self, config: DVAEConfig) -> None:
-        super().__init__(config, config.factor, 1, config.codebook_size)
+        super().__init__(config, config.factor)
         self.encoder = Encoder(config)
         self.embedding = conv(config.codebook_size, config.initial_width, 1)
         self.decoder = Decoder(config)
@@ -250,12 +243,8 @@ class DVAE(GridTokenizer):
         if self.config.spread and self.training:
             choices = logits.float().permute(0, 2, 3, 1).flatten(0, 2)
             loss = loss + self.config.spread * spread_loss(choices / temperature)
-        return Reconstruction(
-            images=logit_laplace_image(location),
-            codes=(relaxed.codes,),
-            loss=loss,
-            metrics={"nats": nats.detach(), "kl": relaxed.kl.detach(), **relaxed.metrics},
-        )
+        metrics = {"nats": nats.detach(), "kl": relaxed.kl.detach(), **relaxed.metrics}
+        return Reconstruction(logit_laplace_image(location), (relaxed.codes,), loss, metrics)
 
     @torch.no_grad()
     def _restart_codes(self, hidden: Tensor) -> None:

@@ -16,7 +16,7 @@ from ..core import Codes, CodeSpec, GridSpec, Tokenizer, register
 from ._grid import ImageConfig
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class PixelsConfig(ImageConfig):
     """As ImageConfig; `levels` per channel, 2 (binary: 128 and more is on) to 256."""
 
@@ -36,7 +36,7 @@ class Pixels(Tokenizer):
     def __init__(self, config: PixelsConfig) -> None:
         super().__init__()
         self.config = config
-        self.image_shape = (config.image_channels, config.image_height, config.image_width)
+        self.image_shape = config.image_shape
         self.spec = CodeSpec.single(config.image_height, config.image_width, config.image_channels, config.levels)
 
     def encode(self, images: Tensor) -> Codes:
@@ -51,7 +51,7 @@ class Pixels(Tokenizer):
         return mask.flatten().repeat_interleave(self.config.image_channels)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class MultiScalePixelsConfig(PixelsConfig):
     """As PixelsConfig; `factor` is the ratio of the sides of the two grids."""
 
@@ -66,27 +66,17 @@ class MultiScalePixelsConfig(PixelsConfig):
             )
 
 
-@register(
-    "tokenizers",
-    "multiscale_pixels",
-    MultiScalePixelsConfig,
-)
+@register("tokenizers", "multiscale_pixels", MultiScalePixelsConfig)
 class MultiScalePixels(Tokenizer):
     """Two grids of levels: every factor-th pixel, then all of them."""
 
     def __init__(self, config: MultiScalePixelsConfig) -> None:
         super().__init__()
         self.config = config
-        self.image_shape = (config.image_channels, config.image_height, config.image_width)
-        small = GridSpec(
-            config.image_height // config.factor,
-            config.image_width // config.factor,
-            config.image_channels,
-            config.levels,
-        )
-        self.spec = CodeSpec(
-            (small, GridSpec(config.image_height, config.image_width, config.image_channels, config.levels))
-        )
+        self.image_shape = config.image_shape
+        channels, height, width = config.image_shape
+        small = GridSpec(height // config.factor, width // config.factor, channels, config.levels)
+        self.spec = CodeSpec((small, GridSpec(height, width, channels, config.levels)))
 
     def encode(self, images: Tensor) -> Codes:
         self.check_images(images)

@@ -27,6 +27,7 @@ Shape letters: B batch, C channels, H W image, P patch, h w grid, N = h w tokens
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -34,16 +35,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..core import Codes, CodeSpec, LearnedTokenizer, Preset, Reconstruction, register
+from ..core import Codes, Preset, Reconstruction, register
 from ..core.checks import check_sizes
 from ..layers.logit_laplace import logit_laplace_image, logit_laplace_log_prob, map_pixels
 from ..layers.transformer import attend
-from ._codebook import check_codebook
-from ._grid import ImageConfig
+from ._grid import GridTokenizer, VectorQuantizerConfig, square
 from ._vector_quantizer import VectorQuantizer
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class TransformerSize:
     """Width E, number of blocks, heads, and width of the MLPs."""
 
@@ -58,21 +58,23 @@ class TransformerSize:
         check_sizes(self, "width", "num_layers", "num_heads", "mlp_width")
 
 
-SMALL = TransformerSize(512, 8, 8, 2048)
-BASE = TransformerSize(768, 12, 12, 3072)
-LARGE = TransformerSize(1280, 32, 16, 5120)
+SMALL = TransformerSize(width=512, num_layers=8, num_heads=8, mlp_width=2048)
+BASE = TransformerSize(width=768, num_layers=12, num_heads=12, mlp_width=3072)
+LARGE = TransformerSize(width=1280, num_layers=32, num_heads=16, mlp_width=5120)
 
 
-@dataclass(frozen=True)
-class ViTVQGANConfig(ImageConfig):
-    """Size of the images, of the networks, and the losses.
+@dataclass(frozen=True, kw_only=True)
+class ViTVQGANConfig(VectorQuantizerConfig):
+    """Codebook as in VectorQuantizerConfig, the networks, and the losses.
 
-    embedding_dim:            L, dimensions in which codes are looked up
-    head_width:              channels of an attention head
-    output:                "sigmoid" (location of a logit-Laplace distribution) or "pixels"
-    metric:                "cosine" looks codes up on the unit sphere; "euclidean" is the paper's ablation
-    learning:              "loss" (the paper) or "ema", see `_codebook`
-    legacy_beta:           weight the codebook's term with beta instead of the encoder's, as the public code does
+    patch_size:           P, pixels along each side
+    encoder, decoder:     sizes of the transformers
+    head_width:           channels of an attention head
+    variant, output:      see above
+    learned_positions:    whether positions are trained
+    mse_weight, logit_laplace_weight: of the terms of the loss
+    metric:               "cosine" looks codes up on the unit sphere; "euclidean" is the paper's ablation
+    legacy_beta:          of the VectorQuantizer; the public code has it
     """
 
     patch_size: int = 8
@@ -88,15 +90,11 @@ class ViTVQGANConfig(ImageConfig):
     logit_laplace_weight: float = 0.1
     metric: Literal["cosine", "euclidean"] = "cosine"
     learning: Literal["loss", "ema"] = "loss"
-    beta: float = 0.25
     legacy_beta: bool = False
-    restart_below: float = 0.1
-    spread: float = 0.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_sizes(self, "patch_size", "head_width")
-        check_codebook(**vars(self))
         if self.image_height % self.patch_size or self.image_width % self.patch_size:
             raise ValueError(
                 f"image_height and image_width must be multiples of the patch size {self.patch_size}, "
@@ -223,39 +221,32 @@ def _initialise(module: nn.Module) -> None:
             nn.init.zeros_(module.bias)
 
 
-_SIZES = {"small": (SMALL, SMALL), "base": (BASE, BASE), "small-large": (SMALL, LARGE), "large": (LARGE, LARGE)}
 ENHANCING = {"variant": "enhancing", "output": "pixels", "logit_laplace_weight": 0.0, "legacy_beta": True}
 """What sets the public code's models apart from the paper's."""
 
 
 def _presets() -> dict[str, Preset]:
-    sizes = {name: ViTVQGANConfig(256, 256, encoder=one, decoder=two) for name, (one, two) in _SIZES.items()}
-    sizes |= {f"enhancing-{name}": replace(config, **ENHANCING) for name, config in sizes.items()}
-    return {name: Preset(config) for name, config in sizes.items()}
+    pairs = {"small": (SMALL, SMALL), "base": (BASE, BASE), "small-large": (SMALL, LARGE), "large": (LARGE, LARGE)}
+    configs = {name: ViTVQGANConfig(**square(256), encoder=one, decoder=two) for name, (one, two) in pairs.items()}
+    configs |= {f"enhancing-{name}": replace(config, **ENHANCING) for name, config in configs.items()}
+    return {name: Preset(config) for name, config in configs.items()}
 
 
 @register("tokenizers", "vit_vqgan", ViTVQGANConfig, _presets())
-class ViTVQGAN(LearnedTokenizer):
+class ViTVQGAN(GridTokenizer):
     """Two transformers around a codebook on the unit sphere; images of the config's size only."""
 
     decoder_parts = ("from_lookup", "decoder")
     decoder_options = ("decoder", "head_width", "output", "mse_weight", "logit_laplace_weight")
 
     def __init__(self, config: ViTVQGANConfig) -> None:
-        super().__init__()
-        self.config = config
-        self.image_shape = (config.image_channels, config.image_height, config.image_width)
-        self.spec = CodeSpec.single(*config.grid, 1, config.codebook_size)
+        super().__init__(config, config.patch_size)
         self.encoder = Encoder(config)
         self.decoder = Decoder(config)
         self.to_lookup = nn.Linear(config.encoder.width, config.embedding_dim)
         self.from_lookup = nn.Linear(config.embedding_dim, config.decoder.width)
         self.apply(_initialise)
-        self.quantizer = VectorQuantizer(
-            config.codebook_size, config.embedding_dim, metric=config.metric,
-            learning=config.learning, beta=config.beta, legacy_beta=config.legacy_beta,
-            restart_below=config.restart_below, spread=config.spread,
-        )  # fmt: skip
+        self.quantizer = VectorQuantizer(config.codebook_size, config.embedding_dim, **config.quantizer_options())
 
     def features(self, pixels: Tensor) -> Tensor:
         """float (B, C, H, W) in [0, 1] -> vectors (B, L, h, w), not yet of length 1."""
@@ -272,12 +263,15 @@ class ViTVQGAN(LearnedTokenizer):
     def _pixels(self, outputs: Tensor) -> Tensor:
         return logit_laplace_image(outputs) if self.config.output == "sigmoid" else outputs
 
-    def encode(self, images: Tensor) -> Codes:
-        return (self.quantizer.encode(self.features(self._floats(images))),)
+    def scale(self, images: Tensor) -> Tensor:
+        """uint8 -> float in [0, 1], of the weights' type and device."""
+        weight = self.to_lookup.weight
+        return images.to(weight.device, weight.dtype) / 255
 
+    @torch.no_grad()
     def decode(self, codes: Codes) -> Tensor:
-        self.spec.check(codes)
-        pixels = self.decode_features(self.quantizer.embed(codes[0]))
+        self.check_codes(codes)
+        pixels = self.decode_features(self.embed(codes[0]))
         return (pixels.clamp(0, 1) * 255).round().to(torch.uint8)
 
     @property
@@ -285,7 +279,8 @@ class ViTVQGAN(LearnedTokenizer):
         return self.decoder.patches.weight
 
     def reconstruction(self, images: Tensor, progress: float) -> Reconstruction:
-        pixels = self._floats(images)
+        self.check_images(images)
+        pixels = self.scale(images)
         quantized = self.quantizer(self.features(pixels))
         outputs = self.decode_outputs(quantized.quantized).float()
         result = self._pixels(outputs)
@@ -298,16 +293,6 @@ class ViTVQGAN(LearnedTokenizer):
             metrics["logit_laplace"] = nats.detach()
         return Reconstruction(result, (quantized.codes,), loss, metrics)
 
-    def _floats(self, images: Tensor) -> Tensor:
-        """uint8 (B, C, H, W) -> the same in [0, 1], of the weights' type."""
-        self.check_images(images)
-        return images.to(self.to_lookup.weight.dtype) / 255
-
-    def known_codes(self, mask: Tensor) -> Tensor:
-        """A code is known where all pixels of its patch are, though attention lets it depend on the others, too."""
-        patch = self.config.patch_size
-        return mask.unfold(0, patch, patch).unfold(1, patch, patch).flatten(2).all(-1).flatten()
-
     def check_images(self, images: Tensor) -> None:
         """Raises ValueError unless `images` is uint8 (B, C, H, W) of the one size that the positions are for."""
         channels, height, width = self.image_shape
@@ -316,3 +301,7 @@ class ViTVQGAN(LearnedTokenizer):
                 f"images must be uint8 (B, {channels}, {height}, {width}), the only size this tokenizer works "
                 f"at (resize them, or train one for theirs), got {str(images.dtype)[6:]} {tuple(images.shape)}"
             )
+
+    def check_codes(self, codes: Sequence[Tensor]) -> None:
+        """Raises ValueError unless `codes` is one grid of the one size that the positions are for."""
+        self.spec.check(codes)

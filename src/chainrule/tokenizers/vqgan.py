@@ -2,7 +2,7 @@
 
     z = P E(x)        q = nearest code of z        x' = G(P' q)
 
-with E and G the networks of `layers.conv_autoencoder` and P, P' 1x1 convolutions.  Here the loss is what does not
+with E and G the networks of `_autoencoder` and P, P' 1x1 convolutions.  Here the loss is what does not
 need other networks, in the range [-1, 1]:
 
     mean |x - x'| + codebook and commitment terms (see `_codebook`)
@@ -25,21 +25,20 @@ from typing import Literal
 
 from torch import Tensor, nn
 
-from ..core import Preset, Reconstruction, register
-from ._autoencoder import ConvAutoencoderConfig, Decoder, Encoder
+from ..core import Preset, register
+from ._autoencoder import ConvAutoencoderConfig
 from ._codebook import check_codebook
-from ._grid import to_unit
+from ._grid import VectorQuantizerConfig, square
 from ._gumbel_quantizer import GumbelQuantizer
-from ._packed_autoencoder import PackableTokenizer
-from ._vector_quantizer import VectorQuantizer
+from ._packed_autoencoder import AutoencoderTokenizer
+from ._vector_quantizer import Quantized, VectorQuantizer
 
 
-@dataclass(frozen=True)
-class VQGANConfig(ConvAutoencoderConfig):
-    """Networks as in ConvAutoencoderConfig.
+@dataclass(frozen=True, kw_only=True)
+class VQGANConfig(ConvAutoencoderConfig, VectorQuantizerConfig):
+    """Networks as in ConvAutoencoderConfig, codebook as in VectorQuantizerConfig.
 
-    codebook_size, embedding_dim: size of the codebook
-    beta, learning, legacy_beta, decay, restart_below, spread, metric: of the VectorQuantizer
+    legacy_beta: of the VectorQuantizer
     has_encoder: False is half a VQGAN, which decodes only: some releases hold no more
     """
 
@@ -48,18 +47,10 @@ class VQGANConfig(ConvAutoencoderConfig):
     beta: float = 1.0
     learning: Literal["ema", "loss"] = "loss"
     legacy_beta: bool = False
-    decay: float = 0.99
-    restart_below: float = 0.1
-    spread: float = 0.0
-    metric: Literal["euclidean", "cosine"] = "euclidean"
     has_encoder: bool = True
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_codebook(**vars(self))
 
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class VQGANGumbelConfig(ConvAutoencoderConfig):
     """Networks as in ConvAutoencoderConfig.
 
@@ -82,89 +73,38 @@ class VQGANGumbelConfig(ConvAutoencoderConfig):
             raise ValueError(f"temperatures must be above 0, got {list(self.temperatures)}")
 
 
-@register(
-    "tokenizers",
-    "vqgan",
-    VQGANConfig,
-    {
-        "f16-1024": Preset(VQGANConfig(256, 256)),
-        "f16-4096": Preset(VQGANConfig(256, 256, codebook_size=4096)),
-        "f16-8192": Preset(VQGANConfig(256, 256, codebook_size=8192)),
-        "f16-16384": Preset(VQGANConfig(256, 256, codebook_size=16384)),
-        "dalle-mini": Preset(VQGANConfig(256, 256, codebook_size=16384, norm_eps=1e-5, has_encoder=False)),
-        "emoji64": Preset(
-            VQGANConfig(64, 64, width=32, multipliers=(1, 2, 4), num_blocks=1, attention_levels=(2,),
-                        latent_channels=64, codebook_size=512, embedding_dim=32, beta=0.25, learning="ema")
-        ),
-    },
-)  # fmt: skip
-class VQGAN(PackableTokenizer):
+@register("tokenizers", "vqgan", VQGANConfig, {
+    "f16-1024": Preset(VQGANConfig(**square(256))),
+    "f16-4096": Preset(VQGANConfig(**square(256), codebook_size=4096)),
+    "f16-8192": Preset(VQGANConfig(**square(256), codebook_size=8192)),
+    "f16-16384": Preset(VQGANConfig(**square(256), codebook_size=16384)),
+    "dalle-mini": Preset(VQGANConfig(**square(256), codebook_size=16384, norm_eps=1e-5, has_encoder=False)),
+    "emoji64": Preset(VQGANConfig(
+        **square(64), width=32, multipliers=(1, 2, 4), num_blocks=1, attention_levels=(2,), latent_channels=64,
+        codebook_size=512, embedding_dim=32, beta=0.25, learning="ema",
+    )),
+})  # fmt: skip
+class VQGAN(AutoencoderTokenizer):
     """One grid of codes at 1/2^(L-1) of the image's sides."""
 
     def __init__(self, config: VQGANConfig) -> None:
-        super().__init__(config, config.factor, 1, config.codebook_size)
-        self.encoder = Encoder(config) if config.has_encoder else None
-        self.decoder = Decoder(config)
-        self.to_codebook = nn.Conv2d(config.latent_channels, config.embedding_dim, 1) if config.has_encoder else None
-        self.from_codebook = nn.Conv2d(config.embedding_dim, config.latent_channels, 1)
-        self.quantizer = VectorQuantizer(
-            config.codebook_size, config.embedding_dim, metric=config.metric, learning=config.learning,
-            beta=config.beta, legacy_beta=config.legacy_beta, decay=config.decay, restart_below=config.restart_below,
-            spread=config.spread,
-        )  # fmt: skip
-
-    def features(self, images: Tensor) -> Tensor:
-        if self.encoder is None:
-            raise ValueError("this VQGAN has no encoder, its release holds none: it turns codes into images only")
-        return self.to_codebook(self.encoder(images))
-
-    def encode_features(self, features: Tensor) -> Tensor:
-        return self.quantizer.encode(features)
-
-    def embed(self, codes: Tensor) -> Tensor:
-        return self.quantizer.embed(codes)
-
-    def decode_features(self, features: Tensor) -> Tensor:
-        return self.decoder(self.from_codebook(features))
-
-    @property
-    def last_layer(self) -> nn.Parameter:
-        return self.decoder.conv_out.weight
-
-    def reconstruction(self, images: Tensor, progress: float) -> Reconstruction:
-        self.check_images(images)
-        x = self.scale(images)
-        quantized = self.quantizer(self.features(x))
-        decoded = self.decode_features(quantized.quantized)
-        error = (x - decoded).abs().mean()
-        metrics = {"l1": error.detach(), **quantized.metrics}
-        return Reconstruction(to_unit(decoded), (quantized.codes,), error + quantized.loss, metrics)
+        super().__init__(config, has_encoder=config.has_encoder)
+        self.quantizer = VectorQuantizer(config.codebook_size, config.embedding_dim, **config.quantizer_options())
 
 
-@register(
-    "tokenizers",
-    "vqgan_gumbel",
-    VQGANGumbelConfig,
-    {
-        "f8-8192": Preset(VQGANGumbelConfig(256, 256, multipliers=(1, 1, 2, 4), attention_levels=(3,))),
-    },
-)
-class VQGANGumbel(PackableTokenizer):
+GUMBEL_F8 = VQGANGumbelConfig(**square(256), multipliers=(1, 1, 2, 4), attention_levels=(3,))
+
+
+@register("tokenizers", "vqgan_gumbel", VQGANGumbelConfig, {"f8-8192": Preset(GUMBEL_F8)})
+class VQGANGumbel(AutoencoderTokenizer):
     """As VQGAN, with codes by the logits of `to_logits`."""
 
     def __init__(self, config: VQGANGumbelConfig) -> None:
-        super().__init__(config, config.factor, 1, config.codebook_size)
-        self.encoder = Encoder(config)
-        self.decoder = Decoder(config)
-        self.to_codebook = nn.Conv2d(config.latent_channels, config.embedding_dim, 1)
+        super().__init__(config)
         self.to_logits = nn.Conv2d(config.embedding_dim, config.codebook_size, 1)
-        self.from_codebook = nn.Conv2d(config.embedding_dim, config.latent_channels, 1)
         self.quantizer = GumbelQuantizer(
             config.codebook_size, config.embedding_dim, kl_weight=config.kl_weight, hard=config.hard
         )
-
-    def features(self, images: Tensor) -> Tensor:
-        return self.to_codebook(self.encoder(images))
 
     def logits(self, features: Tensor) -> Tensor:
         """(B, C, h, w) -> log-odds of the codes (B, K, h, w)."""
@@ -173,26 +113,10 @@ class VQGANGumbel(PackableTokenizer):
     def encode_features(self, features: Tensor) -> Tensor:
         return self.quantizer.encode(self.logits(features))
 
-    def embed(self, codes: Tensor) -> Tensor:
-        return self.quantizer.embed(codes)
-
-    def decode_features(self, features: Tensor) -> Tensor:
-        return self.decoder(self.from_codebook(features))
+    def quantize(self, features: Tensor, progress: float) -> Quantized:
+        return self.quantizer(self.logits(features), self.temperature(progress))
 
     def temperature(self, progress: float) -> float:
         """The temperature after a share of the steps, 0..1."""
         first, last = self.config.temperatures
         return last + (first - last) * (1 + math.cos(math.pi * progress)) / 2
-
-    @property
-    def last_layer(self) -> nn.Parameter:
-        return self.decoder.conv_out.weight
-
-    def reconstruction(self, images: Tensor, progress: float) -> Reconstruction:
-        self.check_images(images)
-        x = self.scale(images)
-        quantized = self.quantizer(self.logits(self.features(x)), self.temperature(progress))
-        decoded = self.decode_features(quantized.quantized)
-        error = (x - decoded).abs().mean()
-        metrics = {"l1": error.detach(), **quantized.metrics}
-        return Reconstruction(to_unit(decoded), (quantized.codes,), error + quantized.loss, metrics)

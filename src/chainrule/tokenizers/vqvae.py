@@ -15,41 +15,30 @@ between strided convolutions and at the end of the residual blocks is theirs, to
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from itertools import pairwise
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..core import Preset, Reconstruction, register
+from ..core import Preset, register
 from ..core.checks import MAX_SIZE, check_range, check_sizes
-from ._codebook import check_codebook
-from ._grid import GridTokenizer, ImageConfig, to_unit
+from ._grid import GridTokenizer, VectorQuantizerConfig, square
 from ._vector_quantizer import VectorQuantizer
 
 
-@dataclass(frozen=True)
-class VQVAEConfig(ImageConfig):
-    """Defaults are the paper's, but for embedding_dim, which it does not say.
+@dataclass(frozen=True, kw_only=True)
+class VQVAEConfig(VectorQuantizerConfig):
+    """Codebook as in VectorQuantizerConfig; defaults are the paper's, but for embedding_dim, which it does not say.
 
     width, residual_width: of the network, and inside its residual blocks
     num_blocks:     residual blocks on each side
     downsampling:   pixels per code along each side, a power of 2
-    codebook_size, embedding_dim: size of the codebook
-    beta, learning, decay, restart_below, spread, metric: of the VectorQuantizer
     """
 
     width: int = 256
     residual_width: int = 256
     num_blocks: int = 2
     downsampling: int = 4
-    codebook_size: int = 512
-    embedding_dim: int = 64
-    beta: float = 0.25
-    learning: Literal["ema", "loss"] = "ema"
-    decay: float = 0.99
-    restart_below: float = 0.1
-    spread: float = 0.0
-    metric: Literal["euclidean", "cosine"] = "euclidean"
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -58,7 +47,6 @@ class VQVAEConfig(ImageConfig):
             raise ValueError(f"downsampling must be a power of 2 of at least 2, got {self.downsampling}")
         check_sizes(self, "width", "residual_width")
         check_range(self, 0, MAX_SIZE, "num_blocks")
-        check_codebook(**vars(self))
 
     @property
     def num_halvings(self) -> int:
@@ -83,10 +71,8 @@ class Encoder(nn.Module):
 
     def __init__(self, config: VQVAEConfig) -> None:
         super().__init__()
-        sizes = [config.image_channels] + [config.width] * config.num_halvings
-        self.halvings = nn.ModuleList(
-            nn.Conv2d(sizes[i], sizes[i + 1], 4, stride=2, padding=1) for i in range(config.num_halvings)
-        )
+        widths = [config.image_channels] + [config.width] * config.num_halvings
+        self.halvings = nn.ModuleList(nn.Conv2d(*pair, 4, stride=2, padding=1) for pair in pairwise(widths))
         self.blocks = nn.Sequential(*(ResidualBlock(config) for _ in range(config.num_blocks)))
         self.out = nn.Conv2d(config.width, config.embedding_dim, 1)
 
@@ -101,12 +87,10 @@ class Decoder(nn.Module):
 
     def __init__(self, config: VQVAEConfig) -> None:
         super().__init__()
-        sizes = [config.width] * config.num_halvings + [config.image_channels]
+        widths = [config.width] * config.num_halvings + [config.image_channels]
         self.conv_in = nn.Conv2d(config.embedding_dim, config.width, 3, padding=1)
         self.blocks = nn.Sequential(*(ResidualBlock(config) for _ in range(config.num_blocks)))
-        self.doublings = nn.ModuleList(
-            nn.ConvTranspose2d(sizes[i], sizes[i + 1], 4, stride=2, padding=1) for i in range(config.num_halvings)
-        )
+        self.doublings = nn.ModuleList(nn.ConvTranspose2d(*pair, 4, stride=2, padding=1) for pair in pairwise(widths))
 
     def forward(self, quantized: Tensor) -> Tensor:
         h = self.blocks(self.conv_in(quantized))
@@ -115,17 +99,12 @@ class Decoder(nn.Module):
         return h
 
 
-@register(
-    "tokenizers",
-    "vqvae",
-    VQVAEConfig,
-    {
-        "imagenet128": Preset(VQVAEConfig(128, 128, learning="loss")),
-        "dmlab84": Preset(VQVAEConfig(84, 84, learning="loss")),
-        "cifar10": Preset(VQVAEConfig(32, 32, width=128, residual_width=32)),
-        "emoji64": Preset(VQVAEConfig(64, 64, width=128, residual_width=64)),
-    },
-)
+@register("tokenizers", "vqvae", VQVAEConfig, {
+    "imagenet128": Preset(VQVAEConfig(**square(128), learning="loss")),
+    "dmlab84": Preset(VQVAEConfig(**square(84), learning="loss")),
+    "cifar10": Preset(VQVAEConfig(**square(32), width=128, residual_width=32)),
+    "emoji64": Preset(VQVAEConfig(**square(64), width=128, residual_width=64)),
+})  # fmt: skip
 class VQVAE(GridTokenizer):
     """One grid of codes at 1/downsampling of the image's sides."""
 
@@ -133,22 +112,13 @@ class VQVAE(GridTokenizer):
     decoder_options = ("width", "residual_width", "num_blocks")
 
     def __init__(self, config: VQVAEConfig) -> None:
-        super().__init__(config, config.downsampling, 1, config.codebook_size)
+        super().__init__(config, config.downsampling)
         self.encoder = Encoder(config)
         self.decoder = Decoder(config)
-        self.quantizer = VectorQuantizer(
-            config.codebook_size, config.embedding_dim, metric=config.metric, learning=config.learning,
-            beta=config.beta, decay=config.decay, restart_below=config.restart_below, spread=config.spread,
-        )  # fmt: skip
+        self.quantizer = VectorQuantizer(config.codebook_size, config.embedding_dim, **config.quantizer_options())
 
     def features(self, images: Tensor) -> Tensor:
         return self.encoder(images)
-
-    def encode_features(self, features: Tensor) -> Tensor:
-        return self.quantizer.encode(features)
-
-    def embed(self, codes: Tensor) -> Tensor:
-        return self.quantizer.embed(codes)
 
     def decode_features(self, features: Tensor) -> Tensor:
         return self.decoder(features)
@@ -156,12 +126,3 @@ class VQVAE(GridTokenizer):
     @property
     def last_layer(self) -> nn.Parameter:
         return self.decoder.doublings[-1].weight
-
-    def reconstruction(self, images: Tensor, progress: float) -> Reconstruction:
-        self.check_images(images)
-        x = self.scale(images)
-        quantized = self.quantizer(self.features(x))
-        decoded = self.decode_features(quantized.quantized)
-        error = (x - decoded).square().mean()
-        metrics = {"mse": error.detach(), **quantized.metrics}
-        return Reconstruction(to_unit(decoded), (quantized.codes,), error + quantized.loss, metrics)

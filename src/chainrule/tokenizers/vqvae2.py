@@ -28,25 +28,21 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..core import Codes, CodeSpec, GridSpec, LearnedTokenizer, Preset, Reconstruction, register
+from ..core import Codes, CodeSpec, GridSpec, Preset, Reconstruction, register
 from ..core.checks import MAX_SIZE, check_range, check_sizes
-from ..layers.cells import check_cells, known_cells
-from ._codebook import check_codebook
-from ._grid import ImageConfig, to_signed, to_uint8, to_unit
+from ._grid import CellTokenizer, CodebookConfig, known_cells, square, to_uint8, to_unit
 from ._vector_quantizer import VectorQuantizer
 
 
-@dataclass(frozen=True)
-class VQVAE2Config(ImageConfig):
-    """Size of the images and of the network, the same at every level.
+@dataclass(frozen=True, kw_only=True)
+class VQVAE2Config(CodebookConfig):
+    """Codebooks as in CodebookConfig, and the size of the network; both are alike at every level.
 
     num_levels:     two or more grids of codes; each has half the side of the next
     downsampling:   pixels per code of the finest grid along each side, a power of 2
     width, residual_width: of every encoder and decoder, and inside their residual blocks
     num_blocks:     residual blocks of each
-    codebook_size:      codes of every level's codebook, or one number per level, coarse to fine
-    embedding_dim: of their vectors
-    beta, decay, restart_below, spread: of each level's VectorQuantizer
+    codebook_size:  codes of every level's codebook, or one number per level, coarse to fine
     """
 
     num_levels: int = 2
@@ -55,11 +51,6 @@ class VQVAE2Config(ImageConfig):
     residual_width: int = 32
     num_blocks: int = 2
     codebook_size: int | tuple[int, ...] = 512
-    embedding_dim: int = 64
-    beta: float = 0.25
-    decay: float = 0.99
-    restart_below: float = 0.1
-    spread: float = 0.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -74,14 +65,6 @@ class VQVAE2Config(ImageConfig):
         check_range(self, 2, MAX_SIZE, "width")
         check_sizes(self, "residual_width")
         check_range(self, 0, MAX_SIZE, "num_blocks")
-        for codebook_size in self.codebook_sizes:
-            check_codebook(**{**vars(self), "codebook_size": codebook_size})
-        largest = self.factors[0]
-        if self.image_height % largest or self.image_width % largest:
-            raise ValueError(
-                f"image_height and image_width must be multiples of {largest}, "
-                f"got {self.image_height}x{self.image_width}"
-            )
 
     @property
     def codebook_sizes(self) -> tuple[int, ...]:
@@ -146,37 +129,25 @@ class Decoder(nn.Module):
         return x
 
 
-@register(
-    "tokenizers",
-    "vqvae2",
-    VQVAE2Config,
-    {
-        "rosinality": Preset(VQVAE2Config(256, 256)),
-        "imagenet256": Preset(VQVAE2Config(256, 256, residual_width=64)),
-        "ffhq1024": Preset(VQVAE2Config(1024, 1024, residual_width=64, num_levels=3, downsampling=8)),
-    },
-)
-class VQVAE2(LearnedTokenizer):
+@register("tokenizers", "vqvae2", VQVAE2Config, {
+    "rosinality": Preset(VQVAE2Config(**square(256))),
+    "imagenet256": Preset(VQVAE2Config(**square(256), residual_width=64)),
+    "ffhq1024": Preset(VQVAE2Config(**square(1024), residual_width=64, num_levels=3, downsampling=8)),
+})  # fmt: skip
+class VQVAE2(CellTokenizer):
     """A hierarchy of quantized grids; any size of image that is a multiple of the coarsest factor goes."""
 
     def __init__(self, config: VQVAE2Config) -> None:
-        super().__init__()
-        self.config = config
-        self.image_shape = (config.image_channels, config.image_height, config.image_width)
-        largest = config.factors[0]
-        self.spec = self.spec_of(config.image_height // largest, config.image_width // largest)
+        super().__init__(config, config.factors[0])
+        self.spec = self.spec_of(config.image_height // self.factor, config.image_width // self.factor)
         levels, dim, hidden = config.num_levels, config.embedding_dim, config.width
         # lists run from coarse to fine; the finest encoder reads the image, each other one the next finer features
         self.encoders = nn.ModuleList([Encoder(config, hidden, 2) for _ in range(levels - 1)])
         self.encoders.append(Encoder(config, config.image_channels, config.downsampling))
         self.project = nn.ModuleList(nn.Conv2d(hidden + dim * (level > 0), dim, 1) for level in range(levels))
         self.quantizers = nn.ModuleList(
-            VectorQuantizer(
-                codebook_size, dim, beta=config.beta, decay=config.decay,
-                restart_below=config.restart_below, spread=config.spread,
-            )
-            for codebook_size in config.codebook_sizes
-        )  # fmt: skip
+            VectorQuantizer(codebook_size, dim, **config.quantizer_options()) for codebook_size in config.codebook_sizes
+        )
         self.decoders = nn.ModuleList(Decoder(config, dim * level, dim, 2) for level in range(1, levels))
         self.upsample = nn.ModuleList(
             nn.ConvTranspose2d(dim * level, dim * level, 4, stride=2, padding=1) for level in range(1, levels)
@@ -243,23 +214,14 @@ class VQVAE2(LearnedTokenizer):
             gathered = self.gather(level, gathered, chosen[-1].quantized)
         decoded = self.decoders[-1](gathered)
         error = (pixels - decoded).square().mean()
-        codebook = sum(quantized.loss for quantized in chosen)
         metrics = {"mse": error.detach()}
         for level, quantized in enumerate(chosen):
             metrics |= {f"{name}_{level}": value for name, value in quantized.metrics.items()}
-        return Reconstruction(
-            images=to_unit(decoded),
-            codes=tuple(quantized.codes for quantized in chosen),
-            loss=error + codebook,
-            metrics=metrics,
-        )
+        codes = tuple(quantized.codes for quantized in chosen)
+        return Reconstruction(to_unit(decoded), codes, error + sum(quantized.loss for quantized in chosen), metrics)
 
     def known_codes(self, mask: Tensor) -> Tensor:
         return torch.cat([known_cells(mask, factor) for factor in self.config.factors])
-
-    def check_images(self, images: Tensor) -> None:
-        """Raises ValueError unless `images` is uint8 (B, C, H, W) with sides that are multiples of the factor."""
-        check_cells(images, self.config.image_channels, self.config.factors[0])
 
     def check_codes(self, codes: Sequence[Tensor]) -> None:
         """Raises ValueError unless `codes` is one int64 grid (B, h, w, 1) in range per level, of any coarsest size."""
@@ -267,8 +229,3 @@ class VQVAE2(LearnedTokenizer):
             self.spec_of(*codes[0].shape[1:3]).check(codes)
         else:
             self.spec.check(codes)
-
-    def scale(self, images: Tensor) -> Tensor:
-        """uint8 -> float in [-1, 1], of the weights' type and device."""
-        weight = self.project[0].weight
-        return to_signed(images.to(weight.device, weight.dtype))

@@ -24,10 +24,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..core.checks import check_sizes
-from ..tokenizers._grid import to_signed, to_uint8
+from ..tokenizers._grid import check_images, to_signed, to_uint8
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class UpscalerConfig:
     """Sizes of the network.
 
@@ -101,10 +101,6 @@ class Upscaler(nn.Module):
         Raises:
             ValueError: images of another type or number of channels.
         """
-        channels = self.config.image_channels
-        if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != channels:
-            raise ValueError(
-                f"images must be uint8 (B, {channels}, H, W), got {str(images.dtype)[6:]} {tuple(images.shape)}"
-            )
+        check_images(images, self.config.image_channels)
         weight = self.conv_in.weight
         return to_uint8(self(to_signed(images.to(weight.device, weight.dtype))))
