@@ -32,7 +32,7 @@ def trained(recipe: str, overrides: list[str], folder: Path) -> dict:
     result = train(recipe, folder, overrides)
     if result.interrupted:
         raise SystemExit(130)
-    tokenizer = chainrule.load_tokenizer(str(folder))
+    tokenizer = chainrule.load(folder)
     codes = tokenizer.encode(torch.zeros(1, *tokenizer.image_shape, dtype=torch.uint8))
     bits = bits_per_image(tokenizer.spec, codes)
     return {"recipe": recipe, "overrides": overrides, "bits_per_image": round(bits), "psnr": result.metrics["psnr"]}

@@ -32,8 +32,8 @@ from torch.nn.functional import normalize
 import chainrule
 from chainrule.data import DataConfig, ImageDataset, load, shapes
 from chainrule.evaluation import FeatureNetwork, frechet_distance, load_features, pooled_features
-from chainrule.scorers import load_scorer
 from chainrule.scorers.reranker import TextScorer
+from chainrule.zoo import load_scorer
 
 BATCH = 50
 
@@ -105,9 +105,9 @@ def main() -> None:
     parser.add_argument("--top-k", type=int)
     parser.add_argument("--precision", default="float32")
     arguments = parser.parse_args()
-    if arguments.scorer is not None and arguments.best == 1:
+    if arguments.reranker is not None and arguments.best == 1:
         parser.error("--reranker chooses among candidates; give --best")
-    scorer = None if arguments.scorer is None else load_scorer(arguments.scorer)
+    scorer = None if arguments.reranker is None else load_scorer(arguments.reranker)
     model = chainrule.load(arguments.model)
     channels, height, width = model.tokenizer.image_shape
     drawn_shapes = arguments.data == "shapes"

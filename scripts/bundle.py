@@ -4,8 +4,8 @@
     chainrule evaluate mnist_pixelcnn --record docs/records/mnist_pixelcnn-test.json
     python scripts/bundle.py --figures mnist_pixelcnn docs/records/mnist_pixelcnn-test.json
 
-A run is one of a prior, of a tokenizer, of a reranker or of a super-resolution; the last two have the figures of
-their own evaluation.  With --dtype bfloat16 the weights take half the bytes, with int8 a quarter.
+A run is one of a prior, of a tokenizer, of a reranker or of an upscaler; the last two have the figures of their own
+evaluation.  With --dtype bfloat16 the weights take half the bytes, with int8 a quarter.
 """
 
 import argparse
@@ -15,22 +15,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 
 import chainrule
 from chainrule.core import LearnedTokenizer
 from chainrule.evaluation.records import weights_sha256
-from chainrule.saving.folder import SUPER_RESOLUTION, read_config, tokenizer_hash
 from chainrule.saving.hub import PRETRAINED, find
-from chainrule.scorers import load_scorer
-from chainrule.zoo import (
-    has_prior,
-    load_super_resolution,
-    load_tokenizer,
-    read_card,
-    save_super_resolution,
-    save_tokenizer,
-)
+from chainrule.saving.model import tokenizer_hash, write_config
+from chainrule.strict import read_yaml
+from chainrule.zoo import kind_of, read_card
 
 LICENCES = Path(__file__).resolve().parents[1] / "docs" / "licences.md"
 MAX_BYTES = 8_000_000
@@ -44,22 +36,11 @@ def bundle(run: str, name: str, faults: str, dtype: torch.dtype | None) -> None:
     data_licence, weights_licence = licences()[source]
     card |= {"data_licence": data_licence, "weights_licence": weights_licence, "known_faults": faults}
     card |= {"parents": parents(card["recipe"])}
-    what = kind(run)
-    if what is not None:
+    if kind_of(run) not in ("pipeline", "tokenizer"):
         card["figures"] = {figure: round(value, 3) for figure, value in card.pop("metrics").items()}
-    if what == SUPER_RESOLUTION:
-        save_super_resolution(load_super_resolution(run), PRETRAINED / name, card, dtype)
-    elif what is not None:
-        scorer = load_scorer(run)
-        scorer.card = card
-        scorer.save(PRETRAINED / name, dtype)
-    elif has_prior(run):
-        pipeline = chainrule.load(run)
-        pipeline.card = card
-        pipeline.save(PRETRAINED / name, dtype)
+    chainrule.save(chainrule.load(run), PRETRAINED / name, card, dtype)
+    if kind_of(run) == "pipeline":
         share_tokenizer(name)
-    else:
-        save_tokenizer(load_tokenizer(run), PRETRAINED / name, card, dtype)
     size = sum(path.stat().st_size for path in (PRETRAINED / name).iterdir())
     if size > MAX_BYTES:
         raise SystemExit(f"{name} has {size:,} bytes, more than {MAX_BYTES:,}")
@@ -78,38 +59,26 @@ def parents(recipe: dict[str, Any]) -> list[dict[str, str]]:
     return [{"name": path, "sha256": weights_sha256(find(path))} for path in paths]
 
 
-def kind(name: str) -> str | None:
-    """What a saved model is, if neither a prior nor a tokenizer."""
-    return read_config(find(name)).get("kind")
-
-
 def share_tokenizer(name: str) -> None:
     """Refers to a bundled tokenizer instead of holding a copy of its weights, if there is one of the same hash."""
     wanted = chainrule.load(name).tokenizer
     if not isinstance(wanted, LearnedTokenizer):
         return
     for other in chainrule.models():
-        if kind(other) is not None or has_prior(other):
-            continue
-        if tokenizer_hash(load_tokenizer(other)) == tokenizer_hash(wanted):
-            config = read_config(PRETRAINED / name)
-            write_config(name, {**config, "tokenizer": config["tokenizer"] | {"weights": other}})
+        if kind_of(other) == "tokenizer" and tokenizer_hash(chainrule.load(other)) == tokenizer_hash(wanted):
+            config = read_yaml(PRETRAINED / name / "config.yaml")
+            config["tokenizer"]["weights"] = other
+            write_config(PRETRAINED / name, config)
             (PRETRAINED / name / "tokenizer.safetensors").unlink()
             return
-
-
-def write_config(name: str, config: dict[str, Any]) -> None:
-    text = yaml.safe_dump(config, sort_keys=False, allow_unicode=True)
-    (PRETRAINED / name / "config.yaml").write_text(text, encoding="utf-8")
 
 
 def add_figures(name: str, record: Path) -> None:
     value = json.loads(record.read_text(encoding="utf-8"))
     figures = of_likelihood(value["likelihood"]) if "likelihood" in value else of_tokenizer(value["tokenizer"])
-    config = read_config(PRETRAINED / name)
-    card = config["card"] | {"figures": figures, "record": record.as_posix()}
+    card = read_card(name) | {"figures": figures, "record": record.as_posix()}
     card.pop("metrics", None)  # of a part of the images, while training
-    write_config(name, {**config, "card": card})
+    write_config(PRETRAINED / name, read_yaml(PRETRAINED / name / "config.yaml") | {"card": card})
 
 
 def of_likelihood(likelihood: dict[str, Any]) -> dict[str, Any]:

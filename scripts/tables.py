@@ -21,8 +21,8 @@ import yaml
 import chainrule
 from chainrule.core import Tokenizer
 from chainrule.recipe import find_recipe, recipe_names
-from chainrule.saving.folder import read_config
 from chainrule.saving.hub import find
+from chainrule.saving.model import read_model
 from chainrule.zoo import load_tokenizer, read_card
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -73,7 +73,8 @@ def tokenizer_of(name: str) -> Tokenizer:
 @cache
 def num_parameters(name: str) -> int:
     """Parameters of the prior of a bundled model, or of its tokenizer where it has no prior."""
-    part = chainrule.load(name).prior if "prior" in read_config(find(name)) else tokenizer_of(name)
+    model = chainrule.load(name)
+    part = model.prior if isinstance(model, chainrule.Pipeline) else model
     return sum(parameter.numel() for parameter in part.parameters())
 
 
@@ -176,12 +177,12 @@ def priors(*names: str) -> Rows:
          "precision", "recall", "seconds per sample"]
     ]  # fmt: skip
     for name in names:
-        config, samples = read_config(find(name)), quality(name)
+        tokenizer, samples = read_model(find(name)).tokenizer, quality(name)
         figures = [f"{samples['frechet']:.1f}", f"{samples['floor']:.1f}", f"{samples['precision']:.2f}",
                    f"{samples['recall']:.2f}", f"{samples['seconds']:.2f}"] if samples else [""] * 5  # fmt: skip
         rows.append([
             f"`{name}`",
-            f"`{config['tokenizer'].get('weights') or config['tokenizer']['name']}`",
+            f"`{tokenizer.weights or tokenizer.name}`",
             f"{num_parameters(name):,}",
             f"**{nats(name)}**",
             *figures,

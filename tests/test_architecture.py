@@ -22,7 +22,8 @@ ALLOWED = {  # room: the rooms of the package that it may import
     "data": {"files"},
     "saving": {"core", "files", "kernels", "progress", "strict", "text"},
     "pipeline.py": {"core", "decoding", "images", "saving", "text"},
-    "scorers": {"images", "layers", "pipeline", "saving", "strict", "text"},
+    "scorers": {"core", "images", "layers", "text"},
+    "zoo.py": {"core", "pipeline", "saving", "scorers", "strict", "upscaling"},
     "evaluation": {
         "core", "data", "decoding", "pipeline", "progress", "saving", "scorers", "strict", "zoo",
     },

@@ -1,7 +1,8 @@
-"""The classifier: its scores, its artefact, its training, and rejection by it."""
+"""The classifier: its scores, its folder, its training, and rejection by it."""
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -9,16 +10,16 @@ import torch
 import yaml
 
 import chainrule
-from chainrule import Pipeline, zoo
+from chainrule import Pipeline
 from chainrule.data import DataConfig, ImageDataset
 from chainrule.priors.pixelcnn import PixelCNN, PixelCNNConfig
 from chainrule.recipe import build_recipe
-from chainrule.scorers import load_scorer
 from chainrule.scorers.classifier import Classifier, ClassifierConfig
 from chainrule.tokenizers.pixels import Pixels, PixelsConfig
 from chainrule.training import train
 from chainrule.training.tasks import examples
 from chainrule.training.tasks.classifier import ClassifierTask
+from chainrule.zoo import load_kind, load_scorer, load_tokenizer, read_card, save
 
 CONFIG = ClassifierConfig((1, 8, 8), 3, ("cat", "dog", "red fish"), 16, 2, 1)
 RECIPE = {
@@ -61,26 +62,28 @@ def changed(**sections) -> dict:
     return {name: keys for name, keys in both.items() if sections.get(name, {}) is not None}
 
 
-# ---------------------------------------------------------------- artefacts
+# ---------------------------------------------------------------- saved models
 
 
 def test_a_saved_classifier_is_the_same(tmp_path):
-    build().save(tmp_path / "scorer", {"licence": "none"})
+    save(build(), tmp_path / "scorer", {"licence": "none"})
     again = load_scorer(tmp_path / "scorer")
     assert again.config == CONFIG and not again.training
     assert torch.equal(again(noise(3)), build()(noise(3)))
-    assert zoo.read_card(tmp_path / "scorer") == {"licence": "none"}
+    assert read_card(tmp_path / "scorer") == {"licence": "none"}
 
 
 def test_classifiers_and_models_are_told_apart(tmp_path):
-    build().save(tmp_path / "scorer")
-    for open_other in (chainrule.load, zoo.load_tokenizer):
-        with pytest.raises(ValueError, match=r"holds a scorer.*chainrule\.scorers\.load_scorer"):
-            open_other(tmp_path / "scorer")
-    zoo.save_tokenizer(
-        Pixels(PixelsConfig(image_height=8, image_width=8, image_channels=1, levels=2)), tmp_path / "tokenizer"
-    )
-    with pytest.raises(ValueError, match="holds no scorer"):
+    save(build(), tmp_path / "scorer")
+    assert isinstance(chainrule.load(tmp_path / "scorer"), Classifier)
+    for open_other in (
+        partial(load_kind, tmp_path / "scorer", "pipeline"),
+        partial(load_tokenizer, tmp_path / "scorer"),
+    ):
+        with pytest.raises(ValueError, match=r"holds a classifier, but a .*pipeline is needed; .* as --reranker"):
+            open_other()
+    save(Pixels(PixelsConfig(image_height=8, image_width=8, image_channels=1, levels=2)), tmp_path / "tokenizer")
+    with pytest.raises(ValueError, match="holds a tokenizer, but a reranker or classifier is needed"):
         load_scorer(tmp_path / "tokenizer")
     (tmp_path / "scorer" / "classifier.safetensors").unlink()
     with pytest.raises(ValueError, match="classifier.safetensors is missing or damaged"):
@@ -148,7 +151,7 @@ def test_a_recipe_trains_a_classifier_and_goes_on(tmp_path, stripes):
     assert result.metrics["accuracy"] == pytest.approx(right) and right > 0.9
     nats = -scorer.for_labels(data.labels)(data.images).mean().item()
     assert result.metrics["nats"] == pytest.approx(nats, rel=1e-3)
-    assert zoo.read_card(tmp_path / "run")["recipe"]["classifier"]["num_classes"] == data.num_classes
+    assert read_card(tmp_path / "run")["recipe"]["classifier"]["num_classes"] == data.num_classes
     again = train(tmp_path / "run" / "recipe.yaml", tmp_path / "run", ["training.steps=31"], quiet=True)
     assert again.steps == 31
     with pytest.raises(ValueError, match=r"another recipe: classifier\.width was 16 and is 8"):

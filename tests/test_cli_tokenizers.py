@@ -19,7 +19,7 @@ from chainrule.evaluation import psnr, ssim
 from chainrule.images import to_pil
 from chainrule.official import Imported
 from chainrule.saving.code_file import _pack, _unpack
-from chainrule.zoo import load_tokenizer, save_tokenizer
+from chainrule.zoo import load_tokenizer, save
 from sizes import tiny
 from test_cli import refused, run
 from test_reconstruction import Brightness, noise
@@ -40,9 +40,9 @@ def models(tmp_path_factory) -> Path:
     for name, seed in (("levels", 1), ("other", 2)):
         torch.manual_seed(seed)
         model = entry("tokenizers", "vqvae2")
-        save_tokenizer(model.model(model.config(**VQVAE2)), folder / name, CARD)
+        save(model.model(model.config(**VQVAE2)), folder / name, CARD)
     pixels = entry("tokenizers", "pixels")
-    save_tokenizer(
+    save(
         pixels.model(pixels.config(image_height=16, image_width=16, levels=5, image_channels=3)),
         folder / "pixels",
         CARD,
@@ -129,7 +129,7 @@ def test_encode_and_decode_in_bfloat16(here):
     vqgan = entry("tokenizers", "vqgan")
     config = replace(tiny("tokenizers", "vqgan").config, image_height=16, image_width=16, image_channels=3)
     torch.manual_seed(0)
-    save_tokenizer(vqgan.model(config), here / "vqgan")
+    save(vqgan.model(config), here / "vqgan")
     for precision in ("float32", "bfloat16"):
         run("encode", "vqgan", "a.png", "--out", f"{precision}.safetensors", "--precision", precision)
     run("decode", "vqgan", "float32.safetensors", "--out", "a2.png", "--precision", "bfloat16")

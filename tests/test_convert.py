@@ -1,4 +1,4 @@
-"""Public releases converted into our artefact: recognised, loaded back, and of identical codes."""
+"""Public releases converted into our format: recognised, loaded back, and of identical codes."""
 
 import os
 import pickle
@@ -14,8 +14,8 @@ from chainrule.core import entry
 from chainrule.evaluation.records import weights_sha256
 from chainrule.official import convert, importers
 from chainrule.official.reader import sha256
-from chainrule.saving.folder import tokenizer_hash
-from chainrule.zoo import load_tokenizer, read_card, save_tokenizer
+from chainrule.saving.model import tokenizer_hash
+from chainrule.zoo import load_kind, load_tokenizer, read_card, save
 from sizes import tiny
 
 FIXTURES = Path(
@@ -42,7 +42,7 @@ def test_a_release_is_recognised_and_gives_identical_codes(tmp_path, release, fi
     name, non_commercial, to_unit, recorded, weights = RELEASES[release]
     source = FIXTURES / release
     imported = convert(source / weights if file else source, tmp_path / "model")
-    tokenizer = chainrule.load_tokenizer(tmp_path / "model")
+    tokenizer = load_tokenizer(tmp_path / "model")
     assert tokenizer.name == imported.tokenizer.name == name and not tokenizer.training
     values = load_file(source / "io.safetensors")
     images = (to_unit(values["in.image"]) * 255).round().to(torch.uint8)
@@ -95,20 +95,20 @@ def test_a_hostile_file_is_refused_and_nothing_is_written(tmp_path, monkeypatch,
     assert sorted(path.name for path in tmp_path.iterdir()) == [name]
 
 
-# ---------------------------------------------------------------- the artefact of a tokenizer alone
+# ---------------------------------------------------------------- a tokenizer alone
 
 TINY = tiny("tokenizers", "vit_vqgan").config
 
 
 def test_a_tokenizer_is_saved_and_loaded(tmp_path):
     tokenizer = entry("tokenizers", "vit_vqgan").model(TINY).eval()
-    save_tokenizer(tokenizer, tmp_path / "model", {"data": "none", "figures": {"psnr": 1.5}})
+    save(tokenizer, tmp_path / "model", {"data": "none", "figures": {"psnr": 1.5}})
     images = torch.randint(0, 256, (2, *tokenizer.image_shape), dtype=torch.uint8)
     loaded = load_tokenizer(tmp_path / "model")
     assert torch.equal(loaded.encode(images)[0], tokenizer.encode(images)[0])
     assert loaded.config == TINY and read_card(tmp_path / "model")["figures"] == {"psnr": 1.5}
     assert sorted(path.name for path in (tmp_path / "model").iterdir()) == ["config.yaml", "tokenizer.safetensors"]
-    save_tokenizer(loaded, tmp_path / "model")  # a saved model is replaced
+    save(loaded, tmp_path / "model")  # a saved model is replaced
     assert read_card(tmp_path / "model") == {}
 
 
@@ -128,7 +128,7 @@ def test_weights_are_stored_in_half_the_bytes(tmp_path):
         assert value.dtype == expected.dtype and torch.equal(value, expected.bfloat16().to(value.dtype))
     half.save(tmp_path / "again", dtype=torch.bfloat16)  # nothing more is lost
     assert weights_sha256(tmp_path / "again") == weights_sha256(tmp_path / "half")
-    save_tokenizer(tokenizer, tmp_path / "tokenizer", dtype=torch.bfloat16)
+    save(tokenizer, tmp_path / "tokenizer", dtype=torch.bfloat16)
     rounded = load_tokenizer(tmp_path / "tokenizer").state_dict()
     assert all(torch.equal(rounded[key], value.bfloat16().float()) for key, value in tokenizer.state_dict().items())
     assert tokenizer_hash(half.tokenizer) == tokenizer_hash(tokenizer)
@@ -136,7 +136,7 @@ def test_weights_are_stored_in_half_the_bytes(tmp_path):
 
 def test_a_model_shares_the_tokenizer_of_another(tmp_path, monkeypatch):
     tokenizer, gpt = entry("tokenizers", "vit_vqgan").model(TINY).eval(), entry("priors", "gpt")
-    save_tokenizer(tokenizer, tmp_path / "codes")
+    save(tokenizer, tmp_path / "codes")
     chainrule.Pipeline(tokenizer, gpt.model(tokenizer.spec, tiny("priors", "gpt").config)).save(tmp_path / "model")
     (tmp_path / "model" / "tokenizer.safetensors").unlink()
     path = tmp_path / "model" / "config.yaml"
@@ -146,9 +146,14 @@ def test_a_model_shares_the_tokenizer_of_another(tmp_path, monkeypatch):
     monkeypatch.setattr("chainrule.saving.hub.PRETRAINED", tmp_path)
     assert tokenizer_hash(chainrule.load("model").tokenizer) == tokenizer_hash(tokenizer)
     assert tokenizer_hash(load_tokenizer("model")) == tokenizer_hash(tokenizer)
-    save_tokenizer(entry("tokenizers", "vit_vqgan").model(TINY), tmp_path / "codes")
+    save(entry("tokenizers", "vit_vqgan").model(TINY), tmp_path / "codes")
     with pytest.raises(ValueError, match="another tokenizer"):
         chainrule.load("model")
+    for elsewhere in ("../codes", str(tmp_path / "codes"), "somebody/codes", "missing"):
+        config["tokenizer"]["weights"] = elsewhere
+        path.write_text(yaml.safe_dump(config))
+        with pytest.raises(ValueError, match="'tokenizer.weights' must be the name of a bundled model, got"):
+            chainrule.load("model")
 
 
 def test_the_tokenizer_of_a_whole_model_is_loaded_and_a_tokenizer_alone_is_no_whole_model(tmp_path):
@@ -163,19 +168,20 @@ def test_the_tokenizer_of_a_whole_model_is_loaded_and_a_tokenizer_alone_is_no_wh
     )
     chainrule.Pipeline(tokenizer, gated.model(preset.spec, preset.config)).save(tmp_path / "whole")
     assert load_tokenizer(tmp_path / "whole").config == tokenizer.config
-    save_tokenizer(tokenizer, tmp_path / "alone")
+    save(tokenizer, tmp_path / "alone")
     assert load_tokenizer(tmp_path / "alone").config == tokenizer.config
-    with pytest.raises(ValueError, match="tokenizer without a prior; open it with chainrule.load_tokenizer"):
-        chainrule.load(tmp_path / "alone")
+    assert isinstance(chainrule.load(tmp_path / "alone"), pixels.model)
+    with pytest.raises(ValueError, match="holds a tokenizer, but a pipeline is needed; a tokenizer without a prior encodes"):
+        load_kind(tmp_path / "alone", "pipeline")
 
 
-def test_damaged_artefacts_and_wrong_folders_are_refused(tmp_path):
+def test_damaged_models_and_wrong_folders_are_refused(tmp_path):
     tokenizer = entry("tokenizers", "vit_vqgan").model(TINY)
-    save_tokenizer(tokenizer, tmp_path / "model")
+    save(tokenizer, tmp_path / "model")
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "notes.txt").write_text("mine")
     with pytest.raises(ValueError, match="no saved model"):
-        save_tokenizer(tokenizer, tmp_path / "full")
+        save(tokenizer, tmp_path / "full")
     config = yaml.safe_load((tmp_path / "model" / "config.yaml").read_text())
     (tmp_path / "model" / "tokenizer.safetensors").write_bytes(b"")
     with pytest.raises(ValueError, match="missing or damaged"):

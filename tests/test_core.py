@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from chainrule import Pipeline, load, load_tokenizer
+from chainrule import Pipeline, load
 from chainrule.core import (
     Codes,
     CodeSpec,
@@ -238,7 +238,7 @@ def test_a_label_needs_classes():
 @pytest.mark.parametrize("name", ["emoji_vqvae", "emoji_rqvae"])
 def test_completion_is_not_told_what_is_hidden(name):
     """Codes of the known half are taken of a picture without the hidden one, which their receptive fields would see."""
-    tokenizer = load_tokenizer(name)
+    tokenizer = load(name)
     torch.manual_seed(0)
     pipeline = Pipeline(tokenizer, RunningSum(tokenizer.spec, RunningSumConfig()))
     image = torch.randint(0, 256, tokenizer.image_shape, dtype=torch.uint8)

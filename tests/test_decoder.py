@@ -13,10 +13,10 @@ from chainrule.data import ImageDataset
 from chainrule.pipeline import Pipeline
 from chainrule.priors.pixelcnn import PixelCNN, PixelCNNConfig
 from chainrule.recipe import build_recipe
-from chainrule.saving.folder import tokenizer_hash
+from chainrule.saving.model import tokenizer_hash
 from chainrule.strict import build_dataclass, to_plain, write_yaml
 from chainrule.training import train
-from chainrule.zoo import read_card, save_tokenizer
+from chainrule.zoo import read_card, save
 from sizes import tiny
 from test_cli import refused, run
 
@@ -70,7 +70,7 @@ def here(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
     def load(config):
-        return ImageDataset(noise(chainrule.load_tokenizer("old")), name=config.source)
+        return ImageDataset(noise(chainrule.load("old")), name=config.source)
 
     monkeypatch.setattr("chainrule.training.tasks.examples.load", load)
 
@@ -126,11 +126,11 @@ def test_a_decoder_of_other_codes_is_refused():
 @pytest.mark.parametrize("name", ABLE)
 def test_codes_are_the_same_before_and_after(here, name):
     tokenizer = build(name)
-    save_tokenizer(tokenizer, "old")
+    save(tokenizer, "old")
     Path("recipe.yaml").write_text(write_yaml(recipe(CHANGES[name])), encoding="utf-8")
     assert train("recipe.yaml", "run", ["training.steps=2"], quiet=True).steps == 2
     result = train("run/recipe.yaml", "run", ["training.steps=4"], quiet=True)
-    larger, images = chainrule.load_tokenizer("run"), noise(tokenizer)
+    larger, images = chainrule.load("run"), noise(tokenizer)
     assert equal(larger.encode(images), tokenizer.encode(images)) and tokenizer.same_codes(larger)
     before, after = tokenizer.state_dict(), larger.state_dict()
     for key, value in after.items():
@@ -147,9 +147,9 @@ def test_codes_are_the_same_before_and_after(here, name):
 
 def test_it_can_be_done_again(here):
     tokenizer = build("vqvae")
-    save_tokenizer(tokenizer, "old")
+    save(tokenizer, "old")
     once = build_recipe(recipe(CHANGES["vqvae"]), "r").build()[0].model.tokenizer
-    save_tokenizer(once, "old")
+    save(once, "old")
     twice = build_recipe(recipe({"num_blocks": 1}), "r").build()[0].model.tokenizer
     assert twice.config.width == 12 and twice.encoder_config == tokenizer.config
     assert twice.same_codes(tokenizer)
@@ -168,7 +168,7 @@ def test_it_can_be_done_again(here):
     ],
 )  # fmt: skip
 def test_mistakes_in_recipes(here, name, sections, sentence):
-    save_tokenizer(build(name), "old")
+    save(build(name), "old")
     with pytest.raises(ValueError, match=sentence):
         build_recipe(recipe({}, **sections), "r").build()
 
@@ -178,15 +178,15 @@ def test_mistakes_in_recipes(here, name, sections, sentence):
 
 def test_a_prior_of_the_old_codes_draws_by_the_new_decoder(here):
     old = build("vqvae")
-    save_tokenizer(old, "old")
+    save(old, "old")
     new = build_recipe(recipe(CHANGES["vqvae"]), "r").build()[0].model.tokenizer
     with torch.no_grad():
         new.decoder.conv_in.bias.add_(1.0)
-    save_tokenizer(new, "new")
+    save(new, "new")
     prior = PixelCNN(old.spec, PixelCNNConfig(num_layers=2, width=4, head_width=6, num_classes=3))
     Pipeline(old, prior, ["a", "b", "c"], {"note": "prior"}).save("model")
     model = chainrule.load("model")
-    better = model.with_tokenizer(chainrule.load_tokenizer("new"))
+    better = model.with_tokenizer(chainrule.load("new"))
     better.save("better")
     again = chainrule.load("better")
     images = noise(old)
@@ -200,7 +200,7 @@ def test_a_prior_of_the_old_codes_draws_by_the_new_decoder(here):
 
     with torch.no_grad():
         new.encoder.out.bias.add_(1e-3)
-    save_tokenizer(new, "other")
+    save(new, "other")
     assert "does not encode as that of the model" in refused("sample", "model", "--decoder", "other", "--force")
     with pytest.raises(ValueError, match="does not encode as that of the model"):
         model.with_tokenizer(build("vqgan"))

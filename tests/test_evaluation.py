@@ -14,7 +14,7 @@ from chainrule.core import entry
 from chainrule.data import ImageDataset
 from chainrule.evaluation import scoring
 from chainrule.evaluation.records import read_record
-from chainrule.zoo import save_tokenizer
+from chainrule.zoo import save
 from test_cli import SIDE, tiny
 from test_reconstruction import Brightness, noise
 
@@ -27,7 +27,7 @@ def here(tmp_path, monkeypatch) -> Path:
     tiny(3).save("classes")
     pixels = entry("tokenizers", "pixels")
     card = {"recipe": {"data": {"source": "digits"}}}
-    save_tokenizer(
+    save(
         pixels.model(pixels.config(image_height=16, image_width=16, image_channels=3, levels=5)), "tokenizer", card
     )
 
@@ -78,7 +78,7 @@ def test_score_does_not_depend_on_batches(here, monkeypatch):
 
 
 def test_encode_decode_and_reconstruct(here):
-    tokenizer, images = chainrule.load_tokenizer("tokenizer"), noise(20, 3, 16, 16)
+    tokenizer, images = chainrule.load("tokenizer"), noise(20, 3, 16, 16)
     codes = chainrule.encode(tokenizer, images)
     assert all(torch.equal(a, b) for a, b in zip(codes, tokenizer.encode(images), strict=True))
     decoded = chainrule.decode(tokenizer, codes)

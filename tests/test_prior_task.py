@@ -14,7 +14,7 @@ from chainrule.core import entry
 from chainrule.data import DataConfig, ImageDataset, augment
 from chainrule.priors.gated_pixelcnn import GatedPixelCNN
 from chainrule.recipe import NewModel, SavedTokenizer, build_recipe
-from chainrule.saving.folder import tokenizer_hash
+from chainrule.saving.model import tokenizer_hash
 from chainrule.strict import write_yaml
 from chainrule.text.bpe import TextConfig
 from chainrule.tokenizers.vqvae import VQVAE, VQVAEConfig
@@ -22,7 +22,7 @@ from chainrule.training import EvaluationConfig, train
 from chainrule.training.run import check_folder
 from chainrule.training.tasks.codes import encode
 from chainrule.training.tasks.prior import PriorRecipe, PriorTrainingConfig
-from chainrule.zoo import load_tokenizer, save_tokenizer
+from chainrule.zoo import load_tokenizer, save
 from sizes import tiny
 
 SIMPLE = {
@@ -64,7 +64,7 @@ def saved(monkeypatch, tmp_path):
     sizes = {"train": 40, "test": 30}
     monkeypatch.setattr("chainrule.training.tasks.examples.load", lambda c: images(sizes[c.split]))
     monkeypatch.setenv("CHAINRULE_CACHE", str(tmp_path / "cache"))
-    save_tokenizer(tokenizer(), tmp_path / "vqvae")
+    save(tokenizer(), tmp_path / "vqvae")
     return tmp_path / "vqvae"
 
 
@@ -213,7 +213,7 @@ def test_another_tokenizer_at_the_same_path_is_noticed(saved, tmp_path):
     path = tmp_path / "recipe.yaml"
     path.write_text(write_yaml(recipe(saved).build()[1].plain()))
     train(path, tmp_path / "run", ["training.steps=1"], quiet=True)
-    save_tokenizer(tokenizer(seed=1), saved)
+    save(tokenizer(seed=1), saved)
     with pytest.raises(ValueError, match=r"recipe.yaml.*: the tokenizer in .* is another than that of the recipe"):
         train(path, tmp_path / "run", quiet=True)
     path.write_text(path.read_text().replace("hash", "# hash"))
@@ -290,7 +290,7 @@ def test_a_prior_is_given_the_vectors(saved, monkeypatch):
 
 def test_soft_targets(saved, monkeypatch, tmp_path):
     model = tokenizer("rqvae")
-    save_tokenizer(model, tmp_path / "rqvae")
+    save(model, tmp_path / "rqvae")
     monkeypatch.setattr("chainrule.training.tasks.examples.load", lambda c: images(20, *model.image_shape))
     hard, _ = recipe(tmp_path / "rqvae").build()
     cold, _ = recipe(tmp_path / "rqvae", soft_targets=1e-6).build()

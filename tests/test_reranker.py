@@ -1,4 +1,4 @@
-"""Scorers of images for texts: the contrastive model, its training and artefact, and public ones through a stub."""
+"""Scorers of images for texts: the reranker, its training and its folder, and public ones through a stub."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ import chainrule
 from chainrule.evaluation import load_features
 from chainrule.images import to_pil
 from chainrule.recipe import build_recipe
-from chainrule.scorers import load_scorer
 from chainrule.scorers.classifier import Classifier, ClassifierConfig
 from chainrule.scorers.reranker import CLIP, Reranker, RerankerConfig, contrastive_loss
 from chainrule.text.bpe import train_bpe
 from chainrule.training import train
 from chainrule.training.tasks.reranker import draw_others, share_nearest
+from chainrule.zoo import load_scorer, load_tokenizer, save
 from test_cli import refused, run
 from test_cli_text import build
 
@@ -136,7 +136,7 @@ def test_features_of_a_trained_network(tmp_path):
     loss.backward()
     assert {name for name, value in judge.model.named_parameters() if "image" in name} == {"image.projection.weight"}
     assert judge.model.image.projection.weight.grad.abs().sum() > 0 and network.stem.weight.grad is None
-    judge.save(tmp_path / "judge")
+    save(judge, tmp_path / "judge")
     again = load_scorer(tmp_path / "judge")
     torch.testing.assert_close(again.score(images, CAPTIONS[:3]), judge.score(images, CAPTIONS[:3]))
     with pytest.raises(ValueError, match="features must be one of efficientnet_lite0"):
@@ -173,38 +173,38 @@ def test_sizes_out_of_range(change, sentence):
         RerankerConfig(**(sizes | change))
 
 
-# ---------------------------------------------------------------- the artefact
+# ---------------------------------------------------------------- saved models
 
 
 def test_saved_and_loaded(tmp_path):
     judge, images = scorer(), pictures(6)
-    judge.save(tmp_path / "judge")
+    save(judge, tmp_path / "judge")
     assert {path.name for path in (tmp_path / "judge").iterdir()} == {
-        "config.yaml", "contrastive.safetensors", "text.json",
+        "config.yaml", "reranker.safetensors", "text.json",
     }  # fmt: skip
     again = load_scorer(tmp_path / "judge")
     assert torch.equal(again.score(images, CAPTIONS), judge.score(images, CAPTIONS))
     assert again.card == {"note": "random"}
-    judge.save(tmp_path / "judge")  # a saved model is replaced
-    for load in (chainrule.load, chainrule.load_tokenizer):
-        with pytest.raises(ValueError, match=r"holds a scorer \(contrastive\)"):
-            load(tmp_path / "judge")
+    save(judge, tmp_path / "judge")  # a saved model is replaced
+    assert torch.equal(chainrule.load(tmp_path / "judge").score(images, CAPTIONS), judge.score(images, CAPTIONS))
+    with pytest.raises(ValueError, match="holds a reranker, but a tokenizer or pipeline is needed; .* as --reranker"):
+        load_tokenizer(tmp_path / "judge")
 
 
-def test_damaged_artefacts(tmp_path):
+def test_damaged_models(tmp_path):
     judge = scorer()
-    judge.save(tmp_path / "judge")
+    save(judge, tmp_path / "judge")
     (tmp_path / "judge" / "text.json").write_text("{", encoding="utf-8")
     with pytest.raises(ValueError, match=r"text.json is missing or damaged"):
         load_scorer(tmp_path / "judge")
     (tmp_path / "judge" / "text.json").write_text(train_bpe(["other"], 257, 6).files()["text.json"], encoding="utf-8")
     with pytest.raises(ValueError, match="trained on another text tokenizer"):
         load_scorer(tmp_path / "judge")
-    (tmp_path / "judge" / "contrastive.safetensors").unlink()
-    with pytest.raises(ValueError, match=r"contrastive.safetensors is missing or damaged"):
+    (tmp_path / "judge" / "reranker.safetensors").unlink()
+    with pytest.raises(ValueError, match=r"reranker.safetensors is missing or damaged"):
         load_scorer(tmp_path / "judge")
     build(True).save(tmp_path / "model")
-    with pytest.raises(ValueError, match="holds no scorer; there are scorers of the kinds classifier, contrastive"):
+    with pytest.raises(ValueError, match="holds a pipeline, but a reranker or classifier is needed"):
         load_scorer(tmp_path / "model")
     with pytest.raises(ValueError, match="the scorer reads texts of 6 tokens"):
         Reranker(judge.model, train_bpe(CAPTIONS, 300, 5))
@@ -271,7 +271,7 @@ def test_best_of_by_a_scorer(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     model, judge = build(False), scorer(channels=1)
     model.save("model")
-    judge.save("judge")
+    save(judge, "judge")
     text = "a red circle"
     best = model.sample(20, text=text, best_of=4, scorer=judge.for_texts(text), seed=2)
     plain = model.sample(20, text=text, seed=2)
@@ -282,9 +282,11 @@ def test_best_of_by_a_scorer(tmp_path, monkeypatch):
         assert Image.open(f"best/{index}.png").tobytes() == expected.tobytes()
     assert "say how many to keep, as -n 16 --best 4" in refused(*words, "--text", text, "--reranker", "judge")
     assert "those that fit their label or text best" in refused(*words, "--best", "2", "--reranker", "judge")
-    Classifier(ClassifierConfig((1, 8, 8), 2, width=8, num_stages=1)).save("classifier")
+    save(Classifier(ClassifierConfig((1, 8, 8), 2, width=8, num_stages=1)), "classifier")
     assert "not judge images by texts" in refused(*words, "--text", text, "--best", "2", "--reranker", "classifier")
-    assert "holds no scorer" in refused(*words, "--text", text, "--best", "2", "--reranker", "model")
+    assert "but a reranker or classifier is needed" in refused(
+        *words, "--text", text, "--best", "2", "--reranker", "model"
+    )
 
 
 # ---------------------------------------------------------------- public weights

@@ -1,4 +1,5 @@
-"""What is written is whole: a process that is killed at any step leaves the old or the new, and nothing else."""
+"""What is written is whole: a process that is killed at any step leaves the old or the new, and nothing else.  The
+folder of a saved model is read strictly, and nothing else is taken for one."""
 
 import errno
 import os
@@ -7,9 +8,20 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+import yaml
 
+import chainrule
 from chainrule import files
 from chainrule.files import recover, recover_all, temporary_folder, write_file, write_folder
+from chainrule.priors.pixelcnn import PixelCNN, PixelCNNConfig
+from chainrule.saving.model import is_saved_model
+from chainrule.scorers.classifier import Classifier, ClassifierConfig
+from chainrule.scorers.reranker import CLIP, Reranker, RerankerConfig
+from chainrule.text.bpe import train_bpe
+from chainrule.tokenizers.pixels import Pixels, PixelsConfig
+from chainrule.upscaling.upscaler import Upscaler, UpscalerConfig
+from chainrule.zoo import kind_of, read_card
 
 STEPS = ("mkdir", "open", "fsync", "replace", "rmdir", "unlink")
 KILLED = """
@@ -170,3 +182,107 @@ def test_errors_name_the_file(tmp_path):
         write_file(tmp_path / "directory", "")
     assert error.value.filename == str(tmp_path / "directory")
     assert sorted(child.name for child in tmp_path.iterdir()) == ["directory", "file"]
+
+
+# ---------------------------------------------------------------- saved models
+
+
+def pipeline(seed: int = 0) -> chainrule.Pipeline:
+    torch.manual_seed(seed)
+    tokenizer = Pixels(PixelsConfig(image_height=4, image_width=4, levels=2))
+    return chainrule.Pipeline(tokenizer, PixelCNN(tokenizer.spec, PixelCNNConfig(num_layers=1, width=4, head_width=4)))
+
+
+def one_of_each() -> dict:
+    text = train_bpe(["red", "green"], 257, 4)
+    clip = CLIP(RerankerConfig(8, 8, 1, text.length, text.text_vocab_size, 8, text_layers=1, num_heads=2))
+    return {
+        "pipeline": pipeline(),
+        "tokenizer": Pixels(PixelsConfig(image_height=4, image_width=4, levels=2)),
+        "reranker": Reranker(clip, text),
+        "classifier": Classifier(ClassifierConfig((1, 8, 8), 2, width=8, num_stages=1)),
+        "upscaler": Upscaler(UpscalerConfig(image_channels=1, num_blocks=1, width=4, expansion=1)),
+    }
+
+
+@pytest.mark.parametrize("kind", one_of_each())
+def test_every_kind_is_saved_and_loaded(tmp_path, kind):
+    model, folder = one_of_each()[kind], tmp_path / "model"
+    chainrule.save(model, folder, {"note": kind})
+    loaded = chainrule.load(folder)
+    assert type(loaded) is type(model) and kind_of(folder) == kind and read_card(folder) == {"note": kind}
+    chainrule.save(loaded, tmp_path / "again", {"note": kind}, torch.bfloat16)
+    assert type(chainrule.load(tmp_path / "again")) is type(model)
+    first, second = (yaml.safe_load((each / "config.yaml").read_text()) for each in (folder, tmp_path / "again"))
+    assert first == second and first["kind"] == kind
+    assert {path.stem for path in folder.glob("*.safetensors")} <= {kind, "prior"}
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"colour": 1}, "unknown key 'colour'"),
+        ({"kind": None}, "'kind' must be"),
+        ({"kind": "picture"}, "'kind' must be pipeline or tokenizer"),
+        ({"prior": None}, "'prior' is missing, which a pipeline needs"),
+        ({"upscaler": {"config": {}}}, "'upscaler' is no part of a pipeline"),
+        ({"prior": {"name": "pixelcnn", "config": {}}}, "'prior.codes' is missing"),
+        ({"tokenizer": {"name": "pixels", "config": {}}}, "'tokenizer.hash' is missing"),
+        ({"tokenizer": {"name": "pixels", "config": {}, "wieghts": "a"}}, "did you mean 'weights'"),
+        ({"class_names": "cats"}, "'class_names' must be a list, each text or empty"),
+        ({"format": 7}, "is not a model of format 1"),
+    ],
+)
+def test_config_yaml_is_read_strictly(tmp_path, change, sentence):
+    pipeline().save(tmp_path / "model")
+    path = tmp_path / "model" / "config.yaml"
+    path.write_text(yaml.safe_dump(yaml.safe_load(path.read_text()) | change))
+    with pytest.raises(ValueError, match=sentence) as error:
+        chainrule.load(tmp_path / "model")
+    assert str(path) in str(error.value) and not is_saved_model(tmp_path / "model")
+
+
+def test_a_folder_of_something_else_is_not_replaced(tmp_path):
+    for text in ("site_name: mine\n", "format: 1\n", "[", ""):
+        (tmp_path / "config.yaml").write_text(text)
+        with pytest.raises(ValueError, match="exists and is no saved model; choose another folder"):
+            pipeline().save(tmp_path)
+        with pytest.raises(ValueError, match=r"config\.yaml"):
+            chainrule.load(tmp_path)
+        assert (tmp_path / "config.yaml").read_text() == text
+
+
+def test_a_model_that_was_being_saved_is_found(tmp_path, monkeypatch):
+    """After every step at which the disk stops obeying, `load` finds the old model or the new one."""
+    folder, seen = tmp_path / "model", []
+    old, new = pipeline(0), pipeline(1)
+    weights = [model.prior.state_dict() for model in (old, new)]
+    for step in range(1, 1000):
+        old.save(folder)
+        calls = 0
+
+        def dying(function):
+            def call(*arguments, **options):
+                nonlocal calls
+                calls += 1
+                if calls >= step:  # noqa: B023 (of this turn)
+                    raise PermissionError
+                return function(*arguments, **options)
+
+            return call
+
+        with monkeypatch.context() as patch:
+            for name in STEPS:
+                patch.setattr(os, name, dying(getattr(os, name)))
+            patch.setattr(files, "_HOST", "elsewhere")  # whose temporary folders are left alone
+            try:
+                new.save(folder)
+            except OSError:
+                failed = True
+            else:
+                failed = False
+        found = chainrule.load(folder).prior.state_dict()
+        seen.append([all(torch.equal(found[key], one[key]) for key in one) for one in weights].index(True))
+        if not failed and calls < step:
+            break
+    assert seen == sorted(seen) and set(seen) == {0, 1} and len(seen) > 10

@@ -15,13 +15,12 @@ from chainrule.data import DataConfig, ImageDataset, load
 from chainrule.evaluation import psnr
 from chainrule.images import to_pil
 from chainrule.recipe import build_recipe, read_recipe
-from chainrule.saving.folder import tokenizer_hash
-from chainrule.scorers import load_scorer
+from chainrule.saving.model import tokenizer_hash
 from chainrule.strict import parse_yaml
 from chainrule.tokenizers.vqvae import VQVAE, VQVAEConfig
 from chainrule.training import Hardware, train, train_task
 from chainrule.upscaling.upscaler import PRESETS, Upscaler, UpscalerConfig
-from chainrule.zoo import read_card, save_super_resolution, save_tokenizer
+from chainrule.zoo import load_kind, load_scorer, load_tokenizer, read_card, save
 from test_cli import refused, run, tiny
 
 TINY = UpscalerConfig(image_channels=3, num_blocks=2, width=8, expansion=2)
@@ -80,7 +79,7 @@ def here(tmp_path, monkeypatch) -> Path:
     """A current folder with a tokenizer of 16x16 and a recipe."""
     monkeypatch.chdir(tmp_path)
     torch.manual_seed(0)
-    save_tokenizer(
+    save(
         VQVAE(
             VQVAEConfig(
                 image_height=16,
@@ -101,7 +100,7 @@ def here(tmp_path, monkeypatch) -> Path:
 
 def test_a_recipe_trains_it_behind_a_tokenizer_and_goes_on_bit_for_bit(here):
     result = train("recipe.yaml", "run", quiet=True)
-    model, tokenizer = chainrule.load_super_resolution("run"), chainrule.load_tokenizer("tokenizer")
+    model, tokenizer = chainrule.load("run"), chainrule.load("tokenizer")
     images = load(DataConfig("shapes", "test[:12]", size=32)).images
     halved = images.view(12, 3, 16, 2, 16, 2).float().mean((3, 5)).round().to(torch.uint8)
     reduced = tokenizer.decode(tokenizer.encode(halved))
@@ -169,7 +168,7 @@ def test_mistakes_in_recipes(here, monkeypatch, override, sentence):
         build_recipe(mapping, "r").build()
 
 
-# ---------------------------------------------------------------- the artefact, and the command line
+# ---------------------------------------------------------------- the saved model, and the command line
 
 
 def untrained(channels: int = 3) -> Upscaler:
@@ -181,16 +180,16 @@ def untrained(channels: int = 3) -> Upscaler:
 
 def test_saved_and_loaded(tmp_path):
     model, images = untrained(), torch.randint(0, 256, (2, 3, 5, 6), dtype=torch.uint8)
-    save_super_resolution(model, tmp_path / "double", {"note": "random"})
-    assert {path.name for path in (tmp_path / "double").iterdir()} == {"config.yaml", "super_resolution.safetensors"}
-    assert torch.equal(chainrule.load_super_resolution(tmp_path / "double").upscale(images), model.upscale(images))
+    save(model, tmp_path / "double", {"note": "random"})
+    assert {path.name for path in (tmp_path / "double").iterdir()} == {"config.yaml", "upscaler.safetensors"}
+    assert torch.equal(chainrule.load(tmp_path / "double").upscale(images), model.upscale(images))
     assert read_card(tmp_path / "double") == {"note": "random"}
-    for other in (chainrule.load, chainrule.load_tokenizer):
-        with pytest.raises(ValueError, match=r"holds a super-resolution, .*load_super_resolution.* as --upscaler"):
+    for other in (load_tokenizer, load_scorer):
+        with pytest.raises(
+            ValueError, match=r"holds an upscaler, but a .* is needed; chainrule sample .* as --upscaler"
+        ):
             other(tmp_path / "double")
-    with pytest.raises(ValueError, match="holds no scorer"):
-        load_scorer(tmp_path / "double")
-    save_tokenizer(
+    save(
         VQVAE(
             VQVAEConfig(
                 image_height=16,
@@ -205,11 +204,11 @@ def test_saved_and_loaded(tmp_path):
         ),
         tmp_path / "tokenizer",
     )
-    with pytest.raises(ValueError, match="holds no super-resolution"):
-        chainrule.load_super_resolution(tmp_path / "tokenizer")
-    (tmp_path / "double" / "super_resolution.safetensors").unlink()
-    with pytest.raises(ValueError, match=r"super_resolution.safetensors is missing or damaged"):
-        chainrule.load_super_resolution(tmp_path / "double")
+    with pytest.raises(ValueError, match="holds a tokenizer, but an upscaler is needed"):
+        load_kind(tmp_path / "tokenizer", "upscaler")
+    (tmp_path / "double" / "upscaler.safetensors").unlink()
+    with pytest.raises(ValueError, match=r"upscaler.safetensors is missing or damaged"):
+        chainrule.load(tmp_path / "double")
 
 
 def test_on_the_command_line(tmp_path, monkeypatch):
@@ -217,7 +216,7 @@ def test_on_the_command_line(tmp_path, monkeypatch):
     pipeline, model = tiny(channels=3), untrained()
     pipeline.save("colour")
     tiny().save("grey")
-    save_super_resolution(model, "double")
+    save(model, "double")
     words = ["sample", "colour", "-n", "2", "--separate"]
     run(*words, "--upscaler", "double", "--out", "twice")
     run(*words, "--upscaler", "double", "--upscaler", "double", "--out", "four")
@@ -233,16 +232,16 @@ def test_on_the_command_line(tmp_path, monkeypatch):
     assert Image.open("completed.png").size == (3 * 17 + 1, 18)
     sentence = refused("sample", "grey", "--upscaler", "double")
     assert "takes images of 3 channels (1 grey, 3 colour), and this model draws 1" in sentence
-    assert "holds no super-resolution" in refused("sample", "grey", "--upscaler", "colour")
-    assert "holds a super-resolution" in refused("sample", "double")
+    assert "holds a pipeline, but an upscaler is needed" in refused("sample", "grey", "--upscaler", "colour")
+    assert "holds an upscaler" in refused("sample", "double")
 
 
 def test_it_is_listed_and_described(tmp_path, monkeypatch):
-    save_super_resolution(untrained(), tmp_path / "double", {"metrics": {"psnr": 30.0, "psnr_bicubic": 29.0}})
+    save(untrained(), tmp_path / "double", {"metrics": {"psnr": 30.0, "psnr_bicubic": 29.0}})
     monkeypatch.setattr("chainrule.saving.hub.PRETRAINED", tmp_path)
     (row,) = json.loads(run("models", "--json"))
     count = sum(parameter.numel() for parameter in untrained().parameters())
-    assert row["system"] == "super_resolution" and row["parameters"] == count
+    assert row["system"] == "upscaler" and row["parameters"] == count
     assert "psnr 30, psnr_bicubic 29" in run("models")
     value = json.loads(run("info", "double", "--json"))
-    assert value["kind"] == "super_resolution" and value["width"] == 8 and value["parameters"] == count
+    assert value["kind"] == "upscaler" and value["width"] == 8 and value["parameters"] == count

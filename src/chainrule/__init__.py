@@ -19,19 +19,19 @@ if TYPE_CHECKING:
     from .saving.hub import models
     from .sizes import create, presets
     from .training.run import train
-    from .zoo import load, load_super_resolution, load_tokenizer
+    from .zoo import load, save
 
 __all__ = [
-    "Pipeline", "convert", "create", "decode", "encode", "evaluate", "grid", "info", "load", "load_super_resolution",
-    "load_tokenizer", "models", "presets", "reconstruct", "repeat", "score", "to_pil", "train",
+    "Pipeline", "convert", "create", "decode", "encode", "evaluate", "grid", "info", "load", "models", "presets",
+    "reconstruct", "repeat", "save", "score", "to_pil", "train",
 ]  # fmt: skip
 
 _HOMES = {
     "Pipeline": "pipeline", "convert": "official", "create": "sizes", "decode": "saving.code_file",
     "encode": "saving.code_file", "evaluate": "evaluation.measure", "grid": "images", "info": "catalogue",
-    "load": "zoo", "load_super_resolution": "zoo", "load_tokenizer": "zoo", "models": "saving.hub", "presets": "sizes",
-    "reconstruct": "evaluation.reconstruction", "repeat": "evaluation.measure", "score": "evaluation.scoring",
-    "to_pil": "images", "train": "training.run",
+    "load": "zoo", "models": "saving.hub", "presets": "sizes", "reconstruct": "evaluation.reconstruction",
+    "repeat": "evaluation.measure", "save": "zoo", "score": "evaluation.scoring", "to_pil": "images",
+    "train": "training.run",
 }  # fmt: skip
 
 

@@ -10,11 +10,11 @@ from typing import Any
 
 from .core import Tokenizer
 from .evaluation.records import weights_sha256
-from .saving.folder import read_config, tokenizer_hash
 from .saving.hub import find, models
+from .saving.model import SavedModel, read_model, tokenizer_hash
 from .saving.weights import SCALE
 from .strict import to_plain
-from .zoo import has_prior, load, load_tokenizer, read_card
+from .zoo import load
 
 
 def bundled() -> list[dict[str, Any]]:
@@ -42,23 +42,24 @@ def info(name: str | os.PathLike) -> dict[str, Any]:
         ValueError: nothing of that name, or damaged files.
     """
     folder = find(name)
-    config = read_config(folder)
-    if "kind" in config:
-        value = {"name": os.fspath(name), "kind": config["kind"], "parameters": _parameters(folder)}
-        value |= config.get("config") or {}
+    saved = read_model(folder)
+    value = {"name": os.fspath(name), "kind": saved.kind}
+    if saved.tokenizer is None:
+        value |= {"parameters": _parameters(folder)} | dict(getattr(saved, saved.kind).config)
     else:
-        value = {"name": os.fspath(name)} | _parts(os.fspath(name))
+        value |= _parts(folder)
     return value | {
         "weights_sha256": weights_sha256(folder),
         "bytes": sum(path.stat().st_size for path in folder.iterdir()),
-        "card": read_card(name),
+        "card": dict(saved.card),
     }
 
 
-def _parts(model: str) -> dict[str, Any]:
+def _parts(folder: Path) -> dict[str, Any]:
     """The tokenizer, the codes and the prior, if any, of a model."""
-    pipeline = load(model) if has_prior(model) else None
-    tokenizer: Tokenizer = load_tokenizer(model) if pipeline is None else pipeline.tokenizer
+    model = load(folder)
+    pipeline = None if isinstance(model, Tokenizer) else model
+    tokenizer: Tokenizer = model if pipeline is None else pipeline.tokenizer
     parts = {"tokenizer": tokenizer} | ({} if pipeline is None else {"prior": pipeline.prior})
     channels, height, width = tokenizer.image_shape
     value = {"image": {"height": height, "width": width, "channels": channels}}
@@ -83,16 +84,22 @@ def _parts(model: str) -> dict[str, Any]:
 
 def _row(name: str, folder: Path) -> dict[str, Any]:
     """A bundled model, without loading it."""
-    config = read_config(folder)
-    card = config.get("card") or {}
+    saved = read_model(folder)
+    card = saved.card
     return {
         "name": name,
-        "system": config.get("kind") or (config.get("prior") or config["tokenizer"])["name"],
+        "system": _system(saved),
         "data": ((card.get("recipe") or {}).get("data") or {}).get("source"),
         "parameters": _parameters(folder),
         "bytes": sum(path.stat().st_size for path in folder.glob("*.safetensors")),
         "figures": card.get("figures") or card.get("metrics") or {},
     }
+
+
+def _system(saved: SavedModel) -> str:
+    """The name of the prior, of the tokenizer where there is none, or the kind of a model without either."""
+    part = saved.prior or saved.tokenizer
+    return saved.kind if part is None else part.name
 
 
 def _parameters(folder: Path) -> int:

@@ -6,19 +6,18 @@ On disk a pipeline is a folder of `config.yaml`, one `*.safetensors` per part, a
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from .core import Context, LearnedTokenizer, Prior, Tokenizer
+from .core import Context, LearnedTokenizer, Prior, Tokenizer, class_number
 from .decoding import GuidedContext, Known, Sampling, Scorer, complete, image_seeds, keep_best, sample
 from .decoding.sampling import OnCode
 from .images import extend
-from .saving.folder import FORMAT, describe, tokenizer_hash, write_model
+from .saving.model import SavedModel, prior_part, text_part, tokenizer_hash, tokenizer_part, write_model
 from .text.bpe import TextTokenizer
 
 OnImage = Callable[[int, Callable[[], Tensor]], None]
@@ -97,7 +96,7 @@ class Pipeline:
             best_of: with more than 1, this many are drawn per image and the best is kept, by `scorer`, or without one
                 by `judge`.
             scorer: uint8 (n, C, H, W) -> scores (n,), more is better; image i is one of the i-th label or text.
-                `chainrule.scorers.load_scorer(folder)` has one for labels or texts: `.for_labels`, `.for_texts`.
+                `chainrule.load` gives rerankers and classifiers, which have `.for_texts` and `.for_labels`.
             seed: image i depends on the seed and on i only; or one seed per image, on which alone it then depends.
             on_image: called as the images grow, the candidates one after the other.
             options: the fields of `decoding.Sampling`: temperature, top_k, top_p, guidance, precision.  Guidance needs
@@ -262,32 +261,16 @@ class Pipeline:
         channels, height, width = self.tokenizer.image_shape
         return nats / (channels * height * width * 0.6931471805599453)
 
-    def save(self, folder: str | os.PathLike, dtype: torch.dtype | None = None) -> None:
-        """Writes config.yaml and the weights; a folder that holds a model is replaced as a whole.
-
-        Args:
-            folder: new, empty, or a saved model.
-            dtype: of the prior's weights in its file: torch.bfloat16 for half the bytes, torch.int8 for a quarter (rows
-                of matrices and filters, each with a scale); None: as they are.  What is loaded has the default type
-                again.  The tokenizer, whose codes the prior knows, stays as it is.
-
-        Raises:
-            ValueError: the folder exists and is not a saved model.
-        """
-        config = {
-            "format": FORMAT,
-            "tokenizer": describe("tokenizers", self.tokenizer),
-            "prior": describe("priors", self.prior)
-            | {"codes": self.prior.spec.to_dict(), "tokenizer_hash": tokenizer_hash(self.tokenizer)},
-            "class_names": list(self.class_names) if self.class_names is not None else None,
-            "card": self.card,
-        }
-        if self.text_tokenizer is not None:
-            config["text_tokenizer"] = {"name": self.text_tokenizer.name, "config": self.text_tokenizer.config}
-            config["prior"]["text_hash"] = self.text_tokenizer.hash()
-        files = {} if self.text_tokenizer is None else self.text_tokenizer.files()
-        parts = {"tokenizer": self.tokenizer, "prior": self.prior}
-        write_model(Path(folder), config, parts, files, {"prior": dtype})
+    def save(
+        self, folder: str | os.PathLike, dtype: torch.dtype | None = None, card: Mapping[str, Any] | None = None
+    ) -> None:
+        """Writes the pipeline to a folder; arguments and errors as for `chainrule.save`."""
+        saved = SavedModel(
+            kind="pipeline", tokenizer=tokenizer_part(self.tokenizer, tokenizer_hash(self.tokenizer)),
+            prior=prior_part(self.prior), text_tokenizer=text_part(self.text_tokenizer), class_names=self.class_names,
+            card=self.card if card is None else card,
+        )  # fmt: skip
+        write_model(folder, saved, {"tokenizer": self.tokenizer, "prior": self.prior}, self.text_tokenizer, dtype)
 
     def _log_prob_grids(self, images: Tensor, label: Any, text: Any) -> tuple[Tensor, ...]:
         """log p of the codes of images, without those of a text before them."""
@@ -377,22 +360,6 @@ class Pipeline:
         if on_image is None:
             return None
         return lambda t, codes: on_image(t + 1, lambda: self._decode(self.prior.spec.unflatten(codes.clone())))
-
-
-def class_number(label: int | str, count: int, names: Sequence[str] | None, what: str) -> int:
-    """The number of one of `count` classes, given by number or, if they have `names`, by name.
-
-    Raises:
-        ValueError: no such class; `what` is called so in the sentence.
-    """
-    if isinstance(label, str) and names is not None and label in names:
-        return names.index(label)
-    if isinstance(label, str) and not label.isdecimal():
-        known = f": {', '.join(names)}" if names is not None else " only by number"
-        raise ValueError(f"this {what} has no class {label!r}; it knows {count}{known}")
-    if not 0 <= int(label) < count:
-        raise ValueError(f"label must lie in 0..{count - 1}, got {label}")
-    return int(label)
 
 
 def check_text_tokenizer(text_tokenizer: TextTokenizer, prior: Prior) -> None:

@@ -1,4 +1,4 @@
-"""Saved models by name: a bundled one, a folder, or a hub id."""
+"""Saved models by name: a bundled one, a folder, or a hub id; and the function that saves any of them."""
 
 from __future__ import annotations
 
@@ -11,151 +11,150 @@ import torch
 
 from .core import Tokenizer
 from .pipeline import Pipeline
-from .saving.folder import (
-    FORMAT,
-    SUPER_RESOLUTION,
-    describe,
-    holds,
-    read_config,
-    read_part,
+from .saving.hub import find, is_local
+from .saving.model import (
+    Kind,
+    Part,
+    SavedModel,
+    read_model,
+    read_module,
+    read_prior,
+    read_text,
     read_tokenizer,
-    tokenizer_hash,
+    text_part,
+    tokenizer_part,
     write_model,
 )
-from .saving.hub import find
-from .saving.weights import read_weights
-from .strict import build_dataclass, to_plain
-from .text.bpe import read_text_tokenizer
+from .scorers.classifier import Classifier, ClassifierConfig
+from .scorers.public_clip import PublicCLIP
+from .scorers.reranker import CLIP, Reranker, RerankerConfig
+from .strict import to_plain
 from .upscaling.upscaler import Upscaler, UpscalerConfig
 
-
-def load(name: str | os.PathLike, device: str = "cpu") -> Pipeline:
-    """A pipeline by the name of a bundled model, a folder, or a hub id such as "user/model".
-
-    Raises:
-        ValueError: nothing of that name, or files that do not belong together.
-    """
-    return _read(find(name)).to(device)
-
-
-def refuse_kind(folder: Path, config: Mapping[str, Any]) -> None:
-    """Raises ValueError if a folder holds no model of images but one that doubles or judges them."""
-    if config.get("kind") == SUPER_RESOLUTION:
-        raise ValueError(
-            f"{folder} holds a super-resolution, which draws nothing by itself; open it with "
-            "chainrule.load_super_resolution, or give it to chainrule sample as --upscaler"
-        )
-    if "kind" in config:
-        raise ValueError(
-            f"{folder} holds a scorer ({config['kind']}), which draws nothing; open it with "
-            "chainrule.scorers.load_scorer, or give it to chainrule sample as --reranker"
-        )
+Model = Pipeline | Tokenizer | Reranker | Classifier | Upscaler
+_USES: dict[Kind, str] = {
+    "pipeline": "open it with chainrule.load",
+    "tokenizer": "a tokenizer without a prior encodes, decodes and reconstructs, but draws nothing",
+    "reranker": "chainrule sample takes it as --reranker",
+    "classifier": "chainrule sample takes it as --reranker",
+    "upscaler": "chainrule sample takes it as --upscaler",
+}
 
 
-def _read(folder: Path) -> Pipeline:
-    config, path = read_config(folder), folder / "config.yaml"
-    refuse_kind(folder, config)
-    if "tokenizer" in config and "prior" not in config:
-        raise ValueError(f"{folder} holds a tokenizer without a prior; open it with chainrule.load_tokenizer")
-    if not (
-        holds(config, "tokenizer", "prior", "class_names", "card")
-        and holds(config["tokenizer"], "name", "config")
-        and holds(config["prior"], "name", "config", "codes", "tokenizer_hash")
-        and all(isinstance(part, Mapping) for part in (config["prior"]["config"], config["tokenizer"]["config"]))
-        and isinstance(config["card"], Mapping)
-    ):
-        raise ValueError(f"{path} is incomplete or damaged; copy it again")
-    tokenizer = read_tokenizer(folder, config["tokenizer"])
-    prior = read_part(folder, "priors", config["prior"])
-    if config["prior"]["tokenizer_hash"] != tokenizer_hash(tokenizer):
-        raise ValueError(f"the prior in {folder} was trained on the codes of another tokenizer than the one beside it")
-    text = config.get("text_tokenizer")
-    if text is None:
-        return Pipeline(tokenizer, prior, config["class_names"], config["card"])
-    if not holds(text, "name", "config"):
-        raise ValueError(f"{path} is incomplete or damaged; copy it again")
-    text_tokenizer = read_text_tokenizer(folder, text["name"], text["config"])
-    if config["prior"].get("text_hash") != text_tokenizer.hash():
-        raise ValueError(f"the prior in {folder} was trained on another text tokenizer than the one beside it")
-    return Pipeline(tokenizer, prior, config["class_names"], config["card"], text_tokenizer)
+def load(name: str | os.PathLike, device: str = "cpu") -> Model:
+    """A saved model, in evaluation mode.
 
-
-def save_tokenizer(
-    tokenizer: Tokenizer, folder: str | os.PathLike, card: Mapping[str, Any] | None = None,
-    dtype: torch.dtype | None = None,
-) -> None:  # fmt: skip
-    """Writes a tokenizer; a folder that holds a model is replaced as a whole.
+        load("mnist_pixelcnn").sample(4)
+        load("emoji_vqgan").encode(images)
+        load("shapes_super_resolution").upscale(images)
 
     Args:
-        tokenizer: any registered one.
-        folder: new, empty, or a saved model.
-        card: what is known of it (data, licence, origin, figures), any plain values.
-        dtype: of the weights in the file, such as torch.bfloat16 for half the bytes; None: as they are.
+        name: a bundled model, a folder, the folder of a training run, or a hub id such as "user/model".
+        device: where it computes.
+
+    Returns:
+        what the folder holds: a `Pipeline`, a `Tokenizer`, a `Reranker`, a `Classifier` or an `Upscaler`.
 
     Raises:
-        ValueError: the folder exists and is not a saved model.
+        ValueError: nothing of that name, damaged files, or files that do not belong together.
     """
-    config = {"format": FORMAT, "tokenizer": describe("tokenizers", tokenizer), "card": dict(card or {})}
-    write_model(Path(folder), config, {"tokenizer": tokenizer}, dtypes={"tokenizer": dtype})
+    return load_kind(name, device=device)
+
+
+def load_kind(name: str | os.PathLike, *kinds: Kind, device: str = "cpu") -> Model:
+    """As `load`; raises ValueError where the folder holds a model of another kind than `kinds`, if these are given."""
+    folder = find(name)
+    saved = read_model(folder)
+    _check_kind(folder, saved, kinds)
+    if saved.kind == "pipeline":
+        model = Pipeline(
+            read_tokenizer(folder, saved.tokenizer), read_prior(folder, saved.prior), saved.class_names, saved.card,
+            read_text(folder, saved.text_tokenizer),
+        )  # fmt: skip
+    elif saved.kind == "tokenizer":
+        model = read_tokenizer(folder, saved.tokenizer)
+    elif saved.kind == "reranker":
+        clip = read_module(folder, "reranker", saved.reranker, CLIP, RerankerConfig)
+        model = Reranker(clip, read_text(folder, saved.text_tokenizer), saved.card)
+    elif saved.kind == "classifier":
+        model = read_module(folder, "classifier", saved.classifier, Classifier, ClassifierConfig)
+    else:
+        model = read_module(folder, "upscaler", saved.upscaler, Upscaler, UpscalerConfig)
+    return model.to(device)
 
 
 def load_tokenizer(name: str | os.PathLike, device: str = "cpu") -> Tokenizer:
-    """The tokenizer of a saved model, with or without a prior, in evaluation mode.
+    """The tokenizer of a saved model, with or without a prior; arguments and errors as for `load`."""
+    folder = find(name)
+    saved = read_model(folder)
+    _check_kind(folder, saved, ("tokenizer", "pipeline"))
+    return read_tokenizer(folder, saved.tokenizer).to(device)
+
+
+def load_scorer(name: str | os.PathLike, device: str = "cpu") -> Reranker | Classifier | PublicCLIP:
+    """A model that judges images.
+
+        scorer = load_scorer("runs/emoji_classifier")
+        images = model.sample(16, "Flags", best_of=8, scorer=scorer.for_labels("Flags"))
 
     Args:
-        name: a bundled model, a folder, or a hub id, as for `chainrule.load`.
+        name: as for `load`; or a public CLIP: a folder of the package transformers, or a hub id such as
+            "openai/clip-vit-base-patch32".
         device: where it computes.
 
     Raises:
-        ValueError: nothing of that name, or damaged files.
+        ValueError: nothing of that name, a model of another kind, damaged files, or a missing package.
     """
-    folder = find(name)
-    config = read_config(folder)
-    refuse_kind(folder, config)
-    description = config.get("tokenizer")
-    if not isinstance(description, Mapping) or not {"name", "config"} <= set(description):
-        raise ValueError(f"{folder / 'config.yaml'} is incomplete or damaged; copy it again")
-    return read_tokenizer(folder, description).eval().to(device)
+    if not is_local(name):
+        return PublicCLIP(os.fspath(name), device)
+    return load_kind(name, "reranker", "classifier", device=device)
 
 
-def save_super_resolution(
-    model: Upscaler, folder: str | os.PathLike, card: Mapping[str, Any] | None = None,
-    dtype: torch.dtype | None = None,
-) -> None:  # fmt: skip
-    """Writes a super-resolution; arguments and errors as for `save_tokenizer`."""
-    config = {"format": FORMAT, "kind": SUPER_RESOLUTION, "config": to_plain(model.config), "card": dict(card or {})}
-    write_model(Path(folder), config, {SUPER_RESOLUTION: model}, dtypes={SUPER_RESOLUTION: dtype})
-
-
-def load_super_resolution(name: str | os.PathLike, device: str = "cpu") -> Upscaler:
-    """What takes images to twice their size, in evaluation mode.
-
-        model.upscale(chainrule.load("shapes_parti").sample(4, text="a red circle"))  # uint8 (4, 3, 64, 64)
+def save(
+    model: Model, folder: str | os.PathLike, card: Mapping[str, Any] | None = None, dtype: torch.dtype | None = None
+) -> None:
+    """Writes a model to a folder, from which `load` reads it; a folder that holds a model is replaced as a whole.
 
     Args:
-        name: a bundled model, a folder, or a hub id, as for `chainrule.load`.
-        device: where it computes.
+        model: what `load` gives.
+        folder: new, empty, or a saved model.
+        card: what is known of the model (data, licence, recipe, figures), any plain values; None: the model's own card,
+            if it has one.
+        dtype: type of the weights in their file: torch.bfloat16 for half the bytes, torch.int8 for a quarter (rows of
+            matrices and filters, each with a scale); None: as they are.  When loaded, weights have the default type
+            again.  A pipeline's tokenizer stays as it is, since the prior knows its codes.
 
     Raises:
-        ValueError: nothing of that name, a model of another kind, or damaged files.
+        ValueError: the folder exists and is not a saved model.
+        OSError: the folder cannot be written.
     """
-    folder = find(name)
-    config, path = read_config(folder), folder / "config.yaml"
-    if config.get("kind") != SUPER_RESOLUTION:
-        raise ValueError(f"{folder} holds no super-resolution; train one by a recipe with that section")
-    if not isinstance(config.get("config"), Mapping):
-        raise ValueError(f"{path} is incomplete or damaged; copy it again")
-    model = Upscaler(build_dataclass(UpscalerConfig, config["config"], str(path)))
-    read_weights(model, folder / f"{SUPER_RESOLUTION}.safetensors")
-    return model.eval().to(device)
+    card = dict(getattr(model, "card", {}) if card is None else card)
+    if isinstance(model, Pipeline):
+        model.save(folder, dtype, card)
+    elif isinstance(model, Tokenizer):
+        saved = SavedModel(kind="tokenizer", tokenizer=tokenizer_part(model), card=card)
+        write_model(folder, saved, {"tokenizer": model}, dtype=dtype)
+    elif isinstance(model, Reranker):
+        part, text = Part(config=to_plain(model.model.config)), text_part(model.text_tokenizer)
+        saved = SavedModel(kind="reranker", reranker=part, text_tokenizer=text, card=card)
+        write_model(folder, saved, {"reranker": model.model}, model.text_tokenizer, dtype)
+    else:
+        kind: Kind = "classifier" if isinstance(model, Classifier) else "upscaler"
+        saved = SavedModel(kind=kind, card=card, **{kind: Part(config=to_plain(model.config))})
+        write_model(folder, saved, {kind: model}, dtype=dtype)
 
 
-def has_prior(name: str | os.PathLike) -> bool:
-    """Whether a saved model is more than a tokenizer; raises ValueError as `load_tokenizer` does."""
-    return "prior" in read_config(find(name))
+def kind_of(name: str | os.PathLike) -> Kind:
+    """The kind of a saved model; raises ValueError as `load` does."""
+    return read_model(find(name)).kind
 
 
 def read_card(name: str | os.PathLike) -> dict[str, Any]:
-    """The card of a saved model, {} if it has none; raises ValueError as `load_tokenizer` does."""
-    card = read_config(find(name)).get("card") or {}
-    return dict(card)
+    """The card of a saved model; raises ValueError as `load` does."""
+    return dict(read_model(find(name)).card)
+
+
+def _check_kind(folder: Path, saved: SavedModel, kinds: tuple[Kind, ...]) -> None:
+    if kinds and saved.kind not in kinds:
+        found, needed = (f"{'an' if name[0] == 'u' else 'a'} {name}" for name in (saved.kind, " or ".join(kinds)))
+        raise ValueError(f"{folder} holds {found}, but {needed} is needed; {_USES[saved.kind]}")

@@ -15,10 +15,10 @@ if TYPE_CHECKING:
 
 def open_model(name: str, device: str = "cpu") -> Pipeline:
     """The model `name`; raises ValueError if there is none or it cannot be on `device`."""
-    from ..zoo import load
+    from ..zoo import load_kind
 
     check_device(device)
-    return load(name, device)
+    return load_kind(name, "pipeline", device=device)
 
 
 def open_tokenizer(name: str, device: str = "cpu") -> Tokenizer:
@@ -35,9 +35,10 @@ def open_upscalers(names: Sequence[str] | None, pipeline: Pipeline, device: str)
     Raises:
         ValueError: no such upscaler, or one for another number of channels.
     """
-    from ..zoo import load_super_resolution
+    from ..zoo import load_kind
 
-    models, channels = [load_super_resolution(name, device) for name in names or ()], pipeline.tokenizer.image_shape[0]
+    models = [load_kind(name, "upscaler", device=device) for name in names or ()]
+    channels = pipeline.tokenizer.image_shape[0]
     for name, model in zip(names or (), models, strict=True):
         if model.config.image_channels != channels:
             raise ValueError(

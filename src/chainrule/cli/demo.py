@@ -47,11 +47,11 @@ def demo(
 
     from ..images import grid
     from ..saving.hub import models as names
-    from ..zoo import has_prior, load
+    from ..zoo import kind_of, load
     from .pictures import automatic_scale, captioned, enlarge, heat, write_gif, write_png
 
     since = time.monotonic()
-    pipelines = {name: load(name) for name in names() if has_prior(name)}
+    pipelines = {name: load(name) for name in names() if kind_of(name) == "pipeline"}
     if not pipelines:
         raise ValueError("no models are bundled with this installation; train one with: chainrule train RECIPE")
     rows = []

@@ -139,7 +139,7 @@ def _judge(
     reranker: str, captions: list[str] | None, labels: list[int] | None, device: str
 ) -> Callable[[Tensor], Tensor]:
     """The option --reranker: scores images by their captions, or by their labels."""
-    from ..scorers import load_scorer
+    from ..zoo import load_scorer
 
     scorer = load_scorer(reranker, device)
     kind, wanted = ("labels", labels) if captions is None else ("texts", captions)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -90,6 +91,22 @@ class Conditions(ClassLabels):
         if tuple(label.shape) != (batch_size,):
             raise ValueError(f"label must be int64 ({batch_size},), got {tuple(label.shape)}")
         _check_range("label", label, self.num_labels)
+
+
+def class_number(label: int | str, count: int, names: Sequence[str] | None, what: str) -> int:
+    """The number of one of `count` classes, given by number or, if they have `names`, by name.
+
+    Raises:
+        ValueError: no such class; `what` is called so in the sentence.
+    """
+    if isinstance(label, str) and names is not None and label in names:
+        return names.index(label)
+    if isinstance(label, str) and not label.isdecimal():
+        known = f": {', '.join(names)}" if names is not None else " only by number"
+        raise ValueError(f"this {what} has no class {label!r}; it knows {count}{known}")
+    if not 0 <= int(label) < count:
+        raise ValueError(f"label must lie in 0..{count - 1}, got {label}")
+    return int(label)
 
 
 def _check_ids(name: str, what: str, ids: Tensor | None, shape: tuple[int, int], size: int) -> None:

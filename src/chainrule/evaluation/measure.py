@@ -20,8 +20,8 @@ from ..data.cache import cached_arrays
 from ..decoding import image_seeds
 from ..pipeline import Pipeline
 from ..progress import progress
-from ..saving.folder import tokenizer_hash
 from ..saving.hub import find
+from ..saving.model import tokenizer_hash
 from ..scorers import features as networks
 from . import generation_quality, likelihood, pooled_features, tokenizer_quality
 from .plan import Plan, open_model, plan

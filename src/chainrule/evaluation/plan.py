@@ -14,7 +14,7 @@ from ..decoding import Sampling
 from ..pipeline import Pipeline
 from ..scorers import features as networks
 from ..strict import build_dataclass
-from ..zoo import has_prior, load, load_tokenizer, read_card
+from ..zoo import load_kind, read_card
 from .records import SampleSettings
 
 NUM_DRAWS = 5
@@ -119,7 +119,7 @@ def plan(model: str | os.PathLike, device: str = "cpu", **options: Any) -> Plan:
 
 def open_model(name: str, device: str) -> Pipeline | Tokenizer:
     """A saved model with a prior, or a tokenizer alone; raises ValueError as `plan`."""
-    return load(name, device) if has_prior(name) else load_tokenizer(name, device)
+    return load_kind(name, "pipeline", "tokenizer", device=device)
 
 
 def _pipeline_plan(model: Pipeline, name: str, settings: EvaluationSettings) -> Plan:

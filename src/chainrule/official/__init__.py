@@ -19,7 +19,7 @@ from types import ModuleType
 from ..core import Prior, Tokenizer
 from ..pipeline import Pipeline
 from ..text.bpe import TextTokenizer
-from ..zoo import save_tokenizer
+from ..zoo import save
 from .reader import read_checkpoint
 
 
@@ -82,7 +82,7 @@ def import_release(source: str | os.PathLike) -> Imported:
 def convert(source: str | os.PathLike, dest: str | os.PathLike) -> Imported:
     """Imports a release and writes it as a saved model, its card with origin, licence and sha256 of the files.
 
-    A release of a tokenizer alone becomes a tokenizer's artefact, one with a prior a pipeline.
+    A release with a prior becomes a pipeline, one without a tokenizer.
 
     Args:
         source: as in `import_release`.
@@ -101,8 +101,8 @@ def convert(source: str | os.PathLike, dest: str | os.PathLike) -> Imported:
         "non_commercial": imported.non_commercial,
         "sha256": dict(imported.files),
     }
-    if imported.prior is None:
-        save_tokenizer(imported.tokenizer, dest, card)
-    else:
-        Pipeline(imported.tokenizer, imported.prior, card=card, text_tokenizer=imported.text_tokenizer).save(dest)
+    model: Tokenizer | Pipeline = imported.tokenizer
+    if imported.prior is not None:
+        model = Pipeline(imported.tokenizer, imported.prior, text_tokenizer=imported.text_tokenizer)
+    save(model, dest, card)
     return imported

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from ..core import Codes, Tokenizer
 from ..progress import progress
-from ..saving.folder import tokenizer_hash
+from .model import tokenizer_hash
 
 CODES_FORMAT = "chainrule-codes-1"
 BATCH = 16

@@ -27,12 +27,8 @@ def find(name: str | os.PathLike) -> Path:
     if text in models():
         return PRETRAINED / text
     folder = Path(text)
-    for saved in (folder, folder / "model"):
-        recover(saved)
-    if (folder / "model" / "config.yaml").is_file():  # the folder of a training run
-        folder = folder / "model"
-    if (folder / "config.yaml").is_file():
-        return folder
+    if (saved := _folder(folder)) is not None:
+        return saved
     if folder.exists():
         raise ValueError(f"{text} is no saved model: a folder with config.yaml is needed")
     if re.fullmatch(r"[\w.-]+/[\w.-]+", text):
@@ -46,3 +42,24 @@ def find(name: str | os.PathLike) -> Path:
     near = get_close_matches(text, models(), n=1)
     hint = f"did you mean {near[0]!r}?" if near else f"bundled are: {', '.join(models()) or 'none'}"
     raise ValueError(f"no model is called {text!r} and there is no such folder; {hint}")
+
+
+def find_bundled(name: str, where: str) -> Path:
+    """The folder of a bundled model; raises ValueError, which begins with `where`, if there is none of that name."""
+    if name not in models():
+        raise ValueError(f"{where} must be the name of a bundled model, got {name!r}")
+    return PRETRAINED / name
+
+
+def is_local(name: str | os.PathLike) -> bool:
+    """Whether `find` needs no network: a bundled model, or a folder with config.yaml."""
+    return os.fspath(name) in models() or _folder(Path(name)) is not None
+
+
+def _folder(folder: Path) -> Path | None:
+    """The folder of a saved model, or that of the model in the folder of a training run."""
+    for saved in (folder / "model", folder):
+        recover(saved)
+        if (saved / "config.yaml").is_file():
+            return saved
+    return None

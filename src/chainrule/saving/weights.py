@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -17,18 +18,26 @@ SCALE = "::scale"
 
 
 def write_weights(part: nn.Module, path: Path, dtype: torch.dtype | None = None) -> None:
-    """Writes the weights of a part, if it has any; floats as `dtype` has it, see `Pipeline.save`."""
+    """Writes the weights of a part, if it has any; floats as `dtype` has it, see `chainrule.save`."""
     tensors = {key: value.detach().cpu().contiguous() for key, value in part.state_dict().items()}
     if dtype is torch.int8:
         tensors = _to_int8(tensors)
     elif dtype is not None:
         tensors = {key: value.to(dtype) if value.is_floating_point() else value for key, value in tensors.items()}
     if tensors:
-        save_file(tensors, path)
+        try:
+            save_file(tensors, path)
+        except SafetensorError as error:  # it says no more of an error of the disk
+            raise OSError(errno.EIO, str(error), str(path)) from error
 
 
 def read_weights(part: nn.Module, path: Path) -> None:
-    """Gives a part the weights of a file; raises ValueError where it is missing, damaged or of another architecture."""
+    """Gives a part the weights of a file; raises ValueError where it is missing, damaged or of another architecture.
+
+    A part that has no weights needs no file.
+    """
+    if not part.state_dict():
+        return
     try:
         tensors = load_file(path)
     except (FileNotFoundError, SafetensorError) as error:

@@ -20,20 +20,14 @@ Shape letters: B batch, C channels, H height, W width, N classes.
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..pipeline import class_number
-from ..saving.folder import FORMAT, read_config, write_model
-from ..saving.weights import read_weights
-from ..strict import build_dataclass, to_plain
+from ..core import class_number
 
 GROUP = 16
 """Channels of a group in the normalisation; fewer are slow on CPUs."""
@@ -100,9 +94,7 @@ def _norm(channels: int) -> nn.GroupNorm:
 
 
 class Classifier(nn.Module):
-    """p(class | image); saved as a folder of config.yaml, with `kind: classifier`, and classifier.safetensors."""
-
-    kind = "classifier"
+    """p(class | image)."""
 
     def __init__(self, config: ClassifierConfig) -> None:
         super().__init__()
@@ -162,25 +154,3 @@ class Classifier(nn.Module):
             return log_prob.gather(1, numbers.expand(len(images))[:, None].to(log_prob.device))[:, 0]
 
         return score
-
-    def save(self, folder: str | os.PathLike, card: Mapping[str, Any] | None = None) -> None:
-        """Writes the artefact; a folder that holds a model is replaced as a whole.
-
-        Args:
-            card: what is known of it (data, licence, figures), any plain values.
-
-        Raises:
-            ValueError: the folder exists and is not a saved model.
-        """
-        config = {"format": FORMAT, "kind": self.kind, "config": to_plain(self.config), "card": dict(card or {})}
-        write_model(Path(folder), config, {self.kind: self})
-
-    @classmethod
-    def read(cls, folder: Path) -> Classifier:
-        """From the folder of an artefact, in evaluation mode; raises ValueError where files are missing or damaged."""
-        saved, path = read_config(folder), folder / "config.yaml"
-        if not isinstance(saved.get("config"), Mapping):
-            raise ValueError(f"{path} is incomplete or damaged; copy it again")
-        model = cls(build_dataclass(ClassifierConfig, saved["config"], str(path)))
-        read_weights(model, folder / f"{cls.kind}.safetensors")
-        return model.eval()

@@ -26,12 +26,10 @@ Shape letters: B images or texts, T tokens, E width.
 from __future__ import annotations
 
 import math
-import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -40,10 +38,7 @@ from torch import Tensor, nn
 
 from ..layers.encoder_decoder import MLP, EncoderBlock
 from ..layers.transformer import STD, initialize
-from ..saving.folder import FORMAT, read_config, write_model
-from ..saving.weights import read_weights
-from ..strict import build_dataclass, to_plain
-from ..text.bpe import TextTokenizer, read_text_tokenizer
+from ..text.bpe import TextTokenizer
 from .features import load_features
 
 SMALLEST = 4
@@ -301,8 +296,7 @@ class TextScorer(ABC):
 
 
 class Reranker(TextScorer):
-    """A trained `CLIP` with its text tokenizer, as one artefact: a folder of config.yaml, with `kind:
-    contrastive`, contrastive.safetensors and the files of the text tokenizer.
+    """A trained `CLIP` with its text tokenizer.
 
     Args:
         model: both networks.
@@ -312,8 +306,6 @@ class Reranker(TextScorer):
     Raises:
         ValueError: a model and a text tokenizer that do not belong together.
     """
-
-    kind = "contrastive"
 
     def __init__(self, model: CLIP, text_tokenizer: TextTokenizer, card: Mapping[str, Any] | None = None) -> None:
         config, given = model.config, text_tokenizer
@@ -348,35 +340,3 @@ class Reranker(TextScorer):
     def encode_texts(self, texts: Sequence[str]) -> Tensor:
         ids = self.text_tokenizer.encode(texts).to(self.model.log_scale.device)
         return torch.cat([self.model.encode_texts(part) for part in ids.split(BATCH)])
-
-    def save(self, folder: str | os.PathLike, dtype: torch.dtype | None = None) -> None:
-        """Writes the artefact; a folder that holds a model is replaced as a whole.
-
-        Args:
-            dtype: of the weights in their file, as `Pipeline.save` has it.
-
-        Raises:
-            ValueError: the folder exists and is not a saved model.
-        """
-        text = self.text_tokenizer
-        config = {
-            "format": FORMAT, "kind": self.kind, "config": to_plain(self.model.config),
-            "text_tokenizer": {"name": text.name, "config": text.config}, "text_hash": text.hash(), "card": self.card,
-        }  # fmt: skip
-        write_model(Path(folder), config, {self.kind: self.model}, text.files(), {self.kind: dtype})
-
-    @classmethod
-    def read(cls, folder: Path) -> Reranker:
-        """From the folder of an artefact; raises ValueError where files are missing, damaged or of two scorers."""
-        saved, path = read_config(folder), folder / "config.yaml"
-        text = saved.get("text_tokenizer")
-        if not (
-            isinstance(saved.get("config"), Mapping) and isinstance(text, Mapping) and {"name", "config"} <= set(text)
-        ):
-            raise ValueError(f"{path} is incomplete or damaged; copy it again")
-        model = CLIP(build_dataclass(RerankerConfig, saved["config"], str(path)))
-        read_weights(model, folder / f"{cls.kind}.safetensors")
-        text_tokenizer = read_text_tokenizer(folder, text["name"], text["config"])
-        if saved.get("text_hash") != text_tokenizer.hash():
-            raise ValueError(f"the scorer in {folder} was trained on another text tokenizer than the one beside it")
-        return cls(model, text_tokenizer, saved.get("card"))

@@ -15,6 +15,7 @@ from ...data import Batch, DataConfig, augment, binarize
 from ...recipe import Recipe
 from ...scorers.classifier import Classifier, ClassifierConfig
 from ...strict import build_dataclass, section, to_plain
+from ...zoo import save
 from ..engine.config import EvaluationConfig, TrainingConfig
 from ..engine.order import derive_seed
 from .examples import Examples, ExamplesTask, load_examples
@@ -63,7 +64,7 @@ class ClassifierTask(ExamplesTask):
         return None
 
     def save(self, model: Classifier, folder: Path, card: dict[str, Any]) -> None:
-        model.save(folder, self.card | card)
+        save(model, folder, self.card | card)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,7 +12,7 @@ from ...core import Codes, GridSpec, Tokenizer
 from ...data import ImageDataset, binarize
 from ...data.cache import cached_arrays
 from ...progress import progress
-from ...saving.folder import tokenizer_hash
+from ...saving.model import tokenizer_hash
 from ...zoo import load_tokenizer
 
 IMAGES_AT_ONCE = 32

@@ -18,7 +18,7 @@ from ...pipeline import Pipeline, check_text_tokenizer
 from ...recipe import NewModel, Recipe, SavedPrior, SavedTokenizer
 from ...strict import section
 from ...text.bpe import TextConfig, TextTokenizer
-from ...zoo import load as load_pipeline
+from ...zoo import load_kind
 from ..engine.config import EvaluationConfig, TrainingConfig, check_at_least, check_share
 from ..engine.order import derive_seed
 from .captions import Captions, check_captions, learn_text
@@ -336,7 +336,7 @@ class PriorRecipe(Recipe, kind="prior"):
 
     def _open(self, examples: Examples) -> _Parts:
         """The parts of a trained prior."""
-        saved = load_pipeline(self.prior.path)
+        saved = load_kind(self.prior.path, "pipeline")
         captions = None
         if saved.text_tokenizer is not None:
             check_captions("prior", examples)

@@ -15,6 +15,7 @@ from ...recipe import Recipe
 from ...scorers.reranker import CLIP, Reranker, RerankerConfig, contrastive_loss
 from ...strict import build_dataclass, section, to_plain
 from ...text.bpe import TextConfig
+from ...zoo import save
 from ..engine.config import EvaluationConfig, TrainingConfig
 from ..engine.order import derive_seed
 from .captions import Captions, learn_text
@@ -86,7 +87,7 @@ class RerankerTask(ExamplesTask):
         """Nothing: the model draws no images."""
 
     def save(self, model: CLIP, folder: Path, card: dict[str, Any]) -> None:
-        Reranker(model, self.captions.tokenizer, self.card | card).save(folder)
+        save(Reranker(model, self.captions.tokenizer), folder, self.card | card)
 
 
 def draw_others(texts: list[str], count: int) -> list[Tensor]:

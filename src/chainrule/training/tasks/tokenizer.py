@@ -16,7 +16,7 @@ from ...data import Batch, DataConfig
 from ...evaluation import CodeCounts, psnr
 from ...recipe import NewModel, Recipe
 from ...strict import build_dataclass, section, to_plain
-from ...zoo import save_tokenizer
+from ...zoo import save
 from ..engine.config import EvaluationConfig, TrainingConfig
 from ..engine.order import derive_seed
 from .codes import open_tokenizer
@@ -119,7 +119,7 @@ class TokenizerTask(ImageTask):
         return torch.stack([images, decoded], 1).flatten(0, 1)
 
     def save(self, model: TokenizerPass, folder: Path, card: dict[str, Any]) -> None:
-        save_tokenizer(model.tokenizer, folder, self.card | card)
+        save(model.tokenizer, folder, self.card | card)
 
 
 def _advice(tokenizer: LearnedTokenizer, usage: float, level: int, size: int) -> str:

@@ -18,7 +18,7 @@ from ...recipe import NewModel, Recipe, SavedTokenizer
 from ...strict import build_dataclass, section, to_plain
 from ...tokenizers._grid import to_signed, to_uint8, to_unit
 from ...upscaling.upscaler import Upscaler, UpscalerConfig, bicubic
-from ...zoo import save_super_resolution
+from ...zoo import save
 from ..engine.config import EvaluationConfig, TrainingConfig
 from ..engine.order import derive_seed
 from .codes import open_tokenizer
@@ -95,7 +95,7 @@ class UpscalerTask(ImageTask):
         return torch.stack(threes, 1).flatten(0, 1)
 
     def save(self, model: Upscaler, folder: Path, card: dict[str, Any]) -> None:
-        save_super_resolution(model, folder, self.card | card)
+        save(model, folder, self.card | card)
 
 
 def halve(images: Tensor) -> Tensor:

@@ -1,0 +1,290 @@
+"""The folder of a saved model: `config.yaml`, the weights of each part, and the files of a text tokenizer.
+
+format: 1
+kind: pipeline                     or tokenizer, reranker, classifier, upscaler
+tokenizer: {name, config, …}       one section per part; its weights are in tokenizer.safetensors
+prior: {name, config, codes}
+class_names: […]
+card: {…}
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import yaml
+from torch import nn
+
+from ..core import CodeSpec, Prior, Tokenizer, entry
+from ..files import write_folder
+from ..strict import build_dataclass, to_plain
+from ..text.bpe import TextTokenizer, read_text_tokenizer
+from .hub import find_bundled
+from .weights import read_weights, write_weights
+
+FORMAT = 1
+Kind = Literal["pipeline", "tokenizer", "reranker", "classifier", "upscaler"]
+PARTS: dict[Kind, set[str]] = {
+    "pipeline": {"tokenizer", "prior"},
+    "tokenizer": {"tokenizer"},
+    "reranker": {"reranker", "text_tokenizer"},
+    "classifier": {"classifier"},
+    "upscaler": {"upscaler"},
+}
+"""The parts that a saved model must have; a pipeline may have a text tokenizer too."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """One part of a saved model.
+
+    config: plain values of the part's config
+    """
+
+    config: Mapping[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenizerPart(Part):
+    """A tokenizer.
+
+    name:           as it is registered
+    encoder_config: config of the tokenizer whose encoder and codes it has, if its decoder was built by another config
+    weights:        the bundled model that holds the weights; None: the folder itself
+    hash:           `tokenizer_hash` of the tokenizer that the prior was trained with
+    """
+
+    name: str
+    encoder_config: Mapping[str, Any] | None = None
+    weights: str | None = None
+    hash: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class PriorPart(Part):
+    """A prior.
+
+    name:  as it is registered
+    codes: height, width, depth and codebook size of each grid that it models
+    """
+
+    name: str
+    codes: list[list[int]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextPart(Part):
+    """A text tokenizer.
+
+    name: its kind
+    hash: `TextTokenizer.hash` of the one that the model was trained with
+    """
+
+    name: str
+    hash: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class SavedModel:
+    """Everything that config.yaml holds.
+
+    format:      version of the format
+    kind:        what the folder holds
+    tokenizer, prior, text_tokenizer, reranker, classifier, upscaler: the parts, see `PARTS`
+    class_names: names of the classes of a prior
+    card:        what is known of the model (data, licence, recipe, minutes, figures), any plain values
+    """
+
+    format: int = FORMAT
+    kind: Kind
+    tokenizer: TokenizerPart | None = None
+    prior: PriorPart | None = None
+    text_tokenizer: TextPart | None = None
+    reranker: Part | None = None
+    classifier: Part | None = None
+    upscaler: Part | None = None
+    class_names: tuple[str, ...] | None = None
+    card: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        every = {*set().union(*PARTS.values())}
+        given = {name for name in every if getattr(self, name) is not None}
+        if missing := sorted(PARTS[self.kind] - given):
+            raise ValueError(f"{missing[0]!r} is missing, which a {self.kind} needs")
+        if extra := sorted(given - PARTS[self.kind] - ({"text_tokenizer"} if self.kind == "pipeline" else set())):
+            raise ValueError(f"{extra[0]!r} is no part of a {self.kind}")
+        if self.kind == "pipeline" and self.tokenizer.hash is None:
+            raise ValueError("'tokenizer.hash' is missing, which a pipeline needs")
+        if self.class_names is not None and self.kind != "pipeline":
+            raise ValueError(f"'class_names' is no part of a {self.kind}")
+
+
+# ---------------------------------------------------------------- writing
+
+
+def write_model(
+    folder: str | os.PathLike, saved: SavedModel, modules: Mapping[str, nn.Module],
+    text_tokenizer: TextTokenizer | None = None, dtype: torch.dtype | None = None,
+) -> None:  # fmt: skip
+    """Writes a model; a folder that holds one is replaced as a whole.
+
+    Args:
+        folder: new, empty, or a saved model.
+        saved: what config.yaml is to hold.
+        modules: the weights of the parts.
+        text_tokenizer: writes files of its own.
+        dtype: type of the weights in their files, see `chainrule.save`; it leaves a pipeline's tokenizer as it is, since
+            the prior knows its codes.
+
+    Raises:
+        ValueError: the folder exists and is not a saved model.
+        OSError: the folder cannot be written.
+    """
+    folder = Path(folder)
+    if folder.exists() and not is_saved_model(folder) and (folder.is_file() or any(folder.iterdir())):
+        raise ValueError(f"{folder} exists and is no saved model; choose another folder")
+    plain = {key: value for key, value in asdict(saved).items() if value is not None}
+    for name, part in plain.items():
+        if name in modules or name == "text_tokenizer":
+            plain[name] = {key: value for key, value in part.items() if value is not None}
+
+    def write(new: Path) -> None:
+        for name, module in modules.items():
+            narrow = None if (saved.kind, name) == ("pipeline", "tokenizer") else dtype
+            write_weights(module, new / f"{name}.safetensors", narrow)
+        for name, content in ({} if text_tokenizer is None else text_tokenizer.files()).items():
+            (new / name).write_text(content, encoding="utf-8")
+        write_config(new, plain)
+
+    write_folder(folder, write)
+
+
+def write_config(folder: Path, plain: Mapping[str, Any]) -> None:
+    """Writes config.yaml."""
+    text = yaml.safe_dump(to_plain(plain), sort_keys=False, allow_unicode=True)
+    (folder / "config.yaml").write_text(text, encoding="utf-8")
+
+
+def tokenizer_hash(tokenizer: Tokenizer) -> str:
+    """sha256 of a tokenizer's config and weights: what a prior was trained on."""
+    plain = {key: value for key, value in asdict(tokenizer_part(tokenizer)).items() if value is not None}
+    digest = hashlib.sha256(json.dumps(plain, sort_keys=True).encode())
+    for key, value in sorted(tokenizer.state_dict().items()):
+        digest.update(key.encode())
+        digest.update(value.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def tokenizer_part(tokenizer: Tokenizer, hash: str | None = None) -> TokenizerPart:
+    """A tokenizer as config.yaml describes it."""
+    encoder = getattr(tokenizer, "encoder_config", None)
+    return TokenizerPart(
+        name=tokenizer.name, config=to_plain(tokenizer.config), hash=hash,
+        encoder_config=None if encoder is None else to_plain(encoder),
+    )  # fmt: skip
+
+
+def prior_part(prior: Prior) -> PriorPart:
+    """A prior as config.yaml describes it."""
+    return PriorPart(name=prior.name, config=to_plain(prior.config), codes=prior.spec.to_dict())
+
+
+def text_part(text_tokenizer: TextTokenizer | None) -> TextPart | None:
+    """A text tokenizer, if there is one, as config.yaml describes it."""
+    if text_tokenizer is None:
+        return None
+    return TextPart(name=text_tokenizer.name, config=text_tokenizer.config, hash=text_tokenizer.hash())
+
+
+# ---------------------------------------------------------------- reading
+
+
+def read_model(folder: Path) -> SavedModel:
+    """config.yaml of a saved model.
+
+    Raises:
+        ValueError: it is missing, damaged or of another format.
+    """
+    path = folder / "config.yaml"
+    try:
+        config = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
+        raise ValueError(f"{folder} is no saved model: a folder with config.yaml is needed") from None
+    except (UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ValueError(f"{path} is damaged, it is no readable YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(config, Mapping) or config.get("format") != FORMAT:
+        raise ValueError(f"{path} is not a model of format {FORMAT}; save it again with this version of chainrule")
+    return build_dataclass(SavedModel, config, f"{path} is incomplete or damaged")
+
+
+def is_saved_model(folder: Path) -> bool:
+    """Whether a folder holds a saved model, and not just some config.yaml."""
+    try:
+        read_model(folder)
+    except ValueError:
+        return False
+    return True
+
+
+def read_tokenizer(folder: Path, part: TokenizerPart) -> Tokenizer:
+    """A tokenizer with its weights, in evaluation mode.
+
+    Raises:
+        ValueError: weights that are missing, damaged or of another tokenizer.
+    """
+    registered, where = entry("tokenizers", part.name), str(folder / "config.yaml")
+    config = build_dataclass(registered.config, part.config, where, "tokenizer.config")
+    if part.encoder_config is None:
+        tokenizer = registered.model(config)
+    else:
+        encoder = build_dataclass(registered.config, part.encoder_config, where, "tokenizer.encoder_config")
+        tokenizer = registered.model(encoder).with_decoder(config)
+    holder = folder if part.weights is None else find_bundled(part.weights, f"{where}: 'tokenizer.weights'")
+    read_weights(tokenizer, holder / "tokenizer.safetensors")
+    if part.hash not in (None, tokenizer_hash(tokenizer)):
+        raise ValueError(f"the prior in {folder} was trained on the codes of another tokenizer than the one beside it")
+    return tokenizer.eval()
+
+
+def read_prior(folder: Path, part: PriorPart) -> Prior:
+    """A prior with its weights, in evaluation mode; raises ValueError where they are missing or damaged."""
+    registered = entry("priors", part.name)
+    config = build_dataclass(registered.config, part.config, str(folder / "config.yaml"), "prior.config")
+    prior = registered.model(CodeSpec.from_dict(part.codes), config)
+    read_weights(prior, folder / "prior.safetensors")
+    return prior.eval()
+
+
+def read_text(folder: Path, part: TextPart | None) -> TextTokenizer | None:
+    """The text tokenizer, if there is one; raises ValueError where files are missing, damaged or of another."""
+    if part is None:
+        return None
+    text_tokenizer = read_text_tokenizer(folder, part.name, part.config)
+    if text_tokenizer.hash() != part.hash:
+        raise ValueError(f"the model in {folder} was trained on another text tokenizer than the one beside it")
+    return text_tokenizer
+
+
+def read_module(folder: Path, name: str, part: Part, build: Callable[[Any], nn.Module], config: type) -> nn.Module:
+    """Another part with its weights, in evaluation mode.
+
+    Args:
+        folder: of the saved model.
+        name: of the part.
+        part: how config.yaml describes it.
+        build: from a config to a module.
+        config: class of the config.
+
+    Raises:
+        ValueError: weights that are missing or damaged.
+    """
+    module = build(build_dataclass(config, part.config, str(folder / "config.yaml"), f"{name}.config"))
+    read_weights(module, folder / f"{name}.safetensors")
+    return module.eval()
