@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import fields, is_dataclass
+from dataclasses import is_dataclass
 from typing import TYPE_CHECKING, TypeVar
 
 import torch
@@ -79,12 +79,12 @@ def map_state(function: Callable[[Tensor], Tensor], state: StateT) -> StateT:
     """The state with the function applied to every tensor; None and counters stay."""
     if isinstance(state, Tensor):
         return function(state)
+    if state is None or isinstance(state, int):
+        return state
     if isinstance(state, (list, tuple)):
         return type(state)([map_state(function, value) for value in state])
-    if is_dataclass(state):
-        return type(state)(**{f.name: map_state(function, getattr(state, f.name)) for f in fields(state)})
-    assert state is None or isinstance(state, int), f"a state holds tensors, not a {type(state).__name__}"
-    return state
+    assert is_dataclass(state), f"a state holds tensors, not a {type(state).__name__}"
+    return type(state)(**{name: map_state(function, value) for name, value in vars(state).items()})
 
 
 def select(state: StateT, index: Tensor) -> StateT:

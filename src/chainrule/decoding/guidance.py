@@ -68,7 +68,7 @@ class Guided(Prior):
 
     def combine(self, logits: Tensor) -> Tensor:
         """(2 B, ...), interleaved -> (B, ...)."""
-        positive, negative = logits.unflatten(0, (-1, 2)).unbind(1)
+        positive, negative = logits[::2], logits[1::2]
         return negative + self.scale * (positive - negative)
 
     def forward(self, codes: Codes, context: GuidedContext) -> tuple[Tensor, ...]:
