@@ -127,7 +127,7 @@ def test_gains_that_the_files_lack_are_one_and_other_tensors_are_refused(tmp_pat
     torch.save({key: value.float() for key, value in tensors.items()}, folder / "encoder.pt")
     assert (kuprel_min_dalle.load(tmp_path).prior.encoder[1].mlp.norm.weight == 1).all()
     for change, message in [
-        ({"layers.0.self_attn.q_proj.bias": torch.zeros(128)}, "another architecture: it has layers.0.self_attn"),
+        ({"layers.0.self_attn.q_proj.bias": torch.zeros(128)}, "does not fit its config: it has layers.0.self_attn"),
         ({"layers.2.glu.fc2.weight": torch.zeros(128, 64)}, "nothing in it is encoder.2"),
         ({"layers.0.glu.fc1.weight": torch.zeros(64, 12)}, "differ in shape"),
         ({"embed_tokens.weight": torch.zeros(176, 100)}, "no multiple of 64"),

@@ -12,6 +12,7 @@ import chainrule
 from chainrule.core import CodeSpec, Context
 from chainrule.decoding import Sampling, image_seeds, sample
 from chainrule.official import compvis_net2net, compvis_vqgan, convert
+from chainrule.official.renaming import MINGPT
 from chainrule.priors.gpt import GPT, GPTConfig
 from test_official_taming import original_names
 
@@ -133,6 +134,8 @@ def original_transformer(prior, vocab_size, block_size) -> dict[str, torch.Tenso
             projections = getattr(block.query_key_value, kind).chunk(3)
             for name, value in zip(("query", "key", "value"), projections, strict=True):
                 found[f"blocks.{index}.attn.{name}.{kind}"] = value
-            for theirs, ours in compvis_net2net.NAMES.items():
-                found[f"blocks.{index}.{theirs}.{kind}"] = getattr(getattr(block, ours), kind)
+            for theirs, ours in MINGPT.items():
+                if ":" not in ours:
+                    name = theirs.replace("*", kind)
+                    found[f"blocks.{index}.{name}"] = getattr(getattr(block, ours.removesuffix(".*")), kind)
     return {key: value.detach().clone() for key, value in found.items()}

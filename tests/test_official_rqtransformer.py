@@ -138,7 +138,7 @@ def test_what_does_not_fit_is_refused_in_a_sentence(tmp_path):
         (config(block_size=[8, 4, 8]), "do not belong together"),
         (config(block_size=[8, 8]), "is missing or wrong"),
         (config(vocab_size_cond=11), r"prefix.weight should be \(11, 48\), is \(10, 48\)"),
-        (lacking("body_transformer.blocks.1.attn.key.weight"), "lacks queries, keys or values"),
+        (lacking("body_transformer.blocks.1.attn.key.weight"), "lacks a part of spatial.1.query_key_value.weight"),
         (lacking("input_mlp.bias"), "is missing or wrong"),
     ]
     for change, words in changes:

@@ -25,16 +25,10 @@ from ..priors.gpt import GPT, GPTConfig
 from . import Imported
 from .compvis_vqgan import LICENCE, read_tokenizer
 from .reader import read_checkpoint, sha256
+from .renaming import MINGPT, rename, under
 from .sources import find_config, find_weights, load_weights, read_config, state_dict
 
 ORIGIN = "transformer of CompVis/taming-transformers, https://github.com/CompVis/taming-transformers"
-NAMES = {  # theirs -> ours; query, key and value are joined
-    "ln1": "attention_norm",
-    "attn.proj": "projection",
-    "ln2": "mlp_norm",
-    "mlp.0": "expand",
-    "mlp.2": "contract",
-}
 
 
 def matches(source: Path) -> bool:
@@ -61,12 +55,9 @@ def load(source: Path) -> Imported:
             side = math.isqrt(size["block_size"])
         tokenizer = read_tokenizer(first_stage, part(tensors, "first_stage_model."), weights_path, side * downsampling)
         prior = GPT(tokenizer.spec, _config(params, size))
-        ours = _translate(part(tensors, "transformer."), prior, params.get("sos_token", 0))
+        ours = _translate(part(tensors, "transformer."), prior, weights_path, params.get("sos_token", 0))
     except (KeyError, TypeError, IndexError, AttributeError) as error:
         raise ValueError(f"{weights_path.name} does not fit {config_path.name}: {error} is missing or wrong") from None
-    left = sorted(ours.keys() - prior.state_dict().keys())
-    if left:
-        raise ValueError(f"{weights_path.name} does not fit its config: it has {left[0]}, which the model has not")
     load_weights(prior, ours, weights_path)
     files = {path.name: sha256(path) for path in (config_path, weights_path)}
     return Imported(tokenizer, ORIGIN, LICENCE, False, files, prior.eval())
@@ -112,28 +103,15 @@ def _num_classes(params: Mapping[str, Any]) -> int:
     return int(condition["params"]["n_classes"])
 
 
-def translate_blocks(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The blocks of a minGPT under the names of ours."""
-    ours, attention = {}, {}
-    for key, value in tensors.items():
-        found = re.fullmatch(r"(blocks\.\d+\.)(.+)\.(weight|bias)", key)
-        if found is None:
-            continue
-        block, name, kind = found.groups()
-        if name in NAMES:
-            ours[f"{block}{NAMES[name]}.{kind}"] = value
-        elif name in ("attn.query", "attn.key", "attn.value"):
-            attention.setdefault(f"{block}query_key_value.{kind}", {})[name] = value
-        else:
-            ours[key] = value
-    for key, parts in attention.items():
-        ours[key] = torch.cat([parts["attn.query"], parts["attn.key"], parts["attn.value"]])
-    return ours
+def translate_blocks(tensors: Mapping[str, Tensor], where: Path) -> dict[str, Tensor]:
+    """The blocks of a minGPT under the names of ours, without their masks; see `rename`."""
+    blocks = {key: value for key, value in tensors.items() if re.fullmatch(r"blocks\..*\.(weight|bias)", key)}
+    return rename(blocks, under(MINGPT, "blocks.{}", "blocks.{}"), where)
 
 
-def _translate(tensors: Mapping[str, Tensor], prior: GPT, start: int) -> dict[str, Tensor]:
+def _translate(tensors: Mapping[str, Tensor], prior: GPT, where: Path, start: int) -> dict[str, Tensor]:
     """The transformer under our names; rows of the embedding and head that no code of ours has are left out."""
-    ours = translate_blocks(tensors)
+    ours = translate_blocks(tensors, where)
     num_tokens, num_positions = len(prior.tokens.weight), len(prior.positions)
     ours["tokens.weight"] = tensors["tok_emb.weight"][:num_tokens]
     if prior.beginning is not None:

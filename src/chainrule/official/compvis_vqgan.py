@@ -8,34 +8,53 @@ keys and values are one convolution here and three there.  The Gumbel model's co
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from ..core import LearnedTokenizer
 from ..tokenizers._grid import square
 from ..tokenizers.vqgan import VQGAN, VQGANConfig, VQGANGumbel, VQGANGumbelConfig
 from . import Imported
 from .reader import read_checkpoint, sha256
-from .sources import find_config, find_weights, load_weights, read_config, state_dict
+from .renaming import rename, under
+from .sources import even_use, find_config, find_weights, load_weights, read_config, state_dict
 
 ORIGIN = "VQGAN of CompVis/taming-transformers, https://github.com/CompVis/taming-transformers"
 LICENCE = "MIT for the code; none is stated for the weights"
 CLASSES = ("VQModel", "VQNoDiscModel", "GumbelVQ")
 DEFAULT_BETA = 0.25
-AUTOENCODER = (  # theirs -> ours, as patterns of whole beginnings
-    (r"(?:down|up)\.(\d+)\.block\.(\d+)\.", r"levels.\1.blocks.\2."),
-    (r"(?:down|up)\.(\d+)\.attn\.(\d+)\.", r"levels.\1.attention.\2."),
-    (r"(?:down|up)\.(\d+)\.(?:down|up)sample\.", r"levels.\1.resample."),
-    (r"mid\.block_1\.", "middle.0."),
-    (r"mid\.attn_1\.", "middle.1."),
-    (r"mid\.block_2\.", "middle.2."),
-)
+LEVEL = {  # names inside a level of the encoder or decoder
+    "block.{}.nin_shortcut.*": "blocks.{}.skip.*",
+    "block.{}.*": "blocks.{}.*",
+    "attn.{}.q.*": "attention.{}.qkv.*:q",
+    "attn.{}.k.*": "attention.{}.qkv.*:k",
+    "attn.{}.v.*": "attention.{}.qkv.*:v",
+    "attn.{}.proj_out.*": "attention.{}.out.*",
+    "attn.{}.*": "attention.{}.*",
+    "downsample.*": "resample.*",
+    "upsample.*": "resample.*",
+}
+MIDDLE = {
+    "block_1.*": "0.*",
+    "attn_1.q.*": "1.qkv.*:q",
+    "attn_1.k.*": "1.qkv.*:k",
+    "attn_1.v.*": "1.qkv.*:v",
+    "attn_1.proj_out.*": "1.out.*",
+    "attn_1.*": "1.*",
+    "block_2.*": "2.*",
+}
+AUTOENCODER = {
+    "quant_conv.*": "to_codebook.*",
+    "post_quant_conv.*": "from_codebook.*",
+    **under(LEVEL, "encoder.down.{}", "encoder.levels.{}"),
+    **under(LEVEL, "decoder.up.{}", "decoder.levels.{}"),
+    **under(MIDDLE, "encoder.mid", "encoder.middle"),
+    **under(MIDDLE, "decoder.mid", "decoder.middle"),
+}
+PARTS = ("encoder", "decoder", "quant_conv", "post_quant_conv")
 
 
 def matches(source: Path) -> bool:
@@ -77,7 +96,7 @@ def read_tokenizer(
     tokenizer = VQGANGumbel(config) if gumbel else VQGAN(config)
     ours = translate_autoencoder(tensors, where)
     ours |= _gumbel_quantizer(tensors) if gumbel else _quantizer(tensors)
-    load_exactly(tokenizer, ours, where)
+    load_weights(tokenizer, ours, where)
     return tokenizer.eval()
 
 
@@ -138,44 +157,13 @@ def autoencoder_options(network: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def translate_autoencoder(tensors: Mapping[str, Tensor], where: Path) -> dict[str, Tensor]:
-    """Encoder, decoder and the convolutions to and from the codebook, under our names.
-
-    Raises:
-        ValueError: attention without its queries, keys or values.
-    """
-    ours, attention = {}, {}
-    for key, value in tensors.items():
-        part, _, rest = key.partition(".")
-        if part in ("quant_conv", "post_quant_conv"):
-            ours[f"{'to' if part == 'quant_conv' else 'from'}_codebook.{rest}"] = value
-        if part not in ("encoder", "decoder"):
-            continue
-        for pattern, replacement in AUTOENCODER:
-            rest, found = re.subn("^" + pattern, replacement, rest)
-            if found:
-                break
-        rest = rest.replace("nin_shortcut.", "skip.").replace("proj_out.", "out.")
-        projection = re.fullmatch(r"(.*\.)([qkv])\.(weight|bias)", rest)
-        if projection:
-            begin, letter, kind = projection.groups()
-            attention.setdefault(f"{part}.{begin}qkv.{kind}", {})[letter] = value
-        else:
-            ours[f"{part}.{rest}"] = value
-    for key, letters in attention.items():
-        if len(letters) != 3 or len({value.shape for value in letters.values()}) != 1:
-            raise ValueError(f"{where.name} lacks queries, keys or values of {key}, or their shapes differ")
-        ours[key] = torch.cat([letters[letter] for letter in "qkv"])
-    return ours
+    """Encoder, decoder and the convolutions to and from the codebook, under our names; see `rename`."""
+    return rename({key: value for key, value in tensors.items() if key.split(".")[0] in PARTS}, AUTOENCODER, where)
 
 
 def _quantizer(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     codebook = tensors["quantize.embedding.weight"]
     return {"quantizer.codebook.weight": codebook, **even_use("quantizer.codebook.", codebook)}
-
-
-def even_use(prefix: str, codebook: Tensor) -> dict[str, Tensor]:
-    """Buffers of a codebook (K, C) whose use is not known: even, or all would be restarted by further training."""
-    return {prefix + name: torch.ones(len(codebook)) for name in ("usage", "recent")}
 
 
 def _gumbel_quantizer(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -184,11 +172,3 @@ def _gumbel_quantizer(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         "to_logits.weight": tensors["quantize.proj.weight"],
         "to_logits.bias": tensors["quantize.proj.bias"],
     }
-
-
-def load_exactly(tokenizer: LearnedTokenizer, ours: Mapping[str, Tensor], where: Path) -> None:
-    """Fills the tokenizer; raises ValueError where names or shapes do not fit, or a tensor would be left over."""
-    left = sorted(ours.keys() - tokenizer.state_dict().keys())
-    if left:
-        raise ValueError(f"{where.name} does not fit its config: it has {left[0]}, which the model has not")
-    load_weights(tokenizer, ours, where)

@@ -74,12 +74,9 @@ def load(source: Path) -> Imported:
         tokenizer = _tokenizer(config["stage1"], one, where)
         where = paths[1]
         prior = _prior(config["stage2"], tokenizer)
-        ours = _translate(two, prior)
+        ours = _translate(two, prior, where)
     except (KeyError, TypeError, IndexError, AttributeError) as error:
         raise ValueError(f"{where.name} does not fit {config_path.name}: {error} is missing or wrong") from None
-    left = sorted(ours.keys() - prior.state_dict().keys())
-    if left:
-        raise ValueError(f"{where.name} does not fit its config: it has {left[0]}, which the model has not")
     load_weights(prior, ours, where)
     length = prior.spec.grids[0].num_positions
     if (config.get("dataset") or {}).get("context_length", CONTEXT_LENGTH) != length:
@@ -144,9 +141,9 @@ def _prior(stage: Mapping[str, Any], tokenizer: VQGAN) -> DALLE:
     return DALLE(CodeSpec((text, grid)), config)
 
 
-def _translate(tensors: Mapping[str, Tensor], prior: DALLE) -> dict[str, Tensor]:
+def _translate(tensors: Mapping[str, Tensor], prior: DALLE, where: Path) -> dict[str, Tensor]:
     """The transformer under our names."""
-    ours = translate_blocks(tensors)
+    ours = translate_blocks(tensors, where)
     for key, value in prior.blocks.state_dict(prefix="blocks.").items():
         if key.endswith(".bias") and "norm" not in key:
             ours.setdefault(key, torch.zeros_like(value))

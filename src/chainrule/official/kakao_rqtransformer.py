@@ -9,47 +9,38 @@ once per position here and once per code there.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from ..core import CodeSpec
 from ..priors.rq_transformer import RQTransformer, RQTransformerConfig
 from ..tokenizers.rqvae import RQVAE
 from . import Imported, kakao_rqvae
-from .compvis_vqgan import load_exactly
 from .kakao_rqvae import LICENCE, equal, model_tensors
 from .reader import read_checkpoint, sha256
-from .sources import find_config, find_weights, read_config
+from .renaming import MINGPT, rename, under
+from .sources import find_config, find_weights, load_weights, read_config
 
 ORIGIN = "RQ-Transformer of kakaobrain/rq-vae-transformer, https://github.com/kakaobrain/rq-vae-transformer"
 REQUIRED = ("input_emb_vqvae", "head_emb_vqvae", "cumsum_depth_ctx", "shared_cls_emb")
 """Options that all released models have on, and that are off where a config leaves them out."""
-NAMES = (  # theirs -> ours, as patterns of whole beginnings
-    (r"pos_emb_cond$", "prefix_positions"),
-    (r"pos_emb_hw$", "positions"),
-    (r"pos_emb_d$", "depths"),
-    (r"cond_emb\.", "prefix."),
-    (r"input_mlp\.", "to_spatial."),
-    (r"head_mlp\.", "to_depth."),
-    (r"cond_classifier\.layer_norm\.", "text_classifier.norm."),
-    (r"cond_classifier\.linear\.", "text_classifier.linear."),
-    (r"classifier\.layer_norm\.", "classifier.norm."),
-    (r"classifier\.linear\.", "classifier.linear."),
-    (r"body_transformer\.blocks\.", "spatial."),
-    (r"head_transformer\.blocks\.", "depth."),
-)
-BLOCK = (  # the same, of names inside a block
-    ("ln1.", "attention_norm."),
-    ("ln2.", "mlp_norm."),
-    ("attn.proj.", "projection."),
-    ("mlp.0.", "expand."),
-    ("mlp.2.", "contract."),
-)
+NAMES = {
+    "pos_emb_cond": "prefix_positions",
+    "pos_emb_hw": "positions",
+    "pos_emb_d": "depths",
+    "cond_emb.*": "prefix.*",
+    "input_mlp.*": "to_spatial.*",
+    "head_mlp.*": "to_depth.*",
+    "cond_classifier.layer_norm.*": "text_classifier.norm.*",
+    "cond_classifier.linear.*": "text_classifier.linear.*",
+    "classifier.layer_norm.*": "classifier.norm.*",
+    "classifier.linear.*": "classifier.linear.*",
+    **under(MINGPT, "body_transformer.blocks.{}", "spatial.{}"),
+    **under(MINGPT, "head_transformer.blocks.{}", "depth.{}"),
+}
 
 
 def matches(source: Path) -> bool:
@@ -79,13 +70,14 @@ def load(source: Path) -> Imported:
     tensors = model_tensors(read_checkpoint(weights_path), weights_path)
     try:
         prior = _prior(read_config(config_path), tokenizer)
-        ours = _translate(tensors, weights_path)
+        ours = rename(tensors, NAMES, weights_path)
+        ours |= {name: ours[name].squeeze(0) for name in ("prefix_positions", "positions", "depths") if name in ours}
         ours["to_spatial.bias"] = prior.grid.depth * ours["to_spatial.bias"]
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{weights_path.name} does not fit {config_path.name}: {error} is missing or wrong") from None
     codebooks = [codebook.weight for codebook in tokenizer.quantizer.codebooks]
     ours["codebook"] = codebooks[0] if tokenizer.config.shared else torch.stack(codebooks)
-    load_exactly(prior, ours, weights_path)
+    load_weights(prior, ours, weights_path)
     files = {f"stage1/{name}": value for name, value in imported.files.items()}
     files |= {f"stage2/{path.name}": sha256(path) for path in (config_path, weights_path)}
     return Imported(tokenizer, ORIGIN, LICENCE, True, files, prior.eval())
@@ -133,26 +125,3 @@ def _prior(config: Mapping[str, Any], tokenizer: RQVAE) -> RQTransformer:
             **condition,
         ),
     )
-
-
-def _translate(tensors: Mapping[str, Tensor], where: Path) -> dict[str, Tensor]:
-    """The tensors under our names; raises ValueError where queries, keys and values do not fit one another."""
-    ours, attention = {}, {}
-    for key, value in tensors.items():
-        for pattern, replacement in NAMES:
-            name, found = re.subn("^" + pattern, replacement, key)
-            if found:
-                break
-        for theirs, replacement in BLOCK:
-            name = re.sub(rf"^((?:spatial|depth)\.\d+\.){re.escape(theirs)}", rf"\g<1>{replacement}", name)
-        projection = re.fullmatch(r"(.*\.)attn\.(query|key|value)\.(weight|bias)", name)
-        if projection:
-            begin, part, kind = projection.groups()
-            attention.setdefault(f"{begin}query_key_value.{kind}", {})[part] = value
-        else:
-            ours[name] = value.squeeze(0) if key.startswith("pos_emb_") else value
-    for key, parts in attention.items():
-        if len(parts) != 3 or len({value.shape for value in parts.values()}) != 1:
-            raise ValueError(f"{where.name} lacks queries, keys or values of {key}, or their shapes differ")
-        ours[key] = torch.cat([parts[part] for part in ("query", "key", "value")])
-    return ours

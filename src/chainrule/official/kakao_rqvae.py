@@ -15,9 +15,9 @@ from torch import Tensor
 
 from ..tokenizers.rqvae import RQVAE, RQVAEConfig
 from . import Imported
-from .compvis_vqgan import autoencoder_options, even_use, load_exactly, translate_autoencoder
+from .compvis_vqgan import autoencoder_options, translate_autoencoder
 from .reader import read_checkpoint, sha256
-from .sources import find_config, find_weights, read_config, state_dict
+from .sources import even_use, find_config, find_weights, load_weights, read_config, state_dict
 
 ORIGIN = "RQ-VAE of kakaobrain/rq-vae-transformer, https://github.com/kakaobrain/rq-vae-transformer"
 LICENCE = "CC-BY-NC-SA-4.0 for the weights (non-commercial), Apache-2.0 for the code"
@@ -43,7 +43,7 @@ def load(source: Path) -> Imported:
         ours = translate_autoencoder(tensors, weights_path) | _codebooks(tensors, tokenizer)
     except (KeyError, TypeError) as error:
         raise ValueError(f"{weights_path.name} does not fit {config_path.name}: {error} is missing or wrong") from None
-    load_exactly(tokenizer, ours, weights_path)
+    load_weights(tokenizer, ours, weights_path)
     files = {path.name: sha256(path) for path in (config_path, weights_path)}
     return Imported(tokenizer.eval(), ORIGIN, LICENCE, True, files)
 

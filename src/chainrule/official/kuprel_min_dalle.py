@@ -27,39 +27,49 @@ from ..text.dalle_mini import DalleMiniTokenizer
 from ..tokenizers._grid import square
 from ..tokenizers.vqgan import VQGAN, VQGANConfig
 from . import Imported
-from .compvis_vqgan import even_use, translate_autoencoder
+from .compvis_vqgan import translate_autoencoder
 from .reader import read_checkpoint, sha256
-from .sources import load_weights, state_dict
+from .renaming import rename, under
+from .sources import even_use, load_weights, state_dict
 
 ORIGIN = "DALL-E Mini by Boris Dayma and others in the files of kuprel/min-dalle, https://github.com/kuprel/min-dalle"
 LICENCE = "Apache-2.0 for the code of DALL-E Mini, MIT for that of min-dalle; for the weights see their model cards"
 HEAD_FEATURES = 64
 NORM_GROUPS, NORM_EPS = 32, 1e-5
-NAMES = (  # theirs -> ours, as patterns of whole beginnings; queries, keys, values and both gates are joined
-    (r"embed_tokens\.weight$", "{tokens}.weight"),
-    (r"embed_positions\.weight$", "{positions}"),
-    (r"layernorm_embedding\.", "{tokens}_norm."),
-    (r"final_ln\.", "{final}."),
-    (r"lm_head\.weight$", "head.linear.weight"),
-    (r"layers\.(\d+)\.pre_self_attn_layer_norm\.", r"{part}.\1.attention.norm."),
-    (r"layers\.(\d+)\.self_attn_layer_norm\.", r"{part}.\1.attention.out_norm."),
-    (r"layers\.(\d+)\.self_attn\.([qkv])_proj\.weight$", r"{part}.\1.attention.query_key_value.weight:\2"),
-    (r"layers\.(\d+)\.self_attn\.out_proj\.", r"{part}.\1.attention.projection."),
-    (r"layers\.(\d+)\.pre_encoder_attn_layer_norm\.", r"{part}.\1.cross.norm."),
-    (r"layers\.(\d+)\.encoder_attn_layer_norm\.", r"{part}.\1.cross.out_norm."),
-    (r"layers\.(\d+)\.encoder_attn\.q_proj\.", r"{part}.\1.cross.query."),
-    (r"layers\.(\d+)\.encoder_attn\.([kv])_proj\.weight$", r"{part}.\1.cross.key_value.weight:\2"),
-    (r"layers\.(\d+)\.encoder_attn\.out_proj\.", r"{part}.\1.cross.projection."),
-    (r"layers\.(\d+)\.glu\.ln0\.", r"{part}.\1.mlp.norm."),
-    (r"layers\.(\d+)\.glu\.ln1\.", r"{part}.\1.mlp.hidden_norm."),
-    (r"layers\.(\d+)\.glu\.fc([01])\.weight$", r"{part}.\1.mlp.expand.weight:\2"),
-    (r"layers\.(\d+)\.glu\.fc2\.", r"{part}.\1.mlp.contract."),
-)
-PARTS = {
-    "encoder": {"part": "encoder", "tokens": "words", "positions": "word_positions", "final": "encoder_norm"},
-    "decoder": {"part": "decoder", "tokens": "codes", "positions": "positions", "final": "head.norm"},
+LAYER = {  # names inside a layer of either half
+    "pre_self_attn_layer_norm.*": "attention.norm.*",
+    "self_attn_layer_norm.*": "attention.out_norm.*",
+    "self_attn.q_proj.weight": "attention.query_key_value.weight:q",
+    "self_attn.k_proj.weight": "attention.query_key_value.weight:k",
+    "self_attn.v_proj.weight": "attention.query_key_value.weight:v",
+    "self_attn.out_proj.*": "attention.projection.*",
+    "pre_encoder_attn_layer_norm.*": "cross.norm.*",
+    "encoder_attn_layer_norm.*": "cross.out_norm.*",
+    "encoder_attn.q_proj.*": "cross.query.*",
+    "encoder_attn.k_proj.weight": "cross.key_value.weight:k",
+    "encoder_attn.v_proj.weight": "cross.key_value.weight:v",
+    "encoder_attn.out_proj.*": "cross.projection.*",
+    "glu.ln0.*": "mlp.norm.*",
+    "glu.ln1.*": "mlp.hidden_norm.*",
+    "glu.fc0.weight": "mlp.expand.weight:gate",
+    "glu.fc1.weight": "mlp.expand.weight:value",
+    "glu.fc2.*": "mlp.contract.*",
 }
-JOINED = "qkv01"  # in this order along the outputs
+ENCODER = {
+    "embed_tokens.weight": "words.weight",
+    "embed_positions.weight": "word_positions",
+    "layernorm_embedding.*": "words_norm.*",
+    "final_ln.*": "encoder_norm.*",
+    **under(LAYER, "layers.{}", "encoder.{}"),
+}
+DECODER = {
+    "embed_tokens.weight": "codes.weight",
+    "embed_positions.weight": "positions",
+    "layernorm_embedding.*": "codes_norm.*",
+    "final_ln.*": "head.norm.*",
+    "lm_head.weight": "head.linear.weight",
+    **under(LAYER, "layers.{}", "decoder.{}"),
+}
 
 
 @dataclass(frozen=True)
@@ -144,7 +154,7 @@ def _prior(
     num_words, width = encoder["embed_tokens.weight"].shape
     if width % HEAD_FEATURES:
         raise ValueError(f"{files.encoder.name} has {width} features, no multiple of {HEAD_FEATURES}, those of a head")
-    ours = _translate(encoder, "encoder", files.encoder) | _translate(decoder, "decoder", files.decoder)
+    ours = rename(encoder, ENCODER, files.encoder) | rename(decoder, DECODER, files.decoder)
     prior = DalleBart(
         spec,
         DalleBartConfig(
@@ -157,40 +167,11 @@ def _prior(
             text_vocab_size=num_words,
         ),
     )
-    expected = prior.state_dict()
-    for key, value in expected.items():
+    for key, value in prior.state_dict().items():
         if key.endswith("norm.weight"):
             ours.setdefault(key, torch.ones_like(value))
-    _refuse_more(ours, expected, files.encoder.parent)
     load_weights(prior, ours, files.encoder.parent)
     return prior.eval()
-
-
-def _translate(tensors: Mapping[str, Tensor], part: str, where: Path) -> dict[str, Tensor]:
-    """One half under our names; raises ValueError where matrices that are one here do not fit one another."""
-    ours: dict[str, Tensor] = {}
-    joined: dict[str, dict[str, Tensor]] = {}
-    for key, value in tensors.items():
-        for pattern, replacement in NAMES:
-            name, found = re.subn("^" + pattern, replacement.format(**PARTS[part]), key)
-            if found:
-                break
-        name, _, letter = name.partition(":")
-        if letter:
-            joined.setdefault(name, {})[letter] = value
-        else:
-            ours[name] = value
-    for name, pieces in joined.items():
-        if len({value.shape[1:] for value in pieces.values()}) != 1:
-            raise ValueError(f"{where.name} does not fit together: the parts of {name} differ in shape")
-        ours[name] = torch.cat([pieces[letter] for letter in JOINED if letter in pieces])
-    return ours
-
-
-def _refuse_more(ours: Mapping[str, Tensor], expected: Mapping[str, Tensor], where: Path) -> None:
-    left = sorted(ours.keys() - expected.keys())
-    if left:
-        raise ValueError(f"{where.name} holds another architecture: it has {left[0]}, which the model has not")
 
 
 def _tokenizer(tensors: Mapping[str, Tensor], side: int, where: Path) -> VQGAN:
@@ -215,6 +196,5 @@ def _tokenizer(tensors: Mapping[str, Tensor], side: int, where: Path) -> VQGAN:
     ours["decoder.conv_out.bias"] = 2 * ours["decoder.conv_out.bias"].float() - 1
     codebook = tensors["embedding.weight"]
     ours |= {"quantizer.codebook.weight": codebook, **even_use("quantizer.codebook.", codebook)}
-    _refuse_more(ours, tokenizer.state_dict(), where)
     load_weights(tokenizer, ours, where)
     return tokenizer.eval()

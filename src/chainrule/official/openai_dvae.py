@@ -19,18 +19,18 @@ from ..tokenizers.dvae import DVAE, DVAEConfig
 from . import Imported
 from .pickles import Stub
 from .reader import module_tensors, read_checkpoint, sha256
+from .sources import has_mark
 
 ORIGIN = "discrete VAE of DALL-E by OpenAI, https://github.com/openai/DALL-E (cdn.openai.com/dall-e)"
 LICENCE = "modified MIT"
 IMAGE_SIZE = 256
 FILES = {"encoder": "encoder.pkl", "decoder": "decoder.pkl"}
 MARK = b"dall_e"  # the package whose classes the pickles name
-PEEK = 2**20  # names come before numbers, within this many bytes
 
 
 def matches(source: Path) -> bool:
     """Whether `source` is a folder with both files, or one of them."""
-    return any(path.is_file() and _has_mark(path) for path in _files(Path(source)).values())
+    return any(path.is_file() and has_mark(path, MARK) for path in _files(Path(source)).values())
 
 
 def load(source: Path) -> Imported:
@@ -64,11 +64,6 @@ def _files(source: Path) -> dict[str, Path]:
     if not source.is_dir() and source.name not in FILES.values():
         return {}
     return {part: folder / name for part, name in FILES.items()}
-
-
-def _has_mark(path: Path) -> bool:
-    with path.open("rb") as file:
-        return MARK in file.read(PEEK)
 
 
 def _module(path: Path, part: str) -> Stub:

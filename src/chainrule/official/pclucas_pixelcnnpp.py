@@ -18,9 +18,8 @@ from ..priors.pixelcnnpp import NUM_LEVELS, PixelCNNPP, PixelCNNPPConfig
 from ..tokenizers._grid import square
 from ..tokenizers.pixels import Pixels, PixelsConfig
 from . import Imported
-from .compvis_vqgan import load_exactly
 from .reader import read_checkpoint, sha256
-from .sources import state_dict
+from .sources import load_weights, marked_files, state_dict, the_only
 
 ORIGIN = "PixelCNN++ of pclucas14/pixel-cnn-pp, https://github.com/pclucas14/pixel-cnn-pp"
 LICENCE = "MIT"
@@ -28,7 +27,6 @@ IMAGE_SIDES = {1: 28, 3: 32}  # by channels
 NUMBERS = {1: 3, 3: 10}  # per logistic, by channels
 LEVELS = 256
 MARK = b"downsize_ul_stream.0.conv.weight_v"  # a name that only this release has
-PEEK = 2**20  # names come before numbers, within this many bytes
 LAYERS = {"u_init": "input_u", "ul_init.0": "input_above", "ul_init.1": "input_left", "nin_out": "out"}
 PARTS = {"conv_input": "first", "conv_out": "second", "nin_skip": "skip"}
 KINDS = {"weight_v": "direction", "weight_g": "magnitude", "bias": "bias"}
@@ -36,7 +34,7 @@ KINDS = {"weight_v": "direction", "weight_g": "magnitude", "bias": "bias"}
 
 def matches(source: Path) -> bool:
     """Whether `source` is such a file, or a folder with one."""
-    return bool(_candidates(source))
+    return bool(marked_files(source, MARK))
 
 
 def load(source: Path) -> Imported:
@@ -45,13 +43,7 @@ def load(source: Path) -> Imported:
     Raises:
         ValueError: none or several such files, or one of another architecture.
     """
-    candidates = _candidates(source)
-    if len(candidates) != 1:
-        names = ", ".join(path.name for path in candidates) or "none"
-        raise ValueError(
-            f"{source} should hold one PixelCNN++ of pclucas14's code, but there are: {names}; name the file"
-        )
-    path = candidates[0]
+    path = the_only(marked_files(source, MARK), source, "PixelCNN++ of pclucas14's code")
     tensors = state_dict(read_checkpoint(path), path)
     tensors = {name.removeprefix("module."): value for name, value in tensors.items()}
     try:
@@ -65,20 +57,9 @@ def load(source: Path) -> Imported:
     except (KeyError, IndexError) as error:
         raise ValueError(f"{path.name} holds no PixelCNN++ of grey or colour images: {error} is missing") from None
     prior = PixelCNNPP(CodeSpec.single(side, side, depth, LEVELS), config)
-    load_exactly(prior, dict(_rename(name, value) for name, value in tensors.items()), path)
+    load_weights(prior, dict(_rename(name, value) for name, value in tensors.items()), path)
     tokenizer = Pixels(PixelsConfig(**square(side), image_channels=depth, levels=LEVELS))
     return Imported(tokenizer.eval(), ORIGIN, LICENCE, False, {path.name: sha256(path)}, prior.eval())
-
-
-def _candidates(source: Path) -> list[Path]:
-    source = Path(source)
-    files = sorted(source.iterdir()) if source.is_dir() else [source]
-    return [path for path in files if path.is_file() and _has_mark(path)]
-
-
-def _has_mark(path: Path) -> bool:
-    with path.open("rb") as file:
-        return MARK in file.read(PEEK)
 
 
 def _num_residual(tensors: Mapping[str, Tensor]) -> int:

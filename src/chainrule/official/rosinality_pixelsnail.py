@@ -16,9 +16,8 @@ from torch import Tensor
 from ..core import CodeSpec, GridSpec
 from ..priors._pixelsnail import PixelSNAILSizes
 from ..priors.hierarchical_pixelsnail import BottomSizes, HierarchicalPixelSNAIL, HierarchicalPixelSNAILConfig
-from .compvis_vqgan import load_exactly
 from .reader import Stub, read_checkpoint
-from .sources import state_dict
+from .sources import load_weights, state_dict
 
 SizesT = TypeVar("SizesT", bound=PixelSNAILSizes)
 MARK = b"horizontal.conv.conv.weight_v"  # a name that only these files have
@@ -60,9 +59,9 @@ def load_prior(top: Path, bottom: Path) -> HierarchicalPixelSNAIL:
     for index, (path, (level, sizes, _)) in enumerate(zip((top, bottom), levels, strict=True)):
         ours = _rename(level, sizes.num_output_residual)
         conditioner = {name: ours.pop(name) for name in list(ours) if name.startswith("conditioner.")}
-        load_exactly(prior.levels[index], ours, path)
+        load_weights(prior.levels[index], ours, path)
     conditioner = {name.removeprefix("conditioner."): value for name, value in conditioner.items()}
-    load_exactly(prior.conditioners[0], conditioner, bottom)
+    load_weights(prior.conditioners[0], conditioner, bottom)
     return prior.eval()
 
 

@@ -20,17 +20,17 @@ from . import Imported
 from .reader import read_checkpoint, sha256
 from .rosinality_pixelsnail import BOTTOM_MARK, load_prior
 from .rosinality_pixelsnail import MARK as PIXELSNAIL_MARK
+from .sources import has_mark, marked_files, the_only
 
 ORIGIN = "VQ-VAE-2 of rosinality/vq-vae-2-pytorch, https://github.com/rosinality/vq-vae-2-pytorch"
 LICENCE = "MIT, parts Apache-2.0 (Sonnet)"
 IMAGE_SIZE = 256
 MARK = b"quantize_conv_t.weight"  # a name that only this release has
-PEEK = 2**20  # names come before numbers, within this many bytes
 
 
 def matches(source: Path) -> bool:
     """Whether `source` is such a file, or a folder with one."""
-    return bool(_candidates(source))
+    return bool(marked_files(source, MARK))
 
 
 def load(source: Path) -> Imported:
@@ -39,11 +39,7 @@ def load(source: Path) -> Imported:
     Raises:
         ValueError: none or several such files, one of another architecture, or a prior of one level without the other.
     """
-    candidates = _candidates(source)
-    if len(candidates) != 1:
-        names = ", ".join(path.name for path in candidates) or "none"
-        raise ValueError(f"{source} should hold one VQ-VAE-2 of rosinality, but there are: {names}; name the file")
-    path = candidates[0]
+    path = the_only(marked_files(source, MARK), source, "VQ-VAE-2 of rosinality")
     tensors = read_checkpoint(path)
     if not isinstance(tensors, dict):
         raise ValueError(f"{path} holds no state dict")
@@ -66,26 +62,14 @@ def load(source: Path) -> Imported:
     return Imported(tokenizer.eval(), ORIGIN, LICENCE, False, files, prior)
 
 
-def _candidates(source: Path, mark: bytes = MARK) -> list[Path]:
-    """The files of a folder, or the file, in which a name stands."""
-    source = Path(source)
-    files = sorted(source.iterdir()) if source.is_dir() else [source]
-    return [path for path in files if path.is_file() and _has_mark(path, mark)]
-
-
-def _has_mark(path: Path, mark: bytes) -> bool:
-    with path.open("rb") as file:
-        return mark in file.read(PEEK)
-
-
 def _priors(source: Path) -> tuple[Path, ...]:
     """The priors of top and bottom beside the tokenizer, or nothing."""
-    found = _candidates(source, PIXELSNAIL_MARK)
+    found = marked_files(source, PIXELSNAIL_MARK)
     if not found or not Path(source).is_dir():
         return ()
     levels: tuple[list[Path], list[Path]] = [], []
     for path in found:
-        levels[_has_mark(path, BOTTOM_MARK)].append(path)
+        levels[has_mark(path, BOTTOM_MARK)].append(path)
     if [len(level) for level in levels] != [1, 1]:
         names = [", ".join(path.name for path in level) or "none" for level in levels]
         raise ValueError(

@@ -61,6 +61,31 @@ def read_config(path: Path) -> dict[str, Any]:
     return value
 
 
+def marked_files(source: Path, mark: bytes) -> list[Path]:
+    """The files of a folder, or the file, in which a name stands near the beginning: names come before numbers."""
+    files = sorted(source.iterdir()) if source.is_dir() else [source]
+    return [path for path in files if path.is_file() and has_mark(path, mark)]
+
+
+def has_mark(path: Path, mark: bytes) -> bool:
+    """Whether a name stands in the first megabyte of a file."""
+    with path.open("rb") as file:
+        return mark in file.read(1 << 20)
+
+
+def the_only(files: list[Path], source: Path, what: str) -> Path:
+    """The file of a list; raises ValueError where there are none or several."""
+    if len(files) != 1:
+        names = ", ".join(path.name for path in files) or "none"
+        raise ValueError(f"{source} should hold one {what}, but there are: {names}; name the file")
+    return files[0]
+
+
+def even_use(prefix: str, codebook: Tensor) -> dict[str, Tensor]:
+    """Buffers of a codebook (K, C) whose use is not known: even, or all would be restarted by further training."""
+    return {prefix + name: torch.ones(len(codebook)) for name in ("usage", "recent")}
+
+
 def state_dict(checkpoint: Any, where: Path) -> dict[str, Tensor]:
     """The tensors of a model by name: a checkpoint itself, or its entry `state_dict`.
 
@@ -79,6 +104,8 @@ def state_dict(checkpoint: Any, where: Path) -> dict[str, Tensor]:
 def load_weights(model: nn.Module, tensors: Mapping[str, Tensor], where: Path) -> None:
     """Fills a model, in its own type; raises ValueError where names or shapes do not fit exactly."""
     expected = model.state_dict()
+    if left := sorted(tensors.keys() - expected.keys()):
+        raise ValueError(f"{where.name} does not fit its config: it has {left[0]}, which the model has not")
     for key, value in expected.items():
         if key not in tensors:
             raise ValueError(f"{where.name} does not fit its config: nothing in it is {key}")
@@ -87,6 +114,5 @@ def load_weights(model: nn.Module, tensors: Mapping[str, Tensor], where: Path) -
                 f"{where.name} does not fit its config: {key} should be {tuple(value.shape)}, "
                 f"is {tuple(tensors[key].shape)}"
             )
-    assert tensors.keys() == expected.keys(), sorted(tensors.keys() - expected.keys())
     with torch.no_grad():
         model.load_state_dict({key: value.to(expected[key].dtype) for key, value in tensors.items()})
