@@ -114,7 +114,7 @@ def test_mistakes_in_classifying():
         model.for_labels([0, 3])
     with pytest.raises(ValueError, match="2 labels are wanted of 4 images"):
         model.for_labels([0, 1])(noise(4))
-    with pytest.raises(ValueError, match=r"takes images uint8 \(B, 1, 8, 8\), got uint8 \(4, 3, 8, 8\)"):
+    with pytest.raises(ValueError, match=r"images must be uint8 \(B, 1, 8, 8\), got uint8 \(4, 3, 8, 8\)"):
         model(noise(4, (3, 8, 8)))
     with pytest.raises(ValueError, match="class_names must be 3 names, got 2"):
         ClassifierConfig((1, 8, 8), 3, ("cat", "dog"))

@@ -153,16 +153,16 @@ def test_scores_are_cosines():
         judge.score(images[:2], CAPTIONS)
     with pytest.raises(ValueError, match="1 texts were given for 2 images"):
         judge.score(images[:2], CAPTIONS[:1])
-    with pytest.raises(ValueError, match=r"reads images uint8 \(B, 3, H, W\), got float32 \(6, 3, 16, 16\)"):
+    with pytest.raises(ValueError, match=r"images must be uint8 \(B, 1 or 3, H, W\), got float32 \(6, 3, 16, 16\)"):
         judge.score(images.float(), CAPTIONS)
 
 
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
-        ({"width": 9}, "width must be even and a multiple of num_heads"),
+        ({"width": 9}, r"width \(9\) must be a multiple of num_heads"),
         ({"image_height": 6}, "at least 8 pixels a side, got 6x16"),
-        ({"dropout": 1.0}, "dropout must lie in 0..1"),
+        ({"dropout": 1.0}, r"dropout must lie in \[0, 1\)"),
         ({"num_blocks": 0}, "num_blocks must be at least 1"),
         ({"text_vocab_size": 1}, "text_vocab_size must be at least 2"),
     ],
@@ -255,7 +255,7 @@ def test_sections_that_do_not_go_together(change, sentence):
         ("data.binarize=threshold", "set data.binarize to none"),
         ("reranker.text_length=9", "'reranker.text_length' is that of the data"),
         ("reranker.with=9", "unknown key 'with' in 'reranker'; did you mean 'width'"),
-        ("reranker.width=9", "in 'reranker': width must be even"),
+        ("reranker.width=9", "in 'reranker': width .9. must be a multiple of num_heads"),
     ],
 )
 def test_mistakes_in_values(tmp_path, override, sentence):

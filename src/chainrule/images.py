@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -27,7 +28,7 @@ def to_pil(images: Tensor) -> list[Image]:
     """
     from PIL import Image
 
-    _check(images)
+    check_images(images)
     array = images.cpu().permute(0, 2, 3, 1).numpy()
     return [Image.fromarray(image[:, :, 0] if image.shape[2] == 1 else image) for image in array]
 
@@ -53,7 +54,7 @@ def grid(images: Tensor, columns: int | None = None, scale: int = 1) -> Image:
 
 def image_grid(images: Tensor, columns: int | None = None, scale: int = 1) -> np.ndarray:
     """As `grid`, as an array uint8 (H', W', 3)."""
-    _check(images)
+    check_images(images)
     count, _, height, width = images.shape
     columns = math.ceil(math.sqrt(count)) if columns is None else columns
     if min(count, columns, scale) < 1:
@@ -69,9 +70,13 @@ def image_grid(images: Tensor, columns: int | None = None, scale: int = 1) -> np
     return picture
 
 
-def _check(images: Tensor) -> None:
-    if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] not in (1, 3):
-        raise ValueError(f"images must be uint8 (B, 1 or 3, H, W), got {str(images.dtype)[6:]} {tuple(images.shape)}")
+def check_images(images: Tensor, channels: Sequence[int] = (1, 3), size: Sequence[int] | None = None) -> None:
+    """Raises ValueError unless images are uint8 (B, C, H, W), with C one of `channels`, and (H, W) `size` if given."""
+    height, width = size or ("H", "W")
+    right = images.dtype == torch.uint8 and images.ndim == 4 and images.shape[1] in channels
+    if not right or (size is not None and tuple(images.shape[2:]) != tuple(size)):
+        wanted = f"(B, {' or '.join(map(str, channels))}, {height}, {width})"
+        raise ValueError(f"images must be uint8 {wanted}, got {str(images.dtype)[6:]} {tuple(images.shape)}")
 
 
 def extend(image: Tensor, mask: Tensor) -> Tensor:
@@ -84,7 +89,7 @@ def extend(image: Tensor, mask: Tensor) -> Tensor:
     Raises:
         ValueError: an image of another type or shape.
     """
-    _check(image[None])
+    check_images(image[None])
     mask = mask.to(image.device)
     if not mask.any():
         return image

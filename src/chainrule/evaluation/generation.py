@@ -46,9 +46,9 @@ def pooled_features(
 
     Args:
         images: uint8 (N, C, H, W).
-        network: what gives the features.
-        change: is applied to the images before, uint8 (B, C, H, W) -> the same.
-        on_batch: is told the number of images done so far.
+        network: on any device.
+        change: applied to each part of the images first, uint8 (B, C, H, W) -> the same.
+        on_batch: called with the number of images done so far.
     """
     device = next((tensor.device for tensor in network.state_dict().values()), torch.device("cpu"))
     rows, done = [], 0
@@ -71,11 +71,6 @@ def generation_quality(real: Tensor, generated: Tensor, reconstructed: Tensor, f
     """
     precision, recall = precision_recall(real, generated)
     return GenerationQuality(
-        frechet=frechet_distance(real, generated),
-        floor=frechet_distance(real, reconstructed),
-        precision=precision,
-        recall=recall,
-        features=features,
-        num_generated=len(generated),
-        num_real=len(real),
-    )
+        frechet=frechet_distance(real, generated), floor=frechet_distance(real, reconstructed), precision=precision,
+        recall=recall, features=features, num_generated=len(generated), num_real=len(real),
+    )  # fmt: skip

@@ -48,7 +48,7 @@ def likelihood(
     binarization: str = "none",
     seeds: Sequence[int] = (0,),
     batch_size: int = 100,
-    on_batch: Callable[[int], object] | None = None,
+    on_batch: Callable[[int], object] = lambda count: None,
 ) -> Likelihood:
     """Mean of -log p over all images of a data set.
 
@@ -65,9 +65,8 @@ def likelihood(
         ValueError: no image, no seed, a batch size below 1, or several seeds where nothing is sampled.
     """
     if not len(dataset) or not seeds or batch_size < 1:
-        raise ValueError(
-            f"images, seeds and batch_size must be at least 1, got {len(dataset)}, {len(seeds)} and {batch_size}"
-        )
+        given = f"{len(dataset)}, {len(seeds)} and {batch_size}"
+        raise ValueError(f"images, seeds and batch_size must be at least 1, got {given}")
     if binarization != "sample" and len(seeds) > 1:
         raise ValueError("several seeds would give the same figure: nothing is drawn unless binarization is sample")
     nats = torch.empty(len(seeds), len(dataset), dtype=torch.float64)
@@ -79,15 +78,10 @@ def likelihood(
             images = binarize(chunk.images, binarization, generator)
             for first in range(0, len(chunk), batch_size):
                 part = slice(first, first + batch_size)
-                batch = Batch(
-                    images[part],
-                    None if chunk.labels is None else chunk.labels[part],
-                    None if chunk.texts is None else chunk.texts[part],
-                )
+                labels, texts = (each if each is None else each[part] for each in (chunk.labels, chunk.texts))
+                batch = Batch(images[part], labels, texts)
                 row[start + first : start + first + len(batch)] = -log_prob(batch).detach().cpu().double()
-                done += len(batch)
-                if on_batch is not None:
-                    on_batch(done)
+                on_batch(done := done + len(batch))
     per_image, per_seed = nats.mean(0), nats.mean(1)
     return Likelihood(
         nats=nats.mean().item(),

@@ -138,10 +138,9 @@ def _check(pipeline: Pipeline, dataset: ImageDataset) -> None:
         )
     classes = pipeline.num_classes
     if classes and dataset.num_classes != classes:
-        raise ValueError(
-            f"this model needs labels of {classes} classes, but {dataset.name} has {dataset.num_classes or 0}"
-        )
-    if _reads(pipeline) and dataset.texts is None:
+        found = dataset.num_classes or 0
+        raise ValueError(f"this model needs labels of {classes} classes, but {dataset.name} has {found}")
+    if pipeline.prior.conditions.reads_text and dataset.texts is None:
         raise ValueError(f"this model needs captions, but {dataset.name} has none")
 
 
@@ -150,13 +149,10 @@ def _resizing(tokenizer: Tokenizer) -> str:
     return f"add --size {height}x{width}, in Python size=({height}, {width}), to resize and crop them"
 
 
-def _reads(pipeline: Pipeline) -> bool:
-    return pipeline.prior.conditions.reads_text
-
-
 def _conditions(pipeline: Pipeline, batch: Batch) -> dict[str, Any]:
     """Labels and texts of a batch, of those that the model needs."""
-    return {"label": batch.labels if pipeline.num_classes else None, "text": batch.texts if _reads(pipeline) else None}
+    reads = pipeline.prior.conditions.reads_text
+    return {"label": batch.labels if pipeline.num_classes else None, "text": batch.texts if reads else None}
 
 
 def _measure_samples(plan: Plan, dataset: ImageDataset, settings: SampleSettings) -> SamplesRecord:
@@ -167,9 +163,8 @@ def _measure_samples(plan: Plan, dataset: ImageDataset, settings: SampleSettings
         dataset = _load(replace(config, split=settings.against), None)
         _check(pipeline, dataset)
     if min(len(dataset), settings.count) < 4:  # what the third nearest neighbour needs
-        raise ValueError(
-            f"at least 4 samples and 4 images are needed to compare them, got {settings.count} and {len(dataset)}"
-        )
+        given = f"{settings.count} and {len(dataset)}"
+        raise ValueError(f"at least 4 samples and 4 images are needed to compare them, got {given}")
     since = time.monotonic()
     generated = _draw(pipeline, dataset, plan.batch_size, settings)
     seconds = time.monotonic() - since

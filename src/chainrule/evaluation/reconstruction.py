@@ -86,10 +86,8 @@ def perceptual(a: Tensor, b: Tensor, network: FeatureNetwork) -> Tensor:
 
 def _check(a: Tensor, b: Tensor) -> None:
     if a.dtype != torch.uint8 or b.dtype != torch.uint8 or a.ndim != 4 or a.shape != b.shape:
-        raise ValueError(
-            f"images and reconstructions must be uint8 (B, C, H, W) of one shape, got {str(a.dtype)[6:]} "
-            f"{tuple(a.shape)} and {str(b.dtype)[6:]} {tuple(b.shape)}"
-        )
+        given = " and ".join(f"{str(x.dtype)[6:]} {tuple(x.shape)}" for x in (a, b))
+        raise ValueError(f"images and reconstructions must be uint8 (B, C, H, W) of one shape, got {given}")
 
 
 # ---------------------------------------------------------------- of single images
@@ -187,7 +185,7 @@ def tokenizer_quality(
     dataset: ImageDataset,
     network: FeatureNetwork | None,
     batch_size: int = 32,
-    on_batch: Callable[[int], object] | None = None,
+    on_batch: Callable[[int], object] = lambda count: None,
 ) -> TokenizerQuality:
     """Encodes and decodes all images of a data set.
 
@@ -203,12 +201,9 @@ def tokenizer_quality(
     """
     count = len(dataset)
     if count < (1 if network is None else 2) or batch_size < 1:
-        raise ValueError(
-            f"images (2 for a Fréchet distance) and batch_size must be at least 1, got {count} and {batch_size}"
-        )
-    device = tokenizer.device
-    counts, seconds, bits = CodeCounts(tokenizer.spec), [0.0, 0.0], 0.0
-    rows: dict[str, list[Tensor]] = {name: [] for name in ("psnr", "ssim", "perceptual", "images", "reconstructions")}
+        wanted = "images (2 for a Fréchet distance) and batch_size must be at least 1"
+        raise ValueError(f"{wanted}, got {count} and {batch_size}")
+    device, counts, seconds, rows = tokenizer.device, CodeCounts(tokenizer.spec), [0.0, 0.0], []
     for start in range(0, count, batch_size):
         images = dataset.images[start : start + batch_size].to(device)
         since = _now(device)
@@ -217,16 +212,14 @@ def tokenizer_quality(
         reconstructions = tokenizer.decode(codes)
         seconds = [seconds[0] + between - since, seconds[1] + _now(device) - between]
         counts.add(codes)
-        bits = bits_per_image(tokenizer.spec, codes)
-        rows["psnr"].append(psnr(images, reconstructions))
-        rows["ssim"].append(ssim(images, reconstructions))
+        row = {"psnr": psnr(images, reconstructions), "ssim": ssim(images, reconstructions)}
         if network is not None:
-            rows["perceptual"].append(perceptual(images, reconstructions, network))
-            rows["images"].append(network.pooled(images.float() / 255))
-            rows["reconstructions"].append(network.pooled(reconstructions.float() / 255))
-        if on_batch is not None:
-            on_batch(start + len(images))
-    found = {name: torch.cat(values).cpu().double() for name, values in rows.items() if values}
+            row["perceptual"] = perceptual(images, reconstructions, network)
+            row["images"] = network.pooled(images.float() / 255)
+            row["reconstructions"] = network.pooled(reconstructions.float() / 255)
+        rows.append(row)
+        on_batch(start + len(images))
+    found = {name: torch.cat([row[name] for row in rows]).cpu().double() for name in row}
     return TokenizerQuality(
         psnr=_mean(found["psnr"]),
         ssim=_mean(found["ssim"]),
@@ -234,7 +227,7 @@ def tokenizer_quality(
         frechet=None if network is None else frechet_distance(found["images"], found["reconstructions"]),
         features=None if network is None else network.title,
         codebooks=counts.use(),
-        bits_per_image=bits,
+        bits_per_image=bits_per_image(tokenizer.spec, codes),
         encode_seconds=100 * seconds[0] / count,
         decode_seconds=100 * seconds[1] / count,
         num_images=count,

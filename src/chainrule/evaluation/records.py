@@ -8,9 +8,11 @@ import json
 import platform
 from abc import ABC, abstractmethod
 from dataclasses import asdict, dataclass, field, fields
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+import torch
 
 from ..data import DataConfig
 from ..decoding import Sampling
@@ -25,16 +27,10 @@ ROUNDING = 1e-6
 
 def versions() -> dict[str, str]:
     """Of python, torch, numpy and chainrule."""
-    import numpy
-    import torch
-
     from .. import __version__
 
-    found = {"python": platform.python_version(), "torch": str(torch.__version__), "numpy": numpy.__version__}
-    try:
-        return found | {"chainrule": version("chainrule")}
-    except PackageNotFoundError:  # run from its source
-        return found | {"chainrule": __version__}
+    numbers = {"torch": str(torch.__version__), "numpy": np.__version__, "chainrule": __version__}
+    return {"python": platform.python_version()} | numbers
 
 
 def today() -> str:
@@ -161,9 +157,8 @@ class LikelihoodRecord(Record):
         found = {"figure": (self.likelihood.nats, " nats")}
         if self.samples is not None:
             quality = self.samples.quality
-            found["Fréchet distance"] = quality.frechet, ""
-            found["Fréchet distance of reconstructions"] = quality.floor, ""
-            found |= {"precision": (quality.precision, ""), "recall": (quality.recall, "")}
+            found |= {"Fréchet distance": (quality.frechet, ""), "precision": (quality.precision, "")}
+            found |= {"Fréchet distance of reconstructions": (quality.floor, ""), "recall": (quality.recall, "")}
         return found
 
     def differences(self, again: Record) -> list[str]:

@@ -28,6 +28,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..core import class_number
+from ..core.checks import check_shares, check_sizes
+from ..images import check_images
 
 GROUP = 16
 """Channels of a group in the normalisation; fewer are slow on CPUs."""
@@ -57,9 +59,8 @@ class ClassifierConfig:
     dropout: float = 0.2
 
     def __post_init__(self) -> None:
-        for name in ("num_classes", "width", "num_stages", "num_blocks"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        check_sizes(self, "num_classes", "width", "num_stages", "num_blocks")
+        check_shares(self, "dropout")
         if min(self.image_shape[1:]) < 2**self.num_stages or self.image_shape[0] not in (1, 3):
             raise ValueError(
                 f"image_shape must be (1 or 3, H, W) with sides of at least {2**self.num_stages}, as {self.num_stages} "
@@ -67,8 +68,6 @@ class ClassifierConfig:
             )
         if self.class_names is not None and len(self.class_names) != self.num_classes:
             raise ValueError(f"class_names must be {self.num_classes} names, got {len(self.class_names)}")
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"dropout must lie in 0..1, 1 excluded, got {self.dropout}")
 
 
 class Block(nn.Module):
@@ -99,14 +98,12 @@ class Classifier(nn.Module):
     def __init__(self, config: ClassifierConfig) -> None:
         super().__init__()
         self.config = config
-        channels, width = config.image_shape[0], config.width
-        layers: list[nn.Module] = [nn.Conv2d(channels, width, 5, 2, padding=2, bias=False)]
-        channels = width
+        channels = config.width
+        layers: list[nn.Module] = [nn.Conv2d(config.image_shape[0], channels, 5, 2, padding=2, bias=False)]
         for stage in range(config.num_stages):
             for block in range(config.num_blocks):
-                wider = width * 2**stage
-                layers.append(Block(channels, wider, 2 if stage and not block else 1))
-                channels = wider
+                layers.append(Block(channels, config.width * 2**stage, 2 if stage and not block else 1))
+                channels = config.width * 2**stage
         self.layers = nn.Sequential(*layers)
         self.norm = _norm(channels)
         self.cells = tuple(min(CELLS, -(-side // 2**config.num_stages)) for side in config.image_shape[1:])
@@ -121,11 +118,7 @@ class Classifier(nn.Module):
         Raises:
             ValueError: images of another shape or type.
         """
-        if images.dtype != torch.uint8 or tuple(images.shape[1:]) != self.config.image_shape:
-            raise ValueError(
-                f"this classifier takes images uint8 (B, {', '.join(map(str, self.config.image_shape))}), got "
-                f"{str(images.dtype)[6:]} {tuple(images.shape)}"
-            )
+        check_images(images, self.config.image_shape[:1], self.config.image_shape[1:])
         x = self.layers(images.float() / 127.5 - 1)
         x = F.adaptive_avg_pool2d(F.relu(self.norm(x)), self.cells).flatten(1)
         return self.output(F.dropout(x, self.config.dropout, self.training))

@@ -25,6 +25,7 @@ import hashlib
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -39,9 +40,8 @@ LPIPS_URL = "https://raw.githubusercontent.com/richzhang/PerceptualSimilarity/ma
 class FeatureNetwork(nn.Module, ABC):
     """Features of images; frozen, the same in training and evaluation mode, differentiable in the images.
 
-    title:   what figures made of it are called after
-    side:    images whose shorter side is below it are enlarged to it (`forward`); 0: never
-    weights: of the channels of every map, each (C,), or None: all 1
+    title: names the figures that are made of it
+    side:  `forward` enlarges images whose shorter side is below it; 0: never
     """
 
     title: str
@@ -55,13 +55,13 @@ class FeatureNetwork(nn.Module, ABC):
         """Images float (B, 3, H, W) in [0, 1] -> a map (B, C, h, w) after each stage of one resolution, fine to
         coarse."""
 
-    @abstractmethod
     def head(self, last: Tensor) -> Tensor:
-        """The last of the maps -> the features (B, C, h, w) that are pooled."""
+        """The last of the maps -> the features (B, C, h, w) that are pooled: the same, if a network adds nothing."""
+        return last
 
     @property
     def weights(self) -> list[Tensor] | None:
-        """Weights of the channels of each map in the perceptual distance; None: all channels count alike."""
+        """Weights (C,) of the channels of each map in the perceptual distance; None: all channels count alike."""
         return None
 
     def forward(self, images: Tensor) -> list[Tensor]:
@@ -76,8 +76,7 @@ class FeatureNetwork(nn.Module, ABC):
         Raises:
             ValueError: another shape or type.
         """
-        images = _colour(images)
-        return self.maps(_resize(images, max(self.side, min(images.shape[2:]))))
+        return self.maps(_resize(_colour(images), max(self.side, min(images.shape[2:]))))
 
     def pooled(self, images: Tensor) -> Tensor:
         """Mean over positions of the last features, of images whose shorter side is made `side`: (B, C).
@@ -90,9 +89,8 @@ class FeatureNetwork(nn.Module, ABC):
 
 def _colour(images: Tensor) -> Tensor:
     if not images.is_floating_point() or images.ndim != 4 or images.shape[1] not in (1, 3):
-        raise ValueError(
-            f"images must be float (B, 1 or 3, H, W) in [0, 1], got {str(images.dtype)[6:]} {tuple(images.shape)}"
-        )
+        given = f"{str(images.dtype)[6:]} {tuple(images.shape)}"
+        raise ValueError(f"images must be float (B, 1 or 3, H, W) in [0, 1], got {given}")
     return images.expand(-1, 3, -1, -1)
 
 
@@ -117,8 +115,7 @@ def perceptual_distance(
     total = 0.0
     for layer, (a, b) in enumerate(zip(features_a, features_b, strict=True)):
         squared = (_unit(a) - _unit(b)).square()
-        if weights is not None:
-            squared = squared * weights[layer].view(1, -1, 1, 1)
+        squared = squared if weights is None else squared * weights[layer].view(1, -1, 1, 1)
         total = total + squared.sum(1).mean((1, 2))
     return total / len(features_a)
 
@@ -266,25 +263,15 @@ class VGG16LPIPS(FeatureNetwork):
 
     def maps(self, images: Tensor) -> list[Tensor]:
         x = (images * 2 - 1 - self.mean) / self.deviation
-        found = []
-        for stage in self.stages:
-            x = stage(x)
-            found.append(x)
-        return found
-
-    def head(self, last: Tensor) -> Tensor:
-        return last
+        return [x := stage(x) for stage in self.stages]
 
 
 def _vgg16_lpips(side: int) -> VGG16LPIPS:
     network = VGG16LPIPS(side)
+    download = partial(torch.hub.load_state_dict_from_url, map_location="cpu", weights_only=True)
     try:
-        kernels, linear = (
-            torch.hub.load_state_dict_from_url(
-                url, map_location="cpu", file_name=name, check_hash=checked, weights_only=True
-            )
-            for url, name, checked in ((VGG_URL, "vgg16-397923af.pth", True), (LPIPS_URL, "lpips-0.1-vgg.pth", False))
-        )
+        kernels = download(VGG_URL, file_name="vgg16-397923af.pth", check_hash=True)
+        linear = download(LPIPS_URL, file_name="lpips-0.1-vgg.pth")
     except (OSError, RuntimeError) as error:
         raise ValueError(
             f"the weights of vgg16_lpips cannot be downloaded ({error}); efficientnet_lite0 needs no download"
@@ -293,8 +280,7 @@ def _vgg16_lpips(side: int) -> VGG16LPIPS:
     keys = [key.removesuffix(".weight") for key in kernels if key.startswith("features.") and key.endswith(".weight")]
     with torch.no_grad():
         for convolution, key in zip(convolutions, keys, strict=True):
-            convolution.weight.copy_(kernels[f"{key}.weight"])
-            convolution.bias.copy_(kernels[f"{key}.bias"])
+            convolution.load_state_dict({name: kernels[f"{key}.{name}"] for name in ("weight", "bias")})
         for index, weight in enumerate(network.linear):
             weight.copy_(linear[f"lin{index}.model.1.weight"].flatten())
     return network
@@ -321,9 +307,6 @@ class Inception(FeatureNetwork):
     def maps(self, images: Tensor) -> list[Tensor]:
         (features,) = self.network((images * 255).round().clamp(0, 255).to(torch.uint8))
         return [features[:, :, None, None]]
-
-    def head(self, last: Tensor) -> Tensor:
-        return last
 
 
 def _inception(side: int) -> Inception:

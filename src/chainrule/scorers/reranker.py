@@ -36,6 +36,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..core.checks import check_heads, check_shares, check_sizes
+from ..images import check_images
 from ..layers.encoder_decoder import MLP, EncoderBlock
 from ..layers.transformer import STD, initialize
 from ..text.bpe import TextTokenizer
@@ -78,19 +80,16 @@ class RerankerConfig:
     dropout: float = 0.1
 
     def __post_init__(self) -> None:
-        for name in ("image_channels", "text_length", "num_blocks", "features_side", "text_layers", "num_heads"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        check_sizes(self, "image_channels", "text_length", "num_blocks", "features_side", "text_layers")
+        check_heads(self, "num_heads")
+        check_shares(self, "dropout")
         if min(self.image_height, self.image_width) < 2 * SMALLEST:
-            raise ValueError(
-                f"images must have at least {2 * SMALLEST} pixels a side, got {self.image_height}x{self.image_width}"
-            )
+            given = f"{self.image_height}x{self.image_width}"
+            raise ValueError(f"images must have at least {2 * SMALLEST} pixels a side, got {given}")
         if self.text_vocab_size < 2:
             raise ValueError(f"text_vocab_size must be at least 2 (padding and a token), got {self.text_vocab_size}")
-        if self.width < 2 or self.width % 2 or self.width % self.num_heads:
-            raise ValueError(f"width must be even and a multiple of num_heads ({self.num_heads}), got {self.width}")
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"dropout must lie in 0..1, 1 excluded, got {self.dropout}")
+        if self.width % 2:
+            raise ValueError(f"width must be even, got {self.width}")
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -325,11 +324,7 @@ class Reranker(TextScorer):
     def encode_images(self, images: Tensor) -> Tensor:
         """As above; images of another size are resized, grey ones are grey in all channels."""
         channels, height, width = self.model.config.image_shape
-        if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] not in (1, channels):
-            raise ValueError(
-                f"the scorer reads images uint8 (B, {channels}, H, W), got {str(images.dtype)[6:]} "
-                f"{tuple(images.shape)}"
-            )
+        check_images(images, sorted({1, channels}))
         images = images.to(self.model.log_scale.device).expand(-1, channels, -1, -1)
         if tuple(images.shape[2:]) != (height, width):
             resized = F.interpolate(images.float(), (height, width), mode="bilinear", antialias=True)
