@@ -42,7 +42,8 @@ class Group(TyperGroup):
             with warnings.catch_warnings():
                 warnings.showwarning = _show_warning
                 code = super().main(args, "chainrule", complete_var, **extra)
-        except typer.Abort:
+        except typer.Abort:  # Ctrl-C
+            print("Stopped.", file=sys.stderr)
             code = 130
         except Exception as error:
             if (sentence := _sentence(error)) is None or "--debug" in words:
@@ -50,13 +51,6 @@ class Group(TyperGroup):
             print(f"Error: {sentence}", file=sys.stderr)
             code = 2
         sys.exit(code if isinstance(code, int) else 0)
-
-    def invoke(self, ctx: Any) -> Any:
-        try:
-            return super().invoke(ctx)
-        except KeyboardInterrupt:
-            print("Stopped.", file=sys.stderr)
-            raise typer.Exit(130) from None
 
 
 def _sentence(error: Exception) -> str | None:
@@ -97,16 +91,12 @@ def _version(wanted: bool) -> None:
         raise typer.Exit
 
 
+Version = Annotated[bool, typer.Option("--version", help="Print the version.", callback=_version, is_eager=True)]
+Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks of errors; also understood after a command.")]
+
+
 @app.callback(invoke_without_command=True)
-def _about(
-    context: typer.Context,
-    version: Annotated[
-        bool, typer.Option("--version", help="Print the version.", callback=_version, is_eager=True)
-    ] = False,
-    debug: Annotated[
-        bool, typer.Option("--debug", help="Show the traceback of an error; also understood after a command.")
-    ] = False,
-) -> None:
+def _about(context: typer.Context, version: Version = False, debug: Debug = False) -> None:
     """Autoregressive image generation: train, sample, complete, score.
 
     \b
@@ -122,10 +112,8 @@ def _about(
         raise typer.Exit(2)
 
 
-for command in (
-    models, info, sample, complete, score, reconstruct, encode, decode, evaluate, recipes, presets, train, convert,
-    demo,
-):  # fmt: skip
+PICTURES = sample, complete, score, reconstruct, encode, decode
+for command in (models, info, *PICTURES, evaluate, recipes, presets, train, convert, demo):
     app.command()(command)
 
 

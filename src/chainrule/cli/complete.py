@@ -9,21 +9,7 @@ import typer
 
 from ..progress import progress
 from .common import labels_for, open_model, open_upscalers, read_image
-from .options import (
-    Device,
-    Force,
-    Json,
-    Label,
-    Model,
-    Negative,
-    Picture,
-    Resize,
-    Scale,
-    Seed,
-    Text,
-    Upscalers,
-    with_sampling,
-)
+from .options import Device, Force, Json, Label, Model, Negative, Png, Resize, Scale, Seed, Text, Upscale, with_sampling
 from .output import check_file, free_name, print_json, print_table
 
 if TYPE_CHECKING:
@@ -47,7 +33,7 @@ Paste = Annotated[
 def complete(
     model: Model, image: Image, mask: Mask = None, keep: Keep = None, n: Number = 6, particles: Particles = 1,
     label: Label = None, text: Text = None, negative: Negative = None, *, sampling: dict[str, Any],
-    paste: Paste = False, upscaler: Upscalers = None, seed: Seed = 0, resize: Resize = False, out: Picture = None,
+    paste: Paste = False, upscaler: Upscale = None, seed: Seed = 0, resize: Resize = False, out: Png = None,
     scale: Scale = None, force: Force = False, json: Json = False, device: Device = "cpu",
 ) -> None:  # fmt: skip
     """Complete an image: a picture of the image, of what is kept, and of completions.

@@ -60,7 +60,6 @@ def demo(
         write_png(out / name, picture)
         rows.append([str(out / name), what])
 
-    best = None
     for name, pipeline in pipelines.items():
         frames: list[Tensor] = []
         captions = _captions(pipeline)
@@ -70,14 +69,14 @@ def demo(
         keep(f"{name}-samples.png", picture, f"{NUM_SAMPLES} samples of {name}")
         write_gif(out / f"{name}-growing.gif", [grid(frame[:4], columns=4, scale=scale) for frame in frames])
         rows.append([str(out / f"{name}-growing.gif"), "four of them as they grow"])
-        if pipeline.tokenizer.image_shape == (1, 28, 28) and _nats(pipeline) <= _nats(best):
-            best = pipeline
-    if best is not None:
+    drawers = [pipeline for pipeline in pipelines.values() if pipeline.tokenizer.image_shape == (1, 28, 28)]
+    if drawers:
+        best = min(drawers, key=_nats)
         digits, origin = _digits(best, seed)
         for half, particles in (("top", 1), ("bottom", 16)):
             completions = _completions(best, digits, half, particles, seed)
-            what = f"{origin}: the digit, its {half} half, four completions"
-            what += f" with {particles} particles" if particles > 1 else ""
+            particle = f" with {particles} particles" if particles > 1 else ""
+            what = f"{origin}: the digit, its {half} half, four completions{particle}"
             keep(f"completions-{half}.png", grid(completions, columns=NUM_DIGITS, scale=4), what)
         surprise = best.surprise(digits)
         maps = torch.cat([digits.expand(-1, 3, -1, -1), heat(surprise, surprise.max().item())])
@@ -98,9 +97,7 @@ def _sample(name: str, pipeline: Pipeline, captions: list[str] | None, seed: int
 
         label = [index % classes for index in range(NUM_SAMPLES)] if classes else None
         guidance = GUIDANCE if captions or pipeline.prior.conditions.null_label else 1.0
-        images = pipeline.sample(
-            NUM_SAMPLES, label, text=captions, guidance=guidance, seed=seed, on_image=watching
-        )  # fmt: skip
+        images = pipeline.sample(NUM_SAMPLES, label, text=captions, guidance=guidance, seed=seed, on_image=watching)
     frames.append(images)
     return images
 
@@ -133,10 +130,8 @@ def _captions(pipeline: Pipeline) -> list[str] | None:
     return [shapes.caption(scene) for scene in scenes if len(scene.objects) <= 2][:NUM_SAMPLES]
 
 
-def _nats(pipeline: Pipeline | None) -> float:
+def _nats(pipeline: Pipeline) -> float:
     """The test likelihood on a model's card."""
-    if pipeline is None:
-        return float("inf")
     return pipeline.card.get("figures", {}).get("nats", {}).get("value", float("inf"))
 
 

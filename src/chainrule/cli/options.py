@@ -20,7 +20,7 @@ Label = Annotated[
 Text = Annotated[str | None, typer.Option(help="What to draw, for a model that reads texts; an empty text is no text.")]
 Negative = Annotated[str | None, typer.Option(help="With --guidance: a text to draw away from.", show_default="none")]
 Seed = Annotated[int, typer.Option(help="The same seed gives the same images.")]
-Upscalers = Annotated[
+Upscale = Annotated[
     list[str] | None,
     typer.Option(metavar="MODEL", help="An upscaler, for twice the image size; give it twice for four times the size."),
 ]
@@ -40,7 +40,7 @@ Features = Annotated[
         show_default="efficientnet_lite0",
     ),
 ]
-Picture = Annotated[Path | None, typer.Option("--out", help="The .png file to write.", show_default="a free name")]
+Png = Annotated[Path | None, typer.Option("--out", help="The .png file to write.", show_default="a free name")]
 Scale = Annotated[int | None, typer.Option(min=1, help="Zoom of a pixel.", show_default="about 128 pixels per image")]
 Force = Annotated[bool, typer.Option("--force", help="Replace files that exist.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]

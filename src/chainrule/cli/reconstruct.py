@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from .common import open_tokenizer, read_image
-from .options import Device, Features, Force, Images, Json, Model, Picture, Resize, Scale, TokenizerPrecision
+from .options import Device, Features, Force, Images, Json, Model, Png, Resize, Scale, TokenizerPrecision
 from .output import check_file, free_name, print_json, print_table
 
 if TYPE_CHECKING:
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def reconstruct(
-    model: Model, images: Images, resize: Resize = False, features: Features = None, out: Picture = None,
+    model: Model, images: Images, resize: Resize = False, features: Features = None, out: Png = None,
     scale: Scale = None, precision: TokenizerPrecision = "float32", force: Force = False, json: Json = False,
     device: Device = "cpu",
 ) -> None:  # fmt: skip

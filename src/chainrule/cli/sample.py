@@ -11,7 +11,7 @@ import typer
 
 from ..progress import progress
 from .common import labels_for, open_model, open_tokenizer, open_upscalers, read_texts
-from .options import Device, Force, Label, Model, Negative, Scale, Seed, Text, Upscalers, with_sampling
+from .options import Device, Force, Label, Model, Negative, Scale, Seed, Text, Upscale, with_sampling
 from .output import check_file, check_folder, file_stem, free_name
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ Watch = Annotated[Path | None, typer.Option(help="A .gif file of the images as t
 def sample(
     model: Model, n: Number = None, label: Label = None, text: Text = None, texts: Texts = None,
     negative: Negative = None, *, sampling: dict[str, Any], best: Best = None, best_of: BestOf = 1,
-    reranker: RerankerName = None, decoder: DecoderName = None, upscaler: Upscalers = None, seed: Seed = 0,
+    reranker: RerankerName = None, decoder: DecoderName = None, upscaler: Upscale = None, seed: Seed = 0,
     out: Out = None, separate: Separate = False, watch: Watch = None, scale: Scale = None, force: Force = False,
     device: Device = "cpu",
 ) -> None:  # fmt: skip

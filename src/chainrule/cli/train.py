@@ -12,26 +12,23 @@ import typer
 from .options import Json
 from .output import print_json
 
+RecipeName = Annotated[str, typer.Argument(metavar="RECIPE", help="A recipe that comes with chainrule, or a file.")]
+Overrides = Annotated[list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Values to replace in the recipe.")]
+Out = Annotated[Path | None, typer.Option(help="The folder of the run.", show_default="runs/ and the recipe's name")]
+Resume = Annotated[bool, typer.Option(help="Whether to resume a run that is in the folder.")]
+Seed = Annotated[int | None, typer.Option(help="The same as training.seed=SEED.")]
+Accelerator = Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")]
+Devices = Annotated[int | None, typer.Option(min=1, help="How many.", show_default="1, or what torchrun started")]
+Strategy = Annotated[str, typer.Option(help="auto or ddp.")]
+Quiet = Annotated[bool, typer.Option("--quiet", help="Print nothing while training.")]
+
 
 def train(
-    recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="A recipe that comes with chainrule, or a file.")],
-    overrides: Annotated[
-        list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Values to replace in the recipe.")
-    ] = None,
-    out: Annotated[
-        Path | None, typer.Option(help="The folder of the run.", show_default="runs/ and the recipe's name")
-    ] = None,
-    resume: Annotated[bool, typer.Option(help="Whether to go on with a run that is in the folder.")] = True,
-    seed: Annotated[int | None, typer.Option(help="The same as training.seed=SEED.")] = None,
-    accelerator: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
-    devices: Annotated[
-        int | None, typer.Option(min=1, help="Number of devices.", show_default="1, or what torchrun started")
-    ] = None,
-    strategy: Annotated[str, typer.Option(help="auto or ddp.")] = "auto",
-    quiet: Annotated[bool, typer.Option("--quiet", help="Print nothing while training.")] = False,
+    recipe: RecipeName, overrides: Overrides = None, out: Out = None, resume: Resume = True, seed: Seed = None,
+    accelerator: Accelerator = "auto", devices: Devices = None, strategy: Strategy = "auto", quiet: Quiet = False,
     json: Json = False,
-) -> None:
-    """Train what a recipe says; the same command goes on with a run that was stopped.
+) -> None:  # fmt: skip
+    """Train what a recipe says; the same command resumes a run that was stopped.
 
     Ctrl-C stops after the current step and saves.  Several processes: torchrun --nproc-per-node 2 -m chainrule train …
 
