@@ -26,11 +26,7 @@ Upscale = Annotated[
 ]
 Resize = Annotated[bool, typer.Option("--resize", help="Resize and crop images to the size the model needs.")]
 TokenizerPrecision = Annotated[
-    str,
-    typer.Option(
-        "--precision",
-        help="float32; tokenizers with the networks of VQGAN also take bfloat16 (faster, a few other codes).",
-    ),
+    str, typer.Option("--precision", help="float32; VQGAN's networks also take bfloat16 (faster, a few other codes).")
 ]
 Features = Annotated[
     str | None,
@@ -83,10 +79,8 @@ def with_sampling(command: Callable[..., None]) -> Callable[..., None]:
 
     parameters: list[inspect.Parameter] = []
     for parameter in inspect.signature(command, eval_str=True).parameters.values():
-        if parameter.name == "sampling":
-            for name, option in SAMPLING.items():
-                parameters.append(parameter.replace(name=name, default=None, annotation=option))
-        else:
-            parameters.append(parameter)
+        options = SAMPLING.items() if parameter.name == "sampling" else ()
+        added = [parameter.replace(name=name, default=None, annotation=option) for name, option in options]
+        parameters += added or [parameter]
     with_options.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     return with_options

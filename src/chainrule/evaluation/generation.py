@@ -17,12 +17,12 @@ BATCH = 32
 
 @dataclass(frozen=True)
 class GenerationQuality:
-    """Figures of generated images; of equally many, and with the same features, they can be compared.
+    """Figures of generated images, comparable between equally many images with the same features.
 
     frechet:           Fréchet distance of generated and real images
-    floor:             of the reconstructions of the real ones: what the tokenizer alone costs
+    floor:             Fréchet distance of the real images and their reconstructions: what the tokenizer alone costs
     precision, recall: see `precision_recall`
-    features:          what all of them are made of
+    features:          the title of the network that gives the features
     num_generated, num_real: number of images
     """
 
@@ -63,8 +63,8 @@ def generation_quality(real: Tensor, generated: Tensor, reconstructed: Tensor, f
 
     Args:
         real, generated: float (N, C) and (M, C), see `pooled_features`.
-        reconstructed: of decode(encode(real images)) of the tokenizer, (N, C).
-        features: what they are called.
+        reconstructed: features of the tokenizer's reconstructions of the real images, (N, C).
+        features: the title of their network.
 
     Raises:
         ValueError: features of two widths, or fewer than 4 images of a kind.

@@ -87,10 +87,8 @@ class Plan:
     def command(self) -> str:
         """The command line that measures the same again."""
         words = ["chainrule", "evaluate", self.name, "--data", self.data.source, "--split", self.data.split]
-        if self.data.size is not None:
-            words += ["--size", "{}x{}".format(*self.data.height_width)]
-        if self.limit is not None:
-            words += ["--limit", str(self.limit)]
+        words += [] if self.data.size is None else ["--size", "{}x{}".format(*self.data.height_width)]
+        words += [] if self.limit is None else ["--limit", str(self.limit)]
         if isinstance(self.model, Tokenizer):
             words += ["--features", self.features]
         else:
@@ -148,10 +146,7 @@ def _sample_settings(settings: EvaluationSettings) -> SampleSettings | None:
         )  # fmt: skip
     for option in ("against", "features", *settings.sampling):
         if option in settings.given():
-            raise ValueError(
-                f"{option} would be ignored: a model with a prior is measured by its likelihood; ask for samples to "
-                "have images drawn and compared"
-            )
+            raise ValueError(f"{option} would be ignored: it is for the comparison of samples; ask for samples")
     return None
 
 
@@ -179,14 +174,9 @@ def _data(
         values["source"] = settings.data
     if "source" not in values:
         raise ValueError(f"{name} does not say what it was trained on; name the data")
-    channels, height, width = image_shape
     if settings.size is not None or values["source"] == "shapes":
-        values["size"] = list(settings.size or (height, width))
-    values |= {
-        "split": settings.split or (recipe.get("evaluation") or {}).get("split") or "test",
-        "channels": channels,
-        "flip": False,
-        "strict": settings.strict,
-        "binarize": settings.binarize or values.get("binarize", "none"),
-    }
+        values["size"] = list(settings.size or image_shape[1:])
+    values |= {"channels": image_shape[0], "flip": False, "strict": settings.strict}
+    values["split"] = settings.split or (recipe.get("evaluation") or {}).get("split") or "test"
+    values["binarize"] = settings.binarize or values.get("binarize", "none")
     return build_dataclass(DataConfig, values | change, "evaluate")
