@@ -28,6 +28,11 @@ ALLOWED = {  # room: the rooms of the package that it may import
         "core", "data", "decoding", "pipeline", "progress", "saving", "scorers", "strict", "zoo",
     },
     "sizes.py": {"core", "strict"},
+    "recipe.py": {"core", "strict"},
+    "training": {
+        "core", "data", "evaluation", "files", "images", "pipeline", "progress", "recipe", "saving", "scorers",
+        "strict", "text", "tokenizers", "upscaling", "zoo",
+    },
     "catalogue.py": {"core", "evaluation", "saving", "strict", "zoo"},
     "cli": {
         "catalogue", "core", "data", "evaluation", "files", "images", "official", "pipeline", "progress", "recipe",
@@ -64,8 +69,21 @@ def test_imports_stay_in_their_rooms(path):
         assert rooms - {room, "__version__"} <= ALLOWED[room]
     if room not in ("cli", "server", "__main__.py"):
         assert not rooms & {"cli", "server"}
+    if path.parent == ROOT / "training" / "engine":
+        assert rooms - {"training"} <= {"files", "images"}, "the engine knows no task and no data"
     if room in ("priors", "tokenizers"):
         beside = {name for name in imported(path) if name.startswith(f"{room}/")}
         assert all(name.split("/")[1].startswith("_") for name in beside), (
             "one paper, one file: shared blocks belong in layers"
         )
+
+
+def test_no_task_imports_another():
+    """What tasks share lives in modules of its own, which define no recipe."""
+    files = sorted((ROOT / "training" / "tasks").glob("*.py"))
+    tasks = {path.stem for path in files if "(Recipe, kind=" in path.read_text(encoding="utf-8")}
+    assert {"classifier", "prior", "reranker", "tokenizer", "upscaler"} <= tasks
+    for path in files:
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        beside = {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.level == 1}
+        assert not beside & tasks, path.name

@@ -145,7 +145,7 @@ def test_recipe_is_written_out_in_full(halves):
         "image_channels": 1,
         "levels": 2,
     }
-    assert plain["prior"]["num_classes"] == 2 and plain["prior"]["kernel_size"] == 5
+    assert plain["prior"]["num_classes"] == 2 and plain["prior"]["kernel_size"] == 3
     again = build_recipe(plain, "again")
     assert again.build()[1].plain() == plain
     assert parse_yaml(write_yaml(plain), "yaml") == plain

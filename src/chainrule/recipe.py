@@ -23,7 +23,7 @@ from dataclasses import MISSING, dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any, ClassVar, get_type_hints
 
-from .core import Entry, entry
+from .core import entry
 from .strict import build_dataclass, check_keys, nearest, parse_yaml, read_yaml, rest, to_plain
 
 RECIPES = Path(__file__).parent / "recipes"
@@ -93,7 +93,7 @@ class NewModel:
         found, section = entry(kind, self.name), kind[:-1]
         known = {f.name for f in fields(found.config)}
         given = dict(self.options)
-        sizes = self._preset(found, given.pop("preset")) if "preset" in given else dict(found.small)
+        sizes = to_plain(found.preset(given.pop("preset")).config) if "preset" in given else dict(found.small)
         options = {key: value for key, value in (sizes | dict(defaults)).items() if key in known}
         for key, value in given.items():
             if value == "data" and key in words:
@@ -102,12 +102,6 @@ class NewModel:
                     raise ValueError(f"'{section}.{key}' is to be that of the data, which has none")
             options[key] = value
         return build_dataclass(found.config, options, "", section)
-
-    @staticmethod
-    def _preset(found: Entry, preset: str) -> dict[str, Any]:
-        if preset not in found.presets:
-            raise ValueError(f"{found.name} has no preset {preset!r}; {nearest(str(preset), list(found.presets))}")
-        return to_plain(found.presets[preset].config)
 
     @staticmethod
     def of(name: str, config: Any) -> NewModel:
@@ -193,7 +187,7 @@ def recipe_kinds() -> dict[str, type[Recipe]]:
     package = importlib.import_module("chainrule.training.tasks")
     for module in pkgutil.iter_modules(package.__path__):
         importlib.import_module(f"{package.__name__}.{module.name}")
-    return Recipe.kinds
+    return dict(sorted(Recipe.kinds.items()))
 
 
 def build_recipe(mapping: Mapping[str, Any], where: str) -> Recipe:

@@ -6,7 +6,7 @@ Knows no model.  Images are uint8 (B, C, H, W) at every public boundary.
 from .config import DataConfig
 from .dataset import Batch, ImageDataset
 from .images import load_images, load_mask
-from .loading import load
+from .loading import load, with_size
 from .transforms import augment, binarize, draw_flips
 
 __all__ = [
@@ -19,4 +19,5 @@ __all__ = [
     "load",
     "load_images",
     "load_mask",
+    "with_size",
 ]

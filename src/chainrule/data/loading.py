@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from dataclasses import replace
 
 from . import cache
 from .config import SPLIT, DataConfig
@@ -34,6 +35,11 @@ def load(config: DataConfig) -> ImageDataset:
     dataset = dataset.slice(first, last)
     cache.remember_fingerprint(dataset, folder / f"fingerprint-{first}-{last}")
     return dataset
+
+
+def with_size(config: DataConfig) -> DataConfig:
+    """The config with a size where it has none and the source chooses one; raises ValueError as `load` does."""
+    return config if config.size is not None else replace(config, size=find_source(config).chosen_size())
 
 
 def _bound(text: str | None, count: int, default: int) -> int:

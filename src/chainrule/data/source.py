@@ -20,6 +20,10 @@ class Source(ABC):
     def __init__(self, config: DataConfig, name: str) -> None:
         self.config, self.name = config, name
 
+    def chosen_size(self) -> int | None:
+        """A size for images that differ or are larger than a small model learns; None leaves them as they are."""
+        return None
+
     @abstractmethod
     def key(self, split: str) -> Any:
         """A JSON value of everything that the images, labels and texts of a split depend on."""

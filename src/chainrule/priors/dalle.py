@@ -106,6 +106,7 @@ def stream(length: int, text_vocab_size: int, height: int, width: int, codebook_
             stream(64, 16384, 16, 16, 16384),
         ),
     },
+    small={"num_layers": 6, "width": 192, "num_heads": 4, "kernel_size": 5},
 )
 class DALLE(Prior):
     """A decoder-only transformer over a text and its image."""

@@ -81,6 +81,7 @@ class DalleBartConfig:
             CodeSpec.single(16, 16, 1, 16384),
         ),
     },
+    small={"num_layers": 3, "width": 192, "num_heads": 4, "mlp_width": 512},
 )
 class DalleBart(Prior):
     """An encoder of texts and a decoder over one grid of codes.

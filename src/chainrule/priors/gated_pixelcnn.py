@@ -108,7 +108,13 @@ PRESETS = {  # one network for all data, and with classes for ImageNet
 }
 
 
-@register("priors", "gated_pixelcnn", GatedPixelCNNConfig, PRESETS)
+@register(
+    "priors",
+    "gated_pixelcnn",
+    GatedPixelCNNConfig,
+    PRESETS,
+    small={"num_layers": 10, "width": 64, "kernel_size": 3, "head_width": 64},
+)
 class GatedPixelCNN(RasterPrior):
     """Vertical and horizontal stacks of gated convolutions."""
 

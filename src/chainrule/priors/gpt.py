@@ -91,7 +91,7 @@ PRESETS = {
 }
 
 
-@register("priors", "gpt", GPTConfig, PRESETS)
+@register("priors", "gpt", GPTConfig, PRESETS, small={"num_layers": 6, "width": 192, "num_heads": 4, "dropout": 0.1})
 class GPT(Prior):
     """A decoder-only transformer over one grid of codes."""
 

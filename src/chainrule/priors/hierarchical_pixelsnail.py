@@ -105,7 +105,16 @@ PRESETS = {
 }
 
 
-@register("priors", "hierarchical_pixelsnail", HierarchicalPixelSNAILConfig, PRESETS)
+_CPU_LEVEL = {"width": 128, "num_blocks": 2, "num_residual": 2, "kernel_size": 3}
+FOR_A_CPU = {
+    "top": _CPU_LEVEL | {"residual_width": 128, "num_heads": 4},
+    "bottom": _CPU_LEVEL | {"residual_width": 96},
+    "condition_width": 96,
+    "num_condition_residual": 2,
+}
+
+
+@register("priors", "hierarchical_pixelsnail", HierarchicalPixelSNAILConfig, PRESETS, small=FOR_A_CPU)
 class HierarchicalPixelSNAIL(Cascade):
     """One PixelSNAIL per grid of VQ-VAE-2's codes, each given the coarser grids."""
 

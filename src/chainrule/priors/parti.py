@@ -89,6 +89,7 @@ PAPER_SPEC = CodeSpec.single(32, 32, 1, 8192)
         "3b": Preset(PartiConfig(encoder_layers=12, decoder_layers=36, width=2048, num_heads=32, **PAPER), PAPER_SPEC),
         "20b": Preset(PartiConfig(encoder_layers=16, decoder_layers=64, width=4096, num_heads=64, **PAPER), PAPER_SPEC),
     },
+    small={"encoder_layers": 2, "decoder_layers": 4, "width": 192, "num_heads": 4},
 )
 class Parti(Prior):
     """An encoder of texts and a decoder over one grid of codes.

@@ -75,6 +75,7 @@ class Block(nn.Module):
         "mnist": Preset(PixelCNNConfig(num_layers=7, width=16, head_width=32), CodeSpec.single(28, 28, 1, 2)),
         "cifar10": Preset(PixelCNNConfig(num_layers=15, width=128, head_width=1024), CodeSpec.single(32, 32, 3, 256)),
     },
+    small={"num_layers": 10, "width": 64, "head_width": 64},
 )
 class PixelCNN(RasterPrior):
     """Masked convolutions with residual blocks."""

@@ -345,7 +345,13 @@ PRESETS = {  # the published code has 160 features, the paper 192
 }
 
 
-@register("priors", "pixelcnnpp", PixelCNNPPConfig, PRESETS)
+@register(
+    "priors",
+    "pixelcnnpp",
+    PixelCNNPPConfig,
+    PRESETS,
+    small={"width": 48, "num_residual": 3, "num_mixtures": 5, "dropout": 0.1},
+)
 class PixelCNNPP(Prior):
     """Two streams at three scales, and a mixture of discretised logistics per pixel of grey or colour images."""
 

@@ -303,14 +303,17 @@ PRESETS = {  # the paper trains a Diagonal BiLSTM on MNIST, both on CIFAR-10, a 
 }
 
 
-@register("priors", "row_lstm", PixelRNNConfig, PRESETS)
+FOR_A_CPU = {"num_layers": 5, "width": 32, "head_width": 64}
+
+
+@register("priors", "row_lstm", PixelRNNConfig, PRESETS, small=FOR_A_CPU)
 class RowLSTM(PixelRNN):
     """LSTM layers down the rows."""
 
     layer = RowLayer
 
 
-@register("priors", "diagonal_bilstm", PixelRNNConfig, PRESETS)
+@register("priors", "diagonal_bilstm", PixelRNNConfig, PRESETS, small=FOR_A_CPU)
 class DiagonalBiLSTM(PixelRNN):
     """Pairs of LSTM layers along both diagonals."""
 
@@ -358,6 +361,7 @@ class Upsampler(nn.Module):
             CodeSpec((COLOUR32.only, COLOUR64.only)),
         )
     },
+    small=FOR_A_CPU | {"condition_width": 32},
 )
 class MultiScalePixelRNN(Cascade):
     """A network for a subsampled image and one for the image given it, over codes of `MultiScalePixels`.

@@ -11,4 +11,6 @@ from ._pixelsnail import PixelSNAIL, PixelSNAILConfig
 
 PRESETS = {"rosinality-top": Preset(PixelSNAILConfig(), CodeSpec.single(32, 32, 1, 512))}
 
-register("priors", "pixelsnail", PixelSNAILConfig, PRESETS)(PixelSNAIL)
+FOR_A_CPU = {"width": 128, "residual_width": 128, "num_blocks": 2, "num_residual": 2, "kernel_size": 3, "num_heads": 4}
+
+register("priors", "pixelsnail", PixelSNAILConfig, PRESETS, FOR_A_CPU)(PixelSNAIL)

@@ -108,6 +108,7 @@ def paper_preset(
     "rq_transformer",
     RQTransformerConfig,
     {name: paper_preset(*row) for name, row in TABLE.items()},
+    small={"width": 192, "num_layers": 5, "num_heads": 4, "depth_layers": 2, "depth_heads": 4, "embedding_dim": 64},
 )
 class RQTransformer(Prior):
     """A spatial transformer over positions, a depth transformer over the codes of each.

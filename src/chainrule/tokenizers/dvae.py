@@ -178,7 +178,13 @@ class Decoder(nn.Module):
         return location, log_scale
 
 
-@register("tokenizers", "dvae", DVAEConfig, {"dalle": Preset(DVAEConfig(**square(256)))})
+FOR_A_CPU = {
+    "codebook_size": 512, "width": 64, "num_groups": 3, "blocks_per_group": 1, "initial_width": 64, "kl_weight": 0.1,
+    "kl_share": 0.1, "temperature_share": 0.6, "restart_below": 0.2, "spread": 0.4,
+}  # fmt: skip
+
+
+@register("tokenizers", "dvae", DVAEConfig, {"dalle": Preset(DVAEConfig(**square(256)))}, small=FOR_A_CPU)
 class DVAE(GridTokenizer):
     """One grid of codes; `features` are the logits of q(z | x)."""
 

@@ -52,6 +52,12 @@ class RQVAEConfig(ConvAutoencoderConfig, CodebookConfig):
             raise ValueError(f"error must be mse or l1, got {self.error!r}")
 
 
+FOR_A_CPU = {
+    "width": 16, "multipliers": [1, 2, 4, 8], "num_blocks": 1, "attention_levels": [3], "latent_channels": 64,
+    "norm_groups": 1, "codebook_size": 512, "embedding_dim": 64,
+}  # fmt: skip
+
+
 @register("tokenizers", "rqvae", RQVAEConfig, {
     "imagenet256": Preset(RQVAEConfig(**square(256))),
     "ffhq256": Preset(RQVAEConfig(**square(256), codebook_size=2048, attention_levels=(4,))),
@@ -59,7 +65,7 @@ class RQVAEConfig(ConvAutoencoderConfig, CodebookConfig):
         **square(64), width=32, multipliers=(1, 2, 4, 4), num_blocks=1, attention_levels=(3,), latent_channels=64,
         codebook_size=512, embedding_dim=64,
     )),
-})  # fmt: skip
+}, small=FOR_A_CPU)  # fmt: skip
 class RQVAE(AutoencoderTokenizer):
     """One grid of D codes per position at 1/2^(L-1) of the image's sides."""
 

@@ -232,7 +232,14 @@ def _presets() -> dict[str, Preset]:
     return {name: Preset(config) for name, config in configs.items()}
 
 
-@register("tokenizers", "vit_vqgan", ViTVQGANConfig, _presets())
+_CPU_TRANSFORMER = {"width": 192, "num_layers": 4, "num_heads": 3, "mlp_width": 640}
+FOR_A_CPU = {
+    "encoder": _CPU_TRANSFORMER, "decoder": _CPU_TRANSFORMER, "codebook_size": 512, "embedding_dim": 16,
+    "learning": "ema", "spread": 0.02,
+}  # fmt: skip
+
+
+@register("tokenizers", "vit_vqgan", ViTVQGANConfig, _presets(), small=FOR_A_CPU)
 class ViTVQGAN(GridTokenizer):
     """Two transformers around a codebook on the unit sphere; images of the config's size only."""
 

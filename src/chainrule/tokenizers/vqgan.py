@@ -73,6 +73,12 @@ class VQGANGumbelConfig(ConvAutoencoderConfig):
             raise ValueError(f"temperatures must be above 0, got {list(self.temperatures)}")
 
 
+FOR_A_CPU = {
+    "width": 16, "multipliers": [1, 2, 4], "num_blocks": 1, "attention_levels": [2], "latent_channels": 64,
+    "norm_groups": 1, "codebook_size": 512, "embedding_dim": 64,
+}  # fmt: skip
+
+
 @register("tokenizers", "vqgan", VQGANConfig, {
     "f16-1024": Preset(VQGANConfig(**square(256))),
     "f16-4096": Preset(VQGANConfig(**square(256), codebook_size=4096)),
@@ -83,7 +89,7 @@ class VQGANGumbelConfig(ConvAutoencoderConfig):
         **square(64), width=32, multipliers=(1, 2, 4), num_blocks=1, attention_levels=(2,), latent_channels=64,
         codebook_size=512, embedding_dim=32, beta=0.25, learning="ema",
     )),
-})  # fmt: skip
+}, small=FOR_A_CPU | {"learning": "ema", "spread": 0.1})  # fmt: skip
 class VQGAN(AutoencoderTokenizer):
     """One grid of codes at 1/2^(L-1) of the image's sides."""
 
@@ -95,7 +101,13 @@ class VQGAN(AutoencoderTokenizer):
 GUMBEL_F8 = VQGANGumbelConfig(**square(256), multipliers=(1, 1, 2, 4), attention_levels=(3,))
 
 
-@register("tokenizers", "vqgan_gumbel", VQGANGumbelConfig, {"f8-8192": Preset(GUMBEL_F8)})
+@register(
+    "tokenizers",
+    "vqgan_gumbel",
+    VQGANGumbelConfig,
+    {"f8-8192": Preset(GUMBEL_F8)},
+    small=FOR_A_CPU,
+)
 class VQGANGumbel(AutoencoderTokenizer):
     """As VQGAN, with codes by the logits of `to_logits`."""
 

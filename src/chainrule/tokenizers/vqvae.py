@@ -104,7 +104,7 @@ class Decoder(nn.Module):
     "dmlab84": Preset(VQVAEConfig(**square(84), learning="loss")),
     "cifar10": Preset(VQVAEConfig(**square(32), width=128, residual_width=32)),
     "emoji64": Preset(VQVAEConfig(**square(64), width=128, residual_width=64)),
-})  # fmt: skip
+}, small={"width": 128, "residual_width": 64, "codebook_size": 512, "spread": 0.1})  # fmt: skip
 class VQVAE(GridTokenizer):
     """One grid of codes at 1/downsampling of the image's sides."""
 

@@ -133,7 +133,7 @@ class Decoder(nn.Module):
     "rosinality": Preset(VQVAE2Config(**square(256))),
     "imagenet256": Preset(VQVAE2Config(**square(256), residual_width=64)),
     "ffhq1024": Preset(VQVAE2Config(**square(1024), residual_width=64, num_levels=3, downsampling=8)),
-})  # fmt: skip
+}, small={"width": 128, "residual_width": 64, "codebook_size": 256, "spread": 0.1})  # fmt: skip
 class VQVAE2(CellTokenizer):
     """A hierarchy of quantized grids; any size of image that is a multiple of the coarsest factor goes."""
 

@@ -100,6 +100,6 @@ class ClassifierRecipe(Recipe, kind="classifier"):
         for name, value in found.items():
             if getattr(config, name) != value:
                 raise ValueError(f"'classifier.{name}' must be {value!r}, as {training.name} has it")
-        recipe = replace(self, classifier=to_plain(config))
+        recipe = replace(self, data=examples.data, classifier=to_plain(config))
         torch.manual_seed(derive_seed(self.training.seed, "weights"))
         return ClassifierTask(Classifier(config), examples, examples.card(recipe)), recipe

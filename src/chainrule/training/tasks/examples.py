@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ...data import DataConfig, ImageDataset, load
+from ...data import DataConfig, ImageDataset, load, with_size
 from ...recipe import Recipe
 from ..engine.config import EvaluationConfig
 from ..engine.task import Adversary, Task
@@ -57,7 +57,8 @@ class Examples:
 
 
 def load_examples(data: DataConfig, evaluation: EvaluationConfig) -> Examples:
-    """The images of a recipe; raises ValueError unless all are of one size."""
+    """The images of a recipe, at a chosen size where it gives none; raises ValueError unless all are of one size."""
+    data = with_size(data)
     training = load(data)
     judged = load(replace(data, split=evaluation.split, flip=False))
     if judged.image_shape != training.image_shape:

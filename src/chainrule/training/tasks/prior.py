@@ -26,6 +26,8 @@ from .codes import cached_codes, encode, open_tokenizer
 from .examples import Examples, ExamplesTask, load_examples
 
 PREVIEW_IMAGES = 16
+EMBEDDING_DIM = 64
+"""Width of the learned vectors of codes without an order, for priors that otherwise read codes as numbers."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -302,8 +304,8 @@ class PriorRecipe(Recipe, kind="prior"):
     evaluation: when to evaluate
 
     Labels condition a prior that can take them where `data.label_column` is given or the images lie in one folder per
-    class; captions do where the prior cannot do without, or where `text` or `data.text_column` is given.  The prior's
-    `num_classes: 0` and `num_classes: data` say otherwise.
+    class; captions do where the prior cannot do without, or where `text` or `data.text_column` is given.  Keys of
+    the prior such as `num_classes: 0` and `text_length: data` say otherwise.
     """
 
     data: DataConfig
@@ -341,7 +343,7 @@ class PriorRecipe(Recipe, kind="prior"):
         if saved.text_tokenizer is not None:
             check_captions("prior", examples)
             captions = Captions(saved.text_tokenizer, examples)
-        return _Parts(saved.tokenizer, saved.prior.requires_grad_(True), captions, self)
+        return _Parts(saved.tokenizer, saved.prior.requires_grad_(True), captions, replace(self, data=examples.data))
 
     def _new(self, examples: Examples) -> _Parts:
         """The tokenizer and a new prior over its codes."""
@@ -350,14 +352,16 @@ class PriorRecipe(Recipe, kind="prior"):
         text = self.text or self._implied_text(examples, tokenizer, found)
         captions = text and Captions(learn_text(text, examples), examples, text.bpe_dropout)
         reader = captions and captions.tokenizer
-        config = self._prior_config(examples, reader)
+        config = self._prior_config(examples, reader, isinstance(tokenizer, LearnedTokenizer))
         prior = found.model(found.model.spec_of(tokenizer.spec, reader and reader.grid), config)
         if prior.conditions.reads_text and captions is None:
             raise ValueError("the prior reads texts (text_length); add the section 'text'")
         if captions is not None and not prior.conditions.reads_text:
             raise ValueError(f"{found.name} reads no texts; leave out 'text' or set prior.text_length: data")
         prior.attach(tokenizer.vectors())
-        recipe = replace(self, tokenizer=tokenizer_section, prior=NewModel.of(found.name, config), text=text)
+        recipe = replace(
+            self, data=examples.data, tokenizer=tokenizer_section, prior=NewModel.of(found.name, config), text=text
+        )
         return _Parts(tokenizer, prior, captions, recipe)
 
     def _tokenizer(self, examples: Examples) -> tuple[Tokenizer, SavedTokenizer | NewModel]:
@@ -383,24 +387,32 @@ class PriorRecipe(Recipe, kind="prior"):
             found.model.spec_of(tokenizer.spec, None)
         except ValueError:
             return TextConfig()
-        length = next((f.default for f in fields(found.config) if f.name == "text_length"), None)
+        length = _default(found.config, "text_length")
         wanted = length is not None and (length > 0 or self.data.text_column is not None)
         return TextConfig() if wanted else None
 
-    def _prior_config(self, examples: Examples, reader: TextTokenizer | None) -> Any:
-        """The config of a new prior."""
+    def _prior_config(self, examples: Examples, reader: TextTokenizer | None, learned: bool) -> Any:
+        """The config of a new prior; `learned` says whether its codes are those of a learned tokenizer."""
+        found = entry("priors", self.prior.name)
         words = {
             "num_classes": examples.training.num_classes,
             "text_length": reader and reader.length,
             "text_vocab_size": reader and reader.text_vocab_size,
         }
         implied = {"num_classes": words["num_classes"]} if examples.labels_are_meant else {}
+        if learned and _default(found.config, "embedding_dim") == 0:
+            implied["embedding_dim"] = EMBEDDING_DIM
         if reader is not None:
             implied |= {name: words[name] for name in ("text_length", "text_vocab_size")}
         config = self.prior.config("priors", implied, words)
         if self.training.label_dropout and isinstance(config, ClassLabels) and config.num_classes:
             return replace(config, null_label=True)
         return config
+
+
+def _default(config: type, name: str) -> Any:
+    """The default of a field of a config, None where there is no such field."""
+    return next((f.default for f in fields(config) if f.name == name), None)
 
 
 @dataclass(frozen=True)

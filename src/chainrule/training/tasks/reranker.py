@@ -138,7 +138,7 @@ class RerankerRecipe(Recipe, kind="reranker"):
             raise ValueError(f"'reranker.{taken[0]}' is that of the data and of 'text'; leave it out")
         config = build_dataclass(RerankerConfig, given | self.reranker, "", "reranker")
         own = {name: value for name, value in to_plain(config).items() if name not in given}
-        recipe = replace(self, reranker=own)
+        recipe = replace(self, data=examples.data, reranker=own)
         torch.manual_seed(derive_seed(self.training.seed, "weights"))
         captions = Captions(reader, examples, self.text.bpe_dropout)
         return RerankerTask(CLIP(config), examples, captions, examples.card(recipe)), recipe

@@ -212,7 +212,7 @@ class TokenizerRecipe(Recipe, kind="tokenizer"):
         shape = examples.training.image_shape
         if tokenizer.image_shape != shape:
             raise ValueError(f"the tokenizer is for images {tokenizer.image_shape}, the data has {shape}")
-        recipe = replace(self, tokenizer=tokenizer_section)
+        recipe = replace(self, data=examples.data, tokenizer=tokenizer_section)
         losses = load_image_losses(self.losses, shape)
         return TokenizerTask(tokenizer, examples, losses, examples.card(recipe), decoder_only=refined), recipe
 

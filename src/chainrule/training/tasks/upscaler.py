@@ -139,7 +139,7 @@ class UpscalerRecipe(Recipe, kind="upscaler"):
         config = build_dataclass(UpscalerConfig, {"image_channels": channels} | self.upscaler, "", "upscaler")
         if config.image_channels != channels:
             raise ValueError(f"'upscaler.image_channels' must be {channels}, as {examples.training.name} has it")
-        tokenizer, recipe = None, replace(self, upscaler=to_plain(config))
+        tokenizer, recipe = None, replace(self, data=examples.data, upscaler=to_plain(config))
         if self.tokenizer is not None:
             tokenizer, found = open_tokenizer(self.tokenizer.path, self.tokenizer.hash)
             recipe = replace(recipe, tokenizer=replace(self.tokenizer, hash=found))
