@@ -221,27 +221,18 @@ struct Call {
     void *dz, *dweight;
 };
 
-template <class T, class Z>
-void run(const Call& call, bool back, int64_t begin, int64_t end) {
-    const T* weight = (const T*)call.weight;
-    T *gates = (T*)call.gates, *c = (T*)call.c, *out = (T*)call.out;
-    if (back)
-        backward(call.scan, (const T*)call.dout, weight, gates, c, out, (Z*)call.dz, (T*)call.dweight, begin, end);
-    else
-        forward(call.scan, (const Z*)call.z, weight, gates, c, out, begin, end);
-}
-
 }  // namespace
 
 INTERFACE(1, sizeof(Scan), sizeof(Call))
 
 // Images begin .. end - 1.
-#define EXPORT(NAME, T, Z)                                                            \
-    extern "C" void forward_##NAME(const Call* call, int64_t begin, int64_t end) {    \
-        run<T, Z>(*call, false, begin, end);                                          \
-    }                                                                                 \
-    extern "C" void backward_##NAME(const Call* call, int64_t begin, int64_t end) {   \
-        run<T, Z>(*call, true, begin, end);                                           \
+#define EXPORT(NAME, T, Z)                                                                                  \
+    extern "C" void forward_##NAME(const Call* p, int64_t begin, int64_t end) {                             \
+        forward(p->scan, (const Z*)p->z, (const T*)p->weight, (T*)p->gates, (T*)p->c, (T*)p->out, begin, end); \
+    }                                                                                                       \
+    extern "C" void backward_##NAME(const Call* p, int64_t begin, int64_t end) {                            \
+        backward(p->scan, (const T*)p->dout, (const T*)p->weight, (const T*)p->gates, (const T*)p->c,       \
+                 (const T*)p->out, (Z*)p->dz, (T*)p->dweight, begin, end);                                  \
     }
 EXPORT(float32, float, float)
 EXPORT(float64, double, double)

@@ -82,33 +82,25 @@ inline void store(uint16_t* p, __m512 v, __mmask16 mask) {
 inline void store_aligned(float* p, __m512 v) { _mm512_store_ps(p, v); }
 inline void store_aligned(uint16_t* p, __m512 v) { _mm256_store_si256((__m256i*)p, (__m256i)_mm512_cvtneps_pbh(v)); }
 
-// M (N, 16 R) = V (N, inputs) times a panel of weights. In bfloat16, pairs of inputs are multiplied at once.
-template <int N, int R>
-inline void products(const uint16_t* v, const uint16_t* panel, int64_t inputs, float* m, int64_t stride) {
-    __m512 sum[N][R];
-    UNROLL for (int n = 0; n < N; n++) UNROLL for (int r = 0; r < R; r++) sum[n][r] = _mm512_setzero_ps();
-    for (int64_t k = 0; k < inputs; k += 2) {
-        __m512i w[R];
-        UNROLL for (int r = 0; r < R; r++) w[r] = _mm512_load_si512(panel + k * R * kLanes + r * 2 * kLanes);
-        UNROLL for (int n = 0; n < N; n++) {
-            __m512i x = _mm512_set1_epi32(*(const int32_t*)(v + n * inputs + k));
-            UNROLL for (int r = 0; r < R; r++) sum[n][r] = _mm512_dpbf16_ps(sum[n][r], (__m512bh)w[r], (__m512bh)x);
-        }
-    }
-    UNROLL for (int n = 0; n < N; n++)
-        UNROLL for (int r = 0; r < R; r++) _mm512_store_ps(m + n * stride + r * kLanes, sum[n][r]);
+// sum + w x; in bfloat16, of pairs of inputs at once.
+template <class T>
+inline __m512 add_products(__m512 sum, __m512 w, __m512 x) {
+    if constexpr (sizeof(T) == 2) return _mm512_dpbf16_ps(sum, (__m512bh)w, (__m512bh)x);
+    return _mm512_fmadd_ps(w, x, sum);
 }
 
-template <int N, int R>
-inline void products(const float* v, const float* panel, int64_t inputs, float* m, int64_t stride) {
+// M (N, 16 R) = V (N, inputs) times a panel of weights.
+template <int N, int R, class T>
+inline void products(const T* v, const T* panel, int64_t inputs, float* m, int64_t stride) {
+    constexpr int64_t kTogether = sizeof(float) / sizeof(T);
     __m512 sum[N][R];
     UNROLL for (int n = 0; n < N; n++) UNROLL for (int r = 0; r < R; r++) sum[n][r] = _mm512_setzero_ps();
-    for (int64_t k = 0; k < inputs; k++) {
+    for (int64_t k = 0; k < inputs; k += kTogether) {
         __m512 w[R];
-        UNROLL for (int r = 0; r < R; r++) w[r] = _mm512_load_ps(panel + (k * R + r) * kLanes);
+        UNROLL for (int r = 0; r < R; r++) w[r] = _mm512_load_ps(panel + (k * R + r * kTogether) * kLanes);
         UNROLL for (int n = 0; n < N; n++) {
-            __m512 x = _mm512_set1_ps(v[n * inputs + k]);
-            UNROLL for (int r = 0; r < R; r++) sum[n][r] = _mm512_fmadd_ps(w[r], x, sum[n][r]);
+            __m512 x = _mm512_set1_ps(*(const float*)(v + n * inputs + k));
+            UNROLL for (int r = 0; r < R; r++) sum[n][r] = add_products<T>(sum[n][r], w[r], x);
         }
     }
     UNROLL for (int n = 0; n < N; n++)
@@ -281,10 +273,7 @@ extern "C" int64_t num_blocks(const Call* call) {
 // Blocks begin .. end - 1.
 #define EXPORT(NAME, T)                                                                \
     extern "C" void convolve_##NAME(const Call* call, int64_t begin, int64_t end) {    \
-        if (call->shape.doubled)                                                       \
-            convolve_blocks<3, T>(*call, begin, end);                                  \
-        else                                                                           \
-            convolve_blocks<4, T>(*call, begin, end);                                  \
+        (call->shape.doubled ? convolve_blocks<3, T> : convolve_blocks<4, T>)(*call, begin, end); \
     }
 EXPORT(float32, float)
 EXPORT(bfloat16, uint16_t)

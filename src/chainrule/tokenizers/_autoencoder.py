@@ -23,7 +23,7 @@ from dataclasses import dataclass
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..core.checks import check_sizes
+from ..core.checks import check_shares, check_sizes
 from ._grid import ImageConfig
 
 
@@ -63,8 +63,7 @@ class ConvAutoencoderConfig(ImageConfig):
             raise ValueError(
                 f"attention_levels must lie in 0..{len(self.multipliers) - 1}, got {list(self.attention_levels)}"
             )
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"dropout must lie in 0..1, 1 excluded, got {self.dropout}")
+        check_shares(self, "dropout")
         if not self.norm_eps > 0:
             raise ValueError(f"norm_eps must be above 0, got {self.norm_eps}")
 
@@ -139,15 +138,13 @@ class Level(nn.Module):
     """Residual blocks, attention after each where the level has it, and a change of resolution at its end."""
 
     def __init__(
-        self, channels: int, out_channels: int, num_blocks: int, attention: bool, resample: nn.Module,
+        self, channels: int, out: int, num_blocks: int, attention: bool, resample: nn.Module,
         config: ConvAutoencoderConfig,
     ) -> None:  # fmt: skip
         super().__init__()
-        self.blocks = nn.ModuleList(
-            ResidualBlock(channels if i == 0 else out_channels, out_channels, config) for i in range(num_blocks)
-        )
+        self.blocks = nn.ModuleList(ResidualBlock(out if i else channels, out, config) for i in range(num_blocks))
         self.attention = nn.ModuleList(
-            Attention(out_channels, config) if attention else nn.Identity() for _ in range(num_blocks)
+            Attention(out, config) if attention else nn.Identity() for _ in range(num_blocks)
         )
         self.resample = resample
 

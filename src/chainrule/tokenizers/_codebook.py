@@ -24,6 +24,7 @@ Shape letters: C channels of a vector, K codes, N vectors.
 from __future__ import annotations
 
 import math
+from types import SimpleNamespace
 from typing import Any, Literal
 
 import torch
@@ -31,7 +32,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..core.checks import MAX_SIZE
+from ..core.checks import MAX_SIZE, check_range, check_shares
 
 EPSILON = 1e-5
 """Added to the smoothed counts."""
@@ -61,31 +62,32 @@ def track_use(recent: Tensor, counts: Tensor) -> None:
     recent.lerp_(counts, counts.mean().clamp_max(1.0) / WINDOW)
 
 
+NO_OPTIONS = {
+    "codebook_size": 2, "embedding_dim": 1, "learning": "loss", "metric": "euclidean", "legacy_beta": False, "beta": 0,
+    "spread": 0, "kl_weight": 0, "decay": 0, "restart_below": 0,
+}  # fmt: skip
+"""What `check_codebook` takes for options that are not given."""
+
+
 def check_codebook(**options: Any) -> None:
     """Checks options of a quantizer, as many as are given; others are of no effect.
 
     Raises:
         ValueError: one is out of its range, or would be ignored.
     """
-    sizes, embedding_dim = options.get("codebook_size", 2), options.get("embedding_dim", 1)
-    for codebook_size in sizes if isinstance(sizes, tuple) else (sizes,):
-        if 2 <= codebook_size <= MAX_SIZE and 1 <= embedding_dim <= MAX_SIZE:
-            continue
+    given = SimpleNamespace(**(NO_OPTIONS | options))
+    sizes = given.codebook_size if isinstance(given.codebook_size, tuple) else (given.codebook_size,)
+    if not (min(sizes) >= 2 and max(sizes) <= MAX_SIZE and 1 <= given.embedding_dim <= MAX_SIZE):
         raise ValueError(
             f"a codebook needs at least 2 codes of at least 1 dimension, and at most {MAX_SIZE} of each, "
-            f"got {codebook_size} of {embedding_dim}"
+            f"got {given.codebook_size} of {given.embedding_dim}"
         )
     for name, values in {"learning": ("ema", "loss"), "metric": ("euclidean", "cosine")}.items():
-        if name in options and options[name] not in values:
-            raise ValueError(f"{name} must be {' or '.join(values)}, got {options[name]!r}")
-    for name in ("beta", "spread", "kl_weight"):
-        if not options.get(name, 0) >= 0:
-            raise ValueError(f"{name} must be at least 0, got {options[name]}")
-    if not 0 <= options.get("decay", 0) < 1:
-        raise ValueError(f"decay must lie in 0..1, 1 excluded, got {options['decay']}")
-    if not 0 <= options.get("restart_below", 0) < 1:
-        raise ValueError(f"restart_below must lie in 0..1, 1 excluded (0: no restarts), got {options['restart_below']}")
-    if options.get("legacy_beta") and options.get("learning") == "ema":
+        if getattr(given, name) not in values:
+            raise ValueError(f"{name} must be {' or '.join(values)}, got {getattr(given, name)!r}")
+    check_range(given, 0, math.inf, "beta", "spread", "kl_weight")
+    check_shares(given, "decay", "restart_below")
+    if given.legacy_beta and given.learning == "ema":
         raise ValueError("legacy_beta would be ignored: a codebook learned by ema has no codebook loss")
 
 

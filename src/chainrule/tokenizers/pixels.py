@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ..core import Codes, CodeSpec, GridSpec, Tokenizer, register
+from ..core.checks import check_range
 from ._grid import ImageConfig
 
 
@@ -25,30 +26,39 @@ class PixelsConfig(ImageConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 2 <= self.levels <= 256:
-            raise ValueError(f"levels must lie in 2..256, got {self.levels}")
+        check_range(self, 2, 256, "levels")
 
 
-@register("tokenizers", "pixels", PixelsConfig)
-class Pixels(Tokenizer):
-    """Levels of pixels: uint8 v -> the nearest of `levels` values spread evenly over 0..255."""
+class _Levels(Tokenizer):
+    """One grid per factor, coarse to fine: the levels of every factor-th pixel, of which the last grid has all."""
 
-    def __init__(self, config: PixelsConfig) -> None:
+    def __init__(self, config: PixelsConfig, factors: tuple[int, ...]) -> None:
         super().__init__()
-        self.config = config
-        self.image_shape = config.image_shape
-        self.spec = CodeSpec.single(config.image_height, config.image_width, config.image_channels, config.levels)
+        self.config, self.factors, self.image_shape = config, factors, config.image_shape
+        channels, height, width = config.image_shape
+        self.spec = CodeSpec(tuple(GridSpec(height // f, width // f, channels, config.levels) for f in factors))
 
     def encode(self, images: Tensor) -> Codes:
         self.check_images(images)
-        return (_to_levels(images, self.config.levels),)
+        levels = (images.permute(0, 2, 3, 1).long() * (self.config.levels - 1) * 2 + 255) // 510
+        return tuple(levels[:, ::f, ::f].contiguous() for f in self.factors)
 
     def decode(self, codes: Codes) -> Tensor:
         self.spec.check(codes)
-        return _from_levels(codes[0], self.config.levels)
+        highest = self.config.levels - 1
+        return ((codes[-1] * 510 + highest) // (2 * highest)).to(torch.uint8).permute(0, 3, 1, 2).contiguous()
 
     def known_codes(self, mask: Tensor) -> Tensor:
-        return mask.flatten().repeat_interleave(self.config.image_channels)
+        known = torch.cat([mask[::f, ::f].flatten() for f in self.factors])
+        return known.repeat_interleave(self.config.image_channels)
+
+
+@register("tokenizers", "pixels", PixelsConfig)
+class Pixels(_Levels):
+    """Levels of pixels: uint8 v -> the nearest of `levels` values spread evenly over 0..255."""
+
+    def __init__(self, config: PixelsConfig) -> None:
+        super().__init__(config, (1,))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,36 +77,8 @@ class MultiScalePixelsConfig(PixelsConfig):
 
 
 @register("tokenizers", "multiscale_pixels", MultiScalePixelsConfig)
-class MultiScalePixels(Tokenizer):
+class MultiScalePixels(_Levels):
     """Two grids of levels: every factor-th pixel, then all of them."""
 
     def __init__(self, config: MultiScalePixelsConfig) -> None:
-        super().__init__()
-        self.config = config
-        self.image_shape = config.image_shape
-        channels, height, width = config.image_shape
-        small = GridSpec(height // config.factor, width // config.factor, channels, config.levels)
-        self.spec = CodeSpec((small, GridSpec(height, width, channels, config.levels)))
-
-    def encode(self, images: Tensor) -> Codes:
-        self.check_images(images)
-        large = _to_levels(images, self.config.levels)
-        return large[:, :: self.config.factor, :: self.config.factor].contiguous(), large
-
-    def decode(self, codes: Codes) -> Tensor:
-        self.spec.check(codes)
-        return _from_levels(codes[1], self.config.levels)
-
-    def known_codes(self, mask: Tensor) -> Tensor:
-        small = mask[:: self.config.factor, :: self.config.factor]
-        return torch.cat([small.flatten(), mask.flatten()]).repeat_interleave(self.config.image_channels)
-
-
-def _to_levels(images: Tensor, levels: int) -> Tensor:
-    """uint8 (B, C, H, W) -> int64 (B, H, W, C)."""
-    return (images.permute(0, 2, 3, 1).long() * (levels - 1) * 2 + 255) // 510
-
-
-def _from_levels(codes: Tensor, levels: int) -> Tensor:
-    """int64 (B, H, W, C) -> uint8 (B, C, H, W)."""
-    return ((codes * 510 + levels - 1) // (2 * (levels - 1))).to(torch.uint8).permute(0, 3, 1, 2).contiguous()
+        super().__init__(config, (config.factor, 1))

@@ -48,9 +48,7 @@ class UpscalerConfig:
         check_sizes(self, "num_blocks", "width", "expansion")
 
 
-PRESETS = {
-    "parti": UpscalerConfig(),
-}
+PRESETS = {"parti": UpscalerConfig()}
 
 
 def bicubic(images: Tensor) -> Tensor:
