@@ -3,8 +3,10 @@ folder of a saved model is read strictly, and nothing else is taken for one."""
 
 import errno
 import os
+import resource
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -20,6 +22,7 @@ from chainrule.scorers.classifier import Classifier, ClassifierConfig
 from chainrule.scorers.reranker import CLIP, Reranker, RerankerConfig
 from chainrule.text.bpe import train_bpe
 from chainrule.tokenizers.pixels import Pixels, PixelsConfig
+from chainrule.training.engine.checkpoint import save_checkpoint
 from chainrule.upscaling.upscaler import Upscaler, UpscalerConfig
 from chainrule.zoo import kind_of, read_card
 
@@ -182,6 +185,21 @@ def test_errors_name_the_file(tmp_path):
         write_file(tmp_path / "directory", "")
     assert error.value.filename == str(tmp_path / "directory")
     assert sorted(child.name for child in tmp_path.iterdir()) == ["directory", "file"]
+
+
+def test_a_full_disk_is_an_error_that_names_the_file(tmp_path):
+    """Of checkpoints and of weights, whose libraries say no more than that something failed."""
+    model, soft_and_hard = Upscaler(UpscalerConfig(width=16)), resource.getrlimit(resource.RLIMIT_FSIZE)
+    checkpoint, folder = partial(save_checkpoint, tmp_path, 3, {"weight": torch.zeros(9999)}), tmp_path / "model"
+    for write, path in ((checkpoint, tmp_path / "step-00000003.pt"), (partial(chainrule.save, model, folder), folder)):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (20000, soft_and_hard[1]))
+        try:
+            with pytest.raises(OSError, match=r"cannot be written \(Input/output error\)") as error:
+                write()
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, soft_and_hard)
+        assert error.value.filename == str(path)
+    assert not list(tmp_path.iterdir())
 
 
 # ---------------------------------------------------------------- saved models

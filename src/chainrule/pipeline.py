@@ -1,7 +1,4 @@
-"""A tokenizer, a prior and what names its conditions as one artefact: load, save, sample, complete, score.
-
-On disk a pipeline is a folder of `config.yaml`, one `*.safetensors` per part, and the files of a text tokenizer.
-"""
+"""A tokenizer, a prior and the names of its conditions as one model: sample, complete, score, save."""
 
 from __future__ import annotations
 

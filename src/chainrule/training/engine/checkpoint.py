@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -23,7 +24,14 @@ def save_checkpoint(folder: Path, step: int, state: dict[str, Any]) -> None:
         state: tensors, numbers, strings, dicts and lists.
     """
     mine = folder / f"step-{step:08d}.pt"
-    write_file(mine, lambda path: torch.save(state, path))
+
+    def write(path: Path) -> None:
+        try:
+            torch.save(state, path)
+        except RuntimeError as error:  # of a full disk; torch says no more
+            raise OSError(errno.EIO, str(error), str(path)) from error
+
+    write_file(mine, write)
     before = [path for path in list_checkpoints(folder) if path.name < mine.name]
     for path in list_checkpoints(folder):
         if path not in [mine, *before[:1]]:  # those with more steps are damaged, or this would go on from them
