@@ -53,7 +53,7 @@ def recipe(changes: dict, **sections) -> dict:
     plain = {
         "data": {"source": "noise"},
         "tokenizer": {"path": "old", "decoder": changes},
-        "losses": {"adversarial": {"channels": 4, "num_layers": 1, "start": 0.5}},
+        "losses": {"adversarial": {"width": 4, "num_layers": 1, "start": 0.5}},
         "training": {
             "steps": 4, "batch_size": 4, "learning_rate": 1e-2, "optimizer": "adamw", "weight_decay": 0.1,
             "ema_decay": 0.5, "schedule": "constant", "warmup_steps": 0, "gradient_clip": 0.0, "precision": "float32",

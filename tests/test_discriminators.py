@@ -28,7 +28,7 @@ def test_scores_are_of_patches_or_of_images():
 
 
 @pytest.mark.parametrize(
-    "config", [AdversarialConfig(channels=8, num_layers=2), AdversarialConfig(discriminator="style", channels=8)]
+    "config", [AdversarialConfig(width=8, num_layers=2), AdversarialConfig(discriminator="style", width=8)]
 )
 def test_a_discriminator_learns_to_tell_noise_from_flat_images(config):
     discriminator = build_discriminator(config, (3, 16, 16))

@@ -33,7 +33,7 @@ TRAINING = TrainingConfig(
     steps=40, batch_size=8, learning_rate=2e-3, precision="float32", ema_decay=0.9, log_every=10, save_every=12,
     sample_every=40, optimizer="adam", schedule="constant", warmup_steps=0, gradient_clip=0.0,
 )  # fmt: skip
-ADVERSARIAL = AdversarialConfig(channels=4, num_layers=2, start=0.5, learning_rate=1e-3)
+ADVERSARIAL = AdversarialConfig(width=4, num_layers=2, start=0.5, learning_rate=1e-3)
 LEARNED = cases("tokenizers", LearnedTokenizer)
 
 

@@ -67,7 +67,7 @@ RECIPE = """
 data: {source: shapes, size: 32, channels: 3, split: "test[:64]"}
 tokenizer: {path: PATH}
 upscaler: {num_blocks: 1, width: 8, expansion: 1}
-losses: {adversarial: {channels: 4, num_layers: 2, start: 0.5}}
+losses: {adversarial: {width: 4, num_layers: 2, start: 0.5}}
 training: {steps: 12, batch_size: 8, learning_rate: 2e-3, precision: float32, ema_decay: 0.9, log_every: 4,
            save_every: 5, sample_every: 12, schedule: constant, warmup_steps: 0}
 evaluation: {split: "test[:12]", every: 6, batch_size: 5}

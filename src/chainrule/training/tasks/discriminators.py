@@ -28,14 +28,14 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True, kw_only=True)
 class AdversarialConfig:
-    """A discriminator of images and reconstructions, and how much the tokenizer minds it; defaults as VQGAN has.
+    """A discriminator of images and reconstructions, and the loss that the model has from it; the defaults are VQGAN's.
 
     weight:        of the tokenizer's adversarial loss
     adaptive:      whether the weight is multiplied by the ratio of the gradients of all other losses and of this one,
                    at the tokenizer's last layer
     start:         share of the steps after which it begins
     discriminator: patch (PatchGAN) or style (residual, as StyleGAN2's)
-    channels:      of the discriminator's first layer
+    width:         of the discriminator's first layer
     num_layers:    halvings of the patch discriminator, 3 if left out; the style one has as many as the image allows
     learning_rate, betas: of the discriminator's Adam; the rate follows the schedule of the section `training`
     """
@@ -44,7 +44,7 @@ class AdversarialConfig:
     adaptive: bool = True
     start: float = 0.25
     discriminator: Literal["patch", "style"] = "patch"
-    channels: int = 64
+    width: int = 64
     num_layers: int | None = None
     learning_rate: float = 2e-4
     betas: tuple[float, float] = (0.5, 0.9)
@@ -54,8 +54,8 @@ class AdversarialConfig:
             raise ValueError(f"the weight of the adversarial loss must be above 0, got {self.weight}")
         if not 0 <= self.start < 1:
             raise ValueError(f"start must lie in 0..1, 1 excluded (a share of the steps), got {self.start}")
-        if self.channels < 1:
-            raise ValueError(f"channels must be at least 1, got {self.channels}")
+        if self.width < 1:
+            raise ValueError(f"width must be at least 1, got {self.width}")
         if self.num_layers is not None and self.discriminator != "patch":
             raise ValueError("num_layers belongs to the patch discriminator and would be ignored")
         if self.num_layers is not None and self.num_layers < 1:
@@ -175,11 +175,11 @@ def build_discriminator(config: AdversarialConfig, image_shape: tuple[int, int, 
         ValueError: images too small for it.
     """
     if config.discriminator == "style":
-        return StyleDiscriminator(image_shape, config.channels)
+        return StyleDiscriminator(image_shape, config.width)
     num_layers = 3 if config.num_layers is None else config.num_layers
     if min(image_shape[1:]) < 3 * 2**num_layers:
         raise ValueError(
             f"images of {image_shape[1]}x{image_shape[2]} are too small for a patch discriminator of {num_layers} "
             f"halvings, which needs {3 * 2**num_layers}; lower losses.adversarial.num_layers"
         )
-    return PatchDiscriminator(image_shape[0], config.channels, num_layers)
+    return PatchDiscriminator(image_shape[0], config.width, num_layers)
