@@ -171,7 +171,9 @@ def test_the_tokenizer_of_a_whole_model_is_loaded_and_a_tokenizer_alone_is_no_wh
     save(tokenizer, tmp_path / "alone")
     assert load_tokenizer(tmp_path / "alone").config == tokenizer.config
     assert isinstance(chainrule.load(tmp_path / "alone"), pixels.model)
-    with pytest.raises(ValueError, match="holds a tokenizer, but a pipeline is needed; a tokenizer without a prior encodes"):
+    with pytest.raises(
+        ValueError, match="holds a tokenizer, but a pipeline is needed; a tokenizer without a prior encodes"
+    ):
         load_kind(tmp_path / "alone", "pipeline")
 
 

@@ -27,9 +27,7 @@ def here(tmp_path, monkeypatch) -> Path:
     tiny(3).save("classes")
     pixels = entry("tokenizers", "pixels")
     card = {"recipe": {"data": {"source": "digits"}}}
-    save(
-        pixels.model(pixels.config(image_height=16, image_width=16, image_channels=3, levels=5)), "tokenizer", card
-    )
+    save(pixels.model(pixels.config(image_height=16, image_width=16, image_channels=3, levels=5)), "tokenizer", card)
 
     def load(config):
         channels, side = (3, 16) if config.channels == 3 else (1, SIDE)

@@ -138,11 +138,11 @@ def test_a_model_registered_twice_is_an_error():
     assert done.returncode and "vqgan is registered twice" in done.stderr
 
 
-@pytest.mark.parametrize("kind", ["priors"])
+@pytest.mark.parametrize("kind", ["tokenizers", "priors"])
 def test_every_config_is_frozen_documented_and_checks_its_ranges(kind):
     for name, found in entries(kind).items():
         params, names = found.config.__dataclass_params__, [field.name for field in fields(found.config)]
-        assert params.frozen, name
+        assert params.frozen and all(field.kw_only for field in fields(found.config)), name
         described = "".join(cls.__doc__ or "" for cls in found.config.__mro__)
         for field in names:
             assert re.search(rf"\b{field}\b", described), f"{name}.{field} is not documented"

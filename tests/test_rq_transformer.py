@@ -23,6 +23,18 @@ COUNTS = {  # of the released models
     "cc3m": 654_061_568,
 }
 
+SIZES = {  # width, layers, depth layers, heads, codebook size; classes, or tokens of a text and their number
+    "ffhq": ([1024, 24, 4, 16, 2048], [0]),
+    "lsun-church": ([1024, 24, 4, 16, 16384], [0]),
+    "lsun-cat": ([1280, 26, 4, 20, 16384], [0]),
+    "lsun-bedroom": ([1280, 26, 4, 20, 16384], [0]),
+    "imagenet-480m": ([1536, 12, 4, 24, 16384], [1000]),
+    "imagenet-821m": ([1536, 24, 4, 24, 16384], [1000]),
+    "imagenet-1.4b": ([1536, 42, 6, 24, 16384], [1000]),
+    "imagenet-3.8b": ([2560, 42, 6, 40, 16384], [1000]),
+    "cc3m": ([1280, 26, 4, 20, 16384], [32, 16384]),
+}
+
 
 def build(size: str) -> RQTransformer:
     preset = tiny("priors", "rq_transformer", size)
@@ -43,26 +55,16 @@ def test_parameter_counts_of_the_paper(name):
     assert model.codebook.shape == (preset.spec.only.codebook_size, 256)
 
 
-def test_the_page_says_what_the_presets_are():
+@pytest.mark.parametrize("name", COUNTS)
+def test_presets_are_those_of_the_paper_and_of_the_page(name):
+    preset = ENTRY.presets[name]
+    config = preset.config
+    condition = [config.text_length, config.text_vocab_size] if config.text_length else [config.num_classes]
+    sizes = [config.width, config.num_layers, config.depth_layers, config.num_heads, preset.spec.only.codebook_size]
+    assert (sizes, condition) == SIZES[name] and config.depth_heads == config.num_heads
     page = Path(__file__).resolve().parents[1] / "docs" / "systems" / "rq_transformer.md"
-    found = set()
-    for line in page.read_text(encoding="utf-8").splitlines():
-        names = re.findall(r"`([a-z0-9.-]+)`", line.split("|")[1]) if line.startswith("| `") else []
-        numbers = [int(digits.replace(",", "")) for digits in re.findall(r"\d[\d,]*", line.split("|", 2)[-1])]
-        for name in names:
-            preset = ENTRY.presets[name]
-            config = preset.config
-            condition = [config.text_length, config.text_vocab_size] if config.text_length else [config.num_classes]
-            sizes = [
-                config.width,
-                config.num_layers,
-                config.depth_layers,
-                config.num_heads,
-                preset.spec.only.codebook_size,
-            ]
-            assert numbers == [*sizes, *(size for size in condition if size), COUNTS[name]]
-            found.add(name)
-    assert found == COUNTS.keys()
+    (row,) = re.findall(rf"^\| `rq_transformer` \| `{re.escape(name)}` \|.*$", page.read_text(encoding="utf-8"), re.M)
+    assert row.endswith(f"| 8×8×4 of {sizes[-1]:,} | {COUNTS[name]:,} |")
 
 
 @torch.no_grad()

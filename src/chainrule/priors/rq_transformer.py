@@ -72,42 +72,31 @@ class RQTransformerConfig(ClassLabels):
             )
 
 
-TABLE = {  # width, layers, depth layers, heads, codebook_size, classes, text length, text vocabulary
-    "ffhq": (1024, 24, 4, 16, 2048, 0, 0, 0),
-    "lsun-church": (1024, 24, 4, 16, 16384, 0, 0, 0),
-    "lsun-cat": (1280, 26, 4, 20, 16384, 0, 0, 0),
-    "lsun-bedroom": (1280, 26, 4, 20, 16384, 0, 0, 0),
-    "imagenet-480m": (1536, 12, 4, 24, 16384, 1000, 0, 0),
-    "imagenet-821m": (1536, 24, 4, 24, 16384, 1000, 0, 0),
-    "imagenet-1.4b": (1536, 42, 6, 24, 16384, 1000, 0, 0),
-    "imagenet-3.8b": (2560, 42, 6, 40, 16384, 1000, 0, 0),
-    "cc3m": (1280, 26, 4, 20, 16384, 0, 32, 16384),
-}
-
-
-def paper_preset(
-    width: int, num_layers: int, depth_layers: int, num_heads: int, codebook_size: int, num_classes: int, text_length: int,
-    text_vocab_size: int,
-) -> Preset:  # fmt: skip
-    """A row of the table: 8x8 positions of 4 codes."""
-    config = RQTransformerConfig(
-        width=width,
-        num_layers=num_layers,
-        num_heads=num_heads,
-        depth_layers=depth_layers,
-        depth_heads=num_heads,
-        num_classes=num_classes,
-        text_length=text_length,
-        text_vocab_size=text_vocab_size,
-    )
+def _paper(width: int, num_layers: int, codebook_size: int, depth_layers: int = 4, **condition: int) -> Preset:
+    """A network of the paper, with heads of 64 features, over 8x8 positions of 4 codes."""
+    heads = {"num_heads": width // 64, "depth_heads": width // 64}
+    config = RQTransformerConfig(width=width, num_layers=num_layers, depth_layers=depth_layers, **heads, **condition)
     return Preset(config, CodeSpec.single(8, 8, 4, codebook_size))
+
+
+PRESETS = {
+    "ffhq": _paper(1024, 24, 2048),
+    "lsun-church": _paper(1024, 24, 16384),
+    "lsun-cat": _paper(1280, 26, 16384),
+    "lsun-bedroom": _paper(1280, 26, 16384),
+    "imagenet-480m": _paper(1536, 12, 16384, num_classes=1000),
+    "imagenet-821m": _paper(1536, 24, 16384, num_classes=1000),
+    "imagenet-1.4b": _paper(1536, 42, 16384, 6, num_classes=1000),
+    "imagenet-3.8b": _paper(2560, 42, 16384, 6, num_classes=1000),
+    "cc3m": _paper(1280, 26, 16384, text_length=32, text_vocab_size=16384),
+}
 
 
 @register(
     "priors",
     "rq_transformer",
     RQTransformerConfig,
-    {name: paper_preset(*row) for name, row in TABLE.items()},
+    PRESETS,
     small={"width": 192, "num_layers": 5, "num_heads": 4, "depth_layers": 2, "depth_heads": 4, "embedding_dim": 64},
 )
 class RQTransformer(Prior):

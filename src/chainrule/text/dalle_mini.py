@@ -50,7 +50,8 @@ class DalleMiniTokenizer(TextTokenizer):
             raise ValueError(f"this is no vocabulary of DALL-E Mini ({type(error).__name__}: {error})") from None
         if length < 2 or not fits:
             raise ValueError(
-                f"length must be at least 2 and all ids in 0..{text_vocab_size - 1}, got length {length} and ids {ids!r:.80}"
+                f"length must be at least 2 and all ids in 0..{text_vocab_size - 1}, got length {length} and "
+                f"ids {ids!r:.80}"
             )
         self.text_vocab_size, self.length = text_vocab_size, length
         self._ids, self._texts = ids, {number: token for token, number in ids.items()}
