@@ -41,7 +41,7 @@ def create(name: str, preset: str | None = None, *, spec: CodeSpec | None = None
 
     Args:
         name: of the model, such as "vqgan" or "gpt".
-        preset: a published size, see `presets`; without one, options begin at the defaults of the model's config.
+        preset: a published size, see `presets`; without one, a size that a CPU trains, as in a recipe.
         spec: the codes that a prior models; a preset has its own.
         options: fields of the model's config, which replace those of the preset.
 
@@ -49,8 +49,9 @@ def create(name: str, preset: str | None = None, *, spec: CodeSpec | None = None
         ValueError: no such model, preset or field, a value out of range, or a prior without codes.
     """
     entry = find_entry(name)
-    base = {} if preset is None else entry.preset(preset)
-    config = build_dataclass(entry.config, (to_plain(base.config) if base else {}) | options, name)
+    base = None if preset is None else entry.preset(preset)
+    sizes = dict(entry.small) if base is None else to_plain(base.config)
+    config = build_dataclass(entry.config, sizes | options, name)
     if issubclass(entry.model, Tokenizer):
         if spec is not None:
             raise ValueError(f"{name} is a tokenizer, which gives codes of its own: leave spec out")
