@@ -17,7 +17,7 @@ from chainrule.evaluation import load_features
 from chainrule.images import to_pil
 from chainrule.recipe import build_recipe
 from chainrule.scorers.classifier import Classifier, ClassifierConfig
-from chainrule.scorers.reranker import CLIP, Reranker, RerankerConfig, contrastive_loss
+from chainrule.scorers.reranker import Reranker, RerankerConfig, contrastive_loss
 from chainrule.text.bpe import train_bpe
 from chainrule.training import train
 from chainrule.training.tasks.reranker import draw_others, share_nearest
@@ -40,7 +40,7 @@ def scorer(channels: int = 3, size: int = 16) -> Reranker:
     torch.manual_seed(0)
     text = train_bpe(CAPTIONS * 3, 300, 6)
     config = RerankerConfig(size, size, channels, text.length, text.text_vocab_size, width=8, num_heads=2)
-    return Reranker(CLIP(config), text, {"note": "random"})
+    return Reranker(config, text, {"note": "random"}).eval()
 
 
 def pictures(count: int, channels: int = 3, size: int = 16) -> torch.Tensor:
@@ -88,12 +88,16 @@ def test_top_one():
 def test_padding_and_neighbours_change_nothing():
     judge = scorer()
     ids = judge.text_tokenizer.encode([*CAPTIONS, ""])
-    vectors = judge.model.encode_texts(ids)
+
+    def encode(ids: torch.Tensor) -> torch.Tensor:
+        return judge(pictures(len(ids)), ids)[1]
+
+    vectors = encode(ids)
     torch.testing.assert_close(vectors.norm(dim=1), torch.ones(7))
-    torch.testing.assert_close(judge.model.encode_texts(ids[2:3]), vectors[2:3])
+    torch.testing.assert_close(encode(ids[2:3]), vectors[2:3])
     shorter = ids[:, : int((ids != 0).sum(1).max())]
-    judge.model.text.positions.data = judge.model.text.positions.data[: shorter.shape[1]]
-    torch.testing.assert_close(judge.model.encode_texts(shorter), vectors)
+    judge.text.positions.data = judge.text.positions.data[: shorter.shape[1]]
+    torch.testing.assert_close(encode(shorter), vectors)
     assert vectors.isfinite().all() and not torch.allclose(vectors[0], vectors[1])
 
 
@@ -126,21 +130,21 @@ def test_features_of_a_trained_network(tmp_path):
         features="efficientnet_lite0",
         features_side=32,
     )
-    judge, images = Reranker(CLIP(config), text), pictures(3)
+    judge, images = Reranker(config, text).eval(), pictures(3)
     network = load_features("efficientnet_lite0", 32)
     maps = network(images.float() / 255)
     parts = F.adaptive_avg_pool2d(maps[-2], 3).flatten(1)
-    found = judge.model.image.features(images)
+    found = judge.image.features(images)
     torch.testing.assert_close(found, torch.cat([network.head(maps[-1]).mean((2, 3)), parts], 1))
-    loss = contrastive_loss(*judge.model(images, text.encode(CAPTIONS[:3])), torch.eye(3, dtype=torch.bool))[0]
+    loss = contrastive_loss(*judge(images, text.encode(CAPTIONS[:3])), torch.eye(3, dtype=torch.bool))[0]
     loss.backward()
-    assert {name for name, value in judge.model.named_parameters() if "image" in name} == {"image.projection.weight"}
-    assert judge.model.image.projection.weight.grad.abs().sum() > 0 and network.stem.weight.grad is None
+    assert {name for name, value in judge.named_parameters() if "image" in name} == {"image.projection.weight"}
+    assert judge.image.projection.weight.grad.abs().sum() > 0 and network.stem.weight.grad is None
     save(judge, tmp_path / "judge")
     again = load_scorer(tmp_path / "judge")
     torch.testing.assert_close(again.score(images, CAPTIONS[:3]), judge.score(images, CAPTIONS[:3]))
     with pytest.raises(ValueError, match="features must be one of efficientnet_lite0"):
-        CLIP(replace(config, features="resnet"))
+        Reranker(replace(config, features="resnet"), text)
 
 
 def test_scores_are_cosines():
@@ -200,14 +204,15 @@ def test_damaged_models(tmp_path):
     (tmp_path / "judge" / "text.json").write_text(train_bpe(["other"], 257, 6).files()["text.json"], encoding="utf-8")
     with pytest.raises(ValueError, match="trained on another text tokenizer"):
         load_scorer(tmp_path / "judge")
+    save(judge, tmp_path / "judge")
     (tmp_path / "judge" / "reranker.safetensors").unlink()
     with pytest.raises(ValueError, match=r"reranker.safetensors is missing or damaged"):
         load_scorer(tmp_path / "judge")
     build(True).save(tmp_path / "model")
     with pytest.raises(ValueError, match="holds a pipeline, but a reranker or classifier is needed"):
         load_scorer(tmp_path / "model")
-    with pytest.raises(ValueError, match="the scorer reads texts of 6 tokens"):
-        Reranker(judge.model, train_bpe(CAPTIONS, 300, 5))
+    with pytest.raises(ValueError, match="the reranker reads texts of 6 tokens"):
+        Reranker(judge.config, train_bpe(CAPTIONS, 300, 5))
 
 
 # ---------------------------------------------------------------- training
@@ -354,7 +359,7 @@ def test_public_weights_through_a_stub(monkeypatch):
     expected = (means * F.normalize(torch.tensor([[1.0, 1, 1], [3, 1, 1]]), dim=1)).sum(1)
     torch.testing.assert_close(judge.score(images, texts), expected)
     assert judge.for_texts("one two")(images[:, :1]).shape == (2,)
-    with pytest.raises(ValueError, match="nobody/nothing is neither a trained scorer nor a CLIP on the hub"):
+    with pytest.raises(ValueError, match="nobody/nothing is neither a saved model nor a CLIP on the hub"):
         load_scorer("nobody/nothing")
 
 

@@ -19,7 +19,7 @@ from chainrule.files import recover, recover_all, temporary_folder, write_file, 
 from chainrule.priors.pixelcnn import PixelCNN, PixelCNNConfig
 from chainrule.saving.model import is_saved_model
 from chainrule.scorers.classifier import Classifier, ClassifierConfig
-from chainrule.scorers.reranker import CLIP, Reranker, RerankerConfig
+from chainrule.scorers.reranker import Reranker, RerankerConfig
 from chainrule.text.bpe import train_bpe
 from chainrule.tokenizers.pixels import Pixels, PixelsConfig
 from chainrule.training.engine.checkpoint import save_checkpoint
@@ -213,11 +213,11 @@ def pipeline(seed: int = 0) -> chainrule.Pipeline:
 
 def one_of_each() -> dict:
     text = train_bpe(["red", "green"], 257, 4)
-    clip = CLIP(RerankerConfig(8, 8, 1, text.length, text.text_vocab_size, 8, text_layers=1, num_heads=2))
+    reranker = RerankerConfig(8, 8, 1, text.length, text.text_vocab_size, 8, text_layers=1, num_heads=2)
     return {
         "pipeline": pipeline(),
         "tokenizer": Pixels(PixelsConfig(image_height=4, image_width=4, levels=2)),
-        "reranker": Reranker(clip, text),
+        "reranker": Reranker(reranker, text).eval(),
         "classifier": Classifier(ClassifierConfig((1, 8, 8), 2, width=8, num_stages=1)),
         "upscaler": Upscaler(UpscalerConfig(image_channels=1, num_blocks=1, width=4, expansion=1)),
     }

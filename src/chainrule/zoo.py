@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,11 +28,12 @@ from .saving.model import (
 )
 from .scorers.classifier import Classifier, ClassifierConfig
 from .scorers.public_clip import PublicCLIP
-from .scorers.reranker import CLIP, Reranker, RerankerConfig
+from .scorers.reranker import Reranker, RerankerConfig
 from .strict import to_plain
 from .upscaling.upscaler import Upscaler, UpscalerConfig
 
 Model = Pipeline | Tokenizer | Reranker | Classifier | Upscaler
+_KINDS: dict[type, Kind] = {Reranker: "reranker", Classifier: "classifier", Upscaler: "upscaler"}
 _USES: dict[Kind, str] = {
     "pipeline": "open it with chainrule.load",
     "tokenizer": "a tokenizer without a prior encodes, decodes and reconstructs, but draws nothing",
@@ -74,8 +76,8 @@ def load_kind(name: str | os.PathLike, *kinds: Kind, device: str = "cpu") -> Mod
     elif saved.kind == "tokenizer":
         model = read_tokenizer(folder, saved.tokenizer)
     elif saved.kind == "reranker":
-        clip = read_module(folder, "reranker", saved.reranker, CLIP, RerankerConfig)
-        model = Reranker(clip, read_text(folder, saved.text_tokenizer), saved.card)
+        build = partial(Reranker, text_tokenizer=read_text(folder, saved.text_tokenizer), card=saved.card)
+        model = read_module(folder, "reranker", saved.reranker, build, RerankerConfig)
     elif saved.kind == "classifier":
         model = read_module(folder, "classifier", saved.classifier, Classifier, ClassifierConfig)
     else:
@@ -134,14 +136,11 @@ def save(
     elif isinstance(model, Tokenizer):
         saved = SavedModel(kind="tokenizer", tokenizer=tokenizer_part(model), card=card)
         write_model(folder, saved, {"tokenizer": model}, dtype=dtype)
-    elif isinstance(model, Reranker):
-        part, text = Part(config=to_plain(model.model.config)), text_part(model.text_tokenizer)
-        saved = SavedModel(kind="reranker", reranker=part, text_tokenizer=text, card=card)
-        write_model(folder, saved, {"reranker": model.model}, model.text_tokenizer, dtype)
     else:
-        kind: Kind = "classifier" if isinstance(model, Classifier) else "upscaler"
-        saved = SavedModel(kind=kind, card=card, **{kind: Part(config=to_plain(model.config))})
-        write_model(folder, saved, {kind: model}, dtype=dtype)
+        kind: Kind = _KINDS[type(model)]
+        text = model.text_tokenizer if kind == "reranker" else None
+        parts = {kind: Part(config=to_plain(model.config)), "text_tokenizer": text_part(text)}
+        write_model(folder, SavedModel(kind=kind, card=card, **parts), {kind: model}, text, dtype)
 
 
 def kind_of(name: str | os.PathLike) -> Kind:

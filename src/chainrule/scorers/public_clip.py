@@ -1,6 +1,6 @@
 """Public weights of CLIP (Radford et al. 2021, arXiv:2103.00020) as the package `transformers` reads them.
 
-The package is no dependency: it is imported when such a scorer is asked for.
+The package is no dependency: it is imported when such a reranker is asked for.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class PublicCLIP(TextScorer):
             from transformers import CLIPModel, CLIPProcessor
         except ImportError:
             raise ValueError(
-                f"{name} is no folder of a trained scorer, and a public CLIP needs the package transformers, which is "
+                f"{name} is no folder of a reranker, and a public CLIP needs the package transformers, which is "
                 "not installed here (pip install transformers)"
             ) from None
         try:
@@ -39,12 +39,8 @@ class PublicCLIP(TextScorer):
             self.processor = CLIPProcessor.from_pretrained(name)
         except (OSError, ValueError) as error:
             raise ValueError(
-                f"{name} is neither a trained scorer nor a CLIP on the hub ({type(error).__name__})"
+                f"{name} is neither a saved model nor a CLIP on the hub ({type(error).__name__})"
             ) from error
-
-    def to(self, device: str | torch.device) -> PublicCLIP:
-        self.model.to(device)
-        return self
 
     @torch.no_grad()
     def encode_images(self, images: Tensor) -> Tensor:

@@ -202,50 +202,7 @@ class TextTower(nn.Module):
         return self.projection(self.norm((x * counted).sum(1) / counted.sum(1)))
 
 
-class CLIP(nn.Module):
-    """Both networks and the scale of the products of their vectors."""
-
-    def __init__(self, config: RerankerConfig) -> None:
-        super().__init__()
-        self.config = config
-        self.image = FeatureTower(config) if config.features else ImageTower(config)
-        self.text = TextTower(config)
-        self.log_scale = nn.Parameter(torch.tensor(math.log(FIRST_SCALE)))
-
-    def encode_images(self, images: Tensor) -> Tensor:
-        """uint8 (B, C, H, W) -> float (B, E), of length 1."""
-        return F.normalize(self.image(images).float(), dim=-1)
-
-    def encode_texts(self, text: Tensor) -> Tensor:
-        """int64 (B, T) -> float (B, E), of length 1."""
-        return F.normalize(self.text(text).float(), dim=-1)
-
-    def forward(self, images: Tensor, text: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """The vectors of images and of texts, and the scale."""
-        scale = self.log_scale.clamp(max=math.log(MAX_SCALE)).exp()
-        return self.encode_images(images), self.encode_texts(text), scale
-
-
-def contrastive_loss(images: Tensor, texts: Tensor, scale: Tensor, same: Tensor) -> tuple[Tensor, Tensor]:
-    """InfoNCE both ways.
-
-    Args:
-        images, texts: float (B, E), of length 1; the i-th belong together.
-        scale: scalar.
-        same: bool (B, B), which texts are the same: of these only the image's own counts.
-
-    Returns:
-        The loss in nats, and the share of the images and the texts whose own counterpart is the nearest.
-    """
-    own = torch.arange(len(images), device=images.device)
-    others = same & ~torch.eye(len(images), dtype=torch.bool, device=images.device)
-    logits = (scale * images @ texts.mT).masked_fill(others, -math.inf)
-    loss = (F.cross_entropy(logits, own) + F.cross_entropy(logits.mT, own)) / 2
-    right = (logits.argmax(1) == own).float().mean() + (logits.argmax(0) == own).float().mean()
-    return loss, right.detach() / 2
-
-
-# ---------------------------------------------------------------- scorers
+# ---------------------------------------------------------------- the model
 
 
 class TextScorer(ABC):
@@ -259,10 +216,6 @@ class TextScorer(ABC):
     def encode_texts(self, texts: Sequence[str]) -> Tensor:
         """B texts -> float (B, E), of length 1."""
 
-    @abstractmethod
-    def to(self, device: str | torch.device) -> TextScorer:
-        """Moves the scorer; returns it."""
-
     def score(self, images: Tensor, texts: Sequence[str]) -> Tensor:
         """Cosines of images and texts, one by one.
 
@@ -271,10 +224,10 @@ class TextScorer(ABC):
             texts: B texts, or one text for all images.
 
         Returns:
-            float (B,), where the scorer computes.
+            float (B,), on the scorer's device.
 
         Raises:
-            ValueError: another number of texts than of images, or images that the scorer cannot read.
+            ValueError: another number of texts than of images, or images that it cannot read.
         """
         return self.for_texts(texts)(images)
 
@@ -294,44 +247,74 @@ class TextScorer(ABC):
         return judge
 
 
-class Reranker(TextScorer):
-    """A trained `CLIP` with its text tokenizer.
+class Reranker(nn.Module, TextScorer):
+    """Both networks, the scale of the products of their vectors, and the text tokenizer.
 
     Args:
-        model: both networks.
-        text_tokenizer: texts to what the model reads of them.
-        card: what is known of it (data, licence, recipe, figures), any plain values.
+        config: sizes.
+        text_tokenizer: from texts to token ids.
+        card: what is known of the model (data, licence, recipe, figures), any plain values.
 
     Raises:
-        ValueError: a model and a text tokenizer that do not belong together.
+        ValueError: a text tokenizer that does not fit the config.
     """
 
-    def __init__(self, model: CLIP, text_tokenizer: TextTokenizer, card: Mapping[str, Any] | None = None) -> None:
-        config, given = model.config, text_tokenizer
+    def __init__(
+        self, config: RerankerConfig, text_tokenizer: TextTokenizer, card: Mapping[str, Any] | None = None
+    ) -> None:
+        super().__init__()
+        given = text_tokenizer
         if config.text_length != given.length or config.text_vocab_size < given.text_vocab_size or given.pad != PADDING:
             raise ValueError(
-                f"the scorer reads texts of {config.text_length} tokens in 0..{config.text_vocab_size - 1}, padded "
+                f"the reranker reads texts of {config.text_length} tokens in 0..{config.text_vocab_size - 1}, padded "
                 f"with {PADDING}; the text tokenizer gives {given.length} in 0..{given.text_vocab_size - 1}, padded "
                 f"with {given.pad}"
             )
-        self.model, self.text_tokenizer, self.card = model.eval(), text_tokenizer, dict(card or {})
+        self.config, self.text_tokenizer, self.card = config, text_tokenizer, dict(card or {})
+        self.image = FeatureTower(config) if config.features else ImageTower(config)
+        self.text = TextTower(config)
+        self.log_scale = nn.Parameter(torch.tensor(math.log(FIRST_SCALE)))
 
-    def to(self, device: str | torch.device) -> Reranker:
-        self.model.to(device)
-        return self
+    def forward(self, images: Tensor, text: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """For training: the vectors of images uint8 (B, C, H, W) and of token ids int64 (B, T), and the scale."""
+        scale = self.log_scale.clamp(max=math.log(MAX_SCALE)).exp()
+        return _unit(self.image(images)), _unit(self.text(text)), scale
 
     @torch.no_grad()
     def encode_images(self, images: Tensor) -> Tensor:
         """As above; images of another size are resized, grey ones are grey in all channels."""
-        channels, height, width = self.model.config.image_shape
+        channels, height, width = self.config.image_shape
         check_images(images, sorted({1, channels}))
-        images = images.to(self.model.log_scale.device).expand(-1, channels, -1, -1)
+        images = images.to(self.log_scale.device).expand(-1, channels, -1, -1)
         if tuple(images.shape[2:]) != (height, width):
             resized = F.interpolate(images.float(), (height, width), mode="bilinear", antialias=True)
             images = resized.round().clamp(0, 255).to(torch.uint8)
-        return torch.cat([self.model.encode_images(part) for part in images.split(BATCH)])
+        return torch.cat([_unit(self.image(part)) for part in images.split(BATCH)])
 
     @torch.no_grad()
     def encode_texts(self, texts: Sequence[str]) -> Tensor:
-        ids = self.text_tokenizer.encode(texts).to(self.model.log_scale.device)
-        return torch.cat([self.model.encode_texts(part) for part in ids.split(BATCH)])
+        ids = self.text_tokenizer.encode(texts).to(self.log_scale.device)
+        return torch.cat([_unit(self.text(part)) for part in ids.split(BATCH)])
+
+
+def _unit(vectors: Tensor) -> Tensor:
+    return F.normalize(vectors.float(), dim=-1)
+
+
+def contrastive_loss(images: Tensor, texts: Tensor, scale: Tensor, same: Tensor) -> tuple[Tensor, Tensor]:
+    """InfoNCE both ways.
+
+    Args:
+        images, texts: float (B, E), of length 1; the i-th belong together.
+        scale: scalar.
+        same: bool (B, B), which texts are the same: of these only the image's own counts.
+
+    Returns:
+        The loss in nats, and the share of the images and the texts whose own counterpart is the nearest.
+    """
+    own = torch.arange(len(images), device=images.device)
+    others = same & ~torch.eye(len(images), dtype=torch.bool, device=images.device)
+    logits = (scale * images @ texts.mT).masked_fill(others, -math.inf)
+    loss = (F.cross_entropy(logits, own) + F.cross_entropy(logits.mT, own)) / 2
+    right = (logits.argmax(1) == own).float().mean() + (logits.argmax(0) == own).float().mean()
+    return loss, right.detach() / 2

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ...data import DataConfig, augment
 from ...recipe import Recipe
-from ...scorers.reranker import CLIP, Reranker, RerankerConfig, contrastive_loss
+from ...scorers.reranker import Reranker, RerankerConfig, contrastive_loss
 from ...strict import build_dataclass, section, to_plain
 from ...text.bpe import TextConfig
 from ...zoo import save
@@ -38,7 +38,7 @@ class PairBatch:
 
 
 class RerankerTask(ExamplesTask):
-    """Trains a `CLIP` with InfoNCE; each process holds its own part of a batch against itself.
+    """Trains a `Reranker` with InfoNCE; each process holds its own part of a batch against itself.
 
     Logged is `accuracy`, the share of a batch whose own counterpart is the nearest.  Measured on the evaluation images
     is top-1 of 100: `text_to_image`, the share of captions that are nearer to their own image than to 99 others, and
@@ -52,7 +52,7 @@ class RerankerTask(ExamplesTask):
         card: plain values to save with the model.
     """
 
-    def __init__(self, model: CLIP, examples: Examples, captions: Captions, card: Mapping[str, Any] = {}) -> None:
+    def __init__(self, model: Reranker, examples: Examples, captions: Captions, card: Mapping[str, Any] = {}) -> None:
         super().__init__(model, examples, card)
         self.captions = captions
 
@@ -68,26 +68,26 @@ class RerankerTask(ExamplesTask):
             loss, accuracy = contrastive_loss(images, texts, scale, batch.same.to(self.device))
         return loss, {"accuracy": accuracy, "scale": scale}
 
-    def evaluate(self, model: CLIP, final: bool) -> dict[str, float]:
+    def evaluate(self, model: Reranker, final: bool) -> dict[str, float]:
         """See the class; empty where there are no two captions to tell apart."""
         count = self.num_evaluated(final)
         texts = self.evaluation.texts[:count]
         if len(set(texts)) < 2:
             return {}
-        scorer, size = Reranker(model, self.captions.tokenizer), self.batch_size
-        images = torch.cat([scorer.encode_images(part) for part in self.evaluation.images[:count].split(size)])
-        written = torch.cat([scorer.encode_texts(texts[start : start + size]) for start in range(0, count, size)])
+        size = self.batch_size
+        images = torch.cat([model.encode_images(part) for part in self.evaluation.images[:count].split(size)])
+        written = torch.cat([model.encode_texts(texts[start : start + size]) for start in range(0, count, size)])
         others = draw_others(texts, CHOICES - 1)
         return {
             "text_to_image": share_nearest(written.cpu(), images.cpu(), others),
             "image_to_text": share_nearest(images.cpu(), written.cpu(), others),
         }
 
-    def preview(self, model: CLIP, seed: int) -> None:
+    def preview(self, model: Reranker, seed: int) -> None:
         """Nothing: the model draws no images."""
 
-    def save(self, model: CLIP, folder: Path, card: dict[str, Any]) -> None:
-        save(Reranker(model, self.captions.tokenizer), folder, self.card | card)
+    def save(self, model: Reranker, folder: Path, card: dict[str, Any]) -> None:
+        save(model, folder, self.card | card)
 
 
 def draw_others(texts: list[str], count: int) -> list[Tensor]:
@@ -141,4 +141,4 @@ class RerankerRecipe(Recipe, kind="reranker"):
         recipe = replace(self, data=examples.data, reranker=own)
         torch.manual_seed(derive_seed(self.training.seed, "weights"))
         captions = Captions(reader, examples, self.text.bpe_dropout)
-        return RerankerTask(CLIP(config), examples, captions, examples.card(recipe)), recipe
+        return RerankerTask(Reranker(config, reader), examples, captions, examples.card(recipe)), recipe
