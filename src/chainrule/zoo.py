@@ -48,7 +48,7 @@ def load(name: str | os.PathLike, device: str = "cpu") -> Model:
 
         load("mnist_pixelcnn").sample(4)
         load("emoji_vqgan").encode(images)
-        load("shapes_super_resolution").upscale(images)
+        load("shapes_upscaler").upscale(images)
 
     Args:
         name: a bundled model, a folder, the folder of a training run, or a hub id such as "user/model".

@@ -20,7 +20,7 @@ LARGEST_WEIGHT = 1e4
 
 @dataclass(frozen=True, kw_only=True)
 class PerceptualConfig:
-    """The distance of images in the features of a network, added to what a tokenizer or super-resolution minimises.
+    """The distance of images in the features of a network, added to what a tokenizer or an upscaler minimises.
 
     weight:  of the distance
     network: efficientnet_lite0 (from packages, works offline) or vgg16_lpips (its weights are downloaded)
@@ -41,7 +41,7 @@ class PerceptualConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class LossesConfig:
-    """What a tokenizer or super-resolution minimises besides its own loss; left out, nothing."""
+    """What a tokenizer or an upscaler minimises besides its own loss; left out, nothing."""
 
     perceptual: PerceptualConfig | None = None
     adversarial: AdversarialConfig | None = None

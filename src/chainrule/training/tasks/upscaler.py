@@ -1,4 +1,4 @@
-"""A super-resolution, which learns to take what a tokenizer gives back to twice the size (Parti, section 2.1)."""
+"""An upscaler, which learns to take what a tokenizer gives back to twice the size (Parti, section 2.1)."""
 
 from __future__ import annotations
 
