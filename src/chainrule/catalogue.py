@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import asdict
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 from .core import Tokenizer
 from .evaluation.records import weights_sha256
 from .saving.hub import find, models
-from .saving.model import SavedModel, read_model, tokenizer_hash
+from .saving.model import read_model, tokenizer_hash
 from .saving.weights import SCALE
 from .strict import to_plain
 from .zoo import load
@@ -66,40 +67,25 @@ def _parts(folder: Path) -> dict[str, Any]:
     for kind, part in parts.items():
         value[kind] = {"name": part.name, "parameters": sum(parameter.numel() for parameter in part.parameters())}
         value[kind] |= to_plain(part.config)
-    value |= {
-        "codes": [
-            {"height": grid.height, "width": grid.width, "depth": grid.depth, "codebook_size": grid.codebook_size}
-            for grid in tokenizer.spec.grids
-        ],
-        "codes_per_image": tokenizer.spec.length,
-    }
+    value |= {"codes": [asdict(grid) for grid in tokenizer.spec.grids], "codes_per_image": tokenizer.spec.length}
     if pipeline is not None:
-        value |= {
-            "num_classes": pipeline.num_classes,
-            "guidance": pipeline.prior.conditions.null_label,
-            "class_names": None if pipeline.class_names is None else list(pipeline.class_names),
-        }
+        value |= {"num_classes": pipeline.num_classes, "guidance": pipeline.prior.conditions.null_label}
+        value["class_names"] = None if pipeline.class_names is None else list(pipeline.class_names)
     return value | {"tokenizer_hash": tokenizer_hash(tokenizer)}
 
 
 def _row(name: str, folder: Path) -> dict[str, Any]:
     """A bundled model, without loading it."""
     saved = read_model(folder)
-    card = saved.card
+    card, part = saved.card, saved.prior or saved.tokenizer
     return {
         "name": name,
-        "system": _system(saved),
+        "system": saved.kind if part is None else part.name,
         "data": ((card.get("recipe") or {}).get("data") or {}).get("source"),
         "parameters": _parameters(folder),
         "bytes": sum(path.stat().st_size for path in folder.glob("*.safetensors")),
         "figures": card.get("figures") or card.get("metrics") or {},
     }
-
-
-def _system(saved: SavedModel) -> str:
-    """The name of the prior, of the tokenizer where there is none, or the kind of a model without either."""
-    part = saved.prior or saved.tokenizer
-    return saved.kind if part is None else part.name
 
 
 def _parameters(folder: Path) -> int:

@@ -37,9 +37,9 @@ def open_upscalers(names: Sequence[str] | None, pipeline: Pipeline, device: str)
     """
     from ..zoo import load_kind
 
-    models = [load_kind(name, "upscaler", device=device) for name in names or ()]
+    models = {name: load_kind(name, "upscaler", device=device) for name in names or ()}
     channels = pipeline.tokenizer.image_shape[0]
-    for name, model in zip(names or (), models, strict=True):
+    for name, model in models.items():
         if model.config.image_channels != channels:
             raise ValueError(
                 f"the upscaler {name} takes images of {model.config.image_channels} channels (1 grey, 3 colour), and "
@@ -47,8 +47,8 @@ def open_upscalers(names: Sequence[str] | None, pipeline: Pipeline, device: str)
             )
 
     def upscale(images: Tensor) -> Tensor:
-        for model in models:
-            images = model.upscale(images)
+        for name in names or ():
+            images = models[name].upscale(images)
         return images
 
     return upscale
