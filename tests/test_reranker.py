@@ -241,7 +241,7 @@ def test_training(trained):
     ("change", "sentence"),
     [
         ({"tokenizer": {"name": "pixels"}}, "leave out 'tokenizer'"),
-        ({"prior": {"name": "parti"}}, "leave out 'prior'"),
+        ({"prior": {"name": "parti"}}, "leave out 'reranker' or 'prior'"),
         ({"data": None}, "the section 'data' is missing"),
         ({"reranker": 3}, "'reranker' must hold keys and values"),
     ],

@@ -215,7 +215,7 @@ def _kind(mapping: Mapping[str, Any], kinds: Mapping[str, type[Recipe]]) -> type
     found = [name for name in kinds if name in mapping]
     deciding = [name for name in found if not any(name in _sections(kinds[other]) for other in found if other != name)]
     if not deciding:
-        raise ValueError(f"a recipe needs one of the sections {', '.join(sorted(kinds))}, which say what to train")
+        raise ValueError(f"a recipe needs one of the sections {', '.join(kinds)}, which say what to train")
     kind = kinds[deciding[0]]
     for name in mapping:
         if name not in _sections(kind):
