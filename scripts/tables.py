@@ -37,7 +37,7 @@ SYSTEMS = (
      "mnist_diagonal_bilstm", ""),
     ("pixelcnn", "PixelCNN", 2016, "pixels", "pixelcnn, gated_pixelcnn, pixelcnnpp", "", "mnist_pixelcnn",
      "pixel-cnn-pp"),
-    ("vqvae", "VQ-VAE", 2017, "vqvae", "gated_pixelcnn", "emoji_vqvae", "", ""),
+    ("vqvae", "VQ-VAE", 2017, "vqvae", "gated_pixelcnn", "emoji_vqvae", "emoji_gated_pixelcnn", ""),
     ("vqvae2", "VQ-VAE-2", 2019, "vqvae2", "hierarchical_pixelsnail", "emoji_vqvae2", "emoji_pixelsnail",
      "rosinality"),
     ("vqgan", "VQGAN", 2021, "vqgan, vqgan_gumbel", "gpt", "emoji_vqgan", "emoji_gpt", "taming-transformers"),
