@@ -65,3 +65,13 @@ def test_the_new_source_is_read(copy):
     assert result.returncode == 0, result.stderr
     row = [0, 255, 255, 0, 0, 255, 255, 0, 0, 255, 255, 0, 0, 255, 255, 0]
     assert result.stdout.strip() == f"(100, 1, 16, 16) ('horizontal', 'vertical') [0, 1, 0, 1] {row}"
+
+
+def test_the_new_task_trains(copy, tmp_path):
+    (tmp_path / "recipe.yaml").write_text("data: {source: stripes}\nrotation: {width: 4}\n", encoding="utf-8")
+    arguments = ("train", str(tmp_path / "recipe.yaml"), "training.steps=30", "--out", str(tmp_path / "run"))
+    result = run(copy, "-m", "chainrule", *arguments)
+    assert result.returncode == 0 and "accuracy" in result.stdout, result.stdout + result.stderr
+    assert (tmp_path / "run" / "model" / "weights.pt").exists()
+    result = run(copy, "-m", "chainrule", *arguments, "training.stepz=3")
+    assert "did you mean 'steps'" in result.stderr
