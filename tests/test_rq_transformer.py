@@ -64,7 +64,7 @@ def test_presets_are_those_of_the_paper_and_of_the_page(name):
     assert (sizes, condition) == SIZES[name] and config.depth_heads == config.num_heads
     page = Path(__file__).resolve().parents[1] / "docs" / "systems" / "rq_transformer.md"
     (row,) = re.findall(rf"^\| `rq_transformer` \| `{re.escape(name)}` \|.*$", page.read_text(encoding="utf-8"), re.M)
-    assert row.endswith(f"| 8×8×4 of {sizes[-1]:,} | {COUNTS[name]:,} |")
+    assert row.endswith(f"| 8×8×4 of {sizes[-1]:,} | {COUNTS[name]:,} |")  # noqa: RUF001
 
 
 @torch.no_grad()

@@ -140,7 +140,7 @@ def write_model(
         saved: what config.yaml is to hold.
         modules: the weights of the parts.
         text_tokenizer: writes files of its own.
-        dtype: type of the weights in their files, see `chainrule.save`; it leaves a pipeline's tokenizer as it is, since
+        dtype: type of the weights in the files, see `chainrule.save`; it leaves a pipeline's tokenizer as it is, since
             the prior knows its codes.
 
     Raises:
