@@ -6,7 +6,7 @@ from dataclasses import fields, is_dataclass, replace
 import pytest
 import torch
 
-from chainrule.core import CodeSpec, Context, Prior, map_state, select
+from chainrule.core import CodeSpec, Context, Grouped, Prior, map_state, select
 from chainrule.decoding import Guided, GuidedContext, Known, Rerun, Sampling, complete, image_seeds, sample
 from chainrule.tokenizers._grid import ImageConfig
 from sizes import cases
@@ -137,7 +137,9 @@ def test_step_equals_forward(entry, preset):
 
 
 def leaves(state) -> list:
-    """The tensors and counters of a state."""
+    """The tensors and counters of a state; tensors have the batch first."""
+    if isinstance(state, Grouped):
+        return [leaf if isinstance(leaf, int) else leaf.unflatten(0, (-1, state.rows)) for leaf in leaves(state.state)]
     if isinstance(state, (list, tuple)):
         return [leaf for part in state for leaf in leaves(part)]
     if is_dataclass(state):

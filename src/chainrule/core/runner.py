@@ -1,16 +1,17 @@
 """Incremental decoding: a runner packs the weights of a prior once and then reads one code at a time.
 
 Weights and batches are kept apart.  A runner holds weights and no tensor of a batch.  A state holds tensors of a batch
-and no weights: it is a tensor, or a dataclass, list or tuple of states.  Every tensor has the batch first; the rest is
-None, or a counter (int) that all images share.  So states of any prior can be reordered by `select`.
+and no weights: it is a tensor, or a dataclass, list or tuple of states.  Every tensor has the batch first; a `Grouped`
+state has several rows for each image.  The rest is None, or a counter (int) that all images share.  So states of any
+prior can be reordered by `select`.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import is_dataclass
-from typing import TYPE_CHECKING, TypeVar
+from dataclasses import dataclass, is_dataclass
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -75,10 +76,27 @@ def check_float32(prior: Prior, precision: str) -> None:
         raise ValueError(f"{prior.name} decodes in float32 only, not in {precision}")
 
 
+@dataclass(frozen=True)
+class Grouped:
+    """A state of a batch that holds each image several times, as guidance does.
+
+    state: its tensors have the rows of image i at i * rows and the places that follow
+    rows:  for each image
+    """
+
+    state: Any
+    rows: int
+
+
 def map_state(function: Callable[[Tensor], Tensor], state: StateT) -> StateT:
-    """The state with the function applied to every tensor; None and counters stay."""
+    """The state with the function applied to every tensor (B, ...), in `Grouped` states as (B, rows, ...); None and
+    counters stay."""
     if isinstance(state, Tensor):
         return function(state)
+    if isinstance(state, Grouped):
+        rows = state.rows
+        whole = map_state(lambda tensor: function(tensor.unflatten(0, (-1, rows))).flatten(0, 1), state.state)
+        return Grouped(whole, rows)
     if state is None or isinstance(state, int):
         return state
     if isinstance(state, (list, tuple)):

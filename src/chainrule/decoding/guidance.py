@@ -15,12 +15,11 @@ The rule above is the convention of Parti (arXiv:2206.10789).  Muse and the auth
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..core import Codes, Context, Prior, Runner, map_state
+from ..core import Codes, Context, Grouped, Prior, Runner
 
 
 @dataclass(frozen=True)
@@ -104,7 +103,7 @@ class GuidedState:
     """What a `GuidedRunner` remembers."""
 
     t: Tensor  # int64 (B,), codes read
-    both: Any  # the prior's state of 2 B images, every tensor seen as (B, 2, ...)
+    both: Grouped  # the prior's state of 2 B images, see `GuidedContext.joined`
     negative_text: Tensor | None  # (B, L)
 
 
@@ -118,21 +117,15 @@ class GuidedRunner(Runner):
     def start(self, batch_size: int, context: GuidedContext) -> GuidedState:
         both = self.inner.start(2 * batch_size, context.joined())
         t = torch.zeros(batch_size, dtype=torch.int64, device=self.device)
-        return GuidedState(t, _pairs(both, batch_size), context.negative_text)
+        return GuidedState(t, Grouped(both, 2), context.negative_text)
 
     def advance(self, previous: Tensor, state: GuidedState) -> tuple[Tensor, GuidedState]:
         t, other, text = state.t, previous, state.negative_text
         if text is not None:
             last = (t - 1).clamp(0, text.shape[1] - 1)
             other = torch.where(t <= text.shape[1], text.gather(1, last[:, None])[:, 0], previous)
-        both = map_state(lambda tensor: tensor.flatten(0, 1), state.both)
-        logits, both = self.inner.advance(interleave(previous, other), both)
+        logits, both = self.inner.advance(interleave(previous, other), state.both.state)
         guided = self.prior.combine(logits)
         if text is not None:  # which is given, not drawn
             guided = torch.where((t < text.shape[1])[:, None], logits[::2], guided)
-        return guided, GuidedState(t + 1, _pairs(both, len(previous)), text)
-
-
-def _pairs(state: Any, batch_size: int) -> Any:
-    """A state of 2 B images, whose tensors become views (B, 2, ...)."""
-    return map_state(lambda tensor: tensor.unflatten(0, (batch_size, 2)), state)
+        return guided, GuidedState(t + 1, Grouped(both, 2), text)

@@ -292,13 +292,17 @@ struct Step {
 
 }  // namespace
 
-INTERFACE(1, sizeof(Layer), sizeof(Model), sizeof(Call))
+INTERFACE(2, sizeof(Layer), sizeof(Model), sizeof(Call))
 
-// Keys and values are float32, or bfloat16 with narrower weights.
+// Keys and values are float32, or bfloat16 with narrower weights.  Gives 0, and does nothing, where a row of the cache is
+// full.
 #define EXPORT(NAME, P)                                                                       \
-    extern "C" void NAME(const Model* model, const Call* call) {                              \
+    extern "C" int NAME(const Model* model, const Call* call) {                               \
+        for (int64_t b = 0; b < call->batch; b++)                                             \
+            if (call->positions[b] < 0 || call->positions[b] >= call->capacity) return 0;     \
         Step<P> step(*model, *call);                                                          \
         together((int)call->threads, [&](int id, int threads) { step.run(id, threads); });    \
+        return 1;                                                                             \
     }
 extern "C" void use_huge_pages(void* memory, int64_t size) {  // they are read 1.7 times as fast here
 #if defined(MADV_HUGEPAGE)

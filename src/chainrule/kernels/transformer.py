@@ -171,6 +171,7 @@ class PlainStep(PackedStep):
     ) -> Tensor:
         heads, linears = self.stack.num_heads, self.linears
         first, last = (int(limit) for limit in positions.aminmax())
+        assert last < keys.shape[3], "the cache is full"
         for index, layer in enumerate(self.stack.layers):
             token = linears[layer.query_key_value](layer.attention_norm(x)).unflatten(-1, (3, heads, 1, -1))
             q, own_keys, own_values = token[:, 0], keys[:, index], values[:, index]
@@ -276,7 +277,7 @@ class _Call(ctypes.Structure):
     ]  # fmt: skip
 
 
-KERNEL = Kernel("transformer", 1, (_Layer, _Model, _Call))
+KERNEL = Kernel("transformer", 2, (_Layer, _Model, _Call))
 
 
 def native_library(backend: Backend | None = None) -> ctypes.CDLL | None:
@@ -343,7 +344,8 @@ class NativeStep(PackedStep):
         if memory is not None:
             call.memory_keys, call.memory_values, call.lengths = (tensor.data_ptr() for tensor in memory)
             call.memory = memory[0].shape[3]
-        self.function(ctypes.byref(self.model), ctypes.byref(call))
+        done = self.function(ctypes.byref(self.model), ctypes.byref(call))
+        assert done, "the cache is full"
         return y
 
 

@@ -121,7 +121,6 @@ class KVCache:
 
     def step(self, form: PackedStep, x: Tensor, memory: Memory | None = None) -> Tensor:
         """Reads one token (B, E) of every image: the outputs of the stack; enters the token."""
-        assert bool((self.lengths < self.keys.shape[3]).all()), "the cache is full"
         y = form(x, self.keys, self.values, self.lengths, memory)
         self.lengths += 1
         return y
