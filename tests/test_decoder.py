@@ -201,6 +201,6 @@ def test_a_prior_of_the_old_codes_draws_by_the_new_decoder(here):
     with torch.no_grad():
         new.encoder.out.bias.add_(1e-3)
     save(new, "other")
-    assert "does not encode as that of the model" in refused("sample", "model", "--decoder", "other", "--force")
-    with pytest.raises(ValueError, match="does not encode as that of the model"):
+    assert "does not encode as the model's own" in refused("sample", "model", "--decoder", "other", "--force")
+    with pytest.raises(ValueError, match="does not encode as the model's own"):
         model.with_tokenizer(build("vqgan"))

@@ -181,7 +181,7 @@ def test_captions_are_dropped_and_their_merges_too(saved, monkeypatch):
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
-        ({"text": None}, "'prior.text_length' is to be that of the data, which has none"),
+        ({"text": None}, "'prior.text_length' is taken from the data, and these data have none"),
         (
             {"text": None, "prior": new("parti", PARTI | {"text_length": 6, "text_vocab_size": 9})},
             "the prior reads texts .*; add the section 'text'",

@@ -178,7 +178,7 @@ def test_classes_must_agree(halves):
     with pytest.raises(ValueError, match="the prior has num_classes 3 but halves has 2; write num_classes: data"):
         wrong.build()
     wrong = replace(RECIPE, data=DataConfig("unlabelled"))
-    with pytest.raises(ValueError, match="'prior.num_classes' is to be that of the data, which has none"):
+    with pytest.raises(ValueError, match="'prior.num_classes' is taken from the data, and these data have none"):
         wrong.build()
 
 

@@ -65,14 +65,14 @@ class Pipeline:
         return self
 
     def with_tokenizer(self, tokenizer: Tokenizer) -> Pipeline:
-        """This pipeline with another decoder of the same codes: a tokenizer of which only that was trained further.
+        """This pipeline with another decoder of the same codes: a tokenizer whose decoder alone was trained further.
 
         Raises:
             ValueError: a tokenizer that encodes otherwise.
         """
         if not (isinstance(self.tokenizer, LearnedTokenizer) and self.tokenizer.same_codes(tokenizer)):
             raise ValueError(
-                "this tokenizer does not encode as that of the model, whose prior knows other codes; give one whose "
+                "this tokenizer does not encode as the model's own, and the prior knows no other codes; give one whose "
                 "decoder alone was trained, from that of the model"
             )
         return Pipeline(tokenizer.to(self.device), self.prior, self.class_names, self.card, self.text_tokenizer)
@@ -192,8 +192,8 @@ class Pipeline:
     ) -> Tensor:  # fmt: skip
         """log p(images | text) - log p(images | no text) in nats, of their codes: float (B,).
 
-        By Bayes' rule this is log p(text | images) - log p(text): of images for one text, the greatest is of that on
-        which the text depends most.  The model is to be one trained with texts dropped.
+        By Bayes' rule this is log p(text | images) - log p(text): among images for one text, the best match has the
+        greatest value.  The model must have been trained with a `caption_dropout` above 0.
 
         Raises:
             ValueError: a model that reads no texts.

@@ -99,7 +99,7 @@ class NewModel:
             if value == "data" and key in words:
                 value = words[key]
                 if value is None:
-                    raise ValueError(f"'{section}.{key}' is to be that of the data, which has none")
+                    raise ValueError(f"'{section}.{key}' is taken from the data, and these data have none")
             options[key] = value
         return build_dataclass(found.config, options, "", section)
 

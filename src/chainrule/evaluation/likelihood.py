@@ -38,7 +38,7 @@ class Likelihood:
         return self.nats / math.log(2)
 
     def nats_per_code(self, length: int) -> float:
-        """`nats` per code, of which an image has `length`."""
+        """`nats` per code; an image has `length` codes."""
         return self.nats / length
 
 

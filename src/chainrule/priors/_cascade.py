@@ -35,7 +35,7 @@ class Cascade(Prior):
         self.conditioners = nn.ModuleList(conditioners)
 
     def level_context(self, level: int, codes: Sequence[Tensor], context: Context) -> Context:
-        """The context of a level, of which `codes` are the coarser grids."""
+        """The context of a level; `codes` are the coarser grids."""
         if level == 0:
             return context
         return replace(context, spatial=self.conditioners[level - 1](tuple(codes)))

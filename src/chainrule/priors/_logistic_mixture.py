@@ -34,7 +34,7 @@ class LogisticMixture:
 
     @classmethod
     def of(cls, numbers: Tensor, depth: int, num_mixtures: int) -> LogisticMixture:
-        """What the network gives, (..., P), of which the weights come first and then all of one channel."""
+        """What the network gives, (..., P): first the weights, then the parameters of one channel after the other."""
         weights, rest = numbers.split([num_mixtures, numbers.shape[-1] - num_mixtures], -1)
         parts = rest.unflatten(-1, (depth, -1, num_mixtures)).unbind(-2)
         scales = parts[1].clamp(min=MIN_LOG_SCALE)
@@ -44,7 +44,7 @@ class LogisticMixture:
         """log P_k of the levels of one channel.
 
         Args:
-            codes: (..., D), of which the channels before `depth` are read.
+            codes: (..., D); only the channels before `depth` are read.
             levels: (..., N), the levels of channel `depth` that are asked for.
 
         Returns:

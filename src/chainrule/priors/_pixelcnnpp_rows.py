@@ -86,7 +86,7 @@ class PixelLayer:
         return LayerState(first, second, zeros(width, channels), zeros(width, 2 * channels), label)
 
     def start_row(self, u: Tensor, state: LayerState) -> None:
-        """Evaluates what the pixels of a row take from above, of which u (B, C, 1, W) is finished."""
+        """Evaluates what the pixels of a row take from above; u (B, C, 1, W) is the finished row above."""
         skip = F.conv2d(celu(u), self.skip_above, self.layer.skip.bias)
         state.above_first = (next_row(state.first, self.first_above, self.layer.first.bias) + skip)[:, :, 0].mT
         state.above_second = next_row(state.second, self.second_above, self.layer.second.bias)[:, :, 0].mT

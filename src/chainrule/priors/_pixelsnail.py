@@ -35,7 +35,7 @@ from ..core import ClassLabels, CodeSpec, Context, GridSpec, check_float32
 from ..core.checks import MAX_SIZE, check_odd, check_range, check_shares, check_sizes
 from ..layers.transformer import attend
 from ..layers.weight_norm import WeightNormConv2d
-from ._raster import RasterPrior, RasterRunner, window_above
+from ._raster import RasterPrior, RasterRunner, embed_condition, window_above
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,22 +111,13 @@ class GatedResidual(nn.Module):
         self.label = nn.Embedding(num_labels, 2 * channels) if num_labels else None
         self.dropout = dropout
 
-    def condition(self, context: Context) -> Tensor | None:
-        """(B, 2C, 1 or H, 1 or W), or None if unconditional."""
-        parts = []
-        if self.label is not None:
-            parts.append(self.label(context.label)[:, :, None, None])
-        if self.spatial is not None:
-            parts.append(self.spatial(context.spatial))
-        return sum(parts) if parts else None
-
     def forward(self, x: Tensor, context: Context = Context(), auxiliary: Tensor | None = None) -> Tensor:
         """(B, C, H, W) -> (B, C, H, W)."""
         hidden = self.first(F.elu(x))
         if self.auxiliary is not None:
             hidden = hidden + self.auxiliary(F.elu(auxiliary))
         gates = self.second(F.dropout(F.elu(hidden), self.dropout, self.training))
-        condition = self.condition(context)
+        condition = embed_condition(self.label, self.spatial, context)
         return x + F.glu(gates if condition is None else gates + condition, 1)
 
 

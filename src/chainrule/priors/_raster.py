@@ -99,7 +99,7 @@ class RasterRunner(Runner):
 
     @abstractmethod
     def pixel(self, inputs: Tensor, row: int, column: int, depth: int, network: Any) -> Tensor:
-        """Logits (B, D * K) at a pixel of which the codes before `depth` are known; changes `network`."""
+        """Logits (B, D * K) at a pixel; of its codes, those before `depth` are known; changes `network`."""
 
     def start(self, batch_size: int, context: Context) -> RasterState:
         prior, grid = self.prior, self.prior.grid
@@ -136,6 +136,14 @@ class InputConv2d(nn.Module):
     def forward(self, inputs: Tensor) -> Tensor:
         """(B, in, H, W) -> (B, out, H, W)."""
         return self.above(inputs) + self.left(inputs)
+
+
+def embed_condition(label: nn.Embedding | None, spatial: nn.Conv2d | None, context: Context) -> Tensor | None:
+    """What a layer adds for the class and for the maps of a context: (B, C, 1 or H, 1 or W); None if unconditional."""
+    parts = [] if label is None else [label(context.label)[:, :, None, None]]
+    if spatial is not None:
+        parts.append(spatial(context.spatial))
+    return sum(parts) if parts else None
 
 
 def window_above(inputs: Tensor, row: int, rows: int) -> Tensor:

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from ..core import ClassLabels, CodeSpec, Context, Preset, check_float32, register
 from ..core.checks import MAX_SIZE, check_odd, check_range, check_sizes
 from ..layers.masked import AboveConv2d, LeftConv2d
-from ._raster import FREE_CHANNELS, RasterPrior, RasterRunner, taps_left, window_above
+from ._raster import FREE_CHANNELS, RasterPrior, RasterRunner, embed_condition, taps_left, window_above
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,18 +80,9 @@ class GatedLayer(nn.Module):
         self.label = nn.Embedding(config.num_labels, 4 * p) if config.num_labels else None
         self.spatial = nn.Conv2d(config.spatial_channels, 4 * p, 1) if config.spatial_channels else None
 
-    def condition(self, context: Context) -> Tensor | None:
-        """(B, 4p, 1, 1) or (B, 4p, H, W), for the vertical and the horizontal stack; None if unconditional."""
-        parts = []
-        if self.label is not None:
-            parts.append(self.label(context.label)[:, :, None, None])
-        if self.spatial is not None:
-            parts.append(self.spatial(context.spatial))
-        return sum(parts) if parts else None
-
     def forward(self, v: Tensor, h: Tensor, context: Context) -> tuple[Tensor, Tensor, Tensor]:
         above, left = self.vertical(v), self.horizontal(h)
-        condition = self.condition(context)
+        condition = embed_condition(self.label, self.spatial, context)
         if condition is not None:
             for_v, for_h = condition.chunk(2, 1)
             above, left = above + for_v, left + for_h
@@ -195,7 +186,7 @@ class GatedPixelCNNRunner(RasterRunner):
                     inputs.new_zeros(batch_size, width, 2 * p),
                     inputs.new_zeros(batch_size, layer.horizontal.left * p),
                     inputs.new_zeros(batch_size, p),
-                    layer.condition(context),
+                    embed_condition(layer.label, layer.spatial, context),
                 )
             )
         return NetworkState(states)

@@ -34,7 +34,7 @@ from ..layers.transformer import STD, Block, BlockRunner, Head, KVCache, initial
 
 @dataclass(frozen=True, kw_only=True)
 class GPTConfig(ClassLabels):
-    """Sizes, beside the class labels, of which one is the prefix where there are any.
+    """Sizes.  With classes, the class of an image is the prefix of its codes.
 
     num_layers:           blocks
     width:                features of a token, a multiple of num_heads

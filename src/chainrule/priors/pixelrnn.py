@@ -159,7 +159,7 @@ class Layer(nn.Module, ABC):
 
     @abstractmethod
     def start_row(self, row: int, state: LayerState) -> None:
-        """Evaluates what the pixels of `row` take from the row above, of which `state` is full."""
+        """Evaluates what the pixels of `row` take from the row above; `state` holds that row complete."""
 
     @abstractmethod
     def pixel(self, x: Tensor, column: int, state: LayerState, matrices: list[Tensor]) -> Tensor:

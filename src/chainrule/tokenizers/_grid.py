@@ -1,7 +1,7 @@
 """What tokenizers of learned codes share: ranges, sizes, masks, the pass of training.
 
-A tokenizer of one grid is four maps, of which `features` and `decode_features` are the network's and the other two the
-quantizer's, with f the factor between image and grid, C channels of a vector, D codes per position:
+A tokenizer of one grid is four maps.  `features` and `decode_features` are the network, `encode` and `embed` the
+quantizer; f is the factor between image and grid, C the channels of a vector, D the codes per position:
 
     image (B, c, H, W) --features--> (B, C, H/f, W/f) --encode--> codes (B, H/f, W/f, D) --embed--> --decode_features-->
 """

@@ -263,7 +263,7 @@ class DVAE(GridTokenizer):
             return
         busy, dead = busy[:count], dead[:count]
         rows, bias, embedding = self.encoder.output.weight, self.encoder.output.bias, self.embedding.weight
-        # Both the same in all processes, of which the length does not matter.
+        # Both are the same in all processes.
         noise = RESTART_NOISE * rows.std() * sum_over_processes(torch.randn_like(rows[dead]))
         centre = sum_over_processes(hidden.mean((0, 2, 3)).to(rows.dtype)) / sum_over_processes(torch.ones_like(mean))
         rows[dead] = rows[busy] + noise

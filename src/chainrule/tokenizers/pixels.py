@@ -30,7 +30,7 @@ class PixelsConfig(ImageConfig):
 
 
 class _Levels(Tokenizer):
-    """One grid per factor, coarse to fine: the levels of every factor-th pixel, of which the last grid has all."""
+    """One grid per factor, coarse to fine: the levels of every factor-th pixel; the last grid has all pixels."""
 
     def __init__(self, config: PixelsConfig, factors: tuple[int, ...]) -> None:
         super().__init__()

@@ -80,8 +80,8 @@ class PriorTask(ExamplesTask):
     With soft targets, codes are drawn anew at each visit and the loss is the cross entropy with the distributions they
     are drawn from (Lee et al., arXiv:2203.01941, section 3.2.3); what is logged is -log p of the drawn codes.
 
-    With noise, the model reads codes some of which are not those of the image, and is to tell those that are: it leans
-    less on what is already drawn and more on its label or caption (`pkeep` in the code of Esser et al.,
+    With noise, some of the codes that the model reads are replaced by random ones, and it still predicts the true ones:
+    it leans less on what is already drawn and more on its label or caption (`pkeep` in the code of Esser et al.,
     arXiv:2012.09841).  What is logged in training is -log p given what the model read.
 
     Args:
