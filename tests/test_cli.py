@@ -193,8 +193,8 @@ def test_watch(here):
 
 
 def test_drawn_part_of_a_picture():
-    from chainrule.cli.pictures import drawn
     from chainrule.core import CodeSpec, GridSpec
+    from chainrule.pictures import drawn
 
     spec = CodeSpec((GridSpec(1, 1, 1, 2), GridSpec(2, 2, 3, 2)))
     counts = [drawn(spec, known, 4, 6).sum().item() for known in range(14)]
@@ -323,7 +323,7 @@ def test_bad_images(here):
 
 
 def test_heat_runs_from_dark_to_light():
-    from chainrule.cli.pictures import heat
+    from chainrule.pictures import heat
 
     colours = heat(torch.tensor([[[0.0, 1.0, 2.0]]]), 2.0).float().mean(1).flatten().tolist()
     assert colours == sorted(colours) and colours[0] < 5 and colours[2] > 200

@@ -13,12 +13,12 @@ from PIL import Image
 
 import chainrule
 from chainrule import Pipeline
-from chainrule.cli.pictures import captioned
 from chainrule.core import Codes, CodeSpec, Context, map_state, select
 from chainrule.data import ImageDataset, binarize
 from chainrule.decoding import Guided, GuidedContext, Known, Rerun, image_seeds, sample
 from chainrule.evaluation import frechet_distance
 from chainrule.images import grid, to_pil
+from chainrule.pictures import captioned
 from chainrule.priors.dalle import DALLE, DALLEConfig
 from chainrule.priors.parti import Parti, PartiConfig
 from chainrule.text.bpe import train_bpe

@@ -96,7 +96,7 @@ def decode(
 def _write(out: Path, images: Tensor, names: list[str], scale: int | None) -> list[Path]:
     """Writes images as one picture or into a folder; returns the files."""
     from ..images import to_pil
-    from .pictures import enlarge, write_each, write_grid, write_png
+    from ..pictures import enlarge, write_each, write_grid, write_png
 
     if out.suffix.lower() != ".png":
         return write_each(out, [Path(name).stem for name in names], images)

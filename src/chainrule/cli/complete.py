@@ -56,7 +56,7 @@ def complete(
     import torch
 
     from ..data import load_mask
-    from .pictures import hide, write_grid
+    from ..pictures import hide, write_grid
 
     pipeline = open_model(model, device)
     labels = labels_for(pipeline, label, n)

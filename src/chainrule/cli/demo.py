@@ -46,9 +46,9 @@ def demo(
     import torch
 
     from ..images import grid
+    from ..pictures import automatic_scale, captioned, enlarge, heat, write_gif, write_png
     from ..saving.hub import models as names
     from ..zoo import kind_of, load
-    from .pictures import automatic_scale, captioned, enlarge, heat, write_gif, write_png
 
     since = time.monotonic()
     pipelines = {name: load(name) for name in names() if kind_of(name) == "pipeline"}
@@ -106,7 +106,7 @@ def _completions(pipeline: Pipeline, digits: Tensor, half: str, particles: int, 
     """Rows of digits, of their known halves, and of four completions each: uint8 (6 N, 1, 28, 28)."""
     import torch
 
-    from .pictures import hide
+    from ..pictures import hide
 
     known, columns = kept(half, 28, 28), []
     with progress(f"Completing the {half}", len(digits), "digits") as done:

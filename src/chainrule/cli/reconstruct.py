@@ -31,8 +31,8 @@ def reconstruct(
     out = check_file(out or free_name("reconstructions", ".png"), ".png", force)
 
     from .. import evaluation
+    from ..pictures import automatic_scale, heat, write_grid
     from ..scorers import features as networks
-    from .pictures import automatic_scale, heat, write_grid
 
     tokenizer = open_tokenizer(model, device)
     originals = [read_image(path, tokenizer, resize, any_size=True) for path in images]

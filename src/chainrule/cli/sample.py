@@ -169,7 +169,7 @@ class Film:
 
     def watching(self, done: Callable[[int], None]) -> Callable[[int, Callable[[], Tensor]], None]:
         """The `on_image` of `Pipeline.sample`; `done` receives the number of codes drawn so far."""
-        from .pictures import drawn, hide
+        from ..pictures import drawn, hide
 
         every, num_drawn = -(-self.length // WATCH_FRAMES), 0
 
@@ -183,7 +183,7 @@ class Film:
 
     def write(self, path: Path, scale: int | None) -> None:
         from ..images import grid
-        from .pictures import automatic_scale, write_gif
+        from ..pictures import automatic_scale, write_gif
 
         zoom = scale or automatic_scale(self.size[1])
         write_gif(path, [grid(frame, scale=zoom) for frame in self.frames])
@@ -192,7 +192,7 @@ class Film:
 
 def _write(out: Path, images: Tensor, captions: list[str] | None, separate: bool, scale: int | None) -> None:
     """Writes a folder of images, or one picture of all, with captions if any are given."""
-    from .pictures import automatic_scale, captioned, enlarge, write_each, write_grid, write_png
+    from ..pictures import automatic_scale, captioned, enlarge, write_each, write_grid, write_png
 
     if separate:
         digits = len(str(len(images) - 1))

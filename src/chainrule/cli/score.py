@@ -90,7 +90,7 @@ def _print(paths: list[Path], scores: Scores, map: Path | None, json: bool) -> N
 def _write_maps(map: Path, paths: list[Path], pixels: Tensor, surprise: Tensor, scale: int | None) -> None:
     import torch
 
-    from .pictures import automatic_scale, enlarge, heat, stretch, write_each, write_grid
+    from ..pictures import automatic_scale, enlarge, heat, stretch, write_each, write_grid
 
     height, width = pixels.shape[2:]
     colours = heat(stretch(surprise, height, width), surprise.max().item())

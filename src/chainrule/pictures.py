@@ -12,9 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..core import CodeSpec
-from ..files import write_file
-from ..images import grid, to_pil
+from .core import CodeSpec
+from .files import write_file
+from .images import grid, to_pil
 
 if TYPE_CHECKING:
     from PIL.Image import Image
