@@ -48,11 +48,13 @@ def test_a_tokenizer_and_a_prior_over_its_codes(folder, tmp_path):
     first = train(tmp_path / "one", data=data, tokenizer={"name": "vqvae"})
     assert first["data"]["size"] == 16 and first["tokenizer"]["image_height"] == 16
     assert first["tokenizer"]["codebook_size"] == 512 and first["training"]["channels_last"] is True
-    second = train(
-        tmp_path / "two", data=data, tokenizer={"path": str(tmp_path / "one" / "run")}, prior={"name": "gpt"}
-    )
+    saved = {"path": str(tmp_path / "one" / "run")}
+    second = train(tmp_path / "two", data=data, tokenizer=saved, prior={"name": "gpt"})
     assert second["prior"]["width"] == 192 and second["prior"]["num_classes"] == 0
     assert chainrule.load(tmp_path / "two" / "run").sample(1).shape == (1, 3, 16, 16)
+    larger = {"source": str(pictures(tmp_path / "larger", 24, 50, 48))}  # which the tokenizer takes at its own size
+    recipe = build_recipe({"data": larger, "tokenizer": saved, "prior": {"name": "gpt", "width": 8}}, "r")
+    assert recipe.build()[1].data.size == (16, 16)
 
 
 def test_a_prior_over_pixels(folder, tmp_path):
@@ -113,5 +115,5 @@ def test_the_size_of_images_is_chosen(tmp_path, sizes, chosen):
     for index, size in enumerate(sizes):
         Image.new("RGB", size).save(tmp_path / f"{index}.png")
     (tmp_path / "notes.txt").write_text("not a picture")
-    assert with_size(DataConfig(str(tmp_path))).size == chosen
-    assert with_size(DataConfig(str(tmp_path), size=24)).size == 24
+    assert with_size(DataConfig(str(tmp_path)), 64).size == chosen
+    assert with_size(DataConfig(str(tmp_path), size=24), 64).size == 24

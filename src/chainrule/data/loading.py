@@ -37,9 +37,9 @@ def load(config: DataConfig) -> ImageDataset:
     return dataset
 
 
-def with_size(config: DataConfig) -> DataConfig:
-    """The config with a size where it has none and the source chooses one; raises ValueError as `load` does."""
-    return config if config.size is not None else replace(config, size=find_source(config).chosen_size())
+def with_size(config: DataConfig, largest: int) -> DataConfig:
+    """The config with a size, at most `largest`, where it has none and the source chooses one; errors as of `load`."""
+    return config if config.size is not None else replace(config, size=find_source(config).chosen_size(largest))
 
 
 def _bound(text: str | None, count: int, default: int) -> int:

@@ -20,8 +20,8 @@ class Source(ABC):
     def __init__(self, config: DataConfig, name: str) -> None:
         self.config, self.name = config, name
 
-    def chosen_size(self) -> int | None:
-        """A size for images that differ or are larger than a small model learns; None leaves them as they are."""
+    def chosen_size(self, largest: int) -> int | None:
+        """A size for images that differ or are larger than `largest`; None leaves them as they are."""
         return None
 
     @abstractmethod

@@ -26,8 +26,6 @@ SPLIT_FOLDERS = {
 }  # fmt: skip
 
 
-LARGEST = 64
-"""Pixels of the shorter side that a small model learns on a CPU."""
 MULTIPLE = 8
 """Of this a chosen size is a multiple, so that tokenizers can halve it three times."""
 LOOKED_AT = 1000
@@ -136,10 +134,10 @@ class PictureFolder(FolderSource):
         files = [name for name, _, _ in self.listing]
         return datasets.load_dataset("imagefolder", **_image_options(self.local, files), cache_dir=str(scratch))
 
-    def chosen_size(self) -> int | None:
-        """The largest multiple of 8 up to 64 that the shorter sides of the first 1,000 pictures have.
+    def chosen_size(self, largest: int) -> int | None:
+        """The largest multiple of 8 up to `largest` that the shorter sides of the first 1,000 pictures have.
 
-        Pictures of one size of at most 64 pixels stay as they are.
+        Pictures of one size whose shorter side is at most `largest` stay as they are.
         """
         found = set()
         for name, _, _ in self.listing[:LOOKED_AT]:
@@ -149,9 +147,9 @@ class PictureFolder(FolderSource):
             except OSError:  # not an image, or a damaged one, which reading names
                 continue
         side = min((min(size) for size in found), default=0)
-        if not found or (len(found) == 1 and side <= LARGEST):
+        if not found or (len(found) == 1 and side <= largest):
             return None
-        return min(LARGEST, max(MULTIPLE, side // MULTIPLE * MULTIPLE))
+        return min(largest, max(MULTIPLE, side // MULTIPLE * MULTIPLE))
 
     def splits(self, tables: dict[str, Any]) -> dict[str, Any]:
         """Without folders of splits, "train" and "test" are both made of all images."""

@@ -56,9 +56,13 @@ class Examples:
         return {"recipe": plain}
 
 
-def load_examples(data: DataConfig, evaluation: EvaluationConfig) -> Examples:
-    """The images of a recipe, at a chosen size where it gives none; raises ValueError unless all are of one size."""
-    data = with_size(data)
+def load_examples(data: DataConfig, evaluation: EvaluationConfig, largest: int = 64) -> Examples:
+    """The images of a recipe, at a chosen size up to `largest` where it gives none.
+
+    Raises:
+        ValueError: images that cannot be had, or of several sizes.
+    """
+    data = with_size(data, largest)
     training = load(data)
     judged = load(replace(data, split=evaluation.split, flip=False))
     if judged.image_shape != training.image_shape:
@@ -69,6 +73,11 @@ def load_examples(data: DataConfig, evaluation: EvaluationConfig) -> Examples:
     return Examples(
         data=data, training=training, evaluation=judged, limit=evaluation.limit, batch_size=evaluation.batch_size
     )
+
+
+def sized(data: DataConfig, shape: tuple[int, int, int], factor: int = 1) -> DataConfig:
+    """The data at the size of a trained model, `factor` times (C, H, W), where they have none of their own."""
+    return data if data.size is not None else replace(data, size=(factor * shape[1], factor * shape[2]))
 
 
 class ExamplesTask(Task):

@@ -23,9 +23,11 @@ from ..engine.config import EvaluationConfig, TrainingConfig, check_at_least, ch
 from ..engine.order import derive_seed
 from .captions import Captions, check_captions, learn_text
 from .codes import cached_codes, encode, open_tokenizer
-from .examples import Examples, ExamplesTask, load_examples
+from .examples import Examples, ExamplesTask, load_examples, sized
 
 PREVIEW_IMAGES = 16
+LARGEST_OF_PIXELS = 32
+"""Pixels of the shorter side where a prior models pixels and the recipe gives no size."""
 EMBEDDING_DIM = 64
 """Width of the learned vectors of codes without an order, for priors that otherwise read codes as numbers."""
 
@@ -322,9 +324,9 @@ class PriorRecipe(Recipe, kind="prior"):
 
     def build(self, device: torch.device = torch.device("cpu"), quiet: bool = True) -> tuple[PriorTask, PriorRecipe]:
         """See `Recipe`; the codes of a learned tokenizer are computed here, if they are not in the cache."""
-        examples = load_examples(self.data, self.evaluation)
         torch.manual_seed(derive_seed(self.training.seed, "weights"))
-        parts = self._open(examples) if isinstance(self.prior, SavedPrior) else self._new(examples)
+        parts = self._open() if isinstance(self.prior, SavedPrior) else self._new()
+        examples = parts.examples
         shape = parts.tokenizer.image_shape
         if shape != examples.training.image_shape:
             raise ValueError(
@@ -336,18 +338,25 @@ class PriorRecipe(Recipe, kind="prior"):
         task.keep_codes(device, quiet)
         return task, parts.recipe
 
-    def _open(self, examples: Examples) -> _Parts:
+    def _open(self) -> _Parts:
         """The parts of a trained prior."""
-        saved = load_kind(self.prior.path, "pipeline")
-        captions = None
+        saved, captions = load_kind(self.prior.path, "pipeline"), None
+        examples = load_examples(sized(self.data, saved.tokenizer.image_shape), self.evaluation)
         if saved.text_tokenizer is not None:
             check_captions("prior", examples)
             captions = Captions(saved.text_tokenizer, examples)
-        return _Parts(saved.tokenizer, saved.prior.requires_grad_(True), captions, replace(self, data=examples.data))
+        recipe = replace(self, data=examples.data)
+        return _Parts(saved.tokenizer, saved.prior.requires_grad_(True), examples, captions, recipe)
 
-    def _new(self, examples: Examples) -> _Parts:
+    def _new(self) -> _Parts:
         """The tokenizer and a new prior over its codes."""
-        tokenizer, tokenizer_section = self._tokenizer(examples)
+        if isinstance(self.tokenizer, SavedTokenizer):
+            tokenizer, found_hash = open_tokenizer(self.tokenizer.path, self.tokenizer.hash)
+            tokenizer_section = replace(self.tokenizer, hash=found_hash)
+            examples = load_examples(sized(self.data, tokenizer.image_shape), self.evaluation)
+        else:
+            examples = load_examples(self.data, self.evaluation, LARGEST_OF_PIXELS)
+            tokenizer, tokenizer_section = self._tokenizer_of_pixels(examples)
         found = entry("priors", self.prior.name)
         text = self.text or self._implied_text(examples, tokenizer, found)
         captions = text and Captions(learn_text(text, examples), examples, text.bpe_dropout)
@@ -362,12 +371,9 @@ class PriorRecipe(Recipe, kind="prior"):
         recipe = replace(
             self, data=examples.data, tokenizer=tokenizer_section, prior=NewModel.of(found.name, config), text=text
         )
-        return _Parts(tokenizer, prior, captions, recipe)
+        return _Parts(tokenizer, prior, examples, captions, recipe)
 
-    def _tokenizer(self, examples: Examples) -> tuple[Tokenizer, SavedTokenizer | NewModel]:
-        if isinstance(self.tokenizer, SavedTokenizer):
-            tokenizer, found = open_tokenizer(self.tokenizer.path, self.tokenizer.hash)
-            return tokenizer, replace(self.tokenizer, hash=found)
+    def _tokenizer_of_pixels(self, examples: Examples) -> tuple[Tokenizer, NewModel]:
         given = self.tokenizer or NewModel(name="pixels")
         model = entry("tokenizers", given.name).model
         if issubclass(model, LearnedTokenizer):
@@ -417,9 +423,10 @@ def _default(config: type, name: str) -> Any:
 
 @dataclass(frozen=True)
 class _Parts:
-    """What is trained, its captions if it reads any, and the recipe in full."""
+    """What is trained, on what, and the recipe in full."""
 
     tokenizer: Tokenizer
     prior: Prior
+    examples: Examples
     captions: Captions | None
     recipe: PriorRecipe

@@ -22,7 +22,7 @@ from ...zoo import save
 from ..engine.config import EvaluationConfig, TrainingConfig
 from ..engine.order import derive_seed
 from .codes import open_tokenizer
-from .examples import Examples, load_examples
+from .examples import Examples, load_examples, sized
 from .images import ImageTask, check_images
 from .losses import ImageLosses, LossesConfig, load_image_losses
 
@@ -132,17 +132,19 @@ class UpscalerRecipe(Recipe, kind="upscaler"):
     def build(self, device: Any = None, quiet: bool = True) -> tuple[UpscalerTask, UpscalerRecipe]:
         """See `Recipe`."""
         check_images(self.data, self.training, self.losses)
-        examples = load_examples(self.data, self.evaluation)
+        tokenizer, tokenizer_section, data = None, None, self.data
+        if self.tokenizer is not None:
+            tokenizer, found = open_tokenizer(self.tokenizer.path, self.tokenizer.hash)
+            tokenizer_section, data = replace(self.tokenizer, hash=found), sized(data, tokenizer.image_shape, 2)
+        examples = load_examples(data, self.evaluation)
         channels, height, width = examples.training.image_shape
         if height % 2 or width % 2:
             raise ValueError(f"{height}x{width} cannot be halved to make the input; set data.size to even")
         config = build_dataclass(UpscalerConfig, {"image_channels": channels} | self.upscaler, "", "upscaler")
         if config.image_channels != channels:
             raise ValueError(f"'upscaler.image_channels' must be {channels}, as {examples.training.name} has it")
-        tokenizer, recipe = None, replace(self, data=examples.data, upscaler=to_plain(config))
-        if self.tokenizer is not None:
-            tokenizer, found = open_tokenizer(self.tokenizer.path, self.tokenizer.hash)
-            recipe = replace(recipe, tokenizer=replace(self.tokenizer, hash=found))
+        recipe = replace(self, data=examples.data, tokenizer=tokenizer_section, upscaler=to_plain(config))
+        if tokenizer is not None:
             try:
                 tokenizer.check_images(halve(examples.training.images[:1]))
             except ValueError as error:
