@@ -18,9 +18,9 @@ import torch
 
 import chainrule
 from chainrule.core import LearnedTokenizer
-from chainrule.evaluation.records import weights_sha256
 from chainrule.saving.hub import PRETRAINED, find
 from chainrule.saving.model import tokenizer_hash, write_config
+from chainrule.saving.weights import weights_sha256
 from chainrule.strict import read_yaml
 from chainrule.zoo import kind_of, read_card
 

@@ -27,6 +27,7 @@ ALLOWED = {  # room: the rooms of the package that it may import
     "saving": {"core", "files", "kernels", "progress", "strict", "text"},
     "pipeline.py": {"core", "decoding", "images", "saving", "text"},
     "scorers": {"core", "images", "layers", "text"},
+    "drawing.py": {"decoding", "images", "pictures", "pipeline", "saving", "strict", "zoo"},
     "zoo.py": {"core", "pipeline", "saving", "scorers", "strict", "upscaling"},
     "evaluation": {
         "core", "data", "decoding", "pipeline", "progress", "saving", "scorers", "strict", "zoo",
@@ -40,8 +41,8 @@ ALLOWED = {  # room: the rooms of the package that it may import
     },
     "catalogue.py": {"core", "evaluation", "saving", "strict", "zoo"},
     "cli": {
-        "catalogue", "core", "data", "evaluation", "files", "images", "official", "pictures", "pipeline", "progress",
-        "recipe", "saving", "scorers", "sizes", "strict", "training", "zoo",
+        "catalogue", "core", "data", "decoding", "drawing", "evaluation", "files", "images", "official", "pictures",
+        "pipeline", "progress", "recipe", "saving", "scorers", "sizes", "strict", "training", "zoo",
     },
     "__main__.py": {"cli"},
     "__init__.py": {"catalogue", "evaluation", "images", "official", "pipeline", "saving", "sizes", "training", "zoo"},

@@ -92,7 +92,7 @@ def commands():
     "name",
     [
         "models", "info", "sample", "complete", "score", "reconstruct", "encode", "decode", "evaluate", "train",
-        "recipes", "convert", "demo",
+        "recipes", "convert", "demo", "repeat",
     ],
 )  # fmt: skip
 def test_examples_of_the_help_are_understood(name):

@@ -11,10 +11,10 @@ from safetensors.torch import load_file
 
 import chainrule
 from chainrule.core import entry
-from chainrule.evaluation.records import weights_sha256
 from chainrule.official import convert, importers
 from chainrule.official.reader import sha256
 from chainrule.saving.model import tokenizer_hash
+from chainrule.saving.weights import weights_sha256
 from chainrule.zoo import load_kind, load_tokenizer, read_card, save
 from sizes import tiny
 

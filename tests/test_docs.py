@@ -86,8 +86,9 @@ def test_readme_commands(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("record", sorted((ROOT / "docs" / "records").glob("*-test.json")), ids=lambda path: path.stem)
 def test_records_are_of_the_bundled_weights(record):
-    from chainrule.evaluation.records import LikelihoodRecord, read_record, weights_sha256
+    from chainrule.evaluation.records import LikelihoodRecord, read_record
     from chainrule.saving.hub import find
+    from chainrule.saving.weights import weights_sha256
     from chainrule.zoo import read_card
 
     value = read_record(record)
@@ -181,8 +182,8 @@ def test_recipes_expect_the_figures_of_the_bundled_weights(name):
 
 
 def test_parents_of_bundled_models_are_those_of_their_recipes():
-    from chainrule.evaluation.records import weights_sha256
     from chainrule.saving.hub import find
+    from chainrule.saving.weights import weights_sha256
     from chainrule.zoo import read_card
 
     for name in chainrule.models():

@@ -10,10 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from .core import Tokenizer
-from .evaluation.records import weights_sha256
 from .saving.hub import find, models
 from .saving.model import read_model, tokenizer_hash
-from .saving.weights import SCALE
+from .saving.weights import SCALE, weights_sha256
 from .strict import to_plain
 from .zoo import load
 

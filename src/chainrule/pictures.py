@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,24 +23,38 @@ HEAT = np.array([[0, 0, 4], [87, 16, 110], [188, 55, 84], [249, 142, 9], [252, 2
 """From no surprise to the greatest: the colours of "inferno" (matplotlib) at 0, 1/4, 1/2, 3/4, 1."""
 
 
-def write_png(path: Path, picture: Image) -> None:
-    buffer = io.BytesIO()
-    picture.save(buffer, format="PNG")
-    write_file(path, buffer.getvalue())
+def png(picture: Image, chunks: Mapping[str, str] | None = None) -> bytes:
+    """A PNG file with text chunks, by keyword."""
+    from PIL.PngImagePlugin import PngInfo
+
+    buffer, info = io.BytesIO(), PngInfo()
+    for keyword, text in (chunks or {}).items():
+        info.add_text(keyword, text)
+    picture.save(buffer, format="PNG", pnginfo=info)
+    return buffer.getvalue()
 
 
-def write_grid(path: Path, images: Tensor, scale: int | None, columns: int | None = None) -> None:
+def write_png(path: Path, picture: Image, chunks: Mapping[str, str] | None = None) -> None:
+    """Writes a PNG file, see `png`."""
+    write_file(path, png(picture, chunks))
+
+
+def write_grid(
+    path: Path, images: Tensor, scale: int | None, columns: int | None = None, chunks: Mapping[str, str] | None = None
+) -> None:
     """Images uint8 (B, C, H, W) side by side in one file, each about 128 pixels wide if no scale is given."""
-    write_png(path, grid(images, columns, scale or automatic_scale(images.shape[-1])))
+    write_png(path, grid(images, columns, scale or automatic_scale(images.shape[-1])), chunks)
 
 
-def write_each(folder: Path, stems: Sequence[str], images: Tensor) -> list[Path]:
+def write_each(
+    folder: Path, stems: Sequence[str], images: Tensor, chunks: Mapping[str, str] | None = None
+) -> list[Path]:
     """A file of each image uint8 (B, C, H, W), called after its stem, where that has come before with -2, -3, … added;
     returns the files."""
     again = [stems[:index].count(stem) for index, stem in enumerate(stems)]
     files = [folder / (f"{stem}-{n + 1}.png" if n else f"{stem}.png") for stem, n in zip(stems, again, strict=True)]
     for path, picture in zip(files, to_pil(images), strict=True):
-        write_png(path, picture)
+        write_png(path, picture, chunks)
     return files
 
 

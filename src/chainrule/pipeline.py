@@ -108,22 +108,19 @@ class Pipeline:
             raise ValueError("a scorer would be ignored: it chooses among candidates; set best_of above 1")
         if best_of > 1 and scorer is None:
             scorer = self.judge(label, text)
-        sampling, known = Sampling(**options), self._known(text, n)
+        sampling, known, seeds = Sampling(**options), self._known(text, n), _seeds(seed, n)
         context = self._sampling_context(label, n, text, negative, guided=sampling.guidance != 1)
         runner = sampling.runner(self.prior)
 
         def draw(seeds: list[int]) -> Tensor:
             return self._decode(sample(runner, context, seeds, sampling, known, self._watch(on_image)))
 
-        seeds = image_seeds(seed, n) if isinstance(seed, int) else list(seed)
-        if len(seeds) != n:
-            raise ValueError(f"{len(seeds)} seeds were given for {n} images")
         return draw(seeds) if scorer is None else keep_best(draw, seeds, best_of, scorer)
 
     def complete(
         self, image: Tensor, mask: Tensor, n: int = 1, label: int | str | Sequence[int | str] | Tensor | None = None,
         *, text: str | Sequence[str] | None = None, negative: str | Sequence[str] | None = None, particles: int = 1,
-        paste: bool = False, seed: int = 0, on_image: OnImage | None = None, **options: Any,
+        paste: bool = False, seed: int | Sequence[int] = 0, on_image: OnImage | None = None, **options: Any,
     ) -> Tensor:  # fmt: skip
         """Draws the unknown part of an image, n times; the known part is kept as the tokenizer sees it.
 
@@ -135,7 +132,7 @@ class Pipeline:
             mask: bool (H, W), True where the image is known.
             paste: whether known pixels are those of `image` itself, and not those of its reconstruction; with a learned
                 tokenizer a seam may show.
-            text, negative, options: as in `sample`.
+            text, negative, seed, options: as in `sample`.
             particles: with more than 1, sequential Monte Carlo makes what is drawn agree with known pixels
                 that come later in raster order (see `decoding.complete`).
 
@@ -156,7 +153,7 @@ class Pipeline:
         known = self._known(text, n, Known(flat, self.tokenizer.known_codes(mask)))
         sampling = Sampling(**options)
         context = self._sampling_context(label, n, text, negative, guided=sampling.guidance != 1)
-        runner, seeds = sampling.runner(self.prior), image_seeds(seed, n)
+        runner, seeds = sampling.runner(self.prior), _seeds(seed, n)
         drawn = complete(runner, context, seeds, known, particles, sampling, self._watch(on_image))
         images = self._decode(drawn)
         kept = image[None].to(images.device) if paste else self.tokenizer.decode(codes)
@@ -357,6 +354,14 @@ class Pipeline:
         if on_image is None:
             return None
         return lambda t, codes: on_image(t + 1, lambda: self._decode(self.prior.spec.unflatten(codes.clone())))
+
+
+def _seeds(seed: int | Sequence[int], count: int) -> list[int]:
+    """One seed per image, see `Pipeline.sample`."""
+    seeds = image_seeds(seed, count) if isinstance(seed, int) else list(seed)
+    if len(seeds) != count:
+        raise ValueError(f"{len(seeds)} seeds were given for {count} images")
+    return seeds
 
 
 def check_text_tokenizer(text_tokenizer: TextTokenizer, prior: Prior) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 
 @contextmanager
-def progress(what: str, total: int, unit: str, quiet: bool = False) -> Iterator[Callable[[int], None]]:
+def progress(what: str, total: int | None, unit: str, quiet: bool = False) -> Iterator[Callable[[int], None]]:
     """A bar with rate and time left on a terminal; gives a function that takes the number done so far."""
     from rich.console import Console
     from rich.progress import BarColumn, Progress, ProgressColumn, TextColumn, TimeRemainingColumn

@@ -20,6 +20,7 @@ from .demo import demo
 from .evaluate import evaluate
 from .models import info, models, presets, recipes
 from .reconstruct import reconstruct
+from .repeat import repeat
 from .sample import sample
 from .score import score
 from .train import train
@@ -112,7 +113,7 @@ def _about(context: typer.Context, version: Version = False, debug: Debug = Fals
         raise typer.Exit(2)
 
 
-PICTURES = sample, complete, score, reconstruct, encode, decode
+PICTURES = sample, complete, repeat, score, reconstruct, encode, decode
 for command in (models, info, *PICTURES, evaluate, recipes, presets, train, convert, demo):
     app.command()(command)
 

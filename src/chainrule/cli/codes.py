@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from .common import open_tokenizer, read_image
-from .options import Device, Force, Images, Json, Model, Resize, TokenizerPrecision
+from .options import Device, Force, Images, Json, Model, NoMetadata, Resize, TokenizerPrecision
 from .output import check_file, check_pictures, print_json
 
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ def encode(
 
 def decode(
     model: Model, codes: CodesFile, out: ImagesOut, scale: Zoom = None, precision: TokenizerPrecision = "float32",
-    force: Force = False, json: Json = False, device: Device = "cpu",
+    no_metadata: NoMetadata = False, force: Force = False, json: Json = False, device: Device = "cpu",
 ) -> None:  # fmt: skip
     """Turn a file of codes back into images.
 
@@ -82,23 +82,28 @@ def decode(
     if not check_pictures(out, force) and scale is not None:
         raise ValueError("--scale would be ignored: images in a folder are not enlarged; leave it out")
 
+    from ..drawing import Derived, text_chunks
     from ..saving import code_file
 
     tokenizer = open_tokenizer(model, device)
     grids, names = code_file.read_codes(codes, tokenizer)
-    files = _write(out, code_file.decode(tokenizer, grids, precision), names, scale)
+    chunks = text_chunks(None if no_metadata else Derived.of("decoded codes", model, [codes]))
+    files = _write(out, code_file.decode(tokenizer, grids, precision), names, scale, chunks)
     if json:
         print_json({"out": [str(path) for path in files], "images": len(names)})
     else:
         print(f"{out}: {len(names)} {'image' if len(names) == 1 else 'images'}")
 
 
-def _write(out: Path, images: Tensor, names: list[str], scale: int | None) -> list[Path]:
+def _write(out: Path, images: Tensor, names: list[str], scale: int | None, chunks: dict[str, str]) -> list[Path]:
     """Writes images as one picture or into a folder; returns the files."""
     from ..images import to_pil
     from ..pictures import enlarge, write_each, write_grid, write_png
 
     if out.suffix.lower() != ".png":
-        return write_each(out, [Path(name).stem for name in names], images)
-    write_png(out, to_pil(enlarge(images, scale or 1))[0]) if len(images) == 1 else write_grid(out, images, scale)
+        return write_each(out, [Path(name).stem for name in names], images, chunks)
+    if len(images) == 1:
+        write_png(out, to_pil(enlarge(images, scale or 1))[0], chunks)
+    else:
+        write_grid(out, images, scale, chunks=chunks)
     return [out]

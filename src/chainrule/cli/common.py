@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -27,31 +26,6 @@ def open_tokenizer(name: str, device: str = "cpu") -> Tokenizer:
 
     check_device(device)
     return load_tokenizer(name, device)
-
-
-def open_upscalers(names: Sequence[str] | None, pipeline: Pipeline, device: str) -> Callable[[Tensor], Tensor]:
-    """The option --upscaler: from images of a model, uint8 (B, C, H, W), to larger ones; without names, to themselves.
-
-    Raises:
-        ValueError: no such upscaler, or one for another number of channels.
-    """
-    from ..zoo import load_kind
-
-    models = {name: load_kind(name, "upscaler", device=device) for name in names or ()}
-    channels = pipeline.tokenizer.image_shape[0]
-    for name, model in models.items():
-        if model.config.image_channels != channels:
-            raise ValueError(
-                f"the upscaler {name} takes images of {model.config.image_channels} channels (1 grey, 3 colour), and "
-                f"this model draws {channels}; leave --upscaler {name} out"
-            )
-
-    def upscale(images: Tensor) -> Tensor:
-        for name in names or ():
-            images = models[name].upscale(images)
-        return images
-
-    return upscale
 
 
 def check_device(device: str) -> None:
@@ -96,6 +70,29 @@ def read_image(path: Path, tokenizer: Tokenizer, resize: bool, any_size: bool = 
     except ValueError as error:
         raise ValueError(f"{path}: {error}; add --resize to resize and crop it to {height}x{width}") from error
     return image[0]
+
+
+def seeds_for(seed: int, seeds: str | None, n: int | None, default: int) -> list[int]:
+    """The options --seed, --seeds and -n as one seed per image; without -n they are as many as --seeds, or `default`.
+
+    Raises:
+        ValueError: options that exclude each other, or something that is no number.
+    """
+    from ..decoding import image_seeds
+
+    if seeds is None:
+        return image_seeds(seed, default if n is None else n)
+    if seed != 0:
+        raise ValueError("--seed would be ignored: --seeds gives each image its own; leave one of them out")
+    try:
+        numbers = [int(one) for one in seeds.split(",")]
+    except ValueError:
+        raise ValueError(f"--seeds must be whole numbers with commas, as 3,17,42, got {seeds!r}") from None
+    if n not in (None, len(numbers)):
+        raise ValueError(f"--seeds gives {len(numbers)} seeds, but -n asks for {n} images; leave -n out")
+    if min(numbers) < 0 or max(numbers) >= 2**63:
+        raise ValueError(f"a seed must lie in 0..{2**63 - 1}")
+    return numbers
 
 
 def read_texts(path: Path) -> list[str]:

@@ -8,8 +8,24 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..progress import progress
-from .common import labels_for, open_model, open_upscalers, read_image
-from .options import Device, Force, Json, Label, Model, Negative, Png, Resize, Scale, Seed, Text, Upscale, with_sampling
+from .common import labels_for, open_model, read_image, seeds_for
+from .options import (
+    Device,
+    Force,
+    Json,
+    Label,
+    Model,
+    Negative,
+    NoMetadata,
+    Png,
+    Resize,
+    Scale,
+    Seed,
+    Seeds,
+    Text,
+    Upscale,
+    with_sampling,
+)
 from .output import check_file, free_name, print_json, print_table
 
 if TYPE_CHECKING:
@@ -20,7 +36,7 @@ Mask = Annotated[Path | None, typer.Option(help="An image of the same size: its 
 Keep = Annotated[
     str | None, typer.Option(help="Keep a half (top, bottom, left, right) or a box x0,y0,x1,y1 (without x1, y1).")
 ]
-Number = Annotated[int, typer.Option("-n", min=1, help="Number of completions.")]
+Number = Annotated[int | None, typer.Option("-n", min=1, help="Number of completions.", show_default="6")]
 Particles = Annotated[
     int, typer.Option(min=1, help="Candidates per completion, to agree with what is kept further below.")
 ]
@@ -31,10 +47,11 @@ Paste = Annotated[
 
 @with_sampling
 def complete(
-    model: Model, image: Image, mask: Mask = None, keep: Keep = None, n: Number = 6, particles: Particles = 1,
+    model: Model, image: Image, mask: Mask = None, keep: Keep = None, n: Number = None, particles: Particles = 1,
     label: Label = None, text: Text = None, negative: Negative = None, *, sampling: dict[str, Any],
-    paste: Paste = False, upscaler: Upscale = None, seed: Seed = 0, resize: Resize = False, out: Png = None,
-    scale: Scale = None, force: Force = False, json: Json = False, device: Device = "cpu",
+    paste: Paste = False, upscaler: Upscale = None, seed: Seed = 0, seeds: Seeds = None, resize: Resize = False,
+    out: Png = None, scale: Scale = None, no_metadata: NoMetadata = False, force: Force = False, json: Json = False,
+    device: Device = "cpu",
 ) -> None:  # fmt: skip
     """Complete an image: a picture of the image, of what is kept, and of completions.
 
@@ -53,27 +70,33 @@ def complete(
         raise ValueError("say what to keep, by --mask or by --keep" + ("" if mask is None else ", not by both"))
     out = check_file(out or free_name("completions", ".png"), ".png", force)
 
-    import torch
-
     from ..data import load_mask
-    from ..pictures import hide, write_grid
+    from ..decoding import Sampling
+    from ..drawing import Drawing, Known, Layout, Source, open_upscalers, text_chunks
+    from ..pictures import automatic_scale, write_png
 
-    pipeline = open_model(model, device)
+    numbers = seeds_for(seed, seeds, n, 6)
+    n, pipeline = len(numbers), open_model(model, device)
     labels = labels_for(pipeline, label, n)
     known_image = read_image(image, pipeline.tokenizer, resize)
     _, height, width = pipeline.tokenizer.image_shape
     enlarged = open_upscalers(upscaler, pipeline, device)
     known = load_mask(mask, height, width) if mask is not None else kept(keep, height, width)
+    drawing = Drawing(
+        model=Source.of(model), seeds=tuple(numbers), labels=labels and tuple(labels),
+        texts=None if text is None else (text,) * n, negative=negative, sampling=Sampling(**sampling),
+        known=Known.of(known_image, known, particles, paste), upscalers=tuple(map(Source.of, upscaler or ())),
+        layout=Layout(
+            kind="completions", scale=scale or automatic_scale(width << len(upscaler or ())),
+            columns=n + 2 if n <= 8 else None,
+        ), device=device,
+    )  # fmt: skip
     total = n * pipeline.prior.spec.length
     with progress("Completing", total, "codes") as done:
-        completions = pipeline.complete(
-            known_image, known, n, labels, text=text, negative=negative, particles=particles, paste=paste, seed=seed,
-            on_image=lambda num_known, _: done(n * num_known), **sampling,
-        )  # fmt: skip
+        completions = drawing.draw(pipeline, on_image=lambda num_known, _: done(n * num_known))
         done(total)
     nats = pipeline.log_prob(completions, labels, text=text).tolist()
-    pictures = enlarged(torch.cat([known_image[None], hide(known_image[None], known), completions.cpu()]))
-    write_grid(out, pictures, scale, len(pictures) if len(pictures) <= 10 else None)
+    write_png(out, drawing.picture(completions, enlarged), text_chunks(None if no_metadata else drawing))
     if json:
         print_json({"out": str(out), "completions": [{"log_prob": value} for value in nats]})
         return

@@ -10,12 +10,13 @@ import typer
 
 from ..progress import progress
 from .complete import kept
-from .options import Force, Seed
+from .options import Force, NoMetadata, Seed
 from .output import check_folder, print_table
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from ..drawing import Drawing
     from ..pipeline import Pipeline
 
 NUM_SAMPLES, NUM_DIGITS = 16, 8
@@ -32,8 +33,9 @@ EMOJI = (
 
 
 def demo(
-    out: Annotated[Path, typer.Option(help="A folder.")] = Path("demo"), seed: Seed = 0, force: Force = False
-) -> None:
+    out: Annotated[Path, typer.Option(help="A folder.")] = Path("demo"), seed: Seed = 0,
+    no_metadata: NoMetadata = False, force: Force = False,
+) -> None:  # fmt: skip
     """Draw with every bundled model: samples, from captions too, completions of half-hidden digits, maps of surprise.
 
     \b
@@ -45,8 +47,9 @@ def demo(
 
     import torch
 
+    from ..drawing import Derived, Origin, text_chunks
     from ..images import grid
-    from ..pictures import automatic_scale, captioned, enlarge, heat, write_gif, write_png
+    from ..pictures import enlarge, heat, write_gif, write_png
     from ..saving.hub import models as names
     from ..zoo import kind_of, load
 
@@ -56,37 +59,45 @@ def demo(
         raise ValueError("no models are bundled with this installation; train one with: chainrule train RECIPE")
     rows = []
 
-    def keep(name: str, picture: object, what: str) -> None:
-        write_png(out / name, picture)
+    def keep(name: str, picture: object, what: str, origin: Origin) -> None:
+        write_png(out / name, picture, text_chunks(None if no_metadata else origin))
         rows.append([str(out / name), what])
 
     for name, pipeline in pipelines.items():
         frames: list[Tensor] = []
-        captions = _captions(pipeline)
-        images = _sample(name, pipeline, captions, seed, frames)
-        scale = automatic_scale(images.shape[-1])
-        picture = grid(images, scale=scale) if captions is None else captioned(images, captions, scale)
-        keep(f"{name}-samples.png", picture, f"{NUM_SAMPLES} samples of {name}")
+        drawing, images = _sample(name, pipeline, seed, frames)
+        picture = drawing.picture(images, lambda images: images)
+        keep(f"{name}-samples.png", picture, f"{NUM_SAMPLES} samples of {name}", drawing)
+        scale = drawing.layout.scale
         write_gif(out / f"{name}-growing.gif", [grid(frame[:4], columns=4, scale=scale) for frame in frames])
         rows.append([str(out / f"{name}-growing.gif"), "four of them as they grow"])
-    drawers = [pipeline for pipeline in pipelines.values() if pipeline.tokenizer.image_shape == (1, 28, 28)]
+    drawers = [name for name, pipeline in pipelines.items() if pipeline.tokenizer.image_shape == (1, 28, 28)]
     if drawers:
-        best = min(drawers, key=_nats)
+        name = min(drawers, key=lambda name: _nats(pipelines[name]))
+        best = pipelines[name]
         digits, origin = _digits(best, seed)
         for half, particles in (("top", 1), ("bottom", 16)):
             completions = _completions(best, digits, half, particles, seed)
             particle = f" with {particles} particles" if particles > 1 else ""
             what = f"{origin}: the digit, its {half} half, four completions{particle}"
-            keep(f"completions-{half}.png", grid(completions, columns=NUM_DIGITS, scale=4), what)
+            picture = grid(completions, columns=NUM_DIGITS, scale=4)
+            keep(f"completions-{half}.png", picture, what, Derived.of("completions of several images", name))
         surprise = best.surprise(digits)
         maps = torch.cat([digits.expand(-1, 3, -1, -1), heat(surprise, surprise.max().item())])
         picture = grid(enlarge(maps, 4), columns=NUM_DIGITS)
-        keep("surprise.png", picture, "where the model is surprised (light: more nats in a pixel)")
+        what = "where the model is surprised (light: more nats in a pixel)"
+        keep("surprise.png", picture, what, Derived.of("a map of surprise", name))
     print_table(["file", "what it shows"], rows)
     print(f"{len(rows)} files in {time.monotonic() - since:.0f} s")
 
 
-def _sample(name: str, pipeline: Pipeline, captions: list[str] | None, seed: int, frames: list[Tensor]) -> Tensor:
+def _sample(name: str, pipeline: Pipeline, seed: int, frames: list[Tensor]) -> tuple[Drawing, Tensor]:
+    """Samples as they grow, and at the end."""
+    from ..decoding import Sampling, image_seeds
+    from ..drawing import Drawing, Layout, Source
+    from ..pictures import automatic_scale
+
+    captions = _captions(pipeline)
     total, classes = pipeline.prior.spec.length, pipeline.num_classes
     with progress(f"Sampling {name}", NUM_SAMPLES * total, "codes") as done:
 
@@ -95,11 +106,17 @@ def _sample(name: str, pipeline: Pipeline, captions: list[str] | None, seed: int
             if num_known % max(1, total // 50) == 0:
                 frames.append(images())
 
-        label = [index % classes for index in range(NUM_SAMPLES)] if classes else None
         guidance = GUIDANCE if captions or pipeline.prior.conditions.null_label else 1.0
-        images = pipeline.sample(NUM_SAMPLES, label, text=captions, guidance=guidance, seed=seed, on_image=watching)
+        scale = automatic_scale(pipeline.tokenizer.image_shape[-1])
+        drawing = Drawing(
+            model=Source.of(name), seeds=tuple(image_seeds(seed, NUM_SAMPLES)),
+            labels=tuple(index % classes for index in range(NUM_SAMPLES)) if classes else None,
+            texts=None if captions is None else tuple(captions), sampling=Sampling(guidance=guidance),
+            layout=Layout(kind="grid" if captions is None else "captions", scale=scale),
+        )  # fmt: skip
+        images = drawing.draw(pipeline, on_image=watching)
     frames.append(images)
-    return images
+    return drawing, images
 
 
 def _completions(pipeline: Pipeline, digits: Tensor, half: str, particles: int, seed: int) -> Tensor:

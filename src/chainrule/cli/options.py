@@ -20,6 +20,12 @@ Label = Annotated[
 Text = Annotated[str | None, typer.Option(help="What to draw, for a model that reads texts; an empty text is no text.")]
 Negative = Annotated[str | None, typer.Option(help="With --guidance: a text to draw away from.", show_default="none")]
 Seed = Annotated[int, typer.Option(help="The same seed gives the same images.")]
+Seeds = Annotated[
+    str | None, typer.Option(help="One seed per image, with commas, as the file of each image names its own.")
+]
+NoMetadata = Annotated[
+    bool, typer.Option("--no-metadata", help="Write no text into PNG files that says how they were made.")
+]
 Upscale = Annotated[
     list[str] | None,
     typer.Option(metavar="MODEL", help="An upscaler, for twice the image size; give it twice for four times the size."),

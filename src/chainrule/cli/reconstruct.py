@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from .common import open_tokenizer, read_image
-from .options import Device, Features, Force, Images, Json, Model, Png, Resize, Scale, TokenizerPrecision
+from .options import Device, Features, Force, Images, Json, Model, NoMetadata, Png, Resize, Scale, TokenizerPrecision
 from .output import check_file, free_name, print_json, print_table
 
 if TYPE_CHECKING:
@@ -14,8 +14,8 @@ if TYPE_CHECKING:
 
 def reconstruct(
     model: Model, images: Images, resize: Resize = False, features: Features = None, out: Png = None,
-    scale: Scale = None, precision: TokenizerPrecision = "float32", force: Force = False, json: Json = False,
-    device: Device = "cpu",
+    scale: Scale = None, precision: TokenizerPrecision = "float32", no_metadata: NoMetadata = False,
+    force: Force = False, json: Json = False, device: Device = "cpu",
 ) -> None:  # fmt: skip
     """Encode and decode images: a picture of each, its reconstruction and their difference, with figures.
 
@@ -31,6 +31,7 @@ def reconstruct(
     out = check_file(out or free_name("reconstructions", ".png"), ".png", force)
 
     from .. import evaluation
+    from ..drawing import Derived, text_chunks
     from ..pictures import automatic_scale, heat, write_grid
     from ..scorers import features as networks
 
@@ -45,7 +46,9 @@ def reconstruct(
         for original, result in zip(originals, results, strict=True)
         for picture in (original[None], result.image[None], heat(result.error[None], greatest))
     ]
-    write_grid(out, _framed(pictures), scale or automatic_scale(max(tokenizer.image_shape[1:])), columns=3)
+    chunks = text_chunks(None if no_metadata else Derived.of("reconstructions", model, images))
+    scale = scale or automatic_scale(max(tokenizer.image_shape[1:]))
+    write_grid(out, _framed(pictures), scale, columns=3, chunks=chunks)
     figures = [result.figures() for result in results]
     if json:
         rows = [{"image": str(path)} | figure for path, figure in zip(images, figures, strict=True)]

@@ -4,19 +4,34 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from ..progress import progress
-from .common import labels_for, open_model, open_tokenizer, open_upscalers, read_texts
-from .options import Device, Force, Label, Model, Negative, Scale, Seed, Text, Upscale, with_sampling
+from .common import labels_for, open_model, open_tokenizer, read_texts, seeds_for
+from .options import (
+    Device,
+    Force,
+    Label,
+    Model,
+    Negative,
+    NoMetadata,
+    Scale,
+    Seed,
+    Seeds,
+    Text,
+    Upscale,
+    with_sampling,
+)
 from .output import check_file, check_folder, file_stem, free_name
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from ..drawing import Drawing
     from ..pipeline import Pipeline
 
 WATCH_FRAMES = 150
@@ -57,15 +72,16 @@ def sample(
     model: Model, n: Number = None, label: Label = None, text: Text = None, texts: Texts = None,
     negative: Negative = None, *, sampling: dict[str, Any], best: Best = None, best_of: BestOf = 1,
     reranker: RerankerName = None, decoder: DecoderName = None, upscaler: Upscale = None, seed: Seed = 0,
-    out: Out = None, separate: Separate = False, watch: Watch = None, scale: Scale = None, force: Force = False,
-    device: Device = "cpu",
+    seeds: Seeds = None, out: Out = None, separate: Separate = False, watch: Watch = None, scale: Scale = None,
+    no_metadata: NoMetadata = False, force: Force = False, device: Device = "cpu",
 ) -> None:  # fmt: skip
-    """Draw images and write them as one picture, or one by one.
+    """Draw images and write them as one picture, or one by one; chainrule repeat draws a picture again.
 
     \b
     Examples:
       chainrule sample mnist_diagonal_bilstm -n 64 --seed 7 --out digits.png
       chainrule sample mnist_diagonal_bilstm -n 4 --watch growing.gif
+      chainrule sample mnist_diagonal_bilstm --seeds 3,17,42 --separate --out three
       chainrule sample shapes_gated_pixelcnn --label "red circle,blue square" --best-of 4
       chainrule sample shapes_parti --text "a red circle" -n 16 --best 4 --reranker shapes_reranker --watch growing.gif
       chainrule sample runs/mine --label 3 --guidance 3 --best-of 4 --reranker runs/classifier
@@ -80,27 +96,44 @@ def sample(
     if watch is not None:
         check_file(watch, ".gif", force, "--watch")
     _check_choice(best, best_of, wanted=bool(label is not None or text or texts), reranker=reranker, watch=watch)
-    n, captions = _captions(n, text, texts)
+
+    from ..decoding import Sampling
+    from ..drawing import Drawing, Layout, Source, open_judge, open_upscalers
+    from ..pictures import automatic_scale
+
+    captions = _captions(text, texts)
+    numbers = seeds_for(seed, seeds, n, 16 if texts is None else len(captions))
+    n = len(numbers)
+    if captions is not None:
+        if len(captions) > n:
+            raise ValueError(f"{len(captions)} texts are too many for {n} images")
+        captions = [captions[index % len(captions)] for index in range(n)]
     pipeline = open_model(model, device)
     if decoder is not None:
         pipeline = pipeline.with_tokenizer(open_tokenizer(decoder, device))
     labels, enlarged = labels_for(pipeline, label, n), open_upscalers(upscaler, pipeline, device)
-    judge = None if reranker is None else _judge(reranker, captions, labels, device)
+    judge = None if reranker is None else open_judge(reranker, captions, labels, device)
+    drawing = Drawing(
+        model=Source.of(model), seeds=tuple(numbers), labels=labels and tuple(labels),
+        texts=captions and tuple(captions), negative=negative, sampling=Sampling(**sampling), best_of=best_of,
+        reranker=Source.of_reranker(reranker) if best_of > 1 and reranker else None,
+        decoder=decoder and Source.of(decoder),
+        upscalers=tuple(map(Source.of, upscaler or ())), device=device,
+    )  # fmt: skip
     groups = None if best is None else images_per_wish(captions or labels, best)
     film, since = Film(pipeline, n, watch is not None), time.monotonic()
     with progress("Sampling", n * best_of * film.length, "codes") as done:
-        images = pipeline.sample(
-            n, labels, text=captions, negative=negative, best_of=best_of, scorer=None if best_of == 1 else judge,
-            seed=seed, on_image=film.watching(done), **sampling,
-        )  # fmt: skip
+        images = drawing.draw(pipeline, None if best_of == 1 else judge, film.watching(done))
     film.frames.append(images)
     if groups is not None:
         scores = (judge or pipeline.judge(labels, captions))(images).tolist()
         kept = [i for group in groups for i in sorted(group, key=lambda i: -scores[i])[:best]]
         images, film.frames = images[kept], [frame[kept] for frame in film.frames]
-        captions = [captions[index] for index in kept] if captions is not None else None
+        drawing = drawing.only(*kept)
     seconds = time.monotonic() - since
-    _write(out, enlarged(images), None if texts is None else captions, separate, scale)
+    scale = scale or (1 if separate else automatic_scale(images.shape[-1] << len(drawing.upscalers)))
+    layout = Layout(kind="single" if separate else "grid" if texts is None else "captions", scale=scale)
+    _write(out, replace(drawing, layout=layout), images, enlarged, no_metadata)
     count = f"{len(images)} image{'s' * (len(images) > 1)}" + (f" of {n}" if best is not None else "")
     print(f"{out}: {count} in {seconds:.1f} s ({n * best_of * film.length / seconds:,.0f} codes/s)")
     if watch is not None:
@@ -122,30 +155,11 @@ def _check_choice(best: int | None, best_of: int, *, wanted: bool, reranker: str
         raise ValueError("--watch would show images that --best-of then rejects; leave one of them out")
 
 
-def _captions(n: int | None, text: str | None, texts: Path | None) -> tuple[int, list[str] | None]:
-    """The number of images, and the text of each if any was given."""
+def _captions(text: str | None, texts: Path | None) -> list[str] | None:
+    """The text of all images, or those of a file; None if none was given."""
     if text is not None and texts is not None:
         raise ValueError("--text and --texts exclude each other: leave one of them out")
-    captions = [text] if text is not None else None if texts is None else read_texts(texts)
-    n = n or (16 if texts is None else len(captions))
-    if captions is None:
-        return n, None
-    if len(captions) > n:
-        raise ValueError(f"{len(captions)} texts are too many for {n} images")
-    return n, [captions[index % len(captions)] for index in range(n)]
-
-
-def _judge(
-    reranker: str, captions: list[str] | None, labels: list[int] | None, device: str
-) -> Callable[[Tensor], Tensor]:
-    """The option --reranker: scores images by their captions, or by their labels."""
-    from ..zoo import load_scorer
-
-    scorer = load_scorer(reranker, device)
-    kind, wanted = ("labels", labels) if captions is None else ("texts", captions)
-    if not hasattr(scorer, f"for_{kind}"):
-        raise ValueError(f"{reranker} does not judge images by {kind}")
-    return getattr(scorer, f"for_{kind}")(wanted)
+    return [text] if text is not None else None if texts is None else read_texts(texts)
 
 
 def images_per_wish(wishes: list[str] | list[int], best: int) -> list[list[int]]:
@@ -190,14 +204,15 @@ class Film:
         print(f"{path}: {len(self.frames)} frames")
 
 
-def _write(out: Path, images: Tensor, captions: list[str] | None, separate: bool, scale: int | None) -> None:
-    """Writes a folder of images, or one picture of all, with captions if any are given."""
-    from ..pictures import automatic_scale, captioned, enlarge, write_each, write_grid, write_png
+def _write(out: Path, drawing: Drawing, images: Tensor, upscale: Callable[[Tensor], Tensor], no_metadata: bool) -> None:
+    """Writes a picture of all images, or a folder of them."""
+    from ..drawing import text_chunks
+    from ..pictures import write_png
 
-    if separate:
+    files = {out: (drawing, images)}
+    if drawing.layout.kind == "single":
         digits = len(str(len(images) - 1))
-        write_each(out, [f"{index:0{digits}d}" for index in range(len(images))], enlarge(images, scale or 1))
-    elif captions is not None:
-        write_png(out, captioned(images.cpu(), captions, scale or automatic_scale(images.shape[-1])))
-    else:
-        write_grid(out, images, scale)
+        each = range(len(images))
+        files = {out / f"{i:0{digits}d}.png": (drawing.only(i), images[i : i + 1]) for i in each}
+    for path, (one, pixels) in files.items():
+        write_png(path, one.picture(pixels, upscale), text_chunks(None if no_metadata else one))

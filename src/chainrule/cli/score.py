@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from .common import labels_for, open_model, read_image
-from .options import Device, Force, Images, Json, Label, Model, Resize, Text
+from .options import Device, Force, Images, Json, Label, Model, NoMetadata, Resize, Text
 from .output import check_pictures, print_json, print_table
 
 if TYPE_CHECKING:
@@ -29,8 +29,8 @@ Scale = Annotated[int | None, typer.Option(min=1, help="Zoom of --map.", show_de
 
 def score(
     model: Model, images: Images, label: Label = None, text: Text = None, map: Map = None, resize: Resize = False,
-    binarize: Binarize = False, seed: Seed = None, scale: Scale = None, force: Force = False, json: Json = False,
-    device: Device = "cpu",
+    binarize: Binarize = False, seed: Seed = None, scale: Scale = None, no_metadata: NoMetadata = False,
+    force: Force = False, json: Json = False, device: Device = "cpu",
 ) -> None:  # fmt: skip
     """Score images: -log p in nats; less is more probable.
 
@@ -56,6 +56,7 @@ def score(
     import torch
 
     from .. import data
+    from ..drawing import Derived, text_chunks
     from ..evaluation.scoring import score as score_images
 
     pipeline = open_model(model, device)
@@ -65,7 +66,8 @@ def score(
         pixels = data.binarize(pixels, "sample", torch.Generator().manual_seed(seed))
     scores = score_images(pipeline, pixels, labels, text, surprise=map is not None)
     if map is not None:
-        _write_maps(map, images, pixels, scores.surprise, scale)
+        chunks = text_chunks(None if no_metadata else Derived.of("a map of surprise", model, images))
+        _write_maps(map, images, pixels, scores.surprise, scale, chunks)
     _print(images, scores, map, json)
 
 
@@ -87,7 +89,9 @@ def _print(paths: list[Path], scores: Scores, map: Path | None, json: bool) -> N
         print(f"{map}: surprise per pixel, dark is 0 and the lightest {greatest:.2f} nats")
 
 
-def _write_maps(map: Path, paths: list[Path], pixels: Tensor, surprise: Tensor, scale: int | None) -> None:
+def _write_maps(
+    map: Path, paths: list[Path], pixels: Tensor, surprise: Tensor, scale: int | None, chunks: dict[str, str]
+) -> None:
     import torch
 
     from ..pictures import automatic_scale, enlarge, heat, stretch, write_each, write_grid
@@ -96,6 +100,6 @@ def _write_maps(map: Path, paths: list[Path], pixels: Tensor, surprise: Tensor, 
     colours = heat(stretch(surprise, height, width), surprise.max().item())
     if map.suffix.lower() == ".png":  # each image beside its map
         pairs = torch.stack([pixels.expand(-1, 3, -1, -1), colours], dim=1).flatten(0, 1)
-        write_grid(map, pairs, scale, columns=2 * max(1, round((len(paths) / 2) ** 0.5)))
+        write_grid(map, pairs, scale, columns=2 * max(1, round((len(paths) / 2) ** 0.5)), chunks=chunks)
     else:
-        write_each(map, [path.stem for path in paths], enlarge(colours, scale or automatic_scale(width)))
+        write_each(map, [path.stem for path in paths], enlarge(colours, scale or automatic_scale(width)), chunks)

@@ -22,10 +22,11 @@ from ..pipeline import Pipeline
 from ..progress import progress
 from ..saving.hub import find
 from ..saving.model import tokenizer_hash
+from ..saving.weights import weights_sha256
 from ..scorers import features as networks
 from . import generation_quality, likelihood, pooled_features, tokenizer_quality
 from .plan import Plan, open_model, plan
-from .records import LikelihoodRecord, Record, SampleSettings, SamplesRecord, TokenizerRecord, weights_sha256
+from .records import LikelihoodRecord, Record, SampleSettings, SamplesRecord, TokenizerRecord
 
 
 def evaluate(model: str | os.PathLike, device: str = "cpu", **options: Any) -> Record:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime
-import hashlib
 import json
 import platform
 from abc import ABC, abstractmethod
@@ -205,12 +204,3 @@ def read_record(path: Path) -> LikelihoodRecord | TokenizerRecord:
     if not isinstance(value, dict) or not {"likelihood", "tokenizer"} & set(value):
         raise ValueError(f"{path} is no record of an evaluation: it has no likelihood and no figures of a tokenizer")
     return build_dataclass(LikelihoodRecord if "likelihood" in value else TokenizerRecord, value, str(path))
-
-
-def weights_sha256(folder: Path) -> str:
-    """sha256 over the names and bytes of the safetensors files of a model."""
-    digest = hashlib.sha256()
-    for path in sorted(folder.glob("*.safetensors")):
-        digest.update(path.name.encode())
-        digest.update(path.read_bytes())
-    return digest.hexdigest()

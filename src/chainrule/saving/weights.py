@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -51,6 +52,15 @@ def read_weights(part: nn.Module, path: Path) -> None:
     if extra := sorted(set(tensors) - set(shapes)):
         raise ValueError(f"{path} holds weights of another architecture: {extra[0]} has no place")
     part.load_state_dict(tensors)
+
+
+def weights_sha256(folder: Path) -> str:
+    """sha256 over the names and bytes of the safetensors files of a model."""
+    digest = hashlib.sha256()
+    for path in sorted(folder.glob("*.safetensors")):
+        digest.update(path.name.encode())
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
 
 
 def _to_int8(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
