@@ -98,16 +98,11 @@ def sample(
     _check_choice(best, best_of, wanted=bool(label is not None or text or texts), reranker=reranker, watch=watch)
 
     from ..decoding import Sampling
-    from ..drawing import Drawing, Layout, Source, open_judge, open_upscalers
-    from ..pictures import automatic_scale
+    from ..drawing import Drawing, Source, open_judge, open_upscalers
 
     captions = _captions(text, texts)
     numbers = seeds_for(seed, seeds, n, 16 if texts is None else len(captions))
-    n = len(numbers)
-    if captions is not None:
-        if len(captions) > n:
-            raise ValueError(f"{len(captions)} texts are too many for {n} images")
-        captions = [captions[index % len(captions)] for index in range(n)]
+    captions, n = _repeated(captions, len(numbers)), len(numbers)
     pipeline = open_model(model, device)
     if decoder is not None:
         pipeline = pipeline.with_tokenizer(open_tokenizer(decoder, device))
@@ -117,8 +112,7 @@ def sample(
         model=Source.of(model), seeds=tuple(numbers), labels=labels and tuple(labels),
         texts=captions and tuple(captions), negative=negative, sampling=Sampling(**sampling), best_of=best_of,
         reranker=Source.of_reranker(reranker) if best_of > 1 and reranker else None,
-        decoder=decoder and Source.of(decoder),
-        upscalers=tuple(map(Source.of, upscaler or ())), device=device,
+        decoder=decoder and Source.of(decoder), upscalers=tuple(map(Source.of, upscaler or ())), device=device,
     )  # fmt: skip
     groups = None if best is None else images_per_wish(captions or labels, best)
     film, since = Film(pipeline, n, watch is not None), time.monotonic()
@@ -131,9 +125,8 @@ def sample(
         images, film.frames = images[kept], [frame[kept] for frame in film.frames]
         drawing = drawing.only(*kept)
     seconds = time.monotonic() - since
-    scale = scale or (1 if separate else automatic_scale(images.shape[-1] << len(drawing.upscalers)))
-    layout = Layout(kind="single" if separate else "grid" if texts is None else "captions", scale=scale)
-    _write(out, replace(drawing, layout=layout), images, enlarged, no_metadata)
+    drawing = _in_layout(drawing, images.shape[-1], scale, separate, captioned=texts is not None)
+    _write(out, drawing, images, enlarged, no_metadata)
     count = f"{len(images)} image{'s' * (len(images) > 1)}" + (f" of {n}" if best is not None else "")
     print(f"{out}: {count} in {seconds:.1f} s ({n * best_of * film.length / seconds:,.0f} codes/s)")
     if watch is not None:
@@ -160,6 +153,26 @@ def _captions(text: str | None, texts: Path | None) -> list[str] | None:
     if text is not None and texts is not None:
         raise ValueError("--text and --texts exclude each other: leave one of them out")
     return [text] if text is not None else None if texts is None else read_texts(texts)
+
+
+def _repeated(captions: list[str] | None, n: int) -> list[str] | None:
+    """One caption per image; raises ValueError where there are more captions than images."""
+    if captions is None:
+        return None
+    if len(captions) > n:
+        raise ValueError(f"{len(captions)} texts are too many for {n} images")
+    return [captions[index % len(captions)] for index in range(n)]
+
+
+def _in_layout(drawing: Drawing, width: int, scale: int | None, separate: bool, captioned: bool) -> Drawing:
+    """The drawing in a layout for images of a width before they are upscaled."""
+    from ..drawing import Layout
+    from ..pictures import automatic_scale
+
+    scale = scale or (1 if separate else automatic_scale(width << len(drawing.upscalers)))
+    return replace(
+        drawing, layout=Layout(kind="single" if separate else "captions" if captioned else "grid", scale=scale)
+    )
 
 
 def images_per_wish(wishes: list[str] | list[int], best: int) -> list[list[int]]:
