@@ -1,4 +1,6 @@
-"""Files and folders that appear whole or not at all, even if the process is killed while it writes.
+"""Text files of any Unicode encoding, and files and folders that appear whole or not at all.
+
+Nothing is left half-written, even if the process is killed while it writes.
 
 What is written to `X` is first written to `.X.tmp/HOST-PID-NUMBER/` beside it, forced to the disk, and then renamed.
 One rename replaces a file.  A folder needs two: the old folder goes to the temporary folder, the new one takes its
@@ -10,6 +12,7 @@ Imports nothing of the package.
 
 from __future__ import annotations
 
+import codecs
 import errno
 import itertools
 import os
@@ -45,6 +48,45 @@ def cache_root() -> Path:
         return Path.home() / ".cache" / "chainrule"
     except RuntimeError as error:
         raise OSError("there is no home folder for the cache; set CHAINRULE_CACHE to a folder") from error
+
+
+def read_text(path: str | os.PathLike) -> str:
+    """The text of a file; errors as of `decode_text`, and OSError where there is none."""
+    return decode_text(Path(path).read_bytes(), str(path))
+
+
+def read_lines(path: str | os.PathLike) -> list[str]:
+    """The lines of a text file, without their ends; errors as of `read_text`."""
+    return split_lines(read_text(path))
+
+
+def split_lines(text: str) -> list[str]:
+    """The lines of a text, which end as on Unix or on Windows; no other character ends a line."""
+    lines = text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
+    return lines[:-1] if not lines[-1] else lines
+
+
+def decode_text(content: bytes, where: str) -> str:
+    """Text in UTF-8, with a byte order mark or without, or in UTF-16 with one; the mark is left out.
+
+    Args:
+        content: the bytes of a file.
+        where: the name of the file, for errors.
+
+    Raises:
+        ValueError: another encoding, with the line of the first byte that does not fit.
+    """
+    wide = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    try:
+        text = content.decode("utf-16" if wide else "utf-8-sig")
+        if "\0" in text:
+            raise UnicodeDecodeError("utf-8", content, (start := content.find(0)), start + 1, "NUL")
+    except UnicodeDecodeError as error:
+        line, byte = content[: error.start].count(b"\n") + 1, content[error.start]
+        raise ValueError(
+            f"{where} is no text in UTF-8 (line {line} has the byte 0x{byte:02x}); save it in UTF-8"
+        ) from error
+    return text
 
 
 def write_file(path: str | os.PathLike, content: bytes | str | Callable[[Path], object]) -> None:

@@ -25,6 +25,8 @@ from typing import Any, Literal, TypeVar
 
 import yaml
 
+from .files import read_text
+
 T = TypeVar("T")
 
 
@@ -64,7 +66,7 @@ def parse_yaml(text: str, where: str) -> Any:
 def read_yaml(path: str | os.PathLike) -> dict[str, Any]:
     """The mapping that a YAML file holds; raises ValueError where it holds anything else."""
     path = Path(path)
-    value = parse_yaml(path.read_text(encoding="utf-8"), path.name)
+    value = parse_yaml(read_text(path), path.name)
     if not isinstance(value, dict):
         raise ValueError(f"{path.name}: must hold keys and values")
     return value

@@ -99,12 +99,11 @@ def read_texts(path: Path) -> list[str]:
     """The lines of a file, one text each; an empty line is an empty text.
 
     Raises:
-        ValueError: no such file, no text in UTF-8, or nothing in it.
+        ValueError: no text in UTF-8 or UTF-16, or nothing in it.
     """
-    try:
-        texts = path.read_text(encoding="utf-8-sig").splitlines()
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is no text in UTF-8 ({error.reason} at byte {error.start})") from error
+    from ..files import read_lines
+
+    texts = read_lines(path)
     if not texts:
         raise ValueError(f"{path} is empty; write one text per line")
     return texts

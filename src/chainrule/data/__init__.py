@@ -3,6 +3,7 @@
 Knows no model.  Images are uint8 (B, C, H, W) at every public boundary.
 """
 
+from .account import Account, Finding
 from .config import DataConfig
 from .dataset import Batch, ImageDataset
 from .images import load_images, load_mask
@@ -10,8 +11,10 @@ from .loading import load, with_size
 from .transforms import augment, binarize, draw_flips
 
 __all__ = [
+    "Account",
     "Batch",
     "DataConfig",
+    "Finding",
     "ImageDataset",
     "augment",
     "binarize",

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -19,22 +18,10 @@ import numpy as np
 import torch
 
 from ..files import cache_root, recover, temporary_folder, write_file, write_folder
+from .account import Account
 from .dataset import ImageDataset
 
 VERSION = 1  # raise it when a change here or in decoding makes old entries wrong
-
-
-def listing(folder: Path) -> list[tuple[str, int, int]]:
-    """(relative name, size, time of change) of every visible file below `folder`, sorted."""
-    found = []
-    for directory, children, files in os.walk(folder, followlinks=True):
-        children[:] = [child for child in children if not child.startswith(".")]
-        for file in files:
-            if not file.startswith("."):
-                path = os.path.join(directory, file)
-                stat = os.stat(path) if os.path.exists(path) else os.lstat(path)
-                found.append((os.path.relpath(path, folder), stat.st_size, stat.st_mtime_ns))
-    return sorted(found)
 
 
 @contextmanager
@@ -65,7 +52,7 @@ def cached(key: Any, build: Callable[[Path], dict[str, Any]], name: str) -> tupl
     Args:
         key: a JSON value of everything the pixels, labels and texts depend on.
         build: writes images.npy and perhaps labels.npy into the folder it is given, and returns the rest:
-            count, texts, class_names, num_classes, skipped.
+            what `Source.build` returns.
         name: the name of the data set.
     """
 
@@ -84,6 +71,7 @@ def cached(key: Any, build: Callable[[Path], dict[str, Any]], name: str) -> tupl
         meta["num_classes"],
         name,
         meta["skipped"],
+        Account.from_plain(meta["account"]) if "account" in meta else Account(used=meta["count"]),
     )
     return dataset, folder
 

@@ -6,6 +6,8 @@ import re
 from dataclasses import dataclass
 
 BINARIZE = ("none", "threshold", "sample")
+RESIZE = ("crop", "pad", "stretch")
+CAPTIONS = ("first", "random")
 SPLIT = re.compile(r"(\w+)(?:\[(-?\d+%?)?:(-?\d+%?)?\])?")
 
 
@@ -16,20 +18,19 @@ class DataConfig:
     Attributes:
         source: "shapes"; a name such as "ylecun/mnist", looked for below the folder in the environment
             variable CHAINRULE_DATA, then as a folder, then on the hub ("emoji" is built at its first use instead, see
-            `emoji`); or a folder of parquet or arrow files,
-            of `save_to_disk`, of images, of one folder per class, of images with captions (metadata.csv or
-            metadata.jsonl with file_name and text; captions.txt with "file<TAB>caption" lines; or a.txt
-            beside a.png).
+            `emoji`); or a folder, zip file or tar file of images, perhaps in one folder per class, perhaps with
+            captions (see `captions` beside this module); or a folder of parquet or arrow files or of `save_to_disk`.
         split: "train", "test", "validation", … or a slice of one: "train[:5000]", "test[-10%:]".  In a
             folder of images, subfolders train, test and validation are the splits; without them one image
             in twenty, chosen by the hash of its name, is "test" and the others are "train".
-        size: the shorter side is resized and the centre cropped to this (height, width), an int being a
-            square; None: the images must already be equal.
+        size: images become this (height, width), an int being a square; None: they must already be equal.
+        resize: how an image of another shape becomes `size`: "crop" (the centre), "pad" (with white) or "stretch".
         channels: 1 grey, 3 colour, None as the first image is.
         levels: 2..256, number of grey levels the model will use; the tokenizer quantizes, not the data.
         binarize: "none", "threshold" (on from 128) or "sample" (on with probability pixel / 255, drawn anew
             at each visit).
         flip: whether training flips images left to right at random.
+        captions: of an image that has several: "first", or "random", drawn anew at each visit.
         image_column, label_column, text_column: columns of a table; None: guessed from their names.
         strict: whether an image that cannot be read is an error; otherwise it is skipped and named.
 
@@ -44,6 +45,8 @@ class DataConfig:
     levels: int = 256
     binarize: str = "none"
     flip: bool = False
+    resize: str = "crop"
+    captions: str = "first"
     image_column: str | None = None
     label_column: str | None = None
     text_column: str | None = None
@@ -62,8 +65,9 @@ class DataConfig:
             raise ValueError(f"channels must be 1 (grey) or 3 (colour), got {self.channels}")
         if not 2 <= self.levels <= 256:
             raise ValueError(f"levels must lie in 2..256, got {self.levels}")
-        if self.binarize not in BINARIZE:
-            raise ValueError(f"binarize must be one of {', '.join(BINARIZE)}, got {self.binarize!r}")
+        for key, words in (("binarize", BINARIZE), ("resize", RESIZE), ("captions", CAPTIONS)):
+            if getattr(self, key) not in words:
+                raise ValueError(f"{key} must be one of {', '.join(words)}, got {getattr(self, key)!r}")
 
     @property
     def height_width(self) -> tuple[int, int] | None:

@@ -8,6 +8,8 @@ from functools import cached_property
 
 from torch import Tensor
 
+from .account import Account
+
 
 @dataclass(frozen=True)
 class Batch:
@@ -34,6 +36,7 @@ class ImageDataset:
         num_classes: number of classes, or None without labels.
         name: what the user called it; a folder's own name, never its whole path.
         skipped: the images of the source that could not be read and are therefore missing here.
+        account: what was used of the split that this is part of, what was left out, and why.
     """
 
     images: Tensor
@@ -43,6 +46,7 @@ class ImageDataset:
     num_classes: int | None = None
     name: str = "images"
     skipped: list[str] = field(default_factory=list)
+    account: Account = field(default_factory=Account)
 
     def __len__(self) -> int:
         return len(self.images)
@@ -74,7 +78,7 @@ class ImageDataset:
         )
 
     def slice(self, start: int, stop: int) -> ImageDataset:
-        """The images start..stop-1, sharing memory with this data set; `skipped` stays that of the whole."""
+        """The images start..stop-1, sharing memory with this data set; `skipped` and `account` are of the whole."""
         return ImageDataset(
             self.images[start:stop],
             None if self.labels is None else self.labels[start:stop],
@@ -83,4 +87,5 @@ class ImageDataset:
             self.num_classes,
             self.name,
             self.skipped,
+            self.account,
         )

@@ -2,58 +2,169 @@
 
 from __future__ import annotations
 
+import importlib
 import io
 from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 GREY_MODES = ("1", "L", "LA", "La", "I", "F")
+HEIC_SUFFIXES = (".heic", ".heif", ".hif")
+ORIENTATION = 0x0112
+"""The EXIF tag that says how a camera was held; 5 to 8 exchange height and width."""
+INTEGER_RANGES = ((0, 255), (0, 65535), (-32768, 32767), (0, 2**31 - 1), (-(2**31), 2**31 - 1))
+FLOAT_RANGES = ((0, 1), (-1, 1), (0, 255), (0, 65535))
+"""From black to white; the first that holds all values of an image is meant."""
+ANIMATED, TURNED_GREY = "animated", "turned grey"
 
 
-def open_image(source: bytes | str | Path, channels: int | None) -> Image.Image:
-    """Decodes one image completely, upright, as grey ("L") or colour ("RGB"), on white where transparent.
+@dataclass(frozen=True, kw_only=True)
+class Picture:
+    """A decoded image.
 
-    Args:
-        source: the encoded bytes or the path of a file.
-        channels: 1, 3, or None for as the image is.
-
-    Raises:
-        Exception: whatever PIL raises on a missing, damaged or unknown file.
+    pixels:      uint8 (C, H, W)
+    height_width: size of the file's image, upright, before it was resized
+    remarks:     ANIMATED: only the first of several frames was read; TURNED_GREY: the file is in colour
     """
-    with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as opened:
-        opened.load()
-        image = ImageOps.exif_transpose(opened) if opened.format not in ("PNG", "BMP", "PPM", "GIF") else opened
-    if channels is None:
-        channels = 1 if image.mode in GREY_MODES or image.mode.startswith("I;16") else 3
-    if image.mode.startswith("I"):  # 16 bits, which convert() would clip
-        image = Image.fromarray((np.asarray(image).clip(0, 65535) // 257).astype(np.uint8))
-    if "A" in image.mode or "a" in image.mode or "transparency" in image.info:
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    mode = "L" if channels == 1 else "RGB"
-    return image if image.mode == mode else image.convert(mode)
+
+    pixels: np.ndarray
+    height_width: tuple[int, int]
+    remarks: tuple[str, ...] = ()
 
 
-def decode(source: bytes | str | Path, size: tuple[int, int] | None, channels: int | None) -> np.ndarray:
-    """One image as uint8 (C, H, W): decoded, its shorter side resized and its centre cropped to `size`.
+@cache
+def heic_is_readable() -> bool:
+    """Whether pillow-heif is installed; it then reads HEIC files from here on."""
+    try:
+        importlib.import_module("pillow_heif").register_heif_opener()
+    except ImportError:
+        return False
+    return True
+
+
+def decode(
+    source: bytes | str | Path, size: tuple[int, int] | None, channels: int | None, resize: str = "crop"
+) -> Picture:
+    """One image, decoded completely, upright, in grey or colour, on white where transparent.
+
+    Values beyond 8 bits are scaled to 0..255: 16 bits divided by 257, floating point 0..1 multiplied by 255.
 
     Args:
         source: the encoded bytes or the path of a file.
         size: (height, width), or None to leave it.
         channels: 1, 3, or None for as the image is.
+        resize: how another shape becomes `size`: "crop", "pad" with white, or "stretch".
 
     Raises:
-        Exception: as `open_image`.
+        Exception: whatever PIL raises on a missing, damaged or unknown file.
     """
-    image = open_image(source, channels)
+    heic_is_readable()
+    with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as opened:
+        animated = opened.format != "MPO" and getattr(opened, "is_animated", False)
+        turned = opened.getexif().get(ORIENTATION, 1) >= 5
+        full = opened.size[:: 1 if turned else -1]
+        if size is not None:  # a JPEG is decoded at 1/2, 1/4 or 1/8, if that is still twice as large as needed
+            opened.draft(None, tuple(2 * side for side in size[:: 1 if turned else -1]))
+        opened.load()
+        image = opened
+    ImageOps.exif_transpose(image, in_place=True)
+    grey = image.mode in GREY_MODES or image.mode.startswith("I;16")
+    channels = channels or (1 if grey else 3)
+    image = _as_mode(image, "L" if channels == 1 else "RGB")
     if size is not None and image.size != size[::-1]:
-        image = ImageOps.fit(image, size[::-1], Image.Resampling.BICUBIC)
+        image = _resize(image, size[::-1], resize)
     array = np.asarray(image)
-    return array[None] if array.ndim == 2 else np.ascontiguousarray(array.transpose(2, 0, 1))
+    remarks = (ANIMATED,) * animated + (TURNED_GREY,) * (channels == 1 and not grey)
+    pixels = array[None] if array.ndim == 2 else np.ascontiguousarray(array.transpose(2, 0, 1))
+    return Picture(pixels=pixels, height_width=full, remarks=remarks)
+
+
+def header_size(source: bytes | Path) -> tuple[int, int]:
+    """(width, height) of an image as its file has it, without decoding it; raises as `decode`."""
+    heic_is_readable()
+    with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
+        return image.size
+
+
+def _resize(image: Image.Image, size: tuple[int, int], how: str) -> Image.Image:
+    """An image of (width, height)."""
+    if how == "stretch":
+        return image.resize(size, Image.Resampling.BICUBIC)
+    if how == "pad":
+        return ImageOps.pad(image, size, Image.Resampling.BICUBIC, "white")
+    return ImageOps.fit(image, size, Image.Resampling.BICUBIC)
+
+
+def _as_mode(image: Image.Image, mode: str) -> Image.Image:
+    """An image of any mode as "L" or "RGB"."""
+    profile = image.info.get("icc_profile")
+    if image.mode.startswith("I") or image.mode == "F":
+        image = Image.fromarray(_as_bytes(np.asarray(image), image.mode.startswith("I;16") or image.format == "PNG"))
+    if "A" in image.mode or "a" in image.mode or "transparency" in image.info:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    if image.mode == "CMYK" and profile:
+        with suppress(ImageCms.PyCMSError, OSError, ImportError):  # a damaged profile: the plain conversion below
+            printed = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+            image = ImageCms.profileToProfile(image, printed, ImageCms.createProfile("sRGB"), outputMode="RGB")
+    return image if image.mode == mode else image.convert(mode)
+
+
+def _as_bytes(values: np.ndarray, sixteen_bits: bool) -> np.ndarray:
+    """Integers or floating point numbers as uint8, by the range that they lie in.
+
+    Raises:
+        ValueError: values that are not finite, or lie in no range of `INTEGER_RANGES` or `FLOAT_RANGES`.
+    """
+    if sixteen_bits:
+        return (values.clip(0, 65535) // 257).astype(np.uint8)
+    values = values.astype(np.float64)
+    low, high = values.min(), values.max()
+    whole = (values == values.round()).all() and high > 1
+    if not np.isfinite([low, high]).all():
+        raise ValueError("it holds values that are not finite numbers")
+    slack = 0 if whole else 0.05  # of the range: resizing overshoots
+    for black, white in INTEGER_RANGES if whole else FLOAT_RANGES:
+        if black - slack * (white - black) <= low and high <= white + slack * (white - black):
+            return ((values - black) * (255 / (white - black))).clip(0, 255).round().astype(np.uint8)
+    raise ValueError(f"it holds values from {low:g} to {high:g}; save it with values from 0 to 1 or from 0 to 255")
+
+
+def why_unreadable(error: Exception, source: bytes | str | Path) -> str:
+    """Why a file cannot be read as an image, in words that name the remedy where there is one.
+
+    Args:
+        error: what `decode` raised.
+        source: what it was given.
+    """
+    try:
+        with io.BytesIO(source) if isinstance(source, bytes) else open(source, "rb") as file:
+            start = file.read(16)
+    except OSError as missing:
+        return f"it cannot be opened, {missing.strerror or missing}"
+    if not start:
+        return "an empty file"
+    if isinstance(error, Image.DecompressionBombError):
+        return f"more than {2 * Image.MAX_IMAGE_PIXELS:,} pixels, the limit of Pillow; make it smaller"
+    if isinstance(error, ValueError):
+        return str(error)
+    brand = start[8:12] if start[4:8] == b"ftyp" else b""
+    if brand in (b"avif", b"avis") and isinstance(error, UnidentifiedImageError):
+        return "AVIF, which needs Pillow 11.3 or newer"
+    if brand and not heic_is_readable():
+        return 'HEIC; pip install "chainrule[heic]" reads it'
+    if isinstance(error, UnidentifiedImageError):
+        return "not an image, or of an unknown kind"
+    if "truncated" in str(error).lower():
+        return "truncated"
+    return f"damaged, {str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__}"
 
 
 def check_equal(first_name: str, first: np.ndarray, name: str, image: np.ndarray) -> None:
@@ -70,9 +181,9 @@ def _decode_file(path: str | Path, size: tuple[int, int] | None, channels: int |
     if not Path(path).is_file():
         raise ValueError(f"there is no image file at {path}")
     try:
-        return decode(path, size, channels)
+        return decode(path, size, channels).pixels
     except Exception as error:
-        raise ValueError(f"{path} cannot be read as an image, it is damaged or of another kind ({error})") from error
+        raise ValueError(f"{path} cannot be read as an image: {why_unreadable(error, path)}") from error
 
 
 def load_images(
@@ -101,15 +212,41 @@ def load_images(
 
 
 def load_mask(path: str | Path, height: int, width: int) -> Tensor:
-    """A black and white image file -> bool (height, width); white (128 and more) is True: known.
+    """An image file -> bool (height, width); True is known.
+
+    Opaque is known where the image is partly transparent.  Otherwise, of two values the larger is known, and of more
+    the upper half of 0..255: white is known in a mask of black and white, and 1 in a mask of 0 and 1.
 
     Raises:
-        ValueError: on a missing or damaged file, or on another size.
+        ValueError: a missing or damaged file, another size, or a mask that keeps everything or nothing.
     """
-    array = _decode_file(path, None, 1)[0]
-    if array.shape != (height, width):
+    if not Path(path).is_file():
+        raise ValueError(f"there is no image file at {path}")
+    try:
+        with Image.open(path) as opened:
+            opened.load()
+            image = opened
+        ImageOps.exif_transpose(image, in_place=True)
+        if "A" in image.mode or "transparency" in image.info:
+            alpha = np.asarray(image.convert("RGBA"))[..., 3]
+            values = alpha if alpha.min() < alpha.max() else np.asarray(_as_mode(image, "L"))
+        else:
+            deep = image.mode.startswith("I") or image.mode == "F"
+            values = np.asarray(image if deep else _as_mode(image, "L"))
+        levels = np.unique(values)
+        if len(levels) > 2 and values.dtype != np.uint8:
+            values = _as_bytes(values, image.mode.startswith("I;16"))
+    except Exception as error:
+        raise ValueError(f"{path} cannot be read as an image: {why_unreadable(error, path)}") from error
+    if values.shape != (height, width):
         raise ValueError(
-            f"the mask {path} is {array.shape[0]}x{array.shape[1]} but the image is {height}x{width} "
+            f"the mask {path} is {values.shape[0]}x{values.shape[1]} but the image is {height}x{width} "
             "(height x width); make them equal"
         )
-    return torch.from_numpy(array >= 128)
+    known = values == levels[1] if len(levels) == 2 else values >= 128
+    if known.all() or not known.any():
+        raise ValueError(
+            f"the mask {path} keeps {'everything' if known.all() else 'nothing'}; it must be white (or opaque) where "
+            "the image is kept, and black (or transparent) where it is drawn anew"
+        )
+    return torch.from_numpy(known)

@@ -24,11 +24,11 @@ def load(config: DataConfig) -> ImageDataset:
     split, start, stop = SPLIT.fullmatch(config.split).groups()
     source = find_source(config)
     dataset, folder = cache.cached(source.key(split), lambda target: source.build(split, target), source.name)
-    if dataset.skipped:
-        message = _skipped_sentence(dataset)
-        if config.strict:
-            raise ValueError(message + "; repair or remove them, or set strict to false")
-        warnings.warn(message, stacklevel=2)
+    if dataset.skipped and config.strict:
+        said = dataset.account.unreadable(dataset.name, dataset.skipped)
+        raise ValueError(said + "; repair or remove them, or set strict to false")
+    if said := dataset.account.sentences(dataset.name, dataset.skipped):
+        warnings.warn(said, stacklevel=2)
     first, last = _bound(start, len(dataset), 0), _bound(stop, len(dataset), len(dataset))
     if first >= last:
         raise ValueError(f"the split {config.split} of {dataset.name} is empty: {split} has {len(dataset)} images")
@@ -48,9 +48,3 @@ def _bound(text: str | None, count: int, default: int) -> int:
         return default
     number = round(int(text[:-1]) / 100 * count) if text.endswith("%") else int(text)
     return min(max(number + count if text.startswith("-") else number, 0), count)
-
-
-def _skipped_sentence(dataset: ImageDataset) -> str:
-    named = ", ".join(dataset.skipped[:3]) + (", …" if len(dataset.skipped) > 3 else "")
-    count = "1 image" if len(dataset.skipped) == 1 else f"{len(dataset.skipped)} images"
-    return f"{count} of {dataset.name} cannot be read: {named}"

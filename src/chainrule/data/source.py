@@ -33,7 +33,8 @@ class Source(ABC):
         """Writes images.npy, and labels.npy if there are labels, into `target`.
 
         Returns:
-            count, texts, class_names, num_classes, and skipped, the names of images that could not be read.
+            count, texts, class_names, num_classes, skipped, the names of images that could not be read, and, if there
+            is more to say, account, the plain values of an `Account`.
 
         Raises:
             ValueError: there is no such split, or nothing in it can be read.

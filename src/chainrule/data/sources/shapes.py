@@ -29,6 +29,8 @@ class Shapes(Source):
             raise ValueError("shapes is in colour; leave channels at 3 or unset")
         if config.flip:
             raise ValueError("flip would make the captions of shapes wrong about left and right; set it to false")
+        if config.resize != "crop" or config.captions != "first":
+            raise ValueError("shapes is drawn at its size, with one caption each; leave resize and captions unset")
         if any((config.image_column, config.label_column, config.text_column)):
             raise ValueError("shapes has no columns; leave image_column, label_column and text_column unset")
         self.size = pair[0]

@@ -7,6 +7,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from ...files import read_text
 from ...text.bpe import BPETokenizer, TextConfig, TextTokenizer, train_bpe
 from .examples import Examples
 
@@ -24,7 +25,7 @@ def learn_text(config: TextConfig, examples: Examples) -> BPETokenizer:
     if config.vocabulary is None:
         return train_bpe(examples.training.texts, config.text_vocab_size, config.length, config.lowercase)
     try:
-        return BPETokenizer(config.vocabulary.read_text(encoding="utf-8"), config.length)
+        return BPETokenizer(read_text(config.vocabulary), config.length)
     except (OSError, ValueError) as error:
         raise ValueError(f"text.vocabulary {config.vocabulary}: {error}") from None
 
