@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from .core import Context, LearnedTokenizer, Prior, Tokenizer, class_number
-from .decoding import GuidedContext, Known, Sampling, Scorer, complete, image_seeds, keep_best, sample
+from .decoding import GuidedContext, Known, Request, Sampling, Scorer, image_seeds, keep_best
 from .decoding.sampling import OnCode
 from .images import extend
 from .saving.model import SavedModel, prior_part, text_part, tokenizer_hash, tokenizer_part, write_model
@@ -108,14 +108,44 @@ class Pipeline:
             raise ValueError("a scorer would be ignored: it chooses among candidates; set best_of above 1")
         if best_of > 1 and scorer is None:
             scorer = self.judge(label, text)
-        sampling, known, seeds = Sampling(**options), self._known(text, n), _seeds(seed, n)
+        request = self.request(n, label, text=text, negative=negative, seed=seed, **options)
+        runner = request.sampling.runner(self.prior)
+
+        def draw(seeds: Sequence[int]) -> Tensor:
+            return self.decode(replace(request, seeds=seeds).draw(runner, self._watch(on_image)))
+
+        return draw(request.seeds) if scorer is None else keep_best(draw, request.seeds, best_of, scorer)
+
+    def request(
+        self, n: int = 1, label: int | str | Sequence[int | str] | Tensor | None = None, *,
+        text: str | Sequence[str] | None = None, negative: str | Sequence[str] | None = None,
+        seed: int | Sequence[int] = 0, known: Known | None = None, particles: int = 1, **options: Any,
+    ) -> Request:  # fmt: skip
+        """What `sample` and `complete` draw, for a `decoding.Batcher`; `decode` makes images of its codes.
+
+        Args:
+            known: codes of the images that are given, for `n` images.
+            n, label, text, negative, seed, particles, options: as in `sample` and `complete`.
+        """
+        sampling = Sampling(**options)
         context = self._sampling_context(label, n, text, negative, guided=sampling.guidance != 1)
-        runner = sampling.runner(self.prior)
+        return Request(context, _seeds(seed, n), sampling, self._known(text, n, known), particles)
 
-        def draw(seeds: list[int]) -> Tensor:
-            return self._decode(sample(runner, context, seeds, sampling, known, self._watch(on_image)))
+    def known_codes(self, image: Tensor, mask: Tensor, n: int) -> Known:
+        """The codes of an image that are certain where it is known, for `n` completions; see `complete`.
 
-        return draw(seeds) if scorer is None else keep_best(draw, seeds, best_of, scorer)
+        Raises:
+            ValueError: an image or a mask of a wrong shape or type.
+        """
+        if image.ndim != 3:
+            raise ValueError(f"image must be one uint8 (C, H, W), got shape {tuple(image.shape)}")
+        if mask.dtype != torch.bool or tuple(mask.shape) != tuple(image.shape[1:]):
+            raise ValueError(
+                f"mask must be bool {tuple(image.shape[1:])}, as the image, got {str(mask.dtype)[6:]} "
+                f"{tuple(mask.shape)}"
+            )
+        flat = self.tokenizer.spec.flatten(self._encode(extend(image, mask)[None]))
+        return Known(flat.expand(n, -1), self.tokenizer.known_codes(mask))
 
     def complete(
         self, image: Tensor, mask: Tensor, n: int = 1, label: int | str | Sequence[int | str] | Tensor | None = None,
@@ -141,21 +171,22 @@ class Pipeline:
         """
         if n < 1:
             raise ValueError(f"n must be at least 1, got {n}")
-        if image.ndim != 3:
-            raise ValueError(f"image must be one uint8 (C, H, W), got shape {tuple(image.shape)}")
-        if mask.dtype != torch.bool or tuple(mask.shape) != tuple(image.shape[1:]):
-            raise ValueError(
-                f"mask must be bool {tuple(image.shape[1:])}, as the image, got {str(mask.dtype)[6:]} "
-                f"{tuple(mask.shape)}"
-            )
-        codes = self._encode(extend(image, mask)[None])
-        flat = self.tokenizer.spec.flatten(codes).expand(n, -1)
-        known = self._known(text, n, Known(flat, self.tokenizer.known_codes(mask)))
-        sampling = Sampling(**options)
-        context = self._sampling_context(label, n, text, negative, guided=sampling.guidance != 1)
-        runner, seeds = sampling.runner(self.prior), _seeds(seed, n)
-        drawn = complete(runner, context, seeds, known, particles, sampling, self._watch(on_image))
-        images = self._decode(drawn)
+        known = self.known_codes(image, mask, n)
+        request = self.request(
+            n, label, text=text, negative=negative, seed=seed, known=known, particles=particles, **options
+        )
+        drawn = request.draw(request.sampling.runner(self.prior), self._watch(on_image))
+        return self.completed(self.decode(drawn), image, mask, known, paste)
+
+    def completed(self, images: Tensor, image: Tensor, mask: Tensor, known: Known, paste: bool = False) -> Tensor:
+        """Completions, uint8 (n, C, H, W), with what is known of the image in the place of what was drawn there.
+
+        Args:
+            images: what `decode` gives of the codes that were drawn.
+            image, mask, paste: as in `complete`.
+            known: what `known_codes` gives.
+        """
+        codes = self.tokenizer.spec.unflatten(known.codes[:1])
         kept = image[None].to(images.device) if paste else self.tokenizer.decode(codes)
         return torch.where(mask.to(images.device), kept, images)
 
@@ -297,7 +328,8 @@ class Pipeline:
             known = Known(torch.cat([caption, known.codes], 1), torch.cat([before, known.mask]))
         return known
 
-    def _decode(self, codes: tuple[Tensor, ...]) -> Tensor:
+    def decode(self, codes: tuple[Tensor, ...]) -> Tensor:
+        """Codes of the prior's `spec`, of B images -> the images, uint8 (B, C, H, W)."""
         return self.tokenizer.decode(codes[int(self.prior.conditions.joint_text) :])
 
     def _encode(self, images: Tensor) -> tuple[Tensor, ...]:
@@ -353,7 +385,7 @@ class Pipeline:
     def _watch(self, on_image: OnImage | None) -> OnCode | None:
         if on_image is None:
             return None
-        return lambda t, codes: on_image(t + 1, lambda: self._decode(self.prior.spec.unflatten(codes.clone())))
+        return lambda t, codes: on_image(t + 1, lambda: self.decode(self.prior.spec.unflatten(codes.clone())))
 
 
 def _seeds(seed: int | Sequence[int], count: int) -> list[int]:

@@ -5,7 +5,7 @@ from .conditions import ClassLabels, Conditions, class_number
 from .context import Context
 from .prior import Prior
 from .registry import Entry, Preset, entries, entry, find_entry, register
-from .runner import Grouped, Runner, check_float32, map_state, select
+from .runner import Grouped, Runner, check_float32, map_state, select, signature, tensors, with_tensors
 from .tokenizer import LearnedTokenizer, Reconstruction, StochasticTokenizer, Tokenizer
 
 __all__ = [
@@ -33,4 +33,7 @@ __all__ = [
     "map_state",
     "register",
     "select",
+    "signature",
+    "tensors",
+    "with_tensors",
 ]  # fmt: skip

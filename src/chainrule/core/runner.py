@@ -9,7 +9,7 @@ prior can be reordered by `select`.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass, is_dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -103,6 +103,30 @@ def map_state(function: Callable[[Tensor], Tensor], state: StateT) -> StateT:
         return type(state)([map_state(function, value) for value in state])
     assert is_dataclass(state), f"a state holds tensors, not a {type(state).__name__}"
     return type(state)(**{name: map_state(function, value) for name, value in vars(state).items()})
+
+
+def tensors(state: Any) -> list[Tensor]:
+    """All tensors of a state, (B, ...), in the order of `map_state`; those of `Grouped` states as (B, rows, ...)."""
+    found: list[Tensor] = []
+    map_state(lambda tensor: found.append(tensor) or tensor, state)
+    return found
+
+
+def with_tensors(state: StateT, new: Iterable[Tensor]) -> StateT:
+    """The state with other tensors, in the order of `tensors`."""
+    following = iter(new)
+    return map_state(lambda _: next(following), state)
+
+
+def signature(state: Any) -> Hashable:
+    """What two states of one runner must have in common to be parts of one batch: their counters, and the shapes of
+    their tensors but for the batch."""
+    if isinstance(state, Tensor):
+        return tuple(state.shape[1:])
+    if state is None or isinstance(state, int):
+        return state
+    values = state if isinstance(state, (list, tuple)) else vars(state).values()
+    return tuple(map(signature, values))
 
 
 def select(state: StateT, index: Tensor) -> StateT:

@@ -1,14 +1,18 @@
 """Drawing codes from any prior: the loop, its options, guidance, completion, rejection."""
 
+from .batching import Batcher, Job, Request
 from .guidance import Guided, GuidedContext
 from .options import Sampling
 from .rejection import Scorer, keep_best
 from .sampling import Known, Rerun, complete, image_seeds, sample
 
 __all__ = [
+    "Batcher",
     "Guided",
     "GuidedContext",
+    "Job",
     "Known",
+    "Request",
     "Rerun",
     "Sampling",
     "Scorer",

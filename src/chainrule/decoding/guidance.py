@@ -65,21 +65,21 @@ class Guided(Prior):
         super().__init__(prior.spec, prior.conditions)
         self.prior, self.scale = prior, scale
 
-    def combine(self, logits: Tensor) -> Tensor:
+    def combine(self, logits: Tensor, scale: float | Tensor) -> Tensor:
         """(2 B, ...), interleaved -> (B, ...)."""
         positive, negative = logits[::2], logits[1::2]
-        return negative + self.scale * (positive - negative)
+        return negative + scale * (positive - negative)
 
     def forward(self, codes: Codes, context: GuidedContext) -> tuple[Tensor, ...]:
         text, others = context.negative_text, codes
         if text is not None:
             others = text[:, None, :, None], *codes[1:]
         logits = self.prior(tuple(interleave(*pair) for pair in zip(codes, others, strict=True)), context.joined())
-        guided = tuple(self.combine(one) for one in logits)
+        guided = tuple(self.combine(one, self.scale) for one in logits)
         return guided if text is None else (logits[0][::2], *guided[1:])
 
     def runner(self, precision: str = "float32") -> GuidedRunner:
-        return GuidedRunner(self, precision)
+        return GuidedRunner(self, self.prior.runner(precision))
 
     def check_context(self, context: GuidedContext, batch_size: int) -> None:
         self.prior.check_context(context.joined(), 2 * batch_size)
@@ -103,21 +103,31 @@ class GuidedState:
     """What a `GuidedRunner` remembers."""
 
     t: Tensor  # int64 (B,), codes read
+    scale: Tensor  # (B, 1), so that images of different guidance can share a batch
     both: Grouped  # the prior's state of 2 B images, see `GuidedContext.joined`
     negative_text: Tensor | None  # (B, L)
 
 
 class GuidedRunner(Runner):
-    """A guided prior, one code at a time."""
+    """A guided prior, one code at a time.
 
-    def __init__(self, prior: Guided, precision: str) -> None:
+    Args:
+        prior: guided.
+        inner: a runner of the prior without guidance.
+    """
+
+    prior: Guided
+
+    def __init__(self, prior: Guided, inner: Runner) -> None:
         super().__init__(prior)
-        self.inner = prior.prior.runner(precision)
+        self.inner = inner
 
     def start(self, batch_size: int, context: GuidedContext) -> GuidedState:
         both = self.inner.start(2 * batch_size, context.joined())
         t = torch.zeros(batch_size, dtype=torch.int64, device=self.device)
-        return GuidedState(t, Grouped(both, 2), context.negative_text)
+        weight = next(self.prior.parameters())
+        scale = weight.new_full((batch_size, 1), self.prior.scale)
+        return GuidedState(t, scale, Grouped(both, 2), context.negative_text)
 
     def advance(self, previous: Tensor, state: GuidedState) -> tuple[Tensor, GuidedState]:
         t, other, text = state.t, previous, state.negative_text
@@ -125,7 +135,7 @@ class GuidedRunner(Runner):
             last = (t - 1).clamp(0, text.shape[1] - 1)
             other = torch.where(t <= text.shape[1], text.gather(1, last[:, None])[:, 0], previous)
         logits, both = self.inner.advance(interleave(previous, other), state.both.state)
-        guided = self.prior.combine(logits)
+        guided = self.prior.combine(logits, state.scale)
         if text is not None:  # which is given, not drawn
             guided = torch.where((t < text.shape[1])[:, None], logits[::2], guided)
-        return guided, GuidedState(t + 1, Grouped(both, 2), text)
+        return guided, GuidedState(t + 1, state.scale, Grouped(both, 2), text)

@@ -117,6 +117,45 @@ class Rerun(Runner):
         return logits[:, here.row, here.column, here.depth], state
 
 
+class Particles:
+    """The weights of K candidates for each of B images, in sequential Monte Carlo; see `complete`.
+
+    Args:
+        seeds: of the B images.
+        count: K.
+        length: codes of an image.
+    """
+
+    def __init__(self, seeds: Sequence[int], count: int, length: int, device: torch.device) -> None:
+        self.noise = uniforms([seed + 1 for seed in seeds], length + 1).to(device)
+        self.weights = torch.zeros(len(seeds), count, dtype=torch.float64, device=device)  # log
+        self.first = count * torch.arange(len(seeds), device=device)
+
+    def weigh(self, t: int, logits: Tensor, given: Tensor) -> Tensor | None:
+        """Takes note of a known code; gives the candidates that go on, int64 (B K,), or None where all do.
+
+        Args:
+            t: the index of the code.
+            logits: (B K, vocabulary), of each candidate.
+            given: int64 (B K,), the known code.
+        """
+        count = self.weights.shape[1]
+        gain = logits.double().log_softmax(-1).gather(-1, given[:, None])
+        self.weights = self.weights + gain.view(-1, count)
+        normal = self.weights.softmax(-1)
+        uneven = (1 / normal.square().sum(-1, keepdim=True)) < count / 2
+        if not uneven.any():
+            return None
+        everyone = torch.arange(count, device=normal.device)
+        chosen = torch.where(uneven, _systematic(normal, self.noise[:, t]), everyone)
+        self.weights = torch.where(uneven, 0.0, self.weights)
+        return (chosen + self.first[:, None]).flatten()
+
+    def choose(self) -> Tensor:
+        """One of the final candidates of each image, drawn by weight: int64 (B,) in 0..B K-1."""
+        return draw(self.weights.softmax(-1), self.noise[:, -1]) + self.first
+
+
 @torch.no_grad()
 def complete(
     runner: Runner,
@@ -149,15 +188,13 @@ def complete(
     spec, batch_size, device = runner.prior.spec, len(seeds), runner.device
     candidate_seeds = [one for seed in seeds for one in image_seeds(seed, particles)]
     noise = uniforms(candidate_seeds, spec.length).to(device)
-    resampling_noise = uniforms([seed + 1 for seed in seeds], spec.length + 1).to(device)
+    weights = Particles(seeds, particles, spec.length, device)
     repeat = torch.arange(batch_size, device=device).repeat_interleave(particles)
     given = known.codes.to(device)[repeat]
     codes = torch.where(known.mask.to(device), given, 0)
     fixed = known.mask.tolist()
     context = select(context, repeat)
     state = runner.init_state(batch_size * particles, context)
-    weights = torch.zeros(batch_size, particles, dtype=torch.float64, device=device)  # log
-    everyone = torch.arange(particles, device=device)
     previous = codes[:, 0]
     # Until the first unknown code all candidates are equal, and no weight is needed.
     first = fixed.index(False) if False in fixed else spec.length
@@ -165,21 +202,12 @@ def complete(
         logits, state = runner.step(previous, state)
         if not fixed[t]:
             codes[:, t] = draw(sampling.probabilities(logits), noise[:, t])
-        elif t > first:
-            gain = logits.double().log_softmax(-1).gather(-1, codes[:, t : t + 1])
-            weights = weights + gain.view(batch_size, particles)
-            normal = weights.softmax(-1)
-            uneven = (1 / normal.square().sum(-1, keepdim=True)) < particles / 2
-            if uneven.any():
-                chosen = torch.where(uneven, _systematic(normal, resampling_noise[:, t]), everyone)
-                index = (chosen + particles * torch.arange(batch_size, device=device)[:, None]).flatten()
-                codes, state = codes[index], select(state, index)
-                weights = torch.where(uneven, 0.0, weights)
+        elif t > first and (index := weights.weigh(t, logits, codes[:, t])) is not None:
+            codes, state = codes[index], select(state, index)
         previous = codes[:, t]
         if on_code is not None:
             on_code(t, codes.view(batch_size, particles, -1)[:, 0])
-    final = draw(weights.softmax(-1), resampling_noise[:, -1])
-    return spec.unflatten(codes.view(batch_size, particles, -1)[torch.arange(batch_size, device=device), final])
+    return spec.unflatten(codes[weights.choose()])
 
 
 def _systematic(weights: Tensor, uniform: Tensor) -> Tensor:
