@@ -24,7 +24,7 @@ Data = Annotated[
 Split = Annotated[str | None, typer.Option(help='Such as "test" or "test[:1000]".', show_default="test")]
 Size = Annotated[str | None, typer.Option(help="Resize and crop to this, 28 or 28x32 (height x width).")]
 Binarize = Annotated[str | None, typer.Option(help="none, threshold or sample.", show_default="as in training")]
-Limit = Annotated[int | None, typer.Option(min=1, help="Only the first images.")]
+Limit = Annotated[int | None, typer.Option(min=1, help="Only this many images, at equal distances.")]
 Seeds = Annotated[
     int | None, typer.Option(min=1, help="With --binarize sample: average over this many draws.", show_default="5")
 ]

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
+import torch
 from torch import Tensor
 
 from .account import Account
@@ -77,15 +78,20 @@ class ImageDataset:
             None if self.texts is None else [self.texts[index] for index in indices.tolist()],
         )
 
+    def spread(self, limit: int | None) -> Tensor:
+        """Indices of `limit` images at equal distances, or of all if there are fewer or no limit: int64 (N,)."""
+        count = len(self) if limit is None else min(limit, len(self))
+        return torch.arange(count) * len(self) // max(count, 1)
+
     def slice(self, start: int, stop: int) -> ImageDataset:
         """The images start..stop-1, sharing memory with this data set; `skipped` and `account` are of the whole."""
-        return ImageDataset(
-            self.images[start:stop],
-            None if self.labels is None else self.labels[start:stop],
-            None if self.texts is None else self.texts[start:stop],
-            self.class_names,
-            self.num_classes,
-            self.name,
-            self.skipped,
-            self.account,
+        return replace(
+            self,
+            images=self.images[start:stop],
+            labels=None if self.labels is None else self.labels[start:stop],
+            texts=None if self.texts is None else self.texts[start:stop],
         )
+
+    def select(self, indices: Tensor) -> ImageDataset:
+        """The images at `indices`, int64 (B,), copied; `skipped` and `account` are of the whole."""
+        return replace(self, **vars(self.batch(indices)))

@@ -85,11 +85,10 @@ class RowSource(Source):
         texts = None if rows.texts is None else [first_of(self.config, rows.texts[row]) for row in kept]
         if texts is not None:
             without = [rows.names[row] for row, text in zip(kept, texts, strict=True) if not text]
-            reason = "models that read text see them with an empty text"
-            account = account.adding(Finding.of(without, "image", "without a caption", reason))
+            account = account.adding(Finding.of(without, "image", "without a caption"))
         return {
             "count": len(kept),
-            "texts": texts if texts is not None and any(texts) else None,
+            "texts": texts,
             "class_names": rows.class_names,
             "num_classes": rows.num_classes,
             "skipped": skipped,

@@ -211,8 +211,8 @@ def _draw(pipeline: Pipeline, dataset: ImageDataset, batch_size: int, settings: 
 
 
 def _load(config: DataConfig, limit: int | None) -> ImageDataset:
-    dataset = load(config)
-    return dataset if limit is None else dataset.slice(0, limit)
+    dataset = load(replace(config, captions="first"))
+    return dataset if limit is None or limit >= len(dataset) else dataset.select(dataset.spread(limit))
 
 
 def _common(plan: Plan, dataset: ImageDataset) -> dict[str, Any]:

@@ -29,7 +29,7 @@ class EvaluationSettings:
     split:      such as "test" or "test[:1000]"; default: the evaluation split of the model's recipe, or "test"
     size:       (height, width) to which images are resized and cropped; default: as in training
     binarize:   "none", "threshold" or "sample"; default: as in training
-    limit:      only this many images, the first ones; default: all
+    limit:      only this many images, at equal distances; default: all
     strict:     refuse a data set with an image that cannot be read
     batch_size: default: 100, for a tokenizer 32
     seed:       the first seed of binarisation, and the seed of samples; default: 0
@@ -68,7 +68,7 @@ class Plan:
     model:      the model, loaded
     name:       what it was loaded by
     data:       the images
-    limit:      only this many of them, the first ones; None: all
+    limit:      only this many of them, at equal distances; None: all
     batch_size: images at once
     seeds:      of binarisation; empty where nothing is drawn
     samples:    how images are drawn and compared, if they are

@@ -44,7 +44,7 @@ class Record(ABC):
     command:        what computes it
     model, model_sha256: the model as it was named, and the sha256 of its weights
     data, data_name, fingerprint: which images, and the fingerprint of their pixels and labels
-    limit:          of those, only this many (the first); None is all
+    limit:          of those, only this many, at equal distances; None is all
     dtype:          in which the model computed
     """
 

@@ -100,7 +100,7 @@ class EvaluationConfig:
     """When to evaluate, and on which images.
 
     split:      the images: a split of the data, or a slice of one such as "test[:500]"
-    every:      steps between evaluations on the first `limit` images; after the last step all images are evaluated
+    every:      steps between evaluations on `limit` images at equal distances; after the last step all are evaluated
     limit:      see `every`
     batch_size: images evaluated at once
     """

@@ -7,6 +7,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from ...data import DataConfig
 from ...files import read_text
 from ...text.bpe import BPETokenizer, TextConfig, TextTokenizer, train_bpe
 from .examples import Examples
@@ -23,7 +24,8 @@ def learn_text(config: TextConfig, examples: Examples) -> BPETokenizer:
     """The text tokenizer of a recipe; raises ValueError where there are no captions, or a vocabulary does not fit."""
     check_captions("text", examples)
     if config.vocabulary is None:
-        return train_bpe(examples.training.texts, config.text_vocab_size, config.length, config.lowercase)
+        texts = [text for texts in examples.training.texts for text in _alternatives(examples.data, texts)]
+        return train_bpe(texts, config.text_vocab_size, config.length, config.lowercase)
     try:
         return BPETokenizer(read_text(config.vocabulary), config.length)
     except (OSError, ValueError) as error:
@@ -41,8 +43,17 @@ class Captions:
 
     def __init__(self, tokenizer: TextTokenizer, examples: Examples, bpe_dropout: float = 0.0) -> None:
         self.tokenizer, self.bpe_dropout = tokenizer, bpe_dropout
-        self.texts, self._evaluation_texts = examples.training.texts, examples.evaluation.texts
-        self.training = tokenizer.encode(self.texts)
+        self._evaluation_texts = examples.evaluation.texts
+        several = [_alternatives(examples.data, text) for text in examples.training.texts]
+        self.texts = [text for texts in several for text in texts]
+        self._counts = torch.tensor([len(texts) for texts in several])
+        self._firsts = self._counts.cumsum(0) - self._counts
+        self._tokens = tokenizer.encode(self.texts)
+
+    @cached_property
+    def training(self) -> Tensor:
+        """int64 (N, L), the first caption of each training image."""
+        return self._tokens[self._firsts]
 
     @cached_property
     def evaluation(self) -> Tensor:
@@ -50,7 +61,15 @@ class Captions:
         return self.tokenizer.encode(self._evaluation_texts)
 
     def draw(self, indices: Tensor, generator: torch.Generator) -> Tensor:
-        """int64 (B, L), the captions of some training images; merges are left out by the generator."""
+        """int64 (B, L), the captions of some training images; the generator chooses one of several, and merges."""
+        rows = self._firsts[indices]
+        if len(self.texts) > len(self._counts):
+            rows = rows + (torch.rand(len(rows), generator=generator) * self._counts[indices]).long()
         if not self.bpe_dropout:
-            return self.training[indices]
-        return self.tokenizer.encode([self.texts[index] for index in indices.tolist()], self.bpe_dropout, generator)
+            return self._tokens[rows]
+        return self.tokenizer.encode([self.texts[row] for row in rows.tolist()], self.bpe_dropout, generator)
+
+
+def _alternatives(data: DataConfig, text: str) -> list[str]:
+    """The captions that `text` of a data set holds; there are several where one is drawn at each visit."""
+    return text.split("\n") if data.captions == "random" else [text]

@@ -49,16 +49,15 @@ class ClassifierTask(ExamplesTask):
 
     def evaluate(self, model: Classifier, final: bool) -> dict[str, float]:
         """See the class; sampled binarisation is the same at every call."""
-        count = self.num_evaluated(final)
-        right, nats = 0, 0.0
-        for start in range(0, count, self.batch_size):
-            batch = self.evaluation.batch(torch.arange(start, min(start + self.batch_size, count)))
-            generator = torch.Generator().manual_seed(derive_seed("evaluation", start))
+        chosen, right, nats = self.evaluated(final), 0, 0.0
+        for number, indices in enumerate(chosen.split(self.batch_size)):
+            batch = self.evaluation.batch(indices)
+            generator = torch.Generator().manual_seed(derive_seed("evaluation", number * self.batch_size))
             images = binarize(batch.images, self.data.binarize, generator)
             logits, labels = model(images.to(self.device)).float(), batch.labels.to(self.device)
             right += (logits.argmax(1) == labels).sum().item()
             nats += F.cross_entropy(logits, labels, reduction="sum").item()
-        return {"accuracy": right / count, "nats": nats / count}
+        return {"accuracy": right / len(chosen), "nats": nats / len(chosen)}
 
     def preview(self, model: Classifier, seed: int) -> None:
         return None

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ...data import DataConfig, ImageDataset, load, with_size
 from ...recipe import Recipe
@@ -23,7 +23,7 @@ class Examples:
     data:       how the training images are prepared
     training:   images to learn from
     evaluation: images to be judged by
-    limit:      number of evaluation images that serve while training
+    limit:      number of evaluation images, at equal distances, that serve while training
     batch_size: of evaluation
     """
 
@@ -46,6 +46,20 @@ class Examples:
         folders = {path.name for pattern in ("*", "*/*") for path in root.glob(pattern) if path.is_dir()}
         return bool(self.training.class_names) and folders.issuperset(self.training.class_names)
 
+    def captioned(self) -> Examples:
+        """The examples without images that have no caption.
+
+        Raises:
+            ValueError: none has one.
+        """
+        parts = []
+        for images in (self.training, self.evaluation):
+            rows = torch.tensor([row for row, text in enumerate(images.texts or ()) if text], dtype=torch.int64)
+            if not len(rows):
+                raise ValueError(f"images with captions are needed, but {images.name} has none; see data.text_column")
+            parts.append(images if len(rows) == len(images) else images.select(rows))
+        return replace(self, training=parts[0], evaluation=parts[1])
+
     def card(self, recipe: Recipe) -> dict[str, Any]:
         """The entry `recipe` of the card of a model: the recipe in full, without paths of this machine."""
         plain = recipe.plain()
@@ -64,7 +78,7 @@ def load_examples(data: DataConfig, evaluation: EvaluationConfig, largest: int =
     """
     data = with_size(data, largest)
     training = load(data)
-    judged = load(replace(data, split=evaluation.split, flip=False))
+    judged = load(replace(data, split=evaluation.split, flip=False, captions="first"))
     if judged.image_shape != training.image_shape:
         raise ValueError(
             f"the images of split {data.split} are {training.image_shape} and those of {evaluation.split} "
@@ -102,6 +116,6 @@ class ExamplesTask(Task):
         """Remembers the device."""
         self.device = device
 
-    def num_evaluated(self, final: bool) -> int:
-        """How many evaluation images serve."""
-        return len(self.evaluation) if final else min(self.limit, len(self.evaluation))
+    def evaluated(self, final: bool) -> Tensor:
+        """Which evaluation images serve, int64 (N,): all, or `limit` at equal distances, since many are sorted."""
+        return self.evaluation.spread(None if final else self.limit)

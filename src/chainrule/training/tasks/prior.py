@@ -227,20 +227,19 @@ class PriorTask(ExamplesTask):
 
     def evaluate(self, model: Prior, final: bool) -> dict[str, float]:
         """Mean over the evaluation images; sampled binarisation is the same at every call."""
-        count = self.num_evaluated(final)
+        chosen = self.evaluated(final)
         total = torch.zeros(len(self.model.spec.grids), dtype=torch.float64)
-        for start in range(0, count, self.batch_size):
-            indices = torch.arange(start, min(start + self.batch_size, count))
+        for number, indices in enumerate(chosen.split(self.batch_size)):
             whole, codes, images = self.evaluation.batch(indices), None, None
             if self.evaluation_codes is not None:
                 codes = _at(self.evaluation_codes, indices)
             else:
-                generator = torch.Generator().manual_seed(derive_seed("evaluation", start))
+                generator = torch.Generator().manual_seed(derive_seed("evaluation", number * self.batch_size))
                 images = binarize(whole.images, self.data.binarize, generator)
             text = None if self.captions is None else self.captions.evaluation[indices]
             grids = model.log_prob_grids(*self._encode(PriorBatch(images, codes, whole.labels, text)))
             total -= torch.stack([grid.double().sum().cpu() for grid in grids])
-        return self._figures((total / count).tolist())
+        return self._figures((total / len(chosen)).tolist())
 
     def preview(self, model: Prior, seed: int) -> Tensor:
         pipeline = self._pipeline(model, {})

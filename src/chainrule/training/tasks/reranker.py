@@ -18,7 +18,7 @@ from ...text.bpe import TextConfig
 from ...zoo import save
 from ..engine.config import EvaluationConfig, TrainingConfig
 from ..engine.order import derive_seed
-from .captions import Captions, learn_text
+from .captions import Captions, check_captions, learn_text
 from .examples import Examples, ExamplesTask, load_examples
 
 CHOICES = 100
@@ -70,13 +70,12 @@ class RerankerTask(ExamplesTask):
 
     def evaluate(self, model: Reranker, final: bool) -> dict[str, float]:
         """See the class; empty where there are no two captions to tell apart."""
-        count = self.num_evaluated(final)
-        texts = self.evaluation.texts[:count]
+        indices, size = self.evaluated(final), self.batch_size
+        texts = [self.evaluation.texts[index] for index in indices.tolist()]
         if len(set(texts)) < 2:
             return {}
-        size = self.batch_size
-        images = torch.cat([model.encode_images(part) for part in self.evaluation.images[:count].split(size)])
-        written = torch.cat([model.encode_texts(texts[start : start + size]) for start in range(0, count, size)])
+        images = torch.cat([model.encode_images(self.evaluation.images[part]) for part in indices.split(size)])
+        written = torch.cat([model.encode_texts(texts[start : start + size]) for start in range(0, len(texts), size)])
         others = draw_others(texts, CHOICES - 1)
         return {
             "text_to_image": share_nearest(written.cpu(), images.cpu(), others),
@@ -132,6 +131,8 @@ class RerankerRecipe(Recipe, kind="reranker"):
         if self.data.binarize != "none":
             raise ValueError("rerankers are trained on images as they are; set data.binarize to none")
         examples = load_examples(self.data, self.evaluation)
+        check_captions("text", examples)
+        examples = examples.captioned()
         reader = learn_text(self.text, examples)
         given = examples.image_fields() | {"text_length": reader.length, "text_vocab_size": reader.text_vocab_size}
         if taken := [name for name in given if name in self.reranker]:

@@ -92,11 +92,10 @@ class TokenizerTask(ImageTask):
 
     def evaluate(self, model: TokenizerPass, final: bool) -> dict[str, float]:
         """See the class; a codebook that is hardly used is warned of."""
-        count = self.num_evaluated(final)
         tokenizer, decibels = model.tokenizer, []
         counts = CodeCounts(tokenizer.spec)
-        for start in range(0, count, self.batch_size):
-            images = self.evaluation.images[start : min(start + self.batch_size, count)].to(self.device)
+        for indices in self.evaluated(final).split(self.batch_size):
+            images = self.evaluation.images[indices].to(self.device)
             codes = tokenizer.encode(images)
             decibels.append(psnr(images, tokenizer.decode(codes)).cpu())
             counts.add(codes)

@@ -78,10 +78,9 @@ class UpscalerTask(ImageTask):
             return self.tokenizer.decode(self.tokenizer.encode(halved))
 
     def evaluate(self, model: Upscaler, final: bool) -> dict[str, float]:
-        count = self.num_evaluated(final)
         doubled, interpolated = [], []
-        for images in self.evaluation.images[:count].split(self.batch_size):
-            images = images.to(self.device)
+        for indices in self.evaluated(final).split(self.batch_size):
+            images = self.evaluation.images[indices].to(self.device)
             reduced = self.reduce(images)
             doubled.append(psnr(images, model.upscale(reduced)).cpu())
             interpolated.append(psnr(images, to_uint8(bicubic(to_signed(reduced)))).cpu())
