@@ -32,6 +32,7 @@ ALLOWED = {  # room: the rooms of the package that it may import
     "evaluation": {
         "core", "data", "decoding", "pipeline", "progress", "saving", "scorers", "strict", "zoo",
     },
+    "compression": {"core", "kernels", "pipeline", "progress", "saving", "strict"},
     "sizes.py": {"core", "strict"},
     "recipe.py": {"core", "strict"},
     "official": {"core", "pipeline", "priors", "strict", "text", "tokenizers", "zoo"},
@@ -41,11 +42,14 @@ ALLOWED = {  # room: the rooms of the package that it may import
     },
     "catalogue.py": {"core", "evaluation", "saving", "strict", "zoo"},
     "cli": {
-        "catalogue", "core", "data", "decoding", "drawing", "evaluation", "files", "images", "official", "pictures",
-        "pipeline", "progress", "recipe", "saving", "scorers", "sizes", "strict", "training", "zoo",
+        "catalogue", "compression", "core", "data", "decoding", "drawing", "evaluation", "files", "images", "official",
+        "pictures", "pipeline", "progress", "recipe", "saving", "scorers", "sizes", "strict", "training", "zoo",
     },
     "__main__.py": {"cli"},
-    "__init__.py": {"catalogue", "evaluation", "images", "official", "pipeline", "saving", "sizes", "training", "zoo"},
+    "__init__.py": {
+        "catalogue", "compression", "evaluation", "images", "official", "pipeline", "saving", "sizes", "training",
+        "zoo",
+    },
 }  # fmt: skip
 MODULES = sorted(ROOT.rglob("*.py"))
 

@@ -92,7 +92,7 @@ def commands():
     "name",
     [
         "models", "info", "sample", "complete", "score", "reconstruct", "encode", "decode", "evaluate", "train",
-        "recipes", "convert", "demo", "repeat",
+        "recipes", "convert", "demo", "repeat", "compress", "decompress",
     ],
 )  # fmt: skip
 def test_examples_of_the_help_are_understood(name):

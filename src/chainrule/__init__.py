@@ -9,6 +9,7 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from .catalogue import info
+    from .compression import compress, decompress
     from .evaluation.measure import evaluate, repeat
     from .evaluation.reconstruction import reconstruct
     from .evaluation.scoring import score
@@ -22,16 +23,16 @@ if TYPE_CHECKING:
     from .zoo import load, save
 
 __all__ = [
-    "Pipeline", "convert", "create", "decode", "encode", "evaluate", "grid", "info", "load", "models", "presets",
-    "reconstruct", "repeat", "save", "score", "to_pil", "train",
+    "Pipeline", "compress", "convert", "create", "decode", "decompress", "encode", "evaluate", "grid", "info", "load",
+    "models", "presets", "reconstruct", "repeat", "save", "score", "to_pil", "train",
 ]  # fmt: skip
 
 _HOMES = {
-    "Pipeline": "pipeline", "convert": "official", "create": "sizes", "decode": "saving.code_file",
-    "encode": "saving.code_file", "evaluate": "evaluation.measure", "grid": "images", "info": "catalogue",
-    "load": "zoo", "models": "saving.hub", "presets": "sizes", "reconstruct": "evaluation.reconstruction",
-    "repeat": "evaluation.measure", "save": "zoo", "score": "evaluation.scoring", "to_pil": "images",
-    "train": "training.run",
+    "Pipeline": "pipeline", "compress": "compression", "convert": "official", "create": "sizes",
+    "decode": "saving.code_file", "decompress": "compression", "encode": "saving.code_file",
+    "evaluate": "evaluation.measure", "grid": "images", "info": "catalogue", "load": "zoo", "models": "saving.hub",
+    "presets": "sizes", "reconstruct": "evaluation.reconstruction", "repeat": "evaluation.measure", "save": "zoo",
+    "score": "evaluation.scoring", "to_pil": "images", "train": "training.run",
 }  # fmt: skip
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .core import Context, LearnedTokenizer, Prior, Tokenizer, class_number
+from .core import Codes, Context, LearnedTokenizer, Prior, Tokenizer, class_number
 from .decoding import GuidedContext, Known, Request, Sampling, Scorer, image_seeds, keep_best
 from .decoding.sampling import OnCode
 from .images import extend
@@ -190,6 +190,22 @@ class Pipeline:
         kept = image[None].to(images.device) if paste else self.tokenizer.decode(codes)
         return torch.where(mask.to(images.device), kept, images)
 
+    def condition(
+        self, count: int, label: int | str | Sequence[int | str] | Tensor | None = None,
+        text: str | Sequence[str] | None = None,
+    ) -> tuple[Codes, Context]:  # fmt: skip
+        """What the codes of `count` images are conditioned on: the grids of codes before them, and their context.
+
+        The grids are the text (count, 1, L, 1) of a prior that models text and image as one stream, and else none.
+
+        Args:
+            label, text: of all images, or one per image.
+
+        Raises:
+            ValueError: a label or text that the model does not read, or lacks.
+        """
+        return self._caption(text, count), self._context(label, count, text)
+
     @torch.no_grad()
     def log_prob(
         self, images: Tensor, label: int | str | Sequence[int | str] | Tensor | None = None, *,
@@ -300,8 +316,8 @@ class Pipeline:
     def _log_prob_grids(self, images: Tensor, label: Any, text: Any) -> tuple[Tensor, ...]:
         """log p of the codes of images, without those of a text before them."""
         count = len(images)
-        caption = self._caption(text, count)
-        grids = self.prior.log_prob_grids((*caption, *self._encode(images)), self._context(label, count, text))
+        caption, context = self.condition(count, label, text)
+        grids = self.prior.log_prob_grids((*caption, *self._encode(images)), context)
         return grids[len(caption) :]
 
     def _text(self, text: Any, count: int) -> Tensor:

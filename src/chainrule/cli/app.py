@@ -15,6 +15,7 @@ from typer.core import TyperGroup
 
 from .codes import decode, encode
 from .complete import complete
+from .compress import compress, decompress
 from .convert import convert
 from .demo import demo
 from .evaluate import evaluate
@@ -113,7 +114,7 @@ def _about(context: typer.Context, version: Version = False, debug: Debug = Fals
         raise typer.Exit(2)
 
 
-PICTURES = sample, complete, repeat, score, reconstruct, encode, decode
+PICTURES = sample, complete, repeat, score, reconstruct, encode, decode, compress, decompress
 for command in (models, info, *PICTURES, evaluate, recipes, presets, train, convert, demo):
     app.command()(command)
 

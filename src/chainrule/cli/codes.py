@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -88,14 +89,16 @@ def decode(
     tokenizer = open_tokenizer(model, device)
     grids, names = code_file.read_codes(codes, tokenizer)
     chunks = text_chunks(None if no_metadata else Derived.of("decoded codes", model, [codes]))
-    files = _write(out, code_file.decode(tokenizer, grids, precision), names, scale, chunks)
+    files = write_images(out, code_file.decode(tokenizer, grids, precision), names, scale, chunks)
     if json:
         print_json({"out": [str(path) for path in files], "images": len(names)})
     else:
         print(f"{out}: {len(names)} {'image' if len(names) == 1 else 'images'}")
 
 
-def _write(out: Path, images: Tensor, names: list[str], scale: int | None, chunks: dict[str, str]) -> list[Path]:
+def write_images(
+    out: Path, images: Tensor, names: Sequence[str], scale: int | None, chunks: dict[str, str]
+) -> list[Path]:
     """Writes images as one picture or into a folder; returns the files."""
     from ..images import to_pil
     from ..pictures import enlarge, write_each, write_grid, write_png

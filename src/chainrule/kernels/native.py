@@ -110,7 +110,7 @@ def _find(name: str, compiler: list[str]) -> ctypes.CDLL:
     """Loads the library from the cache, or compiles it and keeps it there where the cache can be written."""
     source = FOLDER / f"{name}.cpp"
     flags = [*FLAGS, *(["-mprefer-vector-width=512"] if platform.machine() in ("x86_64", "AMD64") else [])]
-    parts = [" ".join([*compiler, *flags]).encode(), _processor()]
+    parts = [" ".join([*compiler, *flags]).encode(), processor()]
     parts += [path.read_bytes() for path in [source, *sorted(FOLDER.glob("*.h"))]]
     key = hashlib.sha256(b"".join(hashlib.sha256(part).digest() for part in parts)).hexdigest()[:16]
     try:
@@ -140,8 +140,8 @@ def _is_intact(path: Path) -> bool:
     return hashlib.sha256(content[:-DIGEST]).digest() == content[-DIGEST:]
 
 
-def _processor() -> bytes:
-    """What the compiled code depends on: a cache folder may be shared by machines."""
+def processor() -> bytes:
+    """Instructions of the processor, on which the compiled code depends: a cache folder may be shared by machines."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         return next((line for line in lines if line.startswith("flags")), "").encode()

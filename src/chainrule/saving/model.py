@@ -174,9 +174,18 @@ def write_config(folder: Path, plain: Mapping[str, Any]) -> None:
 
 def tokenizer_hash(tokenizer: Tokenizer) -> str:
     """sha256 of a tokenizer's config and weights: what a prior was trained on."""
-    plain = {key: value for key, value in asdict(tokenizer_part(tokenizer)).items() if value is not None}
+    return _hash(tokenizer_part(tokenizer), tokenizer)
+
+
+def prior_hash(prior: Prior) -> str:
+    """sha256 of a prior's config, codes and weights."""
+    return _hash(prior_part(prior), prior)
+
+
+def _hash(part: Part, module: nn.Module) -> str:
+    plain = {key: value for key, value in asdict(part).items() if value is not None}
     digest = hashlib.sha256(json.dumps(plain, sort_keys=True).encode())
-    for key, value in sorted(tokenizer.state_dict().items()):
+    for key, value in sorted(module.state_dict().items()):
         digest.update(key.encode())
         digest.update(value.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()

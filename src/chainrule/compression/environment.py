@@ -1,0 +1,39 @@
+"""What the rounding of a model depends on besides its weights."""
+
+from __future__ import annotations
+
+import hashlib
+import platform
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.metadata import version
+
+import torch
+
+from .. import __version__
+from ..kernels.native import processor
+from ..kernels.transformer import KERNEL
+
+
+def environment(device: torch.device) -> dict[str, str]:
+    """Versions and hardware that must agree so that a model gives the same numbers again, by name."""
+    instructions = hashlib.sha256(processor() or platform.processor().encode()).hexdigest()[:8]
+    return {
+        "chainrule": __version__,
+        "torch": str(torch.__version__),
+        "constriction": version("constriction"),
+        "processor": f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()} {instructions}",
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        "kernels": "plain" if KERNEL.load() is None else "native",
+    }
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Computes in one thread: sums that several threads share round differently for another number of threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
