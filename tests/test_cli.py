@@ -234,7 +234,7 @@ def test_ctrl_c_leaves_nothing(here, monkeypatch):
         ("classes --label 3", "label must lie in 0..2, got 3"),
         ("classes --label bird", "no class 'bird'"),
         ("classes --label 0,1 -n 1", "2 labels are too many for 1 images"),
-        ("plain --temperature -1", "temperature must be 0 or more"),
+        ("plain --temperature -1", "temperature must be 0, for the most probable code, or a number from"),
         ("plain --top-p 2", "top_p must lie in (0, 1]"),
         ("plain -n 0", "'-n'"),
         ("plain --device abacus", "the device 'abacus' cannot be used"),

@@ -148,7 +148,7 @@ class Drawing:
             on_image: see `Pipeline.sample`.
         """
         count, options = len(self.seeds), to_plain(self.sampling)
-        labels = None if self.labels is None else list(self.labels)
+        labels = None if self.labels is None else torch.tensor(self.labels)
         texts = None if self.texts is None else list(self.texts)
         if self.known is None:
             return pipeline.sample(
@@ -266,7 +266,8 @@ def repeat(path: str | Path, device: str | None = None, on_image: OnImage | None
     upscale = open_upscalers([one.name for one in drawing.upscalers], pipeline, device)
     scorer = None
     if drawing.reranker is not None:
-        scorer = open_judge(drawing.reranker.name, drawing.texts, drawing.labels, device)
+        labels = None if drawing.labels is None else pipeline.labels_by_name(drawing.labels)
+        scorer = open_judge(drawing.reranker.name, drawing.texts, labels, device)
     picture = drawing.picture(drawing.draw(pipeline, scorer, on_image), upscale)
     with Image.open(path) as opened:
         before, after = np.asarray(opened.convert("RGB")), np.asarray(picture.convert("RGB"))
@@ -322,8 +323,10 @@ def open_upscalers(names: Sequence[str] | None, pipeline: Pipeline, device: str)
     return upscale
 
 
-def open_judge(name: str, texts: Sequence[str] | None, labels: Sequence[int] | None, device: str) -> Scorer:
-    """A model that scores images by their texts or, without texts, by their labels.
+def open_judge(
+    name: str, texts: Sequence[str] | None, labels: Sequence[str] | Tensor | None, device: str
+) -> Scorer:  # fmt: skip
+    """A model that scores images by their texts or, without texts, by their labels (`Pipeline.labels_by_name`).
 
     Raises:
         ValueError: no such model, or one that does not judge by these.
@@ -332,7 +335,7 @@ def open_judge(name: str, texts: Sequence[str] | None, labels: Sequence[int] | N
     kind, wanted = ("labels", labels) if texts is None else ("texts", texts)
     if not hasattr(scorer, f"for_{kind}"):
         raise ValueError(f"{name} does not judge images by {kind}")
-    return getattr(scorer, f"for_{kind}")(None if wanted is None else list(wanted))
+    return getattr(scorer, f"for_{kind}")(wanted)
 
 
 def _to_base64(image: Tensor) -> str:

@@ -19,6 +19,7 @@ from .text.bpe import TextTokenizer
 
 OnImage = Callable[[int, Callable[[], Tensor]], None]
 """Called after each code with the number of codes known and a function that gives the images so far."""
+NO_CLASSES = "this model has no classes: a label would be ignored; leave it out"
 
 
 class Pipeline:
@@ -86,8 +87,8 @@ class Pipeline:
 
         Args:
             n: number of images.
-            label: class of all, or one per image, as numbers or names; a class-conditional model needs it, unless it
-                was trained with labels dropped.
+            label: class of all, or one per image, as names or numbers (see `core.class_number`), or the numbers of a
+                data set as int64 (n,); a class-conditional model needs it, unless it was trained with labels dropped.
             text: of all, or one per image; an empty one, or none, asks a model of texts for no text in particular.
             negative: text to be drawn away from, of all or one per image, for guidance; None is the empty text.
             best_of: with more than 1, this many are drawn per image and the best is kept, by `scorer`, or without one
@@ -318,6 +319,8 @@ class Pipeline:
         count = len(images)
         caption, context = self.condition(count, label, text)
         grids = self.prior.log_prob_grids((*caption, *self._encode(images)), context)
+        if any(grid.isnan().any() for grid in grids):
+            raise ValueError("the model gives log-likelihoods that are nan: its weights are damaged")
         return grids[len(caption) :]
 
     def _text(self, text: Any, count: int) -> Tensor:
@@ -362,10 +365,15 @@ class Pipeline:
             return self._null_context(count) if self.prior.conditions.null_label else Context()
         if isinstance(label, (int, str)):
             label = [label] * count
-        numbers = [self.label_number(one) for one in (label.tolist() if isinstance(label, Tensor) else label)]
-        if len(numbers) != count:
-            raise ValueError(f"{len(numbers)} labels were given for {count} images")
-        return Context(label=torch.tensor(numbers, device=self.device))
+        numbers = label if isinstance(label, Tensor) else torch.tensor([self.label_number(one) for one in label])
+        if tuple(numbers.shape) != (count,):
+            raise ValueError(f"{numbers.numel()} labels were given for {count} images")
+        if not self.num_classes:
+            raise ValueError(NO_CLASSES)
+        if count and not (int(numbers.min()) >= 0 and int(numbers.max()) < self.num_classes):
+            given = f"{int(numbers.min())}..{int(numbers.max())}"
+            raise ValueError(f"label must lie in 0..{self.num_classes - 1}, got {given}")
+        return Context(label=numbers.to(self.device, torch.int64))
 
     def _null_context(self, count: int) -> Context:
         return Context(label=torch.full((count,), self.num_classes, device=self.device))
@@ -389,14 +397,18 @@ class Pipeline:
         return GuidedContext(context, other, negative_text)
 
     def label_number(self, label: int | str) -> int:
-        """The number of a class given by number or name.
+        """The number of a class given by name or number, see `core.class_number`.
 
         Raises:
             ValueError: no such class, or a model without classes.
         """
         if not self.num_classes:
-            raise ValueError("this model has no classes: a label would be ignored; leave it out")
+            raise ValueError(NO_CLASSES)
         return class_number(label, self.num_classes, self.class_names, "model")
+
+    def labels_by_name(self, numbers: Sequence[int]) -> list[str] | Tensor:
+        """Numbers of classes as names, by which another model finds them, or as int64 (B,) where there are none."""
+        return torch.tensor(numbers) if self.class_names is None else [self.class_names[one] for one in numbers]
 
     def _watch(self, on_image: OnImage | None) -> OnCode | None:
         if on_image is None:

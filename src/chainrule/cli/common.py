@@ -38,8 +38,10 @@ def check_device(device: str) -> None:
         raise ValueError(f"the device {device!r} cannot be used: {str(error).splitlines()[0]}") from error
 
 
-def labels_for(model: Pipeline, label: str | None, count: int) -> list[int] | None:
-    """The option --label as one class per image."""
+def labels_for(model: Pipeline, label: str | None, count: int) -> Tensor | None:
+    """The option --label as the number of one class per image, int64 (count,)."""
+    import torch
+
     if label is None:
         return None
     whole = model.class_names is not None and label in model.class_names
@@ -47,7 +49,7 @@ def labels_for(model: Pipeline, label: str | None, count: int) -> list[int] | No
     if len(names) > count:
         raise ValueError(f"{len(names)} labels are too many for {count} images")
     numbers = [model.label_number(name) for name in names]
-    return [numbers[index % len(numbers)] for index in range(count)]
+    return torch.tensor([numbers[index % len(numbers)] for index in range(count)])
 
 
 def read_image(path: Path, tokenizer: Tokenizer, resize: bool, any_size: bool = False) -> Tensor:

@@ -83,7 +83,7 @@ def complete(
     enlarged = open_upscalers(upscaler, pipeline, device)
     known = load_mask(mask, height, width) if mask is not None else kept(keep, height, width)
     drawing = Drawing(
-        model=Source.of(model), seeds=tuple(numbers), labels=labels and tuple(labels),
+        model=Source.of(model), seeds=tuple(numbers), labels=None if labels is None else tuple(labels.tolist()),
         texts=None if text is None else (text,) * n, negative=negative, sampling=Sampling(**sampling),
         known=Known.of(known_image, known, particles, paste), upscalers=tuple(map(Source.of, upscaler or ())),
         layout=Layout(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json as json_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -10,7 +9,7 @@ import typer
 
 from .common import check_device
 from .options import Device, Features, Force, Json, with_sampling
-from .output import check_file, file_stem, print_json, print_table
+from .output import check_file, file_stem, print_json, print_table, to_json
 
 if TYPE_CHECKING:
     from ..evaluation.records import LikelihoodRecord, Record, TokenizerRecord
@@ -135,7 +134,7 @@ def _repeat(
 def _write(path: Path, record: Record) -> None:
     from ..files import write_file
 
-    write_file(path, json_module.dumps(record.to_json(), indent=2, ensure_ascii=False) + "\n")
+    write_file(path, to_json(record.to_json()) + "\n")
 
 
 def _print(record: Record) -> None:

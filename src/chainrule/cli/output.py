@@ -58,7 +58,16 @@ def file_stem(text: str) -> str:
 
 
 def print_json(value: Any) -> None:
-    print(json.dumps(value, indent=2, ensure_ascii=False))
+    """Prints a value as JSON; raises ValueError as `to_json`."""
+    print(to_json(value))
+
+
+def to_json(value: Any) -> str:
+    """A value as JSON; raises ValueError where a figure is nan or infinite, which JSON has no word for."""
+    try:
+        return json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False)
+    except ValueError:
+        raise ValueError("a figure is nan or infinite, so no JSON is written: the model may be damaged") from None
 
 
 def print_table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

@@ -107,14 +107,15 @@ def sample(
     if decoder is not None:
         pipeline = pipeline.with_tokenizer(open_tokenizer(decoder, device))
     labels, enlarged = labels_for(pipeline, label, n), open_upscalers(upscaler, pipeline, device)
-    judge = None if reranker is None else open_judge(reranker, captions, labels, device)
+    names = None if labels is None else pipeline.labels_by_name(labels.tolist())
+    judge = None if reranker is None else open_judge(reranker, captions, names, device)
     drawing = Drawing(
-        model=Source.of(model), seeds=tuple(numbers), labels=labels and tuple(labels),
+        model=Source.of(model), seeds=tuple(numbers), labels=None if labels is None else tuple(labels.tolist()),
         texts=captions and tuple(captions), negative=negative, sampling=Sampling(**sampling), best_of=best_of,
         reranker=Source.of_reranker(reranker) if best_of > 1 and reranker else None,
         decoder=decoder and Source.of(decoder), upscalers=tuple(map(Source.of, upscaler or ())), device=device,
     )  # fmt: skip
-    groups = None if best is None else images_per_wish(captions or labels, best)
+    groups = None if best is None else images_per_wish(captions or drawing.labels, best)
     film, since = Film(pipeline, n, watch is not None), time.monotonic()
     with progress("Sampling", n * best_of * film.length, "codes") as done:
         images = drawing.draw(pipeline, None if best_of == 1 else judge, film.watching(done))

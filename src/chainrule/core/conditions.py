@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -94,14 +95,23 @@ class Conditions(ClassLabels):
 
 
 def class_number(label: int | str, count: int, names: Sequence[str] | None, what: str) -> int:
-    """The number of one of `count` classes, given by number or, if they have `names`, by name.
+    """The number of one of `count` classes, given by name or by number.
+
+    A name comes first, in whatever form of Unicode.  Where a name is itself a number, as of folders 1, 2 and 10,
+    every number is meant as a name, and one that is no name is refused.
 
     Raises:
         ValueError: no such class; `what` is called so in the sentence.
     """
-    if isinstance(label, str) and names is not None and label in names:
-        return names.index(label)
-    if isinstance(label, str) and not label.isdecimal():
+    composed = [unicodedata.normalize("NFC", name) for name in names or ()]
+    wanted = unicodedata.normalize("NFC", str(label))
+    if wanted in composed:
+        return composed.index(wanted)
+    number = int(label) if isinstance(label, int) or label.isdecimal() else None
+    same = [index for index, name in enumerate(composed) if name.isdecimal() and int(name) == number]
+    if len(same) == 1:
+        return same[0]
+    if number is None or any(name.isdecimal() for name in composed):
         known = f": {', '.join(names)}" if names is not None else " only by number"
         raise ValueError(f"this {what} has no class {label!r}; it knows {count}{known}")
     if not 0 <= int(label) < count:

@@ -11,6 +11,9 @@ from torch import Tensor
 from ..core import Prior, Runner
 from .guidance import Guided
 
+COLDEST = 1e-6
+"""The smallest temperature above 0: a smaller one is hardly another than 0, and logits divided by it overflow."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Sampling:
@@ -30,8 +33,10 @@ class Sampling:
     precision: str = "float32"
 
     def __post_init__(self) -> None:
-        if not self.temperature >= 0:
-            raise ValueError(f"temperature must be 0 or more, got {self.temperature}")
+        if self.temperature != 0 and not COLDEST <= self.temperature < math.inf:
+            raise ValueError(
+                f"temperature must be 0, for the most probable code, or a number from {COLDEST}, got {self.temperature}"
+            )
         if self.top_k is not None and self.top_k < 1:
             raise ValueError(f"top_k must be at least 1, got {self.top_k}")
         if self.top_p is not None and not 0 < self.top_p <= 1:
@@ -44,8 +49,15 @@ class Sampling:
         return (prior if self.guidance == 1 else Guided(prior, self.guidance)).runner(self.precision)
 
     def probabilities(self, logits: Tensor) -> Tensor:
-        """Logits (B, K) -> probabilities (B, K) in float64."""
+        """Logits (B, K) -> probabilities (B, K) in float64.
+
+        Raises:
+            ValueError: logits that are nan or infinite.
+        """
         logits = logits.double()
+        if not logits.amax(-1).isfinite().all():
+            scale = "" if self.guidance == 1 else f", or the guidance {self.guidance} is too large"
+            raise ValueError(f"the model gives logits that are nan or infinite: its weights are damaged{scale}")
         if self.temperature == 0:
             return torch.zeros_like(logits).scatter(-1, logits.argmax(-1, keepdim=True), 1.0)
         if self.temperature != 1:

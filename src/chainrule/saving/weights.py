@@ -19,8 +19,14 @@ SCALE = "::scale"
 
 
 def write_weights(part: nn.Module, path: Path, dtype: torch.dtype | None = None) -> None:
-    """Writes the weights of a part, if it has any; floats as `dtype` has it, see `chainrule.save`."""
+    """Writes the weights of a part, if it has any; floats as `dtype` has it, see `chainrule.save`.
+
+    Raises:
+        ValueError: weights that are nan or infinite.
+        OSError: the file cannot be written.
+    """
     tensors = {key: value.detach().cpu().contiguous() for key, value in part.state_dict().items()}
+    _check_finite(tensors, "the model is not saved")
     if dtype is torch.int8:
         tensors = _to_int8(tensors)
     elif dtype is not None:
@@ -51,7 +57,15 @@ def read_weights(part: nn.Module, path: Path) -> None:
             raise ValueError(f"{path} holds weights of another architecture: {key} should be {shape}, is {found}")
     if extra := sorted(set(tensors) - set(shapes)):
         raise ValueError(f"{path} holds weights of another architecture: {extra[0]} has no place")
+    _check_finite(tensors, f"{path} is damaged, or of a training that diverged")
     part.load_state_dict(tensors)
+
+
+def _check_finite(tensors: Mapping[str, Tensor], consequence: str) -> None:
+    """Raises ValueError, which begins with the consequence, where a tensor holds nan or an infinite number."""
+    for name, value in tensors.items():
+        if value.is_floating_point() and not value.sum(dtype=torch.float64).isfinite():
+            raise ValueError(f"{consequence}: its weights {name} are not all finite numbers")
 
 
 def weights_sha256(folder: Path) -> str:

@@ -127,17 +127,21 @@ class Classifier(nn.Module):
         """The scorer for `Pipeline.sample`: images uint8 (B, C, H, W) -> log p(wanted class | image), float (B,).
 
         Args:
-            labels: class of all images, or one per image, by number or name.
+            labels: class of all images, or one per image, by name or number (see `core.class_number`), or the numbers
+                of a data set as int64 (B,).
 
         Raises:
             ValueError: no such class; from the scorer: more or fewer images than labels, or images of another shape.
         """
-        if isinstance(labels, Tensor):
-            labels = labels.tolist()
         names, count = self.config.class_names, self.config.num_classes
-        several = isinstance(labels, Sequence) and not isinstance(labels, str)
-        wanted = labels if several else [labels]
-        numbers = torch.tensor([class_number(label, count, names, "classifier") for label in wanted])
+        several = not isinstance(labels, (int, str))
+        if isinstance(labels, Tensor):
+            numbers = labels
+            if numbers.numel() and not (int(numbers.min()) >= 0 and int(numbers.max()) < count):
+                raise ValueError(f"labels must lie in 0..{count - 1}")
+        else:
+            wanted = labels if several else [labels]
+            numbers = torch.tensor([class_number(label, count, names, "classifier") for label in wanted])
 
         @torch.no_grad()
         def score(images: Tensor) -> Tensor:

@@ -245,13 +245,15 @@ class _Run:
         for offset, numbers in enumerate(values.tolist()):
             row = dict(zip(names, numbers, strict=True))
             if not math.isfinite(row["loss"]):
-                step = first + offset
-                raise ValueError(
-                    f"the loss is {row['loss']} at step {step + 1}, with learning rate "
-                    f"{learning_rate(self.config, step):.3g}; start a new run with a lower learning rate or with "
-                    "gradient_clip (the checkpoint before that step is kept)"
-                )
+                raise ValueError(self._diverged(f"the loss is {row['loss']}", first + offset))
             self.pending.append(row)
+
+    def _diverged(self, what: str, step: int) -> str:
+        """A sentence about what was found at the step number `step` from 0."""
+        return (
+            f"{what} at step {step + 1}, with learning rate {learning_rate(self.config, step):.3g}; start a new run "
+            "with a lower learning rate or with gradient_clip (the checkpoint before that step is kept)"
+        )
 
     def _log(self) -> None:
         """Logs the mean over the steps since the last time."""
@@ -271,6 +273,9 @@ class _Run:
         self._check()
         if self.writes:
             self.metrics = self._judge(lambda model: self.task.evaluate(model, final))
+            for name, value in self.metrics.items():
+                if not math.isfinite(value):
+                    raise ValueError(self._diverged(f"the evaluation gives {name} {value}", self.step - 1))
             if self.metrics:
                 self.tables["evaluation"].add({"step": self.step} | self.metrics)
                 self.board.add("evaluation", self.metrics, self.step)
@@ -304,8 +309,11 @@ class _Run:
     # ------------------------------------------------------------ files of a run
 
     def _save(self) -> None:
-        """Writes a checkpoint and the model that users load."""
+        """Writes a checkpoint and the model that users load; raises ValueError where weights are not finite."""
         self._check()
+        for name, value in self.module.state_dict().items():
+            if value.is_floating_point() and not value.sum(dtype=torch.float64).isfinite():
+                raise ValueError(self._diverged(f"the weights {name} are not all finite numbers", self.step - 1))
         if self.writes:
             state = {
                 "step": self.step,
