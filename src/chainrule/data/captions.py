@@ -143,9 +143,7 @@ def _rows(file: File, names: dict[str, str]) -> list[tuple[int, dict[str, Any]]]
         for cells in reader:
             if any(cell.strip() for cell in cells):
                 if header is None and not found and same_name(cells[0]) not in names and len(cells) != 2:
-                    raise ValueError(
-                        f"{file.name}, line 1: the first line must name the columns, such as file_name,text"
-                    )
+                    raise ValueError(f"{file.name}, line 1 must name the columns, such as file_name,text")
                 found.append((start, cells))
             start = reader.line_num + 1
     except csv.Error as error:

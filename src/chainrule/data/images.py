@@ -125,13 +125,14 @@ def _as_bytes(values: np.ndarray, sixteen_bits: bool) -> np.ndarray:
     """
     if sixteen_bits:
         return (values.clip(0, 65535) // 257).astype(np.uint8)
+    ranges = INTEGER_RANGES if values.dtype.kind in "iu" else INTEGER_RANGES[:2]
     values = values.astype(np.float64)
     low, high = values.min(), values.max()
     whole = (values == values.round()).all() and high > 1
     if not np.isfinite([low, high]).all():
         raise ValueError("it holds values that are not finite numbers")
     slack = 0 if whole else 0.05  # of the range: resizing overshoots
-    for black, white in INTEGER_RANGES if whole else FLOAT_RANGES:
+    for black, white in ranges if whole else FLOAT_RANGES:
         if black - slack * (white - black) <= low and high <= white + slack * (white - black):
             return ((values - black) * (255 / (white - black))).clip(0, 255).round().astype(np.uint8)
     raise ValueError(f"it holds values from {low:g} to {high:g}; save it with values from 0 to 1 or from 0 to 255")

@@ -24,7 +24,7 @@ from .config import DataConfig
 from .source import Source
 from .tree import File
 
-CHUNK, TASK = 1024, 64
+CHUNK, TASK = 1024, 16
 """Rows read at once, and rows decoded by a thread at once."""
 SIZES = 10
 """Sizes of images that an account lists."""
