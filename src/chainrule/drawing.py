@@ -14,7 +14,7 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
@@ -139,6 +139,14 @@ class Drawing:
         """All models that take part."""
         return [self.model, *(one for one in (self.reranker, self.decoder) if one is not None), *self.upscalers]
 
+    def arguments(self) -> dict[str, Any]:
+        """Of `Pipeline.sample`, `complete` and `request`, for all of these images."""
+        labels = None if self.labels is None else torch.tensor(self.labels)
+        texts = None if self.texts is None else list(self.texts)
+        count = len(self.seeds)
+        given = {"n": count, "label": labels, "text": texts, "negative": self.negative, "seed": self.seeds}
+        return given | to_plain(self.sampling)
+
     def draw(self, pipeline: Pipeline, scorer: Scorer | None = None, on_image: OnImage | None = None) -> Tensor:
         """The images, uint8 (n, C, H, W), not yet upscaled.
 
@@ -147,19 +155,11 @@ class Drawing:
             scorer: `reranker`, opened.
             on_image: see `Pipeline.sample`.
         """
-        count, options = len(self.seeds), to_plain(self.sampling)
-        labels = None if self.labels is None else torch.tensor(self.labels)
-        texts = None if self.texts is None else list(self.texts)
         if self.known is None:
-            return pipeline.sample(
-                count, labels, text=texts, negative=self.negative, best_of=self.best_of, scorer=scorer,
-                seed=self.seeds, on_image=on_image, **options,
-            )  # fmt: skip
+            return pipeline.sample(best_of=self.best_of, scorer=scorer, on_image=on_image, **self.arguments())
         image, mask = self.known.tensors()
-        return pipeline.complete(
-            image, mask, count, labels, text=texts, negative=self.negative, particles=self.known.particles,
-            paste=self.known.paste, seed=self.seeds, on_image=on_image, **options,
-        )  # fmt: skip
+        known = {"particles": self.known.particles, "paste": self.known.paste}
+        return pipeline.complete(image, mask, on_image=on_image, **known, **self.arguments())
 
     def picture(self, images: Tensor, upscale: Callable[[Tensor], Tensor]) -> Image:
         """The images in the layout of the file."""
@@ -331,7 +331,11 @@ def open_judge(
     Raises:
         ValueError: no such model, or one that does not judge by these.
     """
-    scorer = load_scorer(name, device)
+    return judge_by(load_scorer(name, device), name, texts, labels)
+
+
+def judge_by(scorer: Any, name: str, texts: Sequence[str] | None, labels: Sequence[int] | None) -> Scorer:
+    """As `open_judge`, of a model that is open."""
     kind, wanted = ("labels", labels) if texts is None else ("texts", texts)
     if not hasattr(scorer, f"for_{kind}"):
         raise ValueError(f"{name} does not judge images by {kind}")

@@ -24,6 +24,7 @@ from .reconstruct import reconstruct
 from .repeat import repeat
 from .sample import sample
 from .score import score
+from .serve import serve
 from .train import train
 
 NO_MEMORY = re.compile("out of memory|not enough memory|allocate memory", re.IGNORECASE)
@@ -115,7 +116,7 @@ def _about(context: typer.Context, version: Version = False, debug: Debug = Fals
 
 
 PICTURES = sample, complete, repeat, score, reconstruct, encode, decode, compress, decompress
-for command in (models, info, *PICTURES, evaluate, recipes, presets, train, convert, demo):
+for command in (models, info, *PICTURES, serve, evaluate, recipes, presets, train, convert, demo):
     app.command()(command)
 
 

@@ -5,9 +5,9 @@ its rows are freed at the step after its last code.  A request gives the codes t
 own uniform numbers, and every row of a batch is computed as if it were alone.
 
 Requests share a group where their states agree in all counters (`core.signature`).  Transformers that keep positions
-per row (GPT, Parti, DALL-E Mini) always do.  An RQ-Transformer counts the depth of a code for all rows, so a new request
-waits for the others to begin the next position.  In a state that counts all codes (PixelCNN, PixelRNN, PixelSNAIL,
-cascades, DALL-E) only requests that were at the same code can share; such groups take turns.
+per row (GPT, Parti, DALL-E Mini) always do.  An RQ-Transformer counts the depth of a code for all rows, so a new
+request waits for the others to begin the next position.  In a state that counts all codes (PixelCNN, PixelRNN,
+PixelSNAIL, cascades, DALL-E) only requests at the same code can share; such groups take turns.
 """
 
 from __future__ import annotations
@@ -248,11 +248,17 @@ class Batcher:
         self.waiting: list[tuple[Job, Runner]] = []
         self.beginning: Any = None  # the signature of a state before the first code
         self.period: int | None = None  # steps after which a state has it again
+        self.last_rows = 0  # rows of the last step
 
     @property
     def num_rows(self) -> int:
         """Rows that are being drawn."""
         return sum(group.count for group in self.groups)
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether there is something to draw."""
+        return bool(self.groups or self.waiting)
 
     def add(self, job: Job, starter: Runner | None = None) -> None:
         """Lets a job join at the next step at which there is room.
@@ -271,6 +277,12 @@ class Batcher:
                 group.leave([job])
         self.groups = [group for group in self.groups if group.jobs]
 
+    def clear(self) -> list[Job]:
+        """Takes out all jobs, and returns them."""
+        jobs = [job for group in self.groups for job in group.jobs] + [job for job, _ in self.waiting]
+        self.groups, self.waiting = [], []
+        return jobs
+
     @torch.no_grad()
     def step(self) -> list[Job]:
         """One code of one group; returns the jobs that are done."""
@@ -278,7 +290,12 @@ class Batcher:
         if not self.groups:
             return []
         group = self.groups.pop(0)
-        done = group.step(self.runner)
+        self.last_rows = group.count
+        try:
+            done = group.step(self.runner)
+        except BaseException:
+            self.groups.append(group)  # for `clear`
+            raise
         age = group.jobs[0].t if group.jobs else 0
         if self.period is None and group.jobs and group.signature() == self.beginning:
             self.period = age
@@ -294,8 +311,8 @@ class Batcher:
         if self.groups and self.period is not None and not fitting:
             return  # soon they can join
         while self.waiting and (not self.groups or self.num_rows + self.waiting[0][0].num_rows <= self.max_rows):
-            job, starter = self.waiting.pop(0)
-            group = Group(job, starter)
+            group = Group(*self.waiting[0])
+            self.waiting.pop(0)
             self.beginning = group.signature()
             for other in self.groups:
                 if other.signature() == self.beginning:

@@ -1,0 +1,163 @@
+"""One thread that draws the codes of all requests, and one that does everything else of the models.
+
+The drawing thread takes turns among the batches, one code each.  What comes before and after, such as encoding,
+decoding and judging images, is done in the other thread, one task after the other, so that it never delays the next
+code.  Each task is of one request alone, and so gives the pixels that the request gives alone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import queue
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import Any, TypeVar
+
+import torch
+
+from ..core import Codes, Runner
+from ..decoding import Batcher, Guided, Job, Request
+from ..decoding.guidance import GuidedRunner
+from ..pipeline import Pipeline
+
+T = TypeVar("T")
+log = logging.getLogger("chainrule.serving")
+
+
+class Busy(Exception):
+    """More work is waiting than the server takes."""
+
+
+class Engine:
+    """Draws requests of several models.
+
+    Args:
+        max_rows: images of one model, or candidates of completions, that are drawn at once.
+        max_waiting: images that may wait for a place, of all models together.
+    """
+
+    def __init__(self, max_rows: int = 32, max_waiting: int = 256) -> None:
+        self.max_rows, self.max_waiting = max_rows, max_waiting
+        self.pending = 0  # rows of requests that are not done
+        self.num_codes = 0  # drawn since the start
+        self._batchers: dict[tuple[int, str, bool], Batcher] = {}
+        self._runners: dict[tuple[int, str], Runner] = {}
+        self._inbox: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self._futures: dict[Job, Callable[[Codes | Exception], None]] = {}
+        self._thread = threading.Thread(target=self._run, name="chainrule-draw", daemon=True)
+        self._others = ThreadPoolExecutor(1, "chainrule-compute")
+        self._thread.start()
+
+    @property
+    def num_rows(self) -> int:
+        """Rows that are being drawn now."""
+        return sum(batcher.num_rows for batcher in list(self._batchers.values()))
+
+    def close(self) -> None:
+        """Ends the threads after what they are doing."""
+        self._inbox.put(None)
+        self._others.shutdown(cancel_futures=True)
+
+    async def compute(self, function: Callable[..., T], *args: Any, **options: Any) -> T:
+        """Calls a function of models in the thread for everything but drawing."""
+        call = partial(_without_gradients, function, *args, **options)
+        return await asyncio.get_running_loop().run_in_executor(self._others, call)
+
+    async def draw(
+        self, pipeline: Pipeline, request: Request, on_code: Callable[[int, Callable[[], Any]], None] | None = None
+    ) -> Codes:
+        """The codes of a request, drawn together with others; cancelling frees its places.
+
+        Args:
+            on_code: see `decoding.Job`; called in the drawing thread.
+
+        Raises:
+            Busy: too many images are waiting.
+            ValueError: a context that does not fit the model, or a precision that it does not have.
+        """
+        job = Job(request, on_code)
+        if self.pending + job.num_rows > self.max_rows + self.max_waiting:
+            raise Busy
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[Codes] = loop.create_future()
+
+        def settle(result: Codes | Exception) -> None:
+            loop.call_soon_threadsafe(_settle, future, result)
+
+        self.pending += job.num_rows
+        try:
+            self._inbox.put(partial(self._add, pipeline, job, settle))
+            return await future
+        except asyncio.CancelledError:
+            self._inbox.put(partial(self._cancel, job))
+            raise
+        finally:
+            self.pending -= job.num_rows
+
+    # ---------------------------------------------------------------- in the drawing thread
+
+    def _add(self, pipeline: Pipeline, job: Job, settle: Callable[[Codes | Exception], None]) -> None:
+        sampling, count = job.request.sampling, len(job.request.seeds)
+        guided = sampling.guidance != 1
+        try:
+            key = id(pipeline), sampling.precision
+            if key not in self._runners:
+                self._runners[key] = pipeline.prior.runner(sampling.precision)
+            runner = self._runners[key]
+            if guided:
+                runner = GuidedRunner(Guided(pipeline.prior, sampling.guidance), runner)
+            runner.prior.check_context(job.request.context, count)
+            batcher = self._batchers.setdefault((*key, guided), Batcher(runner, self.max_rows))
+            batcher.add(job, runner)
+            self._futures[job] = settle
+        except Exception as error:
+            settle(error)
+
+    def _cancel(self, job: Job) -> None:
+        self._futures.pop(job, None)
+        for batcher in self._batchers.values():
+            batcher.cancel(job)
+
+    def _run(self) -> None:
+        while True:
+            busy = [batcher for batcher in self._batchers.values() if batcher.is_busy]
+            try:
+                while True:
+                    call = self._inbox.get(block=not busy)
+                    if call is None:
+                        return
+                    call()
+                    busy = busy or [batcher for batcher in self._batchers.values() if batcher.is_busy]
+            except queue.Empty:
+                pass
+            for batcher in busy:
+                self._step(batcher)
+
+    def _step(self, batcher: Batcher) -> None:
+        try:
+            done = batcher.step()
+        except Exception as error:  # a fault, or no memory: what shared the batch is lost, and the server goes on
+            log.exception("drawing failed")
+            for job in batcher.clear():
+                self._futures.pop(job, lambda _: None)(error)
+            return
+        self.num_codes += batcher.last_rows
+        for job in done:
+            self._futures.pop(job)(job.codes)
+
+
+def _without_gradients(function: Callable[..., T], *args: Any, **options: Any) -> T:
+    with torch.no_grad():
+        return function(*args, **options)
+
+
+def _settle(future: asyncio.Future, result: Codes | Exception) -> None:
+    if future.done():
+        return
+    if isinstance(result, Exception):
+        future.set_exception(result)
+    else:
+        future.set_result(result)

@@ -1,0 +1,121 @@
+"""What OpenAI's API lacks: labels, completions as JSON, likelihoods, maps of surprise, codes."""
+
+from __future__ import annotations
+
+import base64
+from typing import Any
+
+import torch
+from fastapi import APIRouter, Request
+from torch import Tensor
+
+from ..drawing import Known
+from ..images import to_pil
+from ..pictures import png
+from ..pipeline import Pipeline
+from ..strict import to_plain
+from .connection import within
+from .errors import APIError
+from .schemas import Codes, Draw, Score, drawing_of, find_model, from_base64, read_mask, read_picture
+from .settings import Settings
+from .studio import Studio, png_files
+
+
+def describe(pipeline: Pipeline) -> dict[str, Any]:
+    """What a model draws and reads."""
+    channels, height, width = pipeline.tokenizer.image_shape
+    conditions = pipeline.prior.conditions
+    return {
+        "system": pipeline.prior.name,
+        "image": {"height": height, "width": width, "channels": channels},
+        "codes": pipeline.tokenizer.spec.to_dict(),
+        "classes": pipeline.num_classes,
+        "class_names": None if pipeline.class_names is None else list(pipeline.class_names),
+        "reads_text": conditions.reads_text,
+        "guidance": conditions.reads_text or conditions.null_label,
+    }
+
+
+def router(studio: Studio, settings: Settings) -> APIRouter:
+    """The endpoints under /api."""
+    routes = APIRouter(prefix="/api", tags=["native"])
+
+    @routes.get("/models")
+    async def models() -> dict[str, Any]:
+        """What the models of this server draw and read."""
+        found = {name: describe(served.pipeline) for name, served in studio.models.items()}
+        return {"models": found, "rerankers": list(studio.rerankers)}
+
+    @routes.post("/draw")
+    async def draw(options: Draw, request: Request) -> dict[str, Any]:
+        """Draws images, or completes one."""
+        pipeline, known = find_model(studio, options.model)[1].pipeline, None
+        if options.image is not None:
+            data = from_base64(options.image, "image")
+            mask_data = data if options.mask is None else from_base64(options.mask, "mask")
+            mask = read_mask(mask_data, pipeline, settings, alpha=options.mask is None)
+            known = Known.of(read_picture(data, pipeline, settings), mask, options.particles, options.paste)
+            if options.best_of > 1:
+                raise APIError("best_of chooses among images, not among completions: leave it out", param="best_of")
+        elif options.mask is not None:
+            raise APIError("a mask says what is known of an image: send the image too", param="image")
+        drawing = drawing_of(studio, settings, options, options.text, known)
+        images = await within(request, settings.timeout, studio.draw(drawing))
+        files = png_files(drawing, images, options.metadata)
+        return {
+            "images": [
+                {"png": base64.b64encode(file).decode(), "seed": str(seed)}
+                for file, seed in zip(files, drawing.seeds, strict=True)
+            ],
+            "drawing": to_plain(drawing) | {"seeds": [str(seed) for seed in drawing.seeds], "known": None},
+        }
+
+    @routes.post("/score")
+    async def score(options: Score, request: Request) -> dict[str, Any]:
+        """How probable a picture is, and where it is surprising."""
+        name, image = opened(options)
+        work = studio.score(name, image, options.label, options.text)
+        scores, colours = await within(request, settings.timeout, work)
+        return {
+            "nats": scores.nats.item(),
+            "bits_per_dim": None if scores.bits_per_dim is None else scores.bits_per_dim.item(),
+            "bits_of_codes": None if scores.bits_of_codes is None else scores.bits_of_codes.item(),
+            "surprise": scores.surprise[0].tolist(),
+            "map": _base64(colours),
+        }
+
+    @routes.post("/encode")
+    async def encode(options: Score, request: Request) -> dict[str, Any]:
+        """The codes of a picture."""
+        name, image = opened(options, only_image=True)
+        codes = await within(request, settings.timeout, studio.encode(name, image))
+        return {"codes": [grid[0].tolist() for grid in codes]}
+
+    @routes.post("/decode")
+    async def decode(options: Codes, request: Request) -> dict[str, Any]:
+        """The picture of codes."""
+        name, _ = find_model(studio, options.model)
+        try:
+            codes = tuple(torch.tensor(grid)[None] for grid in options.codes)
+        except (ValueError, TypeError):
+            raise APIError("codes must be grids of numbers, [height][width][depth] each", param="codes") from None
+        return {"png": _base64(await within(request, settings.timeout, studio.decode(name, codes)))}
+
+    @routes.post("/reconstruct")
+    async def reconstruct(options: Score, request: Request) -> dict[str, Any]:
+        """What the codes of a picture keep of it."""
+        name, image = opened(options, only_image=True)
+        return {"png": _base64(await within(request, settings.timeout, studio.reconstruct(name, image)))}
+
+    def opened(options: Score, only_image: bool = False) -> tuple[str, Tensor]:
+        name, served = find_model(studio, options.model)
+        if only_image and not (options.label is None and options.text is None):
+            raise APIError("codes depend on the image alone: leave label and text out", param="label")
+        return name, read_picture(from_base64(options.image, "image"), served.pipeline, settings)
+
+    return routes
+
+
+def _base64(image: Tensor) -> str:
+    """An image, uint8 (C, H, W), as a PNG file."""
+    return base64.b64encode(png(to_pil(image[None])[0])).decode()

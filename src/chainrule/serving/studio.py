@@ -1,0 +1,169 @@
+"""What the APIs and the page do with models: draw, complete, score, encode, decode; asynchronously, on an engine."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..core import Codes
+from ..decoding import Request, image_seeds, keep_best
+from ..drawing import Drawing, Source, judge_by, text_chunks
+from ..evaluation.scoring import Scores, score
+from ..images import to_pil
+from ..pictures import drawn, heat, hide, png, stretch
+from ..pipeline import Pipeline
+from ..zoo import load_kind, load_scorer
+from .engine import Engine
+from .settings import Settings
+
+OnPartial = Callable[[int, Tensor, int], None]
+"""Called with the number of a partial image from 0, the codes (n, T) so far, and how many of them are known."""
+
+
+@dataclass(frozen=True)
+class Served:
+    """A model of the server."""
+
+    pipeline: Pipeline
+    source: Source
+
+
+class Studio:
+    """Models by name, and an engine.
+
+    Args:
+        models: by the name that requests give; the first is the default.
+        engine: draws.
+        rerankers: judges of best-of by the name that requests give, see `zoo.load_scorer`.
+    """
+
+    def __init__(
+        self, models: Mapping[str, Served], engine: Engine, rerankers: Mapping[str, Any] | None = None
+    ) -> None:
+        self.models, self.engine, self.rerankers = dict(models), engine, dict(rerankers or {})
+
+    @classmethod
+    def open(cls, settings: Settings) -> Studio:
+        """Loads the models of a server."""
+        models = {
+            name: Served(load_kind(name, "pipeline", device=settings.device), Source.of(name))
+            for name in settings.models
+        }
+        rerankers = {name: load_scorer(name, settings.device) for name in settings.rerankers}
+        return cls(models, Engine(settings.max_rows, settings.max_waiting), rerankers)
+
+    async def warm(self) -> None:
+        """Draws one image by each model, so that no request waits for kernels and packed weights."""
+        for served in self.models.values():
+            label = 0 if served.pipeline.num_classes else None
+            request = await self.engine.compute(served.pipeline.request, 1, label)
+            await self.engine.compute(served.pipeline.decode, await self.engine.draw(served.pipeline, request))
+
+    async def draw(self, drawing: Drawing, on_partial: OnPartial | None = None, num_partial: int = 0) -> Tensor:
+        """The images of a drawing, uint8 (n, C, H, W), as `Drawing.draw` gives them.
+
+        Args:
+            on_partial: called in another thread, `num_partial` times at equal distances.
+        """
+        pipeline, engine = self.models[drawing.model.name].pipeline, self.engine
+        if drawing.best_of > 1:
+            return await self._best(drawing, pipeline)
+        given: dict[str, Any] = {}
+        if drawing.known is not None:
+            image, mask = drawing.known.tensors()
+            given = {"particles": drawing.known.particles}
+            given["known"] = await engine.compute(pipeline.known_codes, image, mask, len(drawing.seeds))
+        request = await engine.compute(pipeline.request, **drawing.arguments(), **given)
+        watch = None if not num_partial else _partials(request, pipeline.prior.spec.length, on_partial, num_partial)
+        images = await engine.compute(pipeline.decode, await engine.draw(pipeline, request, watch))
+        if drawing.known is not None:
+            known = given["known"], drawing.known.paste
+            images = await engine.compute(pipeline.completed, images, image, mask, *known)
+        return images.cpu()
+
+    async def _best(self, drawing: Drawing, pipeline: Pipeline) -> Tensor:
+        """All candidates are drawn at once; then the best of each image is kept, as in `Pipeline.sample`."""
+        texts, labels = drawing.texts, drawing.labels
+        if drawing.reranker is None:
+            given = drawing.arguments()
+            scorer = await self.engine.compute(pipeline.judge, given["label"], given["text"])
+        else:
+            name = drawing.reranker.name
+            scorer = judge_by(self.rerankers[name], name, texts, labels)
+        candidates = zip(*(image_seeds(seed, drawing.best_of) for seed in drawing.seeds), strict=True)
+        rounds = await _all([self.draw(replace(drawing, seeds=seeds, best_of=1)) for seeds in candidates])
+        following = iter(rounds)
+        return await self.engine.compute(keep_best, lambda _: next(following), drawing.seeds, drawing.best_of, scorer)
+
+    async def partial(self, drawing: Drawing, codes: Tensor, num_known: int) -> Tensor:
+        """Images so far, uint8 (n, C, H, W), grey where they are not yet drawn."""
+        pipeline = self.models[drawing.model.name].pipeline
+        spec, size = pipeline.prior.spec, pipeline.tokenizer.image_shape[1:]
+        images = await self.engine.compute(pipeline.decode, spec.unflatten(codes))
+        shown = drawn(spec, num_known, *size)
+        if drawing.known is not None:
+            image, mask = drawing.known.tensors()
+            shown, images = shown | mask, torch.where(mask, image, images.cpu())
+        return hide(images, shown)
+
+    async def score(
+        self, name: str, image: Tensor, label: Any = None, text: str | None = None
+    ) -> tuple[Scores, Tensor]:
+        """The likelihood of an image, uint8 (C, H, W), and a map of its surprise, uint8 (3, H, W)."""
+        scores = await self.engine.compute(score, self.models[name].pipeline, image[None], label, text, surprise=True)
+        surprise = scores.surprise
+        return scores, heat(stretch(surprise, *image.shape[1:]), surprise.max().item())[0]
+
+    async def encode(self, name: str, image: Tensor) -> Codes:
+        """The codes of an image, uint8 (C, H, W)."""
+        pipeline = self.models[name].pipeline
+        return await self.engine.compute(pipeline.tokenizer.encode, image[None].to(pipeline.device))
+
+    async def reconstruct(self, name: str, image: Tensor) -> Tensor:
+        """What the codes of an image keep of it; both uint8 (C, H, W)."""
+        return (await self.engine.compute(self.models[name].pipeline.reconstruct, image[None]))[0].cpu()
+
+    async def decode(self, name: str, codes: Codes) -> Tensor:
+        """The image of codes, uint8 (C, H, W).
+
+        Raises:
+            ValueError: codes that are not of this model.
+        """
+        tokenizer = self.models[name].pipeline.tokenizer
+        tokenizer.spec.check(codes)
+        return (await self.engine.compute(tokenizer.decode, codes))[0].cpu()
+
+
+def png_files(drawing: Drawing, images: Tensor, metadata: bool = True) -> list[bytes]:
+    """One PNG file per image, each of which says how it alone is drawn again."""
+    pictures = enumerate(to_pil(images))
+    return [png(one, text_chunks(drawing.only(index) if metadata else None)) for index, one in pictures]
+
+
+def _partials(request: Request, length: int, on_partial: OnPartial, count: int) -> Callable[[int, Callable], None]:
+    """Calls `on_partial` after equal shares of the codes that are drawn."""
+    given = [False] * length if request.known is None else request.known.mask.tolist()
+    places = [t + 1 for t, known in enumerate(given) if not known]
+    wanted = {places[len(places) * (index + 1) // (count + 1) - 1]: index for index in range(count)} if places else {}
+
+    def on_code(t: int, codes: Callable[[], Tensor]) -> None:
+        if t + 1 in wanted:
+            on_partial(wanted[t + 1], codes().clone(), t + 1)
+
+    return on_code
+
+
+async def _all(coroutines: Sequence[Coroutine[Any, Any, Tensor]]) -> list[Tensor]:
+    """The results of all; the first error ends the others."""
+    tasks = [asyncio.ensure_future(one) for one in coroutines]
+    try:
+        return await asyncio.gather(*tasks)
+    except BaseException:
+        for task in tasks:
+            task.cancel()
+        raise
