@@ -334,7 +334,9 @@ def open_judge(
     return judge_by(load_scorer(name, device), name, texts, labels)
 
 
-def judge_by(scorer: Any, name: str, texts: Sequence[str] | None, labels: Sequence[int] | None) -> Scorer:
+def judge_by(
+    scorer: Any, name: str, texts: Sequence[str] | None, labels: Sequence[str] | Tensor | None
+) -> Scorer:  # fmt: skip
     """As `open_judge`, of a model that is open."""
     kind, wanted = ("labels", labels) if texts is None else ("texts", texts)
     if not hasattr(scorer, f"for_{kind}"):

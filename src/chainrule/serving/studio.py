@@ -94,7 +94,8 @@ class Studio:
             scorer = await self.engine.compute(pipeline.judge, given["label"], given["text"])
         else:
             name = drawing.reranker.name
-            scorer = judge_by(self.rerankers[name], name, texts, labels)
+            names = None if labels is None else pipeline.labels_by_name(labels)
+            scorer = judge_by(self.rerankers[name], name, texts, names)
         candidates = zip(*(image_seeds(seed, drawing.best_of) for seed in drawing.seeds), strict=True)
         rounds = await _all([self.draw(replace(drawing, seeds=seeds, best_of=1)) for seeds in candidates])
         following = iter(rounds)
