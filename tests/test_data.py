@@ -99,6 +99,27 @@ def test_flat_folder_is_split_by_name(tmp_path):
         load(DataConfig(str(tmp_path / "flat [x]"), split="validation"))
 
 
+def test_no_image_goes_from_training_to_test_when_a_folder_grows(tmp_path):
+    before: set[int] = set()
+    for index in range(60):
+        save(picture(4 * index), tmp_path / "grows" / f"{index}.png")
+        if index % 12 > 1:
+            continue
+        with warnings.catch_warnings(record=index == 0):
+            train, test = (load(DataConfig(str(tmp_path / "grows"), split=split)) for split in ("train", "test"))
+        seen, held = (set(part.images[:, 0, 0, 0].tolist()) for part in (train, test))
+        assert seen and held and seen | held == set(range(0, 4 * index + 4, 4))
+        assert index == 0 or not (seen & held or before & held)
+        before = seen if index else set()
+
+
+def test_one_image_is_of_both_splits_which_is_said(tmp_path):
+    save(picture(5), tmp_path / "one" / "a.png")
+    with pytest.warns(UserWarning, match=r"1 image in training and test \(there are too few to hold one out"):
+        assert len(load(DataConfig(str(tmp_path / "one")))) == 1
+    assert len(load(DataConfig(str(tmp_path / "one"), split="test"))) == 1
+
+
 def test_class_folders(tmp_path):
     for number, split in enumerate(("train", "test")):
         for label, name in enumerate(("cat", "dog")):

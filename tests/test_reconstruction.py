@@ -137,5 +137,7 @@ def test_quality_of_a_tokenizer_does_not_depend_on_batches():
     assert plain.frechet is None and plain.perceptual is None and plain.psnr.standard_error is None
     exact = tokenizer_quality(Pixels(PixelsConfig(image_height=16, image_width=12, image_channels=3)), dataset, None)
     assert exact.psnr.value == 100 and exact.ssim.value == pytest.approx(1)
-    with pytest.raises(ValueError, match="2 for a Fréchet distance"):
-        tokenizer_quality(tokenizer, dataset.slice(0, 1), Brightness(0))
+    alone = tokenizer_quality(tokenizer, dataset.slice(0, 1), Brightness(0))  # there is no distance of one image
+    assert alone.frechet is None and alone.perceptual.value > 0 and alone.features == "brightness"
+    with pytest.raises(ValueError, match="images and batch_size must be at least 1, got 0 and 32"):
+        tokenizer_quality(tokenizer, dataset.slice(0, 0), None)

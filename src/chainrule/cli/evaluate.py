@@ -169,7 +169,9 @@ def _print_tokenizer(record: TokenizerRecord) -> None:
     if quality.perceptual is not None:
         error = quality.perceptual.standard_error
         print(f"{_with_error(quality.perceptual.value, error, 4)} perceptual distance, {quality.features} features")
-        print(f"{quality.frechet:.3f} Fréchet distance, {quality.features} features")
+        distance = "no" if quality.frechet is None else f"{quality.frechet:.3f}"
+        print(f"{distance} Fréchet distance, {quality.features} features", end="")
+        print(" (it needs two images)" if quality.frechet is None else "")
     rows = [
         [str(use.grid), "all" if use.depth is None else str(use.depth), f"{use.codebook_size:,}",
          f"{100 * use.share_used:.1f}", f"{use.perplexity:,.1f}", f"{use.perplexity_ratio:.3f}"]

@@ -21,8 +21,8 @@ class DataConfig:
             `emoji`); or a folder, zip file or tar file of images, perhaps in one folder per class, perhaps with
             captions (see `captions` beside this module); or a folder of parquet or arrow files or of `save_to_disk`.
         split: "train", "test", "validation", … or a slice of one: "train[:5000]", "test[-10%:]".  In a
-            folder of images, subfolders train, test and validation are the splits; without them one image
-            in twenty, chosen by the hash of its name, is "test" and the others are "train".
+            folder of images, subfolders train, test and validation are the splits; without them about one
+            image in twenty, whose name has a low hash, is "test" and the others are "train".
         size: images become this (height, width), an int being a square; None: they must already be equal.
         resize: how an image of another shape becomes `size`: "crop" (the centre), "pad" (with white) or "stretch".
         channels: 1 grey, 3 colour, None as the first image is.

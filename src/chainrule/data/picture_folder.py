@@ -13,7 +13,7 @@ from .account import Finding
 from .captions import IMAGE_COLUMNS, LABEL_COLUMNS, TEXT_COLUMNS, Beside, guess, read_beside
 from .config import DataConfig
 from .images import header_size, heic_is_readable
-from .rows import Rows, RowSource, number_labels
+from .rows import Rows, RowSource, composed, number_labels
 from .tree import SPLIT_NAMES, File, Listing, files_of, image_suffixes, is_archive, without_common_folders
 
 MULTIPLE = 8
@@ -27,6 +27,8 @@ QUIET = (
 """Endings of files that nobody takes for images; the account counts them, a warning does not."""
 FEW = 0.1
 """Images beside folders of classes are left out if they are at most this share; otherwise there are no classes."""
+TEST_HASHES = (2**256 // 20).to_bytes(32, "big")
+"""Images whose names have lower hashes are of the split test, where no folder says what is."""
 
 
 class PictureFolder(RowSource):
@@ -42,7 +44,7 @@ class PictureFolder(RowSource):
         return True
 
     def origin(self) -> list[Any]:
-        return [str(self.local.resolve()), self.listing.files, heic_is_readable()]
+        return [str(self.local.resolve()), self.listing.files, heic_is_readable(), TEST_HASHES.hex()]
 
     def chosen_size(self, largest: int) -> int | None:
         """The largest multiple of 8 up to `largest` that the shorter sides of the first 1,000 pictures have.
@@ -78,7 +80,8 @@ class PictureFolder(RowSource):
             raise ValueError(f"{config.source} has no split {split!r}; it has {', '.join(layout.splits)}")
         chosen = layout.splits[split]
         if layout.by_hash:
-            chosen = [chosen[row] for row in _hash_split([image.name for image in chosen], split)]
+            chosen, said = _hash_split(chosen, split)
+            findings += said
         names = [image.name for image in chosen]
         hidden = [name for name in self.listing.hidden_images if not name.split("/")[-1].startswith("._")]
         findings += Finding.of(hidden, "image", "left out", "hidden: its name or its folder begins with a dot")
@@ -203,8 +206,17 @@ def _check_columns(config: DataConfig, beside: Beside, layout: Layout) -> None:
     guess(config.text_column, "text_column", TEXT_COLUMNS, columns)
 
 
-def _hash_split(paths: list[str], split: str) -> list[int]:
-    """Rows of "train" or "test": the twentieth of the names with the smallest hashes, one at least, is "test"."""
-    order = sorted(range(len(paths)), key=lambda row: hashlib.sha256(paths[row].encode()).digest())
-    held = set(order[: max(1, round(len(paths) / 20))])
-    return [row for row in range(len(paths)) if (row in held) == (split == "test")]
+def _hash_split(images: Sequence[File], split: str) -> tuple[list[File], list[Finding]]:
+    """The images of "train" or of "test", and what must be said of them.
+
+    An image is of "test" where the hash of its name lies in the lowest twentieth of all hashes, or is the lowest here.
+    So no image goes from training to test when others are added.  Where nothing is left, training has all images.
+    """
+    hashes = [hashlib.sha256(composed(image.name).encode()).digest() for image in images]
+    held = [value < TEST_HASHES or value == min(hashes) for value in hashes]
+    if split == "test":
+        return [image for image, test in zip(images, held, strict=True) if test], []
+    if all(held):
+        reason = "there are too few to hold one out; add images, or a folder test"
+        return list(images), Finding.of([image.name for image in images], "image", "in training and test", reason)
+    return [image for image, test in zip(images, held, strict=True) if not test], []

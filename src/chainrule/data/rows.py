@@ -117,7 +117,7 @@ def number_labels(
     if all(isinstance(value, str) for value in known):
         classes = class_order(known)
         index = {name: number for number, name in enumerate(classes)}
-        numbers = [index[_composed(value)] if value else -1 for value in values]
+        numbers = [index[composed(value)] if value else -1 for value in values]
         return np.array(numbers, np.int64), classes, len(classes)
     if not all(isinstance(value, int) for value in known):
         if not chosen:
@@ -130,16 +130,16 @@ def number_labels(
             f"row {wrong[0]} of {source} has the label {values[wrong[0]]}, outside 0..{count - 1}; "
             "correct it, or set label_column to another column"
         )
-    return np.array([-1 if value is None else value for value in values], np.int64), names and list(names), count
+    return np.array([-1 if value is None else value for value in values], np.int64), names and list(map(composed, names)), count
 
 
 def class_order(values: Iterable[str]) -> list[str]:
     """Different names of classes, sorted: numbers by size, others by letters."""
-    names = sorted({_composed(value) for value in values})
+    names = sorted({composed(value) for value in values})
     return sorted(names, key=int) if all(name.isdecimal() for name in names) else names
 
 
-def _composed(name: str) -> str:
+def composed(name: str) -> str:
     """A name with composed letters, as a keyboard writes it; a Mac decomposes the names of files."""
     return unicodedata.normalize("NFC", name)
 

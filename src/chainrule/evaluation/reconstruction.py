@@ -159,7 +159,8 @@ class TokenizerQuality:
     """What a tokenizer keeps of the images of a data set, and at what cost.
 
     psnr, ssim:          mean over images; dB, and at most 1
-    perceptual, frechet: `perceptual_distance`, Fréchet distance of images and reconstructions; None: not measured
+    perceptual, frechet: `perceptual_distance`, Fréchet distance of images and reconstructions; None: not measured, as
+                         the latter is not for one image
     features:            what both are made of; None with them
     codebooks:           use of the codes over the data set
     bits_per_image:      of the codes
@@ -197,12 +198,11 @@ def tokenizer_quality(
         on_batch: is told the number of images done.
 
     Raises:
-        ValueError: images that the tokenizer or SSIM cannot take, none, or with a network fewer than two.
+        ValueError: images that the tokenizer or SSIM cannot take, or none.
     """
     count = len(dataset)
-    if count < (1 if network is None else 2) or batch_size < 1:
-        wanted = "images (2 for a Fréchet distance) and batch_size must be at least 1"
-        raise ValueError(f"{wanted}, got {count} and {batch_size}")
+    if count < 1 or batch_size < 1:
+        raise ValueError(f"images and batch_size must be at least 1, got {count} and {batch_size}")
     device, counts, seconds, rows = tokenizer.device, CodeCounts(tokenizer.spec), [0.0, 0.0], []
     for start in range(0, count, batch_size):
         images = dataset.images[start : start + batch_size].to(device)
@@ -224,7 +224,7 @@ def tokenizer_quality(
         psnr=_mean(found["psnr"]),
         ssim=_mean(found["ssim"]),
         perceptual=None if network is None else _mean(found["perceptual"]),
-        frechet=None if network is None else frechet_distance(found["images"], found["reconstructions"]),
+        frechet=None if network is None or count < 2 else frechet_distance(found["images"], found["reconstructions"]),
         features=None if network is None else network.title,
         codebooks=counts.use(),
         bits_per_image=bits_per_image(tokenizer.spec, codes),
