@@ -130,7 +130,8 @@ def number_labels(
             f"row {wrong[0]} of {source} has the label {values[wrong[0]]}, outside 0..{count - 1}; "
             "correct it, or set label_column to another column"
         )
-    return np.array([-1 if value is None else value for value in values], np.int64), names and list(map(composed, names)), count
+    numbers = np.array([-1 if value is None else value for value in values], np.int64)
+    return numbers, names and [composed(name) for name in names], count
 
 
 def class_order(values: Iterable[str]) -> list[str]:
