@@ -122,7 +122,7 @@ def test_a_damaged_file_is_never_a_wrong_image(model, images):
             decompress(model, data[:place] + bytes([data[place] ^ 4]) + data[place + 1 :])
         with pytest.raises(ValueError):
             decompress(model, data[:place])
-    with pytest.raises(ValueError, match="damaged: 1 bytes follow its end"):
+    with pytest.raises(ValueError, match="damaged"):
         decompress(model, data + b"x")
     with pytest.raises(ValueError, match="no file of chainrule compress"):
         decompress(model, b"PNG")

@@ -33,11 +33,11 @@ class Decompressed:
 
 
 def pipeline_hash(pipeline: Pipeline) -> str:
-    """sha256 of everything that the probabilities of codes and the meaning of codes depend on."""
+    """Half of the sha256 of everything that the probabilities of codes and the meaning of codes depend on."""
     parts = [tokenizer_hash(pipeline.tokenizer), prior_hash(pipeline.prior)]
     if pipeline.text_tokenizer is not None:
         parts.append(pipeline.text_tokenizer.hash())
-    return hashlib.sha256("".join(parts).encode()).hexdigest()
+    return hashlib.sha256("".join(parts).encode()).hexdigest()[:32]
 
 
 @torch.no_grad()

@@ -1,10 +1,11 @@
 """The compressed file: a header that says what must agree, and one stream per batch of images.
 
 4 bytes      "CRZ1"
-4 + 4 bytes  length of the header, CRC-32 of the header (all numbers are little-endian)
+4 bytes      CRC-32 of all that follows (numbers are little-endian)
+4 bytes      length of the header
 header       JSON, deflated: the fields of `Header`
 then for each batch of images
-4 + 4 bytes  length of the stream, CRC-32 of the stream
+4 bytes      length of the stream
 8 bytes      start of the sha256 of the codes, int32 (B, T)
 stream       see `entropy`
 """
@@ -24,7 +25,7 @@ from ..strict import build_dataclass
 
 MAGIC = b"CRZ1"
 HEAD = struct.Struct("<4sII")
-BLOCK = struct.Struct("<II8s")
+BLOCK = struct.Struct("<I8s")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,10 +79,11 @@ def pack(header: Header, blocks: Sequence[Block]) -> bytes:
     """The bytes of a file."""
     plain = {key: value for key, value in asdict(header).items() if value is not None}
     text = zlib.compress(json.dumps(plain, ensure_ascii=False, separators=(",", ":")).encode(), 9)
-    parts = [HEAD.pack(MAGIC, len(text), zlib.crc32(text)), text]
+    parts = [struct.pack("<I", len(text)), text]
     for block in blocks:
-        parts += [BLOCK.pack(len(block.stream), zlib.crc32(block.stream), block.checksum), block.stream]
-    return b"".join(parts)
+        parts += [BLOCK.pack(len(block.stream), block.checksum), block.stream]
+    body = b"".join(parts)
+    return MAGIC + struct.pack("<I", zlib.crc32(body)) + body
 
 
 def unpack(data: bytes) -> tuple[Header, list[Block]]:
@@ -92,23 +94,13 @@ def unpack(data: bytes) -> tuple[Header, list[Block]]:
     """
     if data[:4] != MAGIC:
         raise ValueError("this is no file of chainrule compress")
-    try:
-        _, length, crc = HEAD.unpack_from(data)
-        place = HEAD.size + length
-        text = data[HEAD.size : place]
-        if zlib.crc32(text) != crc:
-            raise ValueError("its header has another checksum")
-        header = build_dataclass(Header, json.loads(zlib.decompress(text)), "the header")
-        blocks = []
-        for _ in header.batches():
-            length, crc, codes = BLOCK.unpack_from(data, place)
-            place += BLOCK.size + length
-            stream = data[place - length : place]
-            if len(stream) != length or zlib.crc32(stream) != crc:
-                raise ValueError(f"stream {len(blocks) + 1} has another checksum")
-            blocks.append(Block(stream, codes))
-    except (struct.error, zlib.error, ValueError) as error:
-        raise ValueError(f"the compressed file is damaged: {error}") from error
-    if place != len(data):
-        raise ValueError(f"the compressed file is damaged: {len(data) - place} bytes follow its end")
+    if len(data) < HEAD.size or zlib.crc32(data[8:]) != HEAD.unpack_from(data)[1]:
+        raise ValueError("the compressed file is damaged, its checksum is another; copy it again")
+    place = HEAD.size + HEAD.unpack_from(data)[2]
+    header = build_dataclass(Header, json.loads(zlib.decompress(data[HEAD.size : place])), "the compressed file")
+    blocks = []
+    for _ in header.batches():
+        length, codes = BLOCK.unpack_from(data, place)
+        place += BLOCK.size + length
+        blocks.append(Block(data[place - length : place], codes))
     return header, blocks
