@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import sys
 import tarfile
 import types
@@ -115,6 +116,40 @@ def test_other_files_are_counted(tmp_path):
     assert "1 file ignored (a kind that is not read: .mov): film.mov" in said and "notes" not in said
     assert [finding.examples for finding in dataset.account.findings] == [("film.mov",), ("notes.txt",)]
     assert dataset.texts is None
+    picture().save(tmp_path / "portrait", "JPEG")
+    assert "1 file ignored (an image without an ending such as .jpg in its name): portrait" in read(tmp_path)[1]
+
+
+def test_what_was_said_of_one_split_is_not_repeated_of_another(tmp_path):
+    for split in ("train", "test"):
+        fill(tmp_path / split, 2)
+    fill(tmp_path, 1)
+    (tmp_path / "test" / "bad.png").write_bytes(b"")
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        load_examples(DataConfig(str(tmp_path)), EvaluationConfig())
+    said = [str(one.message) for one in caught if issubclass(one.category, UserWarning)]
+    assert len(said) == 2 and "lies beside" in said[0] and said[1].startswith("1 image of") and "bad.png" in said[1]
+
+
+def test_a_folder_that_cannot_be_opened_is_an_error(tmp_path, monkeypatch):
+    fill(tmp_path / "cat")
+    whole = os.scandir
+
+    def scandir(path):
+        if str(path).endswith("cat"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return whole(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    with pytest.raises(PermissionError, match="cat"):
+        load(DataConfig(str(tmp_path)))
+
+
+def test_names_in_no_encoding(tmp_path):
+    for index in range(3):
+        picture(index).save(os.fsencode(tmp_path) + b"/caf\xe9%d.png" % index)
+    assert sum(len(read(tmp_path, split=split)[0]) for split in ("train", "test")) == 3
 
 
 def test_missing_labels_and_captions_in_a_table(tmp_path):
@@ -186,6 +221,7 @@ TABLES = {
     "captions.txt": 'a/{0}.png\tsay "{0}"\n',
     "captions.tsv": 'file_name\ttext\na/0.png\t"say ""0"""\na\\1.png\t"say ""1"""\n',
     "captions.csv": 'filename,caption\na/0.png,"say ""0"""\na\\1.png,"say ""1"""\n',
+    "metadata.csv": 'file_name;text\na/0.png;"say ""0"""\na/1.png;"say ""1"""\n',
     "captions.jsonl": '{{"file_name": "a/{0}.png", "caption": "say \\"{0}\\""}}\n',
     "metadata.jsonl": '{{"file_name": "a\\\\{0}.png", "text": ["say \\"{0}\\"", "other"]}}\n',
 }
@@ -233,6 +269,16 @@ def test_mistakes_in_tables(tmp_path, name, text, words):
     (tmp_path / name).write_text(text)
     with pytest.raises(ValueError, match=words):
         load(DataConfig(str(tmp_path)))
+
+
+def test_files_that_hold_no_caption(tmp_path):
+    for name in ("cat", "dog"):
+        fill(tmp_path / name)
+        for index in range(4):
+            (tmp_path / name / f"{index}.png.json").write_text('{"title": "IMG_0", "description": ""}')
+    (tmp_path / "metadata.csv").write_text("file_name,text\n")
+    dataset, said = read(tmp_path)
+    assert dataset.texts is None and dataset.class_names == ("cat", "dog") and said == ""
 
 
 def test_captions_without_images_and_empty_ones_are_counted(tmp_path):
@@ -444,6 +490,16 @@ def test_a_damaged_profile_is_no_obstacle(tmp_path):
     assert (load_images([path]) == 255).all()
 
 
+def test_other_colour_spaces(tmp_path):
+    lab = Image.new("LAB", (8, 8), (255, 128, 128))
+    assert load_images([saved(tmp_path, lab, "lab.tif")], channels=3).min() > 250
+
+
+def test_damaged_exif_data_are_no_obstacle(tmp_path):
+    path = saved(tmp_path, picture(9), "a.jpg", exif=b"Exif\0\0II*\0" + bytes(3), quality=95)
+    assert load_images([path])[0, 0, 0, 0] == pytest.approx(9, abs=3)
+
+
 @pytest.mark.parametrize("ending", ["jpg", "png", "webp", "tif"])
 def test_orientation(tmp_path, ending):
     array = np.zeros((32, 64, 3), np.uint8)
@@ -452,6 +508,7 @@ def test_orientation(tmp_path, ending):
     exif[images.ORIENTATION] = 6
     path = saved(tmp_path, Image.fromarray(array), f"turned.{ending}", exif=exif)
     found = load_images([path])
+    assert images.decode(path, (16, 16), 3).height_width == (64, 32)
     assert found.shape == (1, 3, 64, 32) and found[0, 0, 4, 4] > 250 and found[0, 0, -4, 4] < 5
     small = load_images([path], size=(16, 8))
     assert small.shape == (1, 3, 16, 8) and small[0, 0, 1, 4] > 240 and small[0, 0, -2, 4] < 15

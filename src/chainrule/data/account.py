@@ -73,12 +73,19 @@ class Account:
         reasons = "; ".join(f"{finding.count}: {finding.reason}" for finding in found)
         return f"{_count(len(skipped), 'image')} of {name} {UNREADABLE}: {_listed(skipped, len(skipped))} ({reasons})"
 
-    def sentences(self, name: str, skipped: Sequence[str]) -> str:
-        """One or two sentences about what is not used as it stands; empty if there is nothing to say."""
+    def sentences(self, name: str, skipped: Sequence[str], known: Sequence[Finding] = ()) -> str:
+        """One or two sentences about what is not used as it stands; empty if there is nothing to say.
+
+        Args:
+            name: of the source.
+            skipped: images that cannot be read.
+            known: findings that have been said before.
+        """
         said = []
         if skipped:
             said.append(f"{self.unreadable(name, skipped)}, and left out.")
         rest = [finding for finding in self.findings if finding.loud and finding.fate != UNREADABLE]
+        rest = [finding for finding in rest if finding not in known]
         if rest:
             described = [f"{finding}: {_listed(finding.examples, finding.count)}" for finding in rest]
             said.append(f"Of {name}: {'; '.join(described)}.")

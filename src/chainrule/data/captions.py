@@ -93,14 +93,14 @@ def guess(name: str | None, option: str, guesses: Sequence[str], columns: Sequen
 
 def _read_table(config: DataConfig, file: File, names: dict[str, str], found: Beside) -> None:
     rows = list(_rows(file, names))
-    if not rows and file.base == "captions.txt":
+    if not rows:
         return
     found.metadata, missing = found.metadata or file.base.startswith("metadata"), []
     found.used.add(file.name)
     columns = list(dict.fromkeys(column for _, row in rows for column in row))
     found.columns += [column for column in columns if column not in found.columns]
     image = guess(None, "", FILE_COLUMNS, columns)
-    if rows and image is None:
+    if image is None:
         raise ValueError(
             f"{file.name}, line 1: no column among {', '.join(columns)} names the images; call it file_name"
         )
@@ -112,8 +112,8 @@ def _read_table(config: DataConfig, file: File, names: dict[str, str], found: Be
         if name is None:
             missing.append(f"line {line} of {file.name} ({given})")
             continue
-        if text is not None:
-            found.texts.setdefault(name, []).extend(as_texts(row.get(text)))
+        if text is not None and (texts := as_texts(row.get(text))):
+            found.texts.setdefault(name, []).extend(texts)
         if label is not None and row.get(label) not in (None, ""):
             found.labels.setdefault(name, row[label])
     found.findings += Finding.of(missing, "row", "left out", "there is no such image")
@@ -130,25 +130,37 @@ def _rows(file: File, names: dict[str, str]) -> list[tuple[int, dict[str, Any]]]
     lines = split_lines(decode_text(file.read(), file.name))
     if file.suffix == ".jsonl":
         return [(number, _object(file, number, line)) for number, line in enumerate(lines, 1) if line.strip()]
-    filled = next((line for line in lines if line.strip()), "")
-    tabs = file.suffix == ".tsv" or (file.suffix == ".txt" and "\t" in filled)
-    header = _cells(filled, tabs)
-    if not any(column.strip().lower() in FILE_COLUMNS for column in header):
-        header = None
-    if file.suffix == ".txt" and header is None:
+    first = next((line for line in lines if line.strip()), "")
+    separator = next((mark for mark in ",\t;" if _names_files(first.split(mark))), None)
+    if file.suffix == ".txt" and separator is None:
         return _tab_rows(file, lines)
-    reader = csv.reader((line + "\n" for line in lines), delimiter="\t" if tabs else ",", strict=True)
+    return _separated_rows(file, lines, separator, names)
+
+
+def _names_files(cells: Sequence[str]) -> bool:
+    """Whether these are the names of columns."""
+    return any(cell.strip().strip('"').lower() in FILE_COLUMNS for cell in cells)
+
+
+def _separated_rows(
+    file: File, lines: Sequence[str], separator: str | None, names: dict[str, str]
+) -> list[tuple[int, dict[str, Any]]]:
+    """See `_rows`; `separator` is None where no line names the columns, which then are the file and its caption."""
+    mark = separator or ("\t" if file.suffix == ".tsv" else ",")
+    reader = csv.reader((line + "\n" for line in lines), delimiter=mark, strict=True)
     found, start = [], 1
     try:
         for cells in reader:
             if any(cell.strip() for cell in cells):
-                if header is None and not found and same_name(cells[0]) not in names and len(cells) != 2:
-                    raise ValueError(f"{file.name}, line 1 must name the columns, such as file_name,text")
                 found.append((start, cells))
             start = reader.line_num + 1
     except csv.Error as error:
         raise ValueError(f"{file.name}, line {start}: {error}; put a caption with commas between quotes") from error
-    columns = ["file_name", "text"] if header is None else [column.strip() for column in found.pop(0)[1]]
+    folder = posixpath.dirname(file.name)
+    known = any(same_name(posixpath.join(folder, cells[0])) in names for _, cells in found)
+    if separator is None and not (known and all(len(cells) == 2 for _, cells in found)):
+        raise ValueError(f"{file.name}, line 1 must name the columns, such as file_name,text")
+    columns = ["file_name", "text"] if separator is None else [column.strip() for column in found.pop(0)[1]]
     for number, cells in found:
         if len(cells) != len(columns):
             raise ValueError(
@@ -157,10 +169,6 @@ def _rows(file: File, names: dict[str, str]) -> list[tuple[int, dict[str, Any]]]
             )
     lowered = [column.lower() if column.lower() in FILE_COLUMNS else column for column in columns]
     return [(number, dict(zip(lowered, cells, strict=True))) for number, cells in found]
-
-
-def _cells(line: str, tabs: bool) -> list[str]:
-    return next(csv.reader([line], delimiter="\t" if tabs else ","), [])
 
 
 def _tab_rows(file: File, lines: Sequence[str]) -> list[tuple[int, dict[str, Any]]]:
@@ -200,8 +208,8 @@ def _read_sidecars(files: Sequence[File], images: Sequence[File], found: Beside)
             if suffix in of_image and not found.texts.get(image.name):
                 file = of_image[suffix]
                 texts = _json_texts(file) if suffix == ".json" else _lines(file)
-                if texts is not None:
-                    found.texts[image.name] = as_texts(texts)
+                if texts := as_texts(texts):
+                    found.texts[image.name] = texts
         found.used |= {file.name for file in of_image.values()}
     if found.texts:
         lost = [file.name for group in beside.values() for file in group.values() if file.name not in found.used]

@@ -18,7 +18,13 @@ from torch import Tensor
 GREY_MODES = ("1", "L", "LA", "La", "I", "F")
 HEIC_SUFFIXES = (".heic", ".heif", ".hif")
 ORIENTATION = 0x0112
-"""The EXIF tag that says how a camera was held; 5 to 8 exchange height and width."""
+"""The EXIF tag that says how a camera was held."""
+TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}  # fmt: skip
+"""What makes an image of each orientation upright; 5 to 8 exchange height and width."""
 INTEGER_RANGES = ((0, 255), (0, 65535), (-32768, 32767), (0, 2**31 - 1), (-(2**31), 2**31 - 1))
 FLOAT_RANGES = ((0, 1), (-1, 1), (0, 255), (0, 65535))
 """From black to white; the first that holds all values of an image is meant."""
@@ -68,13 +74,13 @@ def decode(
     heic_is_readable()
     with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as opened:
         animated = opened.format != "MPO" and getattr(opened, "is_animated", False)
-        turned = opened.getexif().get(ORIENTATION, 1) >= 5
-        full = opened.size[:: 1 if turned else -1]
+        full = opened.size
         if size is not None:  # a JPEG is decoded at 1/2, 1/4 or 1/8, if that is still twice as large as needed
+            turned = _orientation(opened) >= 5
             opened.draft(None, tuple(2 * side for side in size[:: 1 if turned else -1]))
-        opened.load()
-        image = opened
-    ImageOps.exif_transpose(image, in_place=True)
+        image = _upright(opened)
+    if (full[0] > full[1]) == (image.size[0] > image.size[1]):
+        full = full[::-1]
     grey = image.mode in GREY_MODES or image.mode.startswith("I;16")
     channels = channels or (1 if grey else 3)
     image = _as_mode(image, "L" if channels == 1 else "RGB")
@@ -84,6 +90,23 @@ def decode(
     remarks = (ANIMATED,) * animated + (TURNED_GREY,) * (channels == 1 and not grey)
     pixels = array[None] if array.ndim == 2 else np.ascontiguousarray(array.transpose(2, 0, 1))
     return Picture(pixels=pixels, height_width=full, remarks=remarks)
+
+
+def _orientation(image: Image.Image) -> int:
+    with suppress(Exception):  # damaged EXIF data: the image itself may be whole
+        return image.getexif().get(ORIENTATION, 1)
+    return 1
+
+
+def _upright(opened: Image.Image) -> Image.Image:
+    """An opened image, loaded and turned as it is to be seen; some formats are turned by loading."""
+    opened.load()
+    turn = TURNS.get(_orientation(opened))
+    if turn is None:
+        return opened
+    image = opened.transpose(turn)
+    image.format, image.info = opened.format, opened.info
+    return image
 
 
 def header_size(source: bytes | Path) -> tuple[int, int]:
@@ -107,14 +130,19 @@ def _as_mode(image: Image.Image, mode: str) -> Image.Image:
     profile = image.info.get("icc_profile")
     if image.mode.startswith("I") or image.mode == "F":
         image = Image.fromarray(_as_bytes(np.asarray(image), image.mode.startswith("I;16") or image.format == "PNG"))
+    if image.mode == "LAB":
+        image = _to_srgb(image, ImageCms.createProfile("LAB"))
     if "A" in image.mode or "a" in image.mode or "transparency" in image.info:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
     if image.mode == "CMYK" and profile:
         with suppress(ImageCms.PyCMSError, OSError, ImportError):  # a damaged profile: the plain conversion below
-            printed = ImageCms.ImageCmsProfile(io.BytesIO(profile))
-            image = ImageCms.profileToProfile(image, printed, ImageCms.createProfile("sRGB"), outputMode="RGB")
+            image = _to_srgb(image, ImageCms.ImageCmsProfile(io.BytesIO(profile)))
     return image if image.mode == mode else image.convert(mode)
+
+
+def _to_srgb(image: Image.Image, profile: object) -> Image.Image:
+    return ImageCms.profileToProfile(image, profile, ImageCms.createProfile("sRGB"), outputMode="RGB")
 
 
 def _as_bytes(values: np.ndarray, sixteen_bits: bool) -> np.ndarray:
@@ -136,6 +164,12 @@ def _as_bytes(values: np.ndarray, sixteen_bits: bool) -> np.ndarray:
         if black - slack * (white - black) <= low and high <= white + slack * (white - black):
             return ((values - black) * (255 / (white - black))).clip(0, 255).round().astype(np.uint8)
     raise ValueError(f"it holds values from {low:g} to {high:g}; save it with values from 0 to 1 or from 0 to 255")
+
+
+def looks_like_image(content: bytes) -> bool:
+    """Whether the first bytes are those of a JPEG, PNG, GIF, WebP or TIFF file."""
+    starts = (b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"II*\0", b"MM\0*")
+    return content.startswith(starts) or content[8:12] == b"WEBP"
 
 
 def why_unreadable(error: Exception, source: bytes | str | Path) -> str:
@@ -225,9 +259,7 @@ def load_mask(path: str | Path, height: int, width: int) -> Tensor:
         raise ValueError(f"there is no image file at {path}")
     try:
         with Image.open(path) as opened:
-            opened.load()
-            image = opened
-        ImageOps.exif_transpose(image, in_place=True)
+            image = _upright(opened)
         if "A" in image.mode or "transparency" in image.info:
             alpha = np.asarray(image.convert("RGBA"))[..., 3]
             values = alpha if alpha.min() < alpha.max() else np.asarray(_as_mode(image, "L"))

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from dataclasses import replace
 
 from . import cache
+from .account import Finding
 from .config import SPLIT, DataConfig
 from .dataset import ImageDataset
 from .sources import find_source
 
 
-def load(config: DataConfig) -> ImageDataset:
+def load(config: DataConfig, known: Sequence[Finding] = ()) -> ImageDataset:
     """The images of one split, ready in memory; decoded once, then mapped from the cache.
+
+    A warning says what is not used, or not as it stands, except the `known` findings of another split.
 
     A data set of the hub is kept under its name: delete the cache (CHAINRULE_CACHE, or ~/.cache/chainrule) to
     fetch a newer version.  A local folder is read again whenever a file in it has changed.
@@ -27,7 +31,7 @@ def load(config: DataConfig) -> ImageDataset:
     if dataset.skipped and config.strict:
         said = dataset.account.unreadable(dataset.name, dataset.skipped)
         raise ValueError(said + "; repair or remove them, or set strict to false")
-    if said := dataset.account.sentences(dataset.name, dataset.skipped):
+    if said := dataset.account.sentences(dataset.name, dataset.skipped, known):
         warnings.warn(said, stacklevel=2)
     first, last = _bound(start, len(dataset), 0), _bound(stop, len(dataset), len(dataset))
     if first >= last:

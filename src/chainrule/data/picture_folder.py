@@ -12,7 +12,7 @@ from . import cache
 from .account import Finding
 from .captions import IMAGE_COLUMNS, LABEL_COLUMNS, TEXT_COLUMNS, Beside, guess, read_beside
 from .config import DataConfig
-from .images import header_size, heic_is_readable
+from .images import header_size, heic_is_readable, looks_like_image
 from .rows import Rows, RowSource, composed, number_labels
 from .tree import SPLIT_NAMES, File, Listing, files_of, image_suffixes, is_archive, without_common_folders
 
@@ -190,8 +190,11 @@ def _others(files: Sequence[File], beside: Beside, endings: set[str]) -> list[Fi
     rest = [file for file in files if file.suffix not in endings and file.name not in beside.used]
     loud = [file for file in rest if file.suffix not in QUIET or is_archive(file.name)]
     kinds = ", ".join(sorted({file.suffix for file in loud}))
-    quiet = [file.name for file in rest if file not in loud]
+    nameless = [file.name for file in rest if not file.suffix and looks_like_image(file.start())]
+    known = {*nameless, *(file.name for file in loud)}
+    quiet = [file.name for file in rest if file.name not in known]
     return [
+        *Finding.of(nameless, "file", "ignored", "an image without an ending such as .jpg in its name"),
         *Finding.of([file.name for file in loud], "file", "ignored", f"a kind that is not read: {kinds}"),
         *Finding.of(quiet, "file", "ignored", "neither an image nor a caption of one", loud=False),
     ]
@@ -212,8 +215,9 @@ def _hash_split(images: Sequence[File], split: str) -> tuple[list[File], list[Fi
     An image is of "test" where the hash of its name lies in the lowest twentieth of all hashes, or is the lowest here.
     So no image goes from training to test when others are added.  Where nothing is left, training has all images.
     """
-    hashes = [hashlib.sha256(composed(image.name).encode()).digest() for image in images]
-    held = [value < TEST_HASHES or value == min(hashes) for value in hashes]
+    hashes = [hashlib.sha256(composed(image.name).encode("utf-8", "surrogateescape")).digest() for image in images]
+    lowest = min(hashes, default=b"")
+    held = [value < TEST_HASHES or value == lowest for value in hashes]
     if split == "test":
         return [image for image, test in zip(images, held, strict=True) if test], []
     if all(held):

@@ -55,6 +55,15 @@ class File:
         """What `images.decode` takes."""
         return self.path if self.member is None else self.read()
 
+    def start(self) -> bytes:
+        """The first 16 bytes; none of a broken link."""
+        if self.member is not None:
+            return self.read()[:16]
+        if not self.path.is_file():
+            return b""
+        with open(self.path, "rb") as file:
+            return file.read(16)
+
     def read(self) -> bytes:
         """The content."""
         if isinstance(self.member, str):
@@ -182,15 +191,22 @@ def without_common_folders(files: Sequence[File]) -> list[File]:
     return files
 
 
+def _refuse(error: OSError) -> None:
+    """What `os.walk` calls for a folder that cannot be opened, which it would otherwise skip in silence."""
+    raise error
+
+
 def walk(folder: Path) -> Iterator[tuple[str, bool]]:
     """(name below `folder`, whether it or a folder above it is hidden) of every file; links to folders are followed."""
-    for directory, children, files in os.walk(folder, followlinks=True):
-        real = os.path.realpath(directory)
-        children[:] = [
-            child for child in children
-            if not os.path.islink(link := os.path.join(directory, child))
-            or not f"{real}{os.sep}".startswith(f"{os.path.realpath(link)}{os.sep}")  # a link to a folder above it
-        ]  # fmt: skip
+    above = {os.fspath(folder): frozenset([os.path.realpath(folder)])}
+    for directory, children, files in os.walk(folder, onerror=_refuse, followlinks=True):
+        real = above.pop(directory)
+        for child in list(children):
+            path = os.path.join(directory, child)
+            target = os.path.realpath(path)
+            if target in real:  # a link to a folder that it lies in
+                children.remove(child)
+            above[path] = real | {target}
         below = os.path.relpath(directory, folder)
         for file in files:
             name = os.path.normpath(os.path.join(below, file))

@@ -78,7 +78,8 @@ def load_examples(data: DataConfig, evaluation: EvaluationConfig, largest: int =
     """
     data = with_size(data, largest)
     training = load(data)
-    judged = load(replace(data, split=evaluation.split, flip=False, captions="first"))
+    of_evaluation = replace(data, split=evaluation.split, flip=False, captions="first")
+    judged = load(of_evaluation, training.account.findings)
     if judged.image_shape != training.image_shape:
         raise ValueError(
             f"the images of split {data.split} are {training.image_shape} and those of {evaluation.split} "
