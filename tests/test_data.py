@@ -2,10 +2,13 @@
 
 import io
 import os
+import resource
+import shutil
 import subprocess
 import sys
 import warnings
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,6 +16,7 @@ import torch
 from PIL import Image
 
 from chainrule.data import Batch, DataConfig, augment, binarize, load, load_images, load_mask
+from chainrule.data.cache import cached_arrays, create_array, write_array
 
 
 @pytest.fixture(autouse=True)
@@ -351,6 +355,75 @@ def test_the_cache_follows_the_files_and_the_transform(tmp_path):
     assert second.images[0, 0, 0, 0] == 2 and second.fingerprint != first.fingerprint
     save(picture(2), folder / "2.png")
     assert len(load(DataConfig(str(folder.parent)))) == 2
+
+
+@pytest.mark.parametrize("damage", [lambda content: b"", lambda content: content[: len(content) // 2], None])
+@pytest.mark.parametrize("name", ["images.npy", "labels.npy", "meta.json", "fingerprint-0-3"])
+def test_a_damaged_cache_is_built_again(tmp_path, name, damage):
+    write_table(tmp_path / "t", label=[0, 1, 1])
+    before = load(DataConfig(str(tmp_path / "t")))
+    (path,) = (tmp_path / "cache" / "data").glob(f"*/{name}")
+    content = path.read_bytes()
+    path.unlink()
+    if damage is not None:
+        path.write_bytes(damage(content))
+    after = load(DataConfig(str(tmp_path / "t")))
+    assert torch.equal(before.images, after.images) and torch.equal(before.labels, after.labels)
+    assert before.fingerprint == after.fingerprint and path.read_bytes() == content
+
+
+@pytest.mark.parametrize("damage", [b"", b"\x93NUMPY", None])
+def test_damaged_arrays_are_computed_again(tmp_path, damage):
+    def build(folder):
+        built.append(folder)
+        write_array(folder / "0.npy", np.arange(3))
+        write_array(folder / "1.npy", np.ones((2, 2), np.uint8))
+
+    built = []
+    cached_arrays("key", build)
+    (path,) = (tmp_path / "cache" / "data").glob("*/1.npy")
+    path.unlink()
+    if damage is not None:
+        path.write_bytes(damage)
+    first, second = cached_arrays("key", build)
+    assert first.tolist() == [0, 1, 2] and second.tolist() == [[1, 1], [1, 1]] and len(built) == 2
+
+
+def test_a_full_disk_is_an_error_that_names_the_cache(tmp_path, monkeypatch):
+    write_table(tmp_path / "t")
+    words = (
+        f"the cache folder {tmp_path / 'cache' / 'data'}/.* cannot be written .No space left on device: "
+        "0.. kB are needed and 0.0 kB are free.; set CHAINRULE_CACHE to another folder"
+    )
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=10))
+        with pytest.raises(ValueError, match=words):
+            load(DataConfig(str(tmp_path / "t")))
+    assert not list((tmp_path / "cache" / "data").iterdir())
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))
+    try:
+        with pytest.raises(ValueError, match=r"the cache folder .* cannot be written \(File too large\)"):
+            cached_arrays("key", lambda folder: create_array(folder / "0.npy", (9999,), np.uint8))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert not list((tmp_path / "cache" / "data").iterdir())
+
+
+def test_room_is_reserved_before_an_array_is_mapped(tmp_path, monkeypatch):
+    assert create_array(tmp_path / "a.npy", (1 << 20,), np.uint8).sum() == 0
+    monkeypatch.delattr(os, "posix_fallocate")
+    assert create_array(tmp_path / "b.npy", (1 << 20,), np.uint8).sum() == 0
+    assert [os.stat(tmp_path / name).st_blocks * 512 > 1 << 20 for name in ("a.npy", "b.npy")] == [True, True]
+
+
+def test_what_a_killed_process_left_in_the_cache_is_removed(tmp_path):
+    left = tmp_path / "cache" / "data" / ".something.tmp" / ("0" * 16)
+    left.mkdir(parents=True)
+    (left / "images.npy").write_bytes(bytes(1000))
+    write_table(tmp_path / "t")
+    load(DataConfig(str(tmp_path / "t")))
+    assert not left.parent.exists()
 
 
 def test_writing_to_a_data_set_leaves_the_cache_alone(tmp_path):

@@ -4,6 +4,7 @@ folder of a saved model is read strictly, and nothing else is taken for one."""
 import errno
 import os
 import resource
+import signal
 import subprocess
 import sys
 from functools import partial
@@ -150,19 +151,53 @@ def test_two_writers_of_one_folder(tmp_path):
     assert [child.name for child in tmp_path.iterdir()] == ["model"]
 
 
-def test_what_others_are_writing_is_left_alone(tmp_path):
+def test_what_others_are_writing_is_left_alone(tmp_path, monkeypatch):
     path = tmp_path / "model"
     beside = tmp_path / ".model.tmp"
-    week = 8 * 86400
-    with temporary_folder(path) as ours:
-        of_a_living = beside / f"{files._HOST}-{os.getppid()}-00000000"
-        of_a_computer, of_an_older = beside / "elsewhere-1-00000000", beside / "elsewhere-1-00000001"
-        not_ours = beside / "notes"
-        for folder in (of_a_living, of_a_computer, of_an_older, not_ours):
-            folder.mkdir()
-        os.utime(of_an_older, (os.stat(of_an_older).st_mtime - week,) * 2)
+    code = (
+        "import sys; from chainrule.files import temporary_folder\nwith temporary_folder(sys.argv[1]): print(); input()"
+    )
+    with (
+        temporary_folder(path) as ours,
+        subprocess.Popen(
+            [sys.executable, "-c", code, str(path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        ) as other,
+    ):
+        other.stdout.readline()
+        (theirs,) = set(beside.iterdir()) - {ours}
+        left, notes = beside / ("0" * 16), beside / "notes"
+        left.mkdir()
+        notes.mkdir()
         recover(path)
-        assert set(beside.iterdir()) == {ours, of_a_living, of_a_computer, not_ours}
+        assert set(beside.iterdir()) == {ours, theirs, notes}
+        other.kill()
+        other.wait()
+        recover(path)
+        assert set(beside.iterdir()) == {ours, notes}
+
+
+def test_without_locks_only_old_temporary_folders_are_removed(tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "fcntl", None)
+    young, old = tmp_path / ".model.tmp" / ("0" * 16), tmp_path / ".model.tmp" / ("1" * 16)
+    for folder in (young, old):
+        folder.mkdir(parents=True)
+    os.utime(old, (old.stat().st_mtime - 8 * 86400,) * 2)
+    write_file(tmp_path / "model", "")
+    assert list((tmp_path / ".model.tmp").iterdir()) == [young]
+
+
+def test_sigterm_removes_temporary_folders(tmp_path):
+    code = (
+        "import sys; from chainrule.files import temporary_folder\nwith temporary_folder(sys.argv[1]): print(); input()"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", code, str(tmp_path / "model")], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as other:
+        other.stdout.readline()
+        assert list(tmp_path.iterdir()) == [tmp_path / ".model.tmp"]
+        other.terminate()
+        assert other.wait() == -signal.SIGTERM
+    assert not list(tmp_path.iterdir())
 
 
 def test_errors_name_the_file(tmp_path):
@@ -292,7 +327,6 @@ def test_a_model_that_was_being_saved_is_found(tmp_path, monkeypatch):
         with monkeypatch.context() as patch:
             for name in STEPS:
                 patch.setattr(os, name, dying(getattr(os, name)))
-            patch.setattr(files, "_HOST", "elsewhere")  # whose temporary folders are left alone
             try:
                 new.save(folder)
             except OSError:

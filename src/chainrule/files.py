@@ -2,10 +2,13 @@
 
 Nothing is left half-written, even if the process is killed while it writes.
 
-What is written to `X` is first written to `.X.tmp/HOST-PID-NUMBER/` beside it, forced to the disk, and then renamed.
+What is written to `X` is first written to `.X.tmp/NUMBER/` beside it, forced to the disk, and then renamed.
 One rename replaces a file.  A folder needs two: the old folder goes to the temporary folder, the new one takes its
 place.  A process that is killed between the two leaves both in the temporary folder, and the next `recover`, which
 every writer and every reader of saved folders calls, puts the new one into its place.
+
+The process that writes to a temporary folder holds a lock on it, which the system releases when the process ends.
+Hence a temporary folder without a lock is left over, and `recover` removes it.
 
 Imports nothing of the package.
 """
@@ -19,20 +22,26 @@ import os
 import re
 import secrets
 import shutil
+import signal
 import socket
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import TypeVar
 
-_HOST = socket.gethostname()
-_NAME = re.compile(r"(.+)-(\d+)-[0-9a-f]{8}")
-"""The name of a temporary folder: computer, process, random number."""
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
+
+T = TypeVar("T")
+_NAME = re.compile(r"[0-9a-f]{16}")
+"""The name of a temporary folder."""
 _DAYS = 7
-"""A temporary folder of another computer is taken for abandoned when it is older."""
+"""Where the system has no locks, a temporary folder is taken for abandoned when it is older."""
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS}
-_active: set[str] = set()
-"""Names of the temporary folders that this process is writing to."""
 
 
 def cache_root() -> Path:
@@ -105,7 +114,9 @@ def write_file(path: str | os.PathLike, content: bytes | str | Callable[[Path], 
         if callable(content):
             content(new)
         else:
-            new.write_bytes(content.encode() if isinstance(content, str) else content)
+            data = content.encode() if isinstance(content, str) else content
+            check_space(folder, len(data))
+            new.write_bytes(data)
         _sync(new)
         os.replace(new, path)
         _sync(path.parent)
@@ -138,7 +149,7 @@ def write_folder(path: str | os.PathLike, write: Callable[[Path], object], repla
 
 @contextmanager
 def temporary_folder(path: str | os.PathLike) -> Iterator[Path]:
-    """An empty folder beside `path`, on the same disk, which is removed at the end.
+    """An empty folder beside `path`, on the same disk, which is removed at the end, also if SIGTERM ends the process.
 
     If the process is killed, the next `temporary_folder` or `recover` of the same path removes it.
 
@@ -146,26 +157,122 @@ def temporary_folder(path: str | os.PathLike) -> Iterator[Path]:
         OSError: it cannot be written; `filename` is `path`.
     """
     path = Path(path)
-    beside = _beside(path)
-    folder = beside / f"{_HOST}-{os.getpid()}-{secrets.token_hex(4)}"
-    _active.add(folder.name)
+    beside, handle = _beside(path), None
+    folder = beside / secrets.token_hex(8)
+    with _terminable():
+        try:
+            recover(path)
+            while handle is None:
+                with suppress(FileNotFoundError):  # another process has just removed the folder
+                    beside.mkdir(parents=True, exist_ok=True)
+                    folder.mkdir()
+                    handle = _lock(folder)
+            with naming(path):
+                yield folder
+        except OSError as error:
+            ours = error.filename is not None and Path(os.fsdecode(error.filename)).is_relative_to(beside)
+            if not ours and not _is_above(error, path):
+                raise
+            said = error.strerror
+            said = said if said.startswith("cannot be written") else f"cannot be written ({said})"
+            raise OSError(error.errno, said, os.fspath(path)) from error
+        finally:
+            with suppress(OSError):
+                _close(folder, path)
+                beside.rmdir()
+            if handle is not None:
+                os.close(handle)
+
+
+@contextmanager
+def naming(path: str | os.PathLike) -> Iterator[None]:
+    """Gives an error of the disk that names no file, as of a full disk, the name of the file that is being written."""
     try:
-        recover(path)
-        while not folder.is_dir():
-            with suppress(FileNotFoundError):  # another process has just removed the folder `beside`
-                beside.mkdir(parents=True, exist_ok=True)
-                folder.mkdir()
-        yield folder
+        yield
     except OSError as error:
-        ours = error.filename is not None and Path(os.fsdecode(error.filename)).is_relative_to(beside)
-        if ours or (error.filename in (None, os.fspath(path)) and error.errno in _FULL) or _is_above(error, path):
-            raise OSError(error.errno, f"cannot be written ({os.strerror(error.errno)})", os.fspath(path)) from error
-        raise
+        if error.filename is not None or error.errno not in _FULL:
+            raise
+        raise OSError(error.errno, f"cannot be written ({error.strerror})", os.fspath(path)) from error
+
+
+def check_space(folder: Path, size: int) -> None:
+    """Raises OSError, with both sizes, unless the disk of a folder has room for `size` bytes."""
+    free = shutil.disk_usage(folder).free
+    if free < size:
+        needed, left = (f"{n / 1e6:,.1f} MB" if n >= 1e6 else f"{n / 1e3:,.1f} kB" for n in (size, free))
+        said = f"{os.strerror(errno.ENOSPC)}: {needed} are needed and {left} are free"
+        raise OSError(errno.ENOSPC, said, os.fspath(folder))
+
+
+def reserve(path: Path, start: int) -> None:
+    """Gives a file, which holds nothing after its first `start` bytes, all its room on the disk.
+
+    Raises:
+        OSError: the disk is full, with both sizes.
+    """
+    size = path.stat().st_size
+    check_space(path.parent, size)
+    with open(path, "r+b", buffering=0) as file:
+        if hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(file.fileno(), 0, size)
+            return
+        file.seek(start)
+        for position in range(start, size, 1 << 20):
+            file.write(bytes(min(1 << 20, size - position)))
+
+
+@contextmanager
+def owned(folder: str | os.PathLike) -> Iterator[None]:
+    """Keeps other processes that ask for the same folder out of it; made if need be.
+
+    The file `.lock` in it is locked, and names this process.  The system releases the lock when the process ends, so
+    that the file of a killed process is no hindrance.  Where the file system has no locks, nobody is kept out.
+
+    Raises:
+        ValueError: another process has the folder.
+        OSError: the folder cannot be written.
+    """
+    path = Path(folder) / ".lock"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    while True:
+        handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        if _flock(handle) is False:
+            holder = os.read(handle, 300).decode(errors="replace").strip() or "another process"
+            os.close(handle)
+            raise ValueError(f"{folder} is in use by {holder}; wait until it ends, or choose another folder")
+        if path.exists() and os.path.samestat(path.stat(), os.fstat(handle)):
+            break
+        os.close(handle)  # its last owner has just removed it
+    try:
+        os.ftruncate(handle, 0)
+        os.write(handle, f"process {os.getpid()} on {socket.gethostname()}\n".encode())
+        yield
     finally:
-        with suppress(OSError):
-            _close(folder, path)
-            beside.rmdir()
-        _active.discard(folder.name)
+        path.unlink(missing_ok=True)
+        os.close(handle)
+
+
+def read_whole(folder: Path, read: Callable[[Path], T]) -> T:
+    """What `read` makes of a folder that `write_folder` may replace meanwhile: all its files are of one writer."""
+    while True:
+        recover(folder)
+        before = _identity(folder)
+        try:
+            found = read(folder)
+        except Exception:
+            if _identity(folder) == before:
+                raise
+        else:
+            if _identity(folder) == before:
+                return found
+
+
+def _identity(folder: Path) -> tuple[int, ...] | None:
+    try:
+        found = folder.stat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino, found.st_mtime_ns
 
 
 def recover(path: str | os.PathLike) -> None:
@@ -174,7 +281,8 @@ def recover(path: str | os.PathLike) -> None:
     with suppress(OSError):  # there is none, or another process has just removed it
         for folder in _beside(path).iterdir():
             if _NAME.fullmatch(folder.name):
-                _close(folder, path, _is_abandoned(folder))
+                with suppress(OSError):
+                    _recover(folder, path)
         _beside(path).rmdir()
 
 
@@ -215,22 +323,63 @@ def _close(folder: Path, path: Path, remove: bool = True) -> None:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _is_abandoned(folder: Path) -> bool:
-    """Whether the process that writes to a temporary folder has ended."""
-    host, process = _NAME.fullmatch(folder.name).groups()
-    if host != _HOST:
-        return time.time() - folder.stat().st_mtime > _DAYS * 86400
-    if int(process) == os.getpid():  # after a restart in a container, process numbers are the same
-        return folder.name not in _active
-    if os.name == "nt":  # there, os.kill would end the process
-        return False
+def _lock(folder: Path) -> int | None:
+    """Locks a temporary folder until the handle is closed or the process ends; None if it has been removed."""
+    handle = os.open(os.devnull if fcntl is None else folder, os.O_RDONLY)
+    _flock(handle, wait=True)
+    if folder.exists():
+        return handle
+    os.close(handle)
+    return None
+
+
+def _recover(folder: Path, path: Path) -> None:
+    """`_close`, which removes a temporary folder only if the process that wrote to it has ended."""
+    handle = os.open(os.devnull if fcntl is None else folder, os.O_RDONLY)
     try:
-        os.kill(int(process), 0)
-    except ProcessLookupError:
-        return True
-    except PermissionError:
+        locked = _flock(handle)
+        if locked is None:
+            locked = time.time() - folder.stat().st_mtime > _DAYS * 86400
+        _close(folder, path, locked)
+    finally:
+        os.close(handle)
+
+
+def _flock(handle: int, wait: bool = False) -> bool | None:
+    """Locks an open file or folder; False if another process has the lock, None where there are no locks."""
+    if fcntl is None:
+        return None
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
         return False
-    return False
+    except OSError:
+        return None
+    return True
+
+
+class _Terminated(BaseException):
+    """SIGTERM came."""
+
+
+@contextmanager
+def _terminable() -> Iterator[None]:
+    """Meanwhile SIGTERM, which ends a process at once, runs what is to be done at the end first."""
+
+    def stop(*_: object) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)  # a second one does not wait
+        raise _Terminated
+
+    if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGTERM) != signal.SIG_DFL:
+        yield  # somebody else sees to it
+        return
+    signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    except _Terminated:
+        signal.raise_signal(signal.SIGTERM)
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def _is_above(error: OSError, path: Path) -> bool:

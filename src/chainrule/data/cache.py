@@ -9,19 +9,24 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
+from numpy.typing import DTypeLike
 
-from ..files import cache_root, recover, temporary_folder, write_file, write_folder
+from ..files import cache_root, naming, recover_all, reserve, temporary_folder, write_file, write_folder
 from .account import Account
 from .dataset import ImageDataset
 
 VERSION = 1  # raise it when a change here or in decoding makes old entries wrong
+DAMAGED = (AttributeError, EOFError, KeyError, OSError, TypeError, ValueError)
+"""What reading a damaged file of an entry raises."""
+T = TypeVar("T")
 
 
 @contextmanager
@@ -43,7 +48,26 @@ def _needs_cache(folder: Path) -> Iterator[None]:
     except OSError as error:
         if error.filename != str(folder):
             raise
-        raise ValueError(f"the cache folder cannot be written ({error}); set CHAINRULE_CACHE to another") from error
+        said = f"the cache folder {error.filename} {error.strerror}"
+        raise ValueError(f"{said}; set CHAINRULE_CACHE to another folder") from error
+
+
+def create_array(path: Path, shape: tuple[int, ...], dtype: DTypeLike) -> np.ndarray:
+    """A new .npy file, mapped into memory, whose room on the disk is reserved; raises OSError where there is none.
+
+    To write to a map without reserved room ends the process, without a word, where the disk is full.
+    """
+    with naming(path):
+        array = np.lib.format.open_memmap(path, "w+", dtype, shape)
+        reserve(path, array.offset)
+    return array
+
+
+def write_array(path: Path, values: np.ndarray) -> None:
+    """Writes a .npy file; raises OSError as `create_array`."""
+    array = create_array(path, values.shape, values.dtype)
+    array[...] = values
+    array.flush()
 
 
 def cached(key: Any, build: Callable[[Path], dict[str, Any]], name: str) -> tuple[ImageDataset, Path]:
@@ -57,23 +81,24 @@ def cached(key: Any, build: Callable[[Path], dict[str, Any]], name: str) -> tupl
     """
 
     def build_with_meta(target: Path) -> None:
-        (target / "meta.json").write_text(json.dumps(build(target)), encoding="utf-8")
+        meta = build(target)
+        (target / "meta.json").write_text(json.dumps(meta | {"labelled": (target / "labels.npy").exists()}))
 
-    folder = _entry(key, build_with_meta)
-    meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
-    images = np.load(folder / "images.npy", mmap_mode="c")[: meta["count"]]
-    labels = folder / "labels.npy"
-    dataset = ImageDataset(
-        torch.from_numpy(images),
-        torch.from_numpy(np.load(labels)) if labels.exists() else None,
-        meta["texts"],
-        None if meta["class_names"] is None else tuple(meta["class_names"]),
-        meta["num_classes"],
-        name,
-        meta["skipped"],
-        Account.from_plain(meta["account"]) if "account" in meta else Account(used=meta["count"]),
-    )
-    return dataset, folder
+    def read(folder: Path) -> ImageDataset:
+        meta = json.loads((folder / "meta.json").read_text())
+        images = np.load(folder / "images.npy", mmap_mode="c")[: meta["count"]]
+        return ImageDataset(
+            torch.from_numpy(images),
+            torch.from_numpy(np.load(folder / "labels.npy")) if meta["labelled"] else None,
+            meta["texts"],
+            None if meta["class_names"] is None else tuple(meta["class_names"]),
+            meta["num_classes"],
+            name,
+            meta["skipped"],
+            Account.from_plain(meta["account"]) if "account" in meta else Account(used=meta["count"]),
+        )
+
+    return _entry(key, build_with_meta, read)
 
 
 def cached_arrays(key: Any, build: Callable[[Path], object]) -> tuple[torch.Tensor, ...]:
@@ -83,30 +108,51 @@ def cached_arrays(key: Any, build: Callable[[Path], object]) -> tuple[torch.Tens
         key: a JSON value of everything they depend on.
         build: writes 0.npy, 1.npy, … into the folder it is given.
     """
-    folder = _entry(["arrays", key], build)
-    paths = sorted(folder.glob("*.npy"), key=lambda path: int(path.stem))
-    return tuple(torch.from_numpy(np.load(path, mmap_mode="c")) for path in paths)
+
+    def build_with_count(target: Path) -> None:
+        build(target)
+        (target / "meta.json").write_text(json.dumps({"count": len(list(target.glob("*.npy")))}))
+
+    def read(folder: Path) -> tuple[torch.Tensor, ...]:
+        count = json.loads((folder / "meta.json").read_text())["count"]
+        return tuple(torch.from_numpy(np.load(folder / f"{index}.npy", mmap_mode="c")) for index in range(count))
+
+    return _entry(["arrays", key], build_with_count, read)[0]
 
 
-def _entry(key: Any, build: Callable[[Path], object]) -> Path:
-    """The folder of `key`; `build` fills it on the first call."""
+def _entry(key: Any, build: Callable[[Path], object], read: Callable[[Path], T]) -> tuple[T, Path]:
+    """What `read` makes of the folder of `key`, and the folder; `build` fills it on the first call."""
     digest = hashlib.sha256(json.dumps([VERSION, key]).encode()).hexdigest()[:24]
-    return built_once(cache_root() / "data" / digest, build)
+    return built_once(cache_root() / "data" / digest, build, read)
 
 
-def built_once(folder: Path, build: Callable[[Path], object]) -> Path:
-    """`folder`, which lies in the cache; `build` fills it on the first call, and it appears when it is whole."""
-    recover(folder)
-    if not folder.exists():
-        with _needs_cache(folder):
+def built_once(folder: Path, build: Callable[[Path], object], read: Callable[[Path], T]) -> tuple[T, Path]:
+    """What `read` makes of `folder`, which lies in the cache, and the folder itself.
+
+    Args:
+        folder: appears when it is whole.
+        build: fills it on the first call, and again if it is damaged.
+        read: fails on a damaged folder.
+    """
+    recover_all(folder.parent)
+    with _needs_cache(folder):
+        if not folder.exists():
             write_folder(folder, build, replace=False)  # another process may be faster, with the same result
-    return folder
+        try:
+            return read(folder), folder
+        except DAMAGED:
+            write_folder(folder, build)
+            return read(folder), folder
 
 
 def remember_fingerprint(dataset: ImageDataset, file: Path) -> None:
     """Sets `dataset.fingerprint` from `file`; where that is missing, computes it and writes it."""
     try:
-        dataset.__dict__["fingerprint"] = file.read_text()
-    except OSError:
+        found = file.read_text()
+    except (OSError, UnicodeDecodeError):
+        found = ""
+    if re.fullmatch("[0-9a-f]{64}", found):
+        dataset.__dict__["fingerprint"] = found
+    else:
         with suppress(OSError):  # a cache that is read-only: it was computed, which is enough
             write_file(file, dataset.fingerprint)

@@ -81,7 +81,7 @@ class RowSource(Source):
                 raise ValueError(f"the split {split} of {self.config.source} has no images")
             kept, skipped, account = _decode(self.config, _labelled(rows), target)
         if rows.labels is not None:
-            np.save(target / "labels.npy", rows.labels[kept])
+            cache.write_array(target / "labels.npy", rows.labels[kept])
         texts = None if rows.texts is None else [first_of(self.config, rows.texts[row]) for row in kept]
         if texts is not None:
             without = [rows.names[row] for row, text in zip(kept, texts, strict=True) if not text]
@@ -181,7 +181,7 @@ def _decode(config: DataConfig, rows: Rows, target: Path) -> tuple[list[int], li
             continue
         if array is None:
             first, shape = picture.pixels, (len(rows.names), *picture.pixels.shape)
-            array = np.lib.format.open_memmap(target / "images.npy", "w+", np.uint8, shape)
+            array = cache.create_array(target / "images.npy", shape, np.uint8)
         images.check_equal(rows.names[kept[0] if kept else row], first, name, picture.pixels)
         array[len(kept)] = picture.pixels
         kept.append(row)

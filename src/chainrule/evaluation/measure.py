@@ -10,13 +10,12 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from ..core import LearnedTokenizer, Tokenizer
 from ..data import Batch, DataConfig, ImageDataset, binarize, load
-from ..data.cache import cached_arrays
+from ..data.cache import cached_arrays, write_array
 from ..decoding import image_seeds
 from ..pipeline import Pipeline
 from ..progress import progress
@@ -181,7 +180,7 @@ def _measure_samples(plan: Plan, dataset: ImageDataset, settings: SampleSettings
         """Features of the real images: the next model of these data, or of this tokenizer, finds them in the cache."""
 
         def build(folder: Path) -> None:
-            np.save(folder / "0.npy", features(real, **change).numpy())
+            write_array(folder / "0.npy", features(real, **change).numpy())
 
         return cached_arrays([*key, what], build)[0]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import os
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from ..files import check_space
 from ..kernels.transformer import quantize_rows
 
 SCALE = "::scale"
@@ -32,10 +34,11 @@ def write_weights(part: nn.Module, path: Path, dtype: torch.dtype | None = None)
     elif dtype is not None:
         tensors = {key: value.to(dtype) if value.is_floating_point() else value for key, value in tensors.items()}
     if tensors:
+        check_space(path.parent, sum(value.nbytes for value in tensors.values()))
         try:
             save_file(tensors, path)
         except SafetensorError as error:  # it says no more of an error of the disk
-            raise OSError(errno.EIO, str(error), str(path)) from error
+            raise OSError(errno.EIO, os.strerror(errno.EIO), str(path)) from error
 
 
 def read_weights(part: nn.Module, path: Path) -> None:

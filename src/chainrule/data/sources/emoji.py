@@ -18,6 +18,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import os
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -77,7 +78,7 @@ def folder() -> Path:
             _fetch(scratch)
             build(scratch / "node_modules", target)
 
-    return cache.built_once(cache_root() / "emoji", fetch_and_build)
+    return cache.built_once(cache_root() / "emoji", fetch_and_build, _check)[1]
 
 
 def build(packages: Path, target: Path) -> None:
@@ -182,6 +183,15 @@ def _on_white(path: Path) -> bytes:
 def _plain(codepoints: str) -> str:
     """Code points without the selector of the coloured form, which file names have or lack."""
     return "-".join(part for part in codepoints.upper().split("-") if part != "FE0F")
+
+
+def _check(folder: Path) -> None:
+    """Raises OSError or ValueError unless both files are there and have their ends."""
+    for name in ("train", "test"):
+        with open(folder / f"{name}-00000-of-00001.parquet", "rb") as file:
+            file.seek(-4, os.SEEK_END)
+            if file.read() != b"PAR1":
+                raise ValueError(f"{file.name} is damaged")
 
 
 def _read(path: Path) -> list[dict[str, Any]]:

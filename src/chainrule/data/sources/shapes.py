@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from .. import shapes
+from ..cache import create_array, write_array
 from ..config import DataConfig
 from ..source import Source
 
@@ -42,11 +43,11 @@ class Shapes(Source):
         if split not in shapes.SPLITS:
             raise ValueError(f"shapes has no split {split!r}; it has {', '.join(shapes.SPLITS)}")
         scenes = [shapes.scene(index, split) for index in range(shapes.SPLITS[split])]
-        array = np.lib.format.open_memmap(target / "images.npy", "w+", np.uint8, (len(scenes), 3, self.size, self.size))
+        array = create_array(target / "images.npy", (len(scenes), 3, self.size, self.size), np.uint8)
         for index, scene in enumerate(scenes):
             array[index] = shapes.render(scene, self.size)
         array.flush()
-        np.save(target / "labels.npy", np.array([shapes.label(scene) for scene in scenes], np.int64))
+        write_array(target / "labels.npy", np.array([shapes.label(scene) for scene in scenes], np.int64))
         return {
             "count": len(scenes),
             "texts": [shapes.caption(scene) for scene in scenes],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 
 import torch
 
-from ...files import write_file
+from ...files import check_space, write_file
 
 _NAME = re.compile(r"step-(\d+)\.pt")
 
@@ -26,16 +27,25 @@ def save_checkpoint(folder: Path, step: int, state: dict[str, Any]) -> None:
     mine = folder / f"step-{step:08d}.pt"
 
     def write(path: Path) -> None:
+        check_space(path.parent, _size(state))
         try:
             torch.save(state, path)
         except RuntimeError as error:  # of a full disk; torch says no more
-            raise OSError(errno.EIO, str(error), str(path)) from error
+            raise OSError(errno.EIO, os.strerror(errno.EIO), str(path)) from error
 
     write_file(mine, write)
     before = [path for path in list_checkpoints(folder) if path.name < mine.name]
     for path in list_checkpoints(folder):
         if path not in [mine, *before[:1]]:  # those with more steps are damaged, or this would go on from them
             path.unlink(missing_ok=True)
+
+
+def _size(state: Any) -> int:
+    """Bytes of the tensors in a state."""
+    if isinstance(state, torch.Tensor):
+        return state.nbytes
+    values = state.values() if isinstance(state, dict) else state if isinstance(state, (list, tuple)) else ()
+    return sum(_size(value) for value in values)
 
 
 def list_checkpoints(folder: Path) -> list[Path]:

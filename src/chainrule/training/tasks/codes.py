@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ...core import Codes, GridSpec, Tokenizer
 from ...data import ImageDataset, binarize
-from ...data.cache import cached_arrays
+from ...data.cache import cached_arrays, create_array
 from ...progress import progress
 from ...saving.model import tokenizer_hash
 from ...zoo import load_tokenizer
@@ -55,7 +55,7 @@ def cached_codes(
     def build(folder: Path) -> None:
         grids = tokenizer.to(device).spec.grids
         files = [
-            np.lib.format.open_memmap(folder / f"{index}.npy", "w+", _narrowest(grid), (len(dataset), *grid.shape))
+            create_array(folder / f"{index}.npy", (len(dataset), *grid.shape), _narrowest(grid))
             for index, grid in enumerate(grids)
         ]
         what = "Encoding mirror images" if flipped else "Encoding images"
