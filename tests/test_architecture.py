@@ -35,7 +35,7 @@ ALLOWED = {  # room: the rooms of the package that it may import
     "compression": {"core", "kernels", "pipeline", "progress", "saving", "strict"},
     "sizes.py": {"core", "strict"},
     "recipe.py": {"core", "strict"},
-    "official": {"core", "pipeline", "priors", "strict", "text", "tokenizers", "zoo"},
+    "official": {"core", "files", "pipeline", "priors", "strict", "text", "tokenizers", "zoo"},
     "training": {
         "core", "data", "evaluation", "files", "images", "pipeline", "progress", "recipe", "saving", "scorers",
         "strict", "text", "tokenizers", "upscaling", "zoo",

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 import json
+import re
 import shlex
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +19,7 @@ from chainrule.core import entry
 from chainrule.data import ImageDataset
 from chainrule.evaluation import psnr, ssim
 from chainrule.images import to_pil
-from chainrule.official import Imported
+from chainrule.official import Imported, importers
 from chainrule.saving.code_file import _pack, _unpack
 from chainrule.zoo import load_tokenizer, save
 from sizes import tiny
@@ -180,6 +182,13 @@ def test_convert_says_origin_and_licence_aloud(here, monkeypatch):
     value = json.loads(run("convert", "release", "model", "--json"))
     assert value["non_commercial"] is True and value["sha256"] == {"vqvae.pt": "ab" * 32}
     assert value["tokenizer"] == "vqvae2" and "prior" not in value
+
+
+def test_the_help_of_convert_lists_every_release():
+    text = run("convert", "--help")
+    for importer in importers().values():
+        for repository in re.findall(r"github.com/([\w-]+/[\w-]+)", inspect.getsource(importer)):
+            assert repository in text
 
 
 def test_mistakes_in_converting(here):

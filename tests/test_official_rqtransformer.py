@@ -1,5 +1,6 @@
 """The importer of kakaobrain's RQ-Transformers against outputs of the original code."""
 
+import json
 import os
 import shutil
 from pathlib import Path
@@ -14,12 +15,17 @@ from chainrule.core import Context
 from chainrule.decoding import Sampling, sample
 from chainrule.official import convert, import_release, kakao_rqtransformer, kakao_rqvae
 from chainrule.official.reader import read_checkpoint, sha256
+from chainrule.recipe import build_recipe
 from chainrule.zoo import read_card
 
 FIXTURES = Path(
     os.environ.get("CHAINRULE_FIXTURES", Path(__file__).resolve().parents[1].parent / "shared" / "fixtures")
 )
 SOURCE = FIXTURES / "kakao_rqtransformer"
+NOTES = (
+    "the tensors of model.pt lie under state_dict",
+    "the tensors of model.pt lie under state_dict_ema, with module in their names",
+)
 needs_fixture = pytest.mark.skipif(not SOURCE.is_dir(), reason="no fixture kakao_rqtransformer")
 
 
@@ -74,17 +80,48 @@ def altered(folder: Path, change=lambda architecture, tensors: None) -> Path:
     return release
 
 
+def text(architecture, tensors):
+    """Makes the second stage one that is conditioned by texts of 5 tokens in 0..6."""
+    architecture.update(block_size_cond=5, vocab_size_cond=7, vocab_size=[40] * 4)
+    tensors.update({
+        "pos_emb_cond": torch.randn(1, 5, 48), "cond_emb.weight": torch.randn(7, 48),
+        "cond_classifier.layer_norm.weight": torch.ones(48), "cond_classifier.layer_norm.bias": torch.zeros(48),
+        "cond_classifier.linear.weight": torch.randn(7, 48), "cond_classifier.linear.bias": torch.zeros(7),
+    })  # fmt: skip
+
+
+@needs_fixture
+@pytest.mark.parametrize("place", ["stage2", ".", "tokenizer", "stage2/tokenizer"])
+def test_the_text_tokenizer_lies_beside_the_checkpoint(tmp_path, place):
+    folder = altered(tmp_path, text) / place
+    folder.mkdir(exist_ok=True)
+    (folder / "bpe-vocab.json").write_text(
+        json.dumps({"[PAD]": 0, "[UNK]": 1, "a": 2, "b": 3, "b</w>": 4, "ab</w>": 5})
+    )
+    with pytest.raises(ValueError, match=r"bpe-merges.txt is missing; bpe-vocab.json needs it"):
+        import_release(tmp_path / "release")
+    (folder / "bpe-merges.txt").write_text("#version: 0.2\na b</w>\n")
+    imported = convert(tmp_path / "release", tmp_path / "model")
+    assert {"bpe-vocab.json", "bpe-merges.txt"} < imported.files.keys() and imported.notes == NOTES
+    pipeline = chainrule.load(tmp_path / "model")
+    assert pipeline.text_tokenizer.encode(["AB b"]).tolist() == [[5, 4, 0, 0, 0]]
+    (folder / "other-vocab.json").write_text("{}")
+    with pytest.raises(ValueError, match="several vocabularies"):
+        import_release(tmp_path / "release")
+
+
+@needs_fixture
+def test_a_missing_text_tokenizer_is_said_and_training_is_refused(tmp_path):
+    imported = convert(altered(tmp_path, text), tmp_path / "model")
+    assert imported.text_tokenizer is None and "its text tokenizer is not there" in imported.notes[-1]
+    recipe = {"data": {"source": "shapes"}, "prior": {"path": str(tmp_path / "model")}, "training": {"steps": 1}}
+    with pytest.raises(ValueError, match="draws from texts but holds no text tokenizer"):
+        build_recipe(recipe, "recipe").build()
+
+
 @needs_fixture
 @torch.no_grad()
 def test_texts_and_models_without_a_condition(tmp_path):
-    def text(architecture, tensors):
-        architecture.update(block_size_cond=5, vocab_size_cond=7, vocab_size=[40] * 4)
-        tensors.update({
-            "pos_emb_cond": torch.randn(1, 5, 48), "cond_emb.weight": torch.randn(7, 48),
-            "cond_classifier.layer_norm.weight": torch.ones(48), "cond_classifier.layer_norm.bias": torch.zeros(48),
-            "cond_classifier.linear.weight": torch.randn(7, 48), "cond_classifier.linear.bias": torch.zeros(7),
-        })  # fmt: skip
-
     def nothing(architecture, tensors):
         architecture.update(block_size_cond=1, vocab_size_cond=1)
         tensors["cond_emb.weight"] = tensors["cond_emb.weight"][4:5]

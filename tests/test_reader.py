@@ -146,7 +146,7 @@ def hostile_values(mark: str) -> dict[str, tuple[object, str]]:
         "getattr": (Hostile(getattr, Hostile(importlib.import_module, "os"), "system"), "builtins.getattr"),
         "import": (Hostile(importlib.import_module, "antigravity"), "importlib.import_module"),
         "dunder": (Hostile(builtins.__import__, "antigravity"), "builtins.__import__"),
-        "partial": (Hostile(functools.partial, os.system, "true"), "functools.partial"),
+        "partial": (Hostile(functools.partial, os.system, "true"), "posix.system"),
         "hub": (Hostile(torch.hub.load, "a/b", "c"), "torch.hub.load"),
         "load": (Hostile(torch.load, mark), "torch.serialization.load"),
         "bytes": (Hostile(torch.storage._load_from_bytes, b""), "torch.storage._load_from_bytes"),

@@ -21,8 +21,19 @@ def convert(
 ) -> None:
     """Import a public checkpoint as a model of chainrule.
 
-    It is recognised by its files: taming-transformers VQGAN, DALL-E dVAE, RQ-VAE, ViT-VQGAN, VQ-VAE-2.  Nothing in them
-    is executed.  Mind the licence that is printed.
+    It is recognised by its files; nothing in them is executed.  Mind the licence that is printed.
+
+    \b
+    Releases:
+      CompVis/taming-transformers       VQGAN, Gumbel VQGAN, transformers over them
+      CompVis/latent-diffusion          VQModel (VQ-regularized autoencoders)
+      openai/DALL-E                     dVAE
+      kakaobrain/rq-vae-transformer     RQ-VAE, RQ-Transformer
+      kakaobrain/minDALL-E              VQGAN and transformer, with text tokenizer
+      kuprel/min-dalle                  DALL-E Mini and Mega
+      rosinality/vq-vae-2-pytorch       VQ-VAE-2, PixelSNAIL hierarchy
+      thuanz123/enhancing-transformers  ViT-VQGAN
+      pclucas14/pixel-cnn-pp            PixelCNN++
 
     \b
     Examples:
@@ -39,10 +50,12 @@ def convert(
     if json:
         value = {"out": str(dest)} | {kind: part.name for kind, part in parts.items()}
         value |= {"origin": imported.origin, "licence": imported.licence, "non_commercial": imported.non_commercial}
-        print_json(value | {"sha256": dict(imported.files)})
+        print_json(value | {"sha256": dict(imported.files), "notes": list(imported.notes)})
         return
     counts = {kind: sum(parameter.numel() for parameter in part.parameters()) for kind, part in parts.items()}
     print(f"{dest}: " + ", ".join(f"{kind} {part.name}, {counts[kind]:,} parameters" for kind, part in parts.items()))
+    for note in imported.notes:
+        print(f"note: {note}")
     print(f"origin: {imported.origin}")
     print(f"licence: {imported.licence}")
     if imported.non_commercial:

@@ -3,7 +3,8 @@
     chainrule convert vqgan_imagenet_f16_1024/ my_tokenizer/
 
 A release's file says in which files it comes, how its config and tensor names map to ours, under which licence it
-stands and where it is from.  `reader` opens the files and executes nothing of what they say.
+stands and where it is from.  `sources` finds the files, `reader` opens them and executes nothing of what they say, and
+`weights` takes the tensors out of what they are wrapped in.
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ from ..core import Prior, Tokenizer
 from ..pipeline import Pipeline
 from ..text.bpe import TextTokenizer
 from ..zoo import save
-from .reader import read_checkpoint
+from .reader import foreign, read_checkpoint
+from .sources import accepts, checkpoints, config_files, folder_of, has_mark, read_config
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,7 @@ class Imported:
     files:          the sha256 of every file read, by its name inside the source
     prior:          over the tokenizer's codes, where the release has one
     text_tokenizer: of the texts that the prior reads, where it reads any
+    notes:          what was chosen, unwrapped or not found, a sentence each
     """
 
     tokenizer: Tokenizer
@@ -43,6 +46,7 @@ class Imported:
     files: Mapping[str, str]
     prior: Prior | None = None
     text_tokenizer: TextTokenizer | None = None
+    notes: tuple[str, ...] = ()
 
 
 def importers() -> dict[str, ModuleType]:
@@ -71,12 +75,41 @@ def import_release(source: str | os.PathLike) -> Imported:
     for importer in known.values():
         if importer.matches(source):
             return importer.load(source)
-    if source.is_file() and source.suffix != ".yaml":
-        read_checkpoint(source)  # a damaged or hostile file is called that
     raise ValueError(
-        f"{source} is none of the releases that can be imported ({', '.join(known)}); give its folder, or its "
-        "checkpoint with the config beside it"
+        f"{source} is none of the releases that can be imported ({', '.join(known)}): {_reason(source, known)}; give "
+        "the folder of a release, or its checkpoint with the config beside it"
     )
+
+
+def _reason(source: Path, known: Mapping[str, ModuleType]) -> str:
+    """Why no release was recognised: what the files are, and what is missing beside them."""
+    if source.suffix in (".yaml", ".yml"):
+        return "it is a config, not a checkpoint"
+    files = [source] if source.is_file() else checkpoints(source)
+    if not files:
+        return "it holds no checkpoint"
+    configs = config_files(source)
+    for path in [*files, *configs]:
+        if what := foreign(path):
+            return f"{path.name} is {what}"
+    if source.is_file():
+        read_checkpoint(source)  # a damaged or hostile file is called that
+    for path in configs:
+        try:
+            config = read_config(path)
+        except (ValueError, OSError) as error:
+            return str(error)
+        model = config.get("model", config.get("arch"))
+        kind = model.get("target", model.get("type")) if isinstance(model, Mapping) else None
+        return f"{path.name} describes {kind or 'no model'}, which is not among them"
+    like = [name for name, one in known.items() if hasattr(one, "is_config") and has_mark(files[-1], one.MARK)]
+    if not like:
+        return f"no tensor of {files[-1].name} is called as one of theirs"
+    folder = folder_of(source)
+    nearby = [path for place in (folder, folder.parent) for path in place.glob("*/*.y*ml")]
+    nearby = [path for path in nearby if any(accepts(path, known[name].is_config) for name in like)]
+    hint = f", and {nearby[0]} is one: copy it there" if nearby else ""
+    return f"{files[-1].name} looks like {' or '.join(like)}, but no config (.yaml) lies beside it{hint}"
 
 
 def convert(source: str | os.PathLike, dest: str | os.PathLike) -> Imported:

@@ -24,43 +24,42 @@ from torch import Tensor
 from ..priors.gpt import GPT, GPTConfig
 from . import Imported
 from .compvis_vqgan import LICENCE, read_tokenizer
-from .reader import read_checkpoint, sha256
 from .renaming import MINGPT, rename, under
-from .sources import find_config, find_weights, load_weights, read_config, state_dict
+from .sources import find_config, find_weights
+from .weights import fitting, load_weights, read_release
 
 ORIGIN = "transformer of CompVis/taming-transformers, https://github.com/CompVis/taming-transformers"
+MARK = "transformer.tok_emb.weight"
 
 
 def matches(source: Path) -> bool:
     """Whether a config of this release lies beside a checkpoint."""
-    return find_config(source, _is_ours) is not None and find_weights(source, "*.ckpt") is not None
+    return find_config(source, is_config) is not None and find_weights(source) is not None
 
 
-def _is_ours(config: Mapping[str, Any]) -> bool:
+def is_config(config: Mapping[str, Any]) -> bool:
+    """Whether a YAML is one of this release."""
     model = config.get("model")
     return isinstance(model, Mapping) and str(model.get("target", "")).endswith(".Net2NetTransformer")
 
 
 def load(source: Path) -> Imported:
     """Imports the release; raises ValueError where a part of it is missing or of another architecture."""
-    config_path, weights_path = find_config(source, _is_ours), find_weights(source, "*.ckpt")
-    tensors = state_dict(read_checkpoint(weights_path), weights_path)
-    try:
-        params = read_config(config_path)["model"]["params"]
+    weights = read_release(source, is_config, MARK)
+    tensors, where = weights.tensors, weights.path
+    with fitting(where):
+        params = weights.config["model"]["params"]
         size, first_stage = _size(params), params["first_stage_config"]
         network = first_stage["params"]["ddconfig"]
         downsampling = 2 ** (len(network["ch_mult"]) - 1)
         side = network["resolution"] // downsampling
         if side * side > size["block_size"]:  # the last code is not read, so that block_size tokens make as many codes
             side = math.isqrt(size["block_size"])
-        tokenizer = read_tokenizer(first_stage, part(tensors, "first_stage_model."), weights_path, side * downsampling)
+        tokenizer = read_tokenizer(first_stage, part(tensors, "first_stage_model."), where, side * downsampling)
         prior = GPT(tokenizer.spec, _config(params, size))
-        ours = _translate(part(tensors, "transformer."), prior, weights_path, params.get("sos_token", 0))
-    except (KeyError, TypeError, IndexError, AttributeError) as error:
-        raise ValueError(f"{weights_path.name} does not fit {config_path.name}: {error} is missing or wrong") from None
-    load_weights(prior, ours, weights_path)
-    files = {path.name: sha256(path) for path in (config_path, weights_path)}
-    return Imported(tokenizer, ORIGIN, LICENCE, False, files, prior.eval())
+        ours = _translate(part(tensors, "transformer."), prior, where, params.get("sos_token", 0))
+    load_weights(prior, ours, where)
+    return Imported(tokenizer, ORIGIN, LICENCE, False, weights.files, prior.eval(), notes=weights.notes)
 
 
 def part(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:

@@ -1,13 +1,15 @@
-"""VQGANs of CompVis/taming-transformers: a lightning checkpoint (`*.ckpt`) and its config (`*.yaml`).
+"""VQGANs of CompVis/taming-transformers and latent-diffusion: a lightning checkpoint (`*.ckpt`) and its config.
 
 The source is a folder with `checkpoints/last.ckpt` and `configs/model.yaml`, as published, or a checkpoint with its
-config beside it.  Both classes are read, `VQModel` and `GumbelVQ`; `loss.*` (perceptual network, discriminator) is left
-out.  Attention sits on the levels whose side, for the config's `resolution`, is among `attn_resolutions`; queries,
-keys and values are one convolution here and three there.  The Gumbel model's codes are the noise-free argmax.
+config (`*.yaml`) beside it. Read are taming's classes `VQModel` and `GumbelVQ`, and latent-diffusion's `VQModel` and
+`VQModelInterface`, which are the same network; `loss.*` (perceptual network, discriminator) is left out. Attention
+sits on the levels whose side, for the config's `resolution`, is among `attn_resolutions`; queries, keys and values are
+one convolution here and three there. The Gumbel model's codes are the noise-free argmax.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -18,13 +20,17 @@ from torch import Tensor
 from ..tokenizers._grid import square
 from ..tokenizers.vqgan import VQGAN, VQGANConfig, VQGANGumbel, VQGANGumbelConfig
 from . import Imported
-from .reader import read_checkpoint, sha256
 from .renaming import rename, under
-from .sources import even_use, find_config, find_weights, load_weights, read_config, state_dict
+from .sources import find_config, find_weights
+from .weights import even_use, fitting, load_weights, read_release
 
 ORIGIN = "VQGAN of CompVis/taming-transformers, https://github.com/CompVis/taming-transformers"
+DIFFUSION = "VQModel of CompVis/latent-diffusion, https://github.com/CompVis/latent-diffusion"
 LICENCE = "MIT for the code; none is stated for the weights"
-CLASSES = ("VQModel", "VQNoDiscModel", "GumbelVQ")
+CLASSES = re.compile(
+    r"(.*\.)?models\.(vqgan\.(VQModel|VQNoDiscModel|GumbelVQ)|(?P<diffusion>autoencoder\.VQModel(Interface)?))"
+)
+MARK = "encoder.conv_in.weight"
 DEFAULT_BETA = 0.25
 LEVEL = {  # names inside a level of the encoder or decoder
     "block.{}.nin_shortcut.*": "blocks.{}.skip.*",
@@ -59,27 +65,24 @@ PARTS = ("encoder", "decoder", "quant_conv", "post_quant_conv")
 
 def matches(source: Path) -> bool:
     """Whether a config of this release lies beside a checkpoint."""
-    return find_config(source, _is_ours) is not None and find_weights(source, "*.ckpt") is not None
+    return find_config(source, is_config) is not None and find_weights(source) is not None
 
 
-def _is_ours(config: Mapping[str, Any]) -> bool:
+def is_config(config: Mapping[str, Any]) -> bool:
+    """Whether a YAML is one of this release."""
     model = config.get("model")
-    target = str(model.get("target", "")) if isinstance(model, Mapping) else ""
-    return target.startswith("taming.models.vqgan.") and target.rpartition(".")[2] in CLASSES
+    return isinstance(model, Mapping) and CLASSES.fullmatch(str(model.get("target", ""))) is not None
 
 
 def load(source: Path) -> Imported:
     """Imports the release; raises ValueError where a part of it is missing or of another architecture."""
-    config_path, weights_path = find_config(source, _is_ours), find_weights(source, "*.ckpt")
-    model = read_config(config_path)["model"]
-    tensors = state_dict(read_checkpoint(weights_path), weights_path)
-    try:
+    weights = read_release(source, is_config, MARK)
+    model = weights.config["model"]
+    origin = DIFFUSION if CLASSES.fullmatch(model["target"])["diffusion"] else ORIGIN
+    with fitting(weights.path):
         side = model["params"]["ddconfig"]["resolution"]
-        tokenizer = read_tokenizer(model, tensors, weights_path, side)
-    except (KeyError, TypeError) as error:
-        raise ValueError(f"{weights_path.name} does not fit {config_path.name}: {error} is missing or wrong") from None
-    files = {path.name: sha256(path) for path in (config_path, weights_path)}
-    return Imported(tokenizer, ORIGIN, LICENCE, False, files)
+        tokenizer = read_tokenizer(model, weights.tensors, weights.path, side)
+    return Imported(tokenizer, origin, LICENCE, False, weights.files, notes=weights.notes)
 
 
 def read_tokenizer(

@@ -23,15 +23,17 @@ from ..core import CodeSpec, GridSpec
 from ..priors.dalle import DALLE, DALLEConfig
 from ..text.bpe import BPETokenizer
 from ..tokenizers.vqgan import VQGAN
-from . import Imported
+from . import Imported, compvis_vqgan
 from .compvis_net2net import translate_blocks
 from .compvis_vqgan import read_tokenizer
-from .reader import read_checkpoint, sha256
-from .sources import find_config, load_weights, read_config, state_dict
+from .reader import sha256
+from .sources import find_config, folder_of, named, read_config
+from .weights import fitting, load_weights, read_weights
 
 ORIGIN = "minDALL-E of kakaobrain, https://github.com/kakaobrain/minDALL-E"
 LICENCE = "CC-BY-NC-SA-4.0 for the weights (non-commercial), Apache-2.0 for the code"
-WEIGHTS = ("stage1_last.ckpt", "stage2_last.ckpt")
+MARK = "tok_emb_txt.weight"
+WEIGHTS = {"stage1_last": compvis_vqgan.MARK, "stage2_last": MARK}  # files, and a name of a tensor in each
 VOCABULARY = ("tokenizer/bpe-16k-vocab.json", "tokenizer/bpe-16k-merges.txt")
 STAGE_ONE = {"embed_dim": 256, "n_embed": 16384}
 NETWORK = {
@@ -49,14 +51,11 @@ KINDS = {"stage1": "vqgan", "stage2": "transformer1d"}
 
 def matches(source: Path) -> bool:
     """Whether a config of this release lies beside both checkpoints."""
-    return find_config(source, _is_ours) is not None and all((_folder(source) / name).is_file() for name in WEIGHTS)
+    return find_config(source, is_config) is not None and all(named(folder_of(source), name) for name in WEIGHTS)
 
 
-def _folder(source: Path) -> Path:
-    return source.absolute().parent if source.is_file() else source
-
-
-def _is_ours(config: Mapping[str, Any]) -> bool:
+def is_config(config: Mapping[str, Any]) -> bool:
+    """Whether a YAML is one of this release."""
     stages = {name: config.get(name) for name in KINDS}
     return all(
         isinstance(stage, Mapping) and stage.get("type", KINDS[name]) == KINDS[name] for name, stage in stages.items()
@@ -65,25 +64,22 @@ def _is_ours(config: Mapping[str, Any]) -> bool:
 
 def load(source: Path) -> Imported:
     """Imports the release; raises ValueError where a part of it is missing or of another architecture."""
-    folder, config_path = _folder(source), find_config(source, _is_ours)
+    folder, config_path = folder_of(source), find_config(source, is_config)
     config = read_config(config_path)
-    paths = [folder / name for name in WEIGHTS]
-    one, two = (state_dict(read_checkpoint(path), path) for path in paths)
-    where = paths[0]
-    try:
-        tokenizer = _tokenizer(config["stage1"], one, where)
-        where = paths[1]
+    one, two = (read_weights(named(folder, name), mark) for name, mark in WEIGHTS.items())
+    with fitting(one.path):
+        tokenizer = _tokenizer(config["stage1"], one.tensors, one.path)
+    with fitting(two.path):
         prior = _prior(config["stage2"], tokenizer)
-        ours = _translate(two, prior, where)
-    except (KeyError, TypeError, IndexError, AttributeError) as error:
-        raise ValueError(f"{where.name} does not fit {config_path.name}: {error} is missing or wrong") from None
-    load_weights(prior, ours, where)
+        ours = _translate(two.tensors, prior, two.path)
+    load_weights(prior, ours, two.path)
     length = prior.spec.grids[0].num_positions
     if (config.get("dataset") or {}).get("context_length", CONTEXT_LENGTH) != length:
         raise ValueError(f"{config_path.name}: dataset.context_length must be ctx_len_txt, which is {length}")
     text_tokenizer = read_char_bpe(*(folder / name for name in VOCABULARY), length)
-    files = {name: sha256(folder / name) for name in (*WEIGHTS, *VOCABULARY)} | {config_path.name: sha256(config_path)}
-    return Imported(tokenizer, ORIGIN, LICENCE, True, files, prior.eval(), text_tokenizer)
+    files = {name: sha256(folder / name) for name in VOCABULARY} | {config_path.name: sha256(config_path)}
+    files |= one.files | two.files
+    return Imported(tokenizer, ORIGIN, LICENCE, True, files, prior.eval(), text_tokenizer, one.notes + two.notes)
 
 
 def read_char_bpe(vocabulary: Path, merges: Path, length: int) -> BPETokenizer:

@@ -1,10 +1,12 @@
 """RQ-Transformers of kakaobrain/rq-vae-transformer: an archive's folders `stage1` and `stage2`, each of `model.pt` and
 `config.yaml`.
 
-The source is the folder that holds both, or that of stage two (or its checkpoint) with `stage1` beside it, whose RQ-VAE
-becomes the tokenizer and gives the prior its codebook.  A condition of one token is a class, of one value none, of
-several tokens a text.  Queries, keys and values are one matrix here and three there, and the bias of the input is added
-once per position here and once per code there.
+The source is the folder that holds both, or that of stage two (or its checkpoint) with `stage1` beside it, whose
+RQ-VAE becomes the tokenizer and gives the prior its codebook. A condition of one token is a class, of one value none,
+of several tokens a text. The text tokenizer is read from `*-vocab.json` and `*-merges.txt` beside the checkpoint, in
+the folder above, or in a folder `tokenizer` of either; the original code keeps these files beside its
+modules. Queries, keys and values are one matrix here and three there, and the bias of the input is added once per
+position here and once per code there.
 """
 
 from __future__ import annotations
@@ -19,14 +21,21 @@ from ..core import CodeSpec
 from ..priors.rq_transformer import RQTransformer, RQTransformerConfig
 from ..tokenizers.rqvae import RQVAE
 from . import Imported, kakao_rqvae
-from .kakao_rqvae import LICENCE, equal, model_tensors
-from .reader import read_checkpoint, sha256
+from .kakao_mindalle import read_char_bpe
+from .kakao_rqvae import LICENCE, equal
+from .reader import sha256
 from .renaming import MINGPT, rename, under
-from .sources import find_config, find_weights, load_weights, read_config
+from .sources import find_config, find_weights
+from .weights import fitting, load_weights, read_release
 
 ORIGIN = "RQ-Transformer of kakaobrain/rq-vae-transformer, https://github.com/kakaobrain/rq-vae-transformer"
+MARK = "pos_emb_hw"
 REQUIRED = ("input_emb_vqvae", "head_emb_vqvae", "cumsum_depth_ctx", "shared_cls_emb")
 """Options that all released models have on, and that are off where a config leaves them out."""
+NO_VOCABULARY = (
+    "the model draws from texts, but its text tokenizer is not there, so it reads none and cannot be trained further; "
+    "put the files bpe-*-vocab.json and bpe-*-merges.txt of the original code beside the checkpoint and convert again"
+)
 NAMES = {
     "pos_emb_cond": "prefix_positions",
     "pos_emb_hw": "positions",
@@ -46,10 +55,11 @@ NAMES = {
 def matches(source: Path) -> bool:
     """Whether a config of this release lies beside a checkpoint, in the source or in its folder `stage2`."""
     folder = _stage_two(source)
-    return find_config(folder, _is_ours) is not None and find_weights(folder, "*.pt") is not None
+    return find_config(folder, is_config) is not None and find_weights(folder) is not None
 
 
-def _is_ours(config: Mapping[str, Any]) -> bool:
+def is_config(config: Mapping[str, Any]) -> bool:
+    """Whether a YAML is one of this release."""
     architecture = config.get("arch")
     return isinstance(architecture, Mapping) and architecture.get("type") == "rq-transformer"
 
@@ -61,26 +71,49 @@ def _stage_two(source: Path) -> Path:
 def load(source: Path) -> Imported:
     """Imports the release; raises ValueError where a part of it is missing or of another architecture."""
     source = _stage_two(source)
-    config_path, weights_path = find_config(source, _is_ours), find_weights(source, "*.pt")
-    stage_one = config_path.absolute().parent.parent / "stage1"
+    stage_one = find_config(source, is_config).absolute().parent.parent / "stage1"
     if not kakao_rqvae.matches(stage_one):
-        raise ValueError(f"the RQ-VAE of {weights_path} is missing: its folder stage1 must lie beside it")
+        raise ValueError(f"the RQ-VAE of {source} is missing: its folder stage1 must lie beside it")
     imported = kakao_rqvae.load(stage_one)
     tokenizer = imported.tokenizer
-    tensors = model_tensors(read_checkpoint(weights_path), weights_path)
-    try:
-        prior = _prior(read_config(config_path), tokenizer)
-        ours = rename(tensors, NAMES, weights_path)
+    weights = read_release(source, is_config, MARK)
+    with fitting(weights.path):
+        prior = _prior(weights.config, tokenizer)
+        ours = rename(weights.tensors, NAMES, weights.path)
         ours |= {name: ours[name].squeeze(0) for name in ("prefix_positions", "positions", "depths") if name in ours}
         ours["to_spatial.bias"] = prior.grid.depth * ours["to_spatial.bias"]
-    except (KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{weights_path.name} does not fit {config_path.name}: {error} is missing or wrong") from None
     codebooks = [codebook.weight for codebook in tokenizer.quantizer.codebooks]
     ours["codebook"] = codebooks[0] if tokenizer.config.shared else torch.stack(codebooks)
-    load_weights(prior, ours, weights_path)
+    load_weights(prior, ours, weights.path)
     files = {f"stage1/{name}": value for name, value in imported.files.items()}
-    files |= {f"stage2/{path.name}": sha256(path) for path in (config_path, weights_path)}
-    return Imported(tokenizer, ORIGIN, LICENCE, True, files, prior.eval())
+    files |= {f"stage2/{name}": value for name, value in weights.files.items()}
+    notes, text_tokenizer = imported.notes + weights.notes, None
+    if length := prior.conditions.text_length:
+        if paths := _vocabulary(stage_one.parent / "stage2"):
+            text_tokenizer = read_char_bpe(*paths, length)
+            files |= {path.name: sha256(path) for path in paths}
+        else:
+            notes += (NO_VOCABULARY,)
+    return Imported(tokenizer, ORIGIN, LICENCE, True, files, prior.eval(), text_tokenizer, notes)
+
+
+def _vocabulary(stage_two: Path) -> tuple[Path, Path] | None:
+    """The files of the text tokenizer, vocabulary and merges.
+
+    Raises:
+        ValueError: several vocabularies, or one without its merges.
+    """
+    for above in (stage_two, stage_two.parent):
+        for folder in (above, above / "tokenizer"):
+            found = sorted(folder.glob("*vocab.json"))
+            if len(found) > 1:
+                raise ValueError(f"{folder} holds several vocabularies; leave only that of the model in it")
+            for path in found:
+                merges = path.with_name(path.name.removesuffix("vocab.json") + "merges.txt")
+                if not merges.is_file():
+                    raise ValueError(f"{merges} is missing; {path.name} needs it")
+                return path, merges
+    return None
 
 
 def _prior(config: Mapping[str, Any], tokenizer: RQVAE) -> RQTransformer:

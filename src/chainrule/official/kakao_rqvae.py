@@ -16,43 +16,33 @@ from torch import Tensor
 from ..tokenizers.rqvae import RQVAE, RQVAEConfig
 from . import Imported
 from .compvis_vqgan import autoencoder_options, translate_autoencoder
-from .reader import read_checkpoint, sha256
-from .sources import even_use, find_config, find_weights, load_weights, read_config, state_dict
+from .sources import find_config, find_weights
+from .weights import even_use, fitting, load_weights, read_release
 
 ORIGIN = "RQ-VAE of kakaobrain/rq-vae-transformer, https://github.com/kakaobrain/rq-vae-transformer"
 LICENCE = "CC-BY-NC-SA-4.0 for the weights (non-commercial), Apache-2.0 for the code"
+MARK = "quantizer.codebooks.0.weight"
 
 
 def matches(source: Path) -> bool:
     """Whether a config of this release lies beside a checkpoint."""
-    return find_config(source, _is_ours) is not None and find_weights(source, "*.pt") is not None
+    return find_config(source, is_config) is not None and find_weights(source) is not None
 
 
-def _is_ours(config: Mapping[str, Any]) -> bool:
+def is_config(config: Mapping[str, Any]) -> bool:
+    """Whether a YAML is one of this release."""
     architecture = config.get("arch")
     return isinstance(architecture, Mapping) and architecture.get("type") == "rq-vae"
 
 
 def load(source: Path) -> Imported:
     """Imports the release; raises ValueError where a part of it is missing or of another architecture."""
-    config_path, weights_path = find_config(source, _is_ours), find_weights(source, "*.pt")
-    architecture = read_config(config_path)["arch"]
-    tensors = model_tensors(read_checkpoint(weights_path), weights_path)
-    try:
-        tokenizer = RQVAE(_config(architecture))
-        ours = translate_autoencoder(tensors, weights_path) | _codebooks(tensors, tokenizer)
-    except (KeyError, TypeError) as error:
-        raise ValueError(f"{weights_path.name} does not fit {config_path.name}: {error} is missing or wrong") from None
-    load_weights(tokenizer, ours, weights_path)
-    files = {path.name: sha256(path) for path in (config_path, weights_path)}
-    return Imported(tokenizer.eval(), ORIGIN, LICENCE, True, files)
-
-
-def model_tensors(checkpoint: Any, where: Path) -> dict[str, Tensor]:
-    """The model's tensors; of a checkpoint that has only averaged weights, those."""
-    if isinstance(checkpoint, Mapping) and "state_dict" not in checkpoint:
-        checkpoint = checkpoint.get("state_dict_ema", checkpoint)
-    return {key.removeprefix("module."): value for key, value in state_dict(checkpoint, where).items()}
+    weights = read_release(source, is_config, MARK)
+    with fitting(weights.path):
+        tokenizer = RQVAE(_config(weights.config["arch"]))
+        ours = translate_autoencoder(weights.tensors, weights.path) | _codebooks(weights.tensors, tokenizer)
+    load_weights(tokenizer, ours, weights.path)
+    return Imported(tokenizer.eval(), ORIGIN, LICENCE, True, weights.files, notes=weights.notes)
 
 
 def _config(architecture: Mapping[str, Any]) -> RQVAEConfig:

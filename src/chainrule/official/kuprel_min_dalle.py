@@ -22,19 +22,22 @@ import torch
 from torch import Tensor
 
 from ..core import CodeSpec
+from ..files import read_text
 from ..priors.dalle_bart import DalleBart, DalleBartConfig
 from ..text.dalle_mini import DalleMiniTokenizer
 from ..tokenizers._grid import square
 from ..tokenizers.vqgan import VQGAN, VQGANConfig
 from . import Imported
 from .compvis_vqgan import translate_autoencoder
-from .reader import read_checkpoint, sha256
+from .reader import sha256
 from .renaming import rename, under
-from .sources import even_use, load_weights, state_dict
+from .sources import named
+from .weights import even_use, fitting, load_weights, read_weights
 
 ORIGIN = "DALL-E Mini by Boris Dayma and others in the files of kuprel/min-dalle, https://github.com/kuprel/min-dalle"
 LICENCE = "Apache-2.0 for the code of DALL-E Mini, MIT for that of min-dalle; for the weights see their model cards"
 HEAD_FEATURES = 64
+MARK = "post_quant_conv.weight"  # of the detokenizer
 NORM_GROUPS, NORM_EPS = 32, 1e-5
 LAYER = {  # names inside a layer of either half
     "pre_self_attn_layer_norm.*": "attention.norm.*",
@@ -101,19 +104,18 @@ def _find(source: Path) -> list[Files]:
     for folder in folders:
         for ending in endings:
             files = Files(
-                folder / f"encoder{ending}.pt", folder / f"decoder{ending}.pt", folder / f"vocab{ending}.json",
-                folder / f"merges{ending}.txt", _detokenizer(folder),
+                *(named(folder, part + ending) or folder / f"{part}{ending}.pt" for part in ("encoder", "decoder")),
+                folder / f"vocab{ending}.json", folder / f"merges{ending}.txt", _detokenizer(folder),
             )  # fmt: skip
-            named = source.is_dir() or source in files.all()
-            if named and files.encoder.is_file() and files.merges.is_file():
+            ours = source.is_dir() or source in files.all()
+            if ours and files.encoder.is_file() and files.merges.is_file():
                 found.append(files)
     return found
 
 
 def _detokenizer(folder: Path) -> Path:
-    above = folder.absolute().parent
-    places = [folder / "detoker.pt", folder / "vqgan" / "detoker.pt", above / "vqgan" / "detoker.pt"]
-    return next((place for place in places if place.is_file()), places[-1])
+    places = [folder, folder / "vqgan", folder.absolute().parent / "vqgan"]
+    return next((path for place in places if (path := named(place, "detoker"))), places[-1] / "detoker.pt")
 
 
 def load(source: Path) -> Imported:
@@ -126,26 +128,21 @@ def load(source: Path) -> Imported:
     for path in files.all():
         if not path.is_file():
             raise ValueError(f"{path} is missing; {files.encoder} needs it")
-    encoder, decoder, detokenizer = (
-        state_dict(read_checkpoint(path), path) for path in (files.encoder, files.decoder, files.detokenizer)
-    )
-    try:
+    marks = {files.encoder: "embed_tokens.weight", files.decoder: "lm_head.weight", files.detokenizer: MARK}
+    weights = [read_weights(path, mark) for path, mark in marks.items()]
+    encoder, decoder, detokenizer = (one.tensors for one in weights)
+    with fitting(files.encoder.parent, "is not DALL-E Mini"):
         tokenizer = _tokenizer(detokenizer, math.isqrt(len(decoder["embed_positions.weight"])), files.detokenizer)
         prior = _prior(encoder, decoder, tokenizer.spec, files)
-    except (KeyError, IndexError, AttributeError) as error:
-        raise ValueError(f"{files.encoder.parent} is not DALL-E Mini: {error} is missing or wrong") from None
     text_tokenizer = DalleMiniTokenizer(
-        _text(files.vocabulary), _text(files.merges), prior.config.text_length, prior.config.text_vocab_size
+        read_text(files.vocabulary), read_text(files.merges), prior.config.text_length, prior.config.text_vocab_size
     )
-    hashes = {path.name: sha256(path) for path in files.all()}
-    return Imported(tokenizer, ORIGIN, LICENCE, False, hashes, prior, text_tokenizer)
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except UnicodeDecodeError:
-        raise ValueError(f"{path} is damaged: it is not UTF-8") from None
+    hashes = {path.name: sha256(path) for path in (files.vocabulary, files.merges)}
+    notes = []
+    for one in weights:
+        hashes |= one.files
+        notes += one.notes
+    return Imported(tokenizer, ORIGIN, LICENCE, False, hashes, prior, text_tokenizer, tuple(notes))
 
 
 def _prior(

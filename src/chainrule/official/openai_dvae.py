@@ -1,16 +1,18 @@
 """The discrete VAE of DALL-E that OpenAI released: `encoder.pkl` and `decoder.pkl`.
 
 Each is a whole pickled module of the package `dall_e`, which is neither needed nor imported: the reader puts inert
-stand-ins in its place, and here their tensors are collected by name.  Every convolution has `w` and `b`.
-There is no config: all sizes follow from the shapes, but for that of the images, which is taken as 256x256, that of
-the release (other multiples of the factor go, too).
+stand-ins in its place.  Copies that hold only the tensors are read, too.  Every convolution has `w` and `b`.
+There is no config: all sizes follow from the shapes, of the encoder and of the decoder, but for that of the images,
+which is taken as 256x256, that of the release (other multiples of the factor go, too).
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
@@ -18,19 +20,21 @@ from ..tokenizers._grid import square
 from ..tokenizers.dvae import DVAE, DVAEConfig
 from . import Imported
 from .pickles import Stub
-from .reader import module_tensors, read_checkpoint, sha256
-from .sources import has_mark
+from .sources import folder_of, has_mark, named, parts
+from .weights import Weights, fitting, load_weights, read_weights
 
 ORIGIN = "discrete VAE of DALL-E by OpenAI, https://github.com/openai/DALL-E (cdn.openai.com/dall-e)"
 LICENCE = "modified MIT"
 IMAGE_SIZE = 256
-FILES = {"encoder": "encoder.pkl", "decoder": "decoder.pkl"}
-MARK = b"dall_e"  # the package whose classes the pickles name
+PARTS = ("encoder", "decoder")
+MARK = "blocks.input.w"
+FILE_MARK = "res_path"  # a name of a module, which stands in pickles and in names of tensors
+UNFIT = "does not hold a discrete VAE of DALL-E"
 
 
 def matches(source: Path) -> bool:
     """Whether `source` is a folder with both files, or one of them."""
-    return any(path.is_file() and has_mark(path, MARK) for path in _files(Path(source)).values())
+    return any(path is not None and any(has_mark(one, FILE_MARK) for one in parts(path)) for path in _files(source))
 
 
 def load(source: Path) -> Imported:
@@ -39,51 +43,51 @@ def load(source: Path) -> Imported:
     Raises:
         ValueError: one of them is missing, or of another architecture.
     """
-    files = _files(Path(source))
-    modules = {part: _module(path, part) for part, path in files.items() if path.is_file()}
-    missing = [path.name for part, path in files.items() if part not in modules]
-    if missing:
-        raise ValueError(f"{missing[0]} is missing: encoder.pkl and decoder.pkl must lie in one folder")
-    tensors = {}
-    for part, module in modules.items():
-        tensors |= module_tensors(module, f"{part}.")
-    try:
-        config = _config(tensors)
-        tokenizer = DVAE(config)
-        tokenizer.load_state_dict({_rename(name): value for name, value in tensors.items()})
-    except (KeyError, RuntimeError, AttributeError, IndexError) as error:
-        reason = str(error).splitlines()[-1].strip()
-        raise ValueError(f"{files['encoder'].parent} does not hold a discrete VAE of DALL-E: {reason}") from None
-    _check_gains(modules, config)
-    hashes = {path.name: sha256(path) for path in files.values()}
-    return Imported(tokenizer.eval(), ORIGIN, LICENCE, False, hashes)
+    files = _files(source)
+    if missing := [part for part, path in zip(PARTS, files, strict=True) if path is None]:
+        raise ValueError(f"{missing[0]}.pkl is missing: encoder.pkl and decoder.pkl must lie in one folder")
+    halves = [_half(path, part) for part, path in zip(PARTS, files, strict=True)]
+    tensors = {
+        f"{part}.{name}": one for part, half in zip(PARTS, halves, strict=True) for name, one in half.tensors.items()
+    }
+    with fitting(folder_of(source), UNFIT):
+        encoder = DVAEConfig(**square(IMAGE_SIZE), **_sizes(tensors, "encoder"))
+        decoder = replace(encoder, **_sizes(tensors, "decoder"))
+        tokenizer = DVAE(encoder)
+        if decoder != encoder:
+            tokenizer = tokenizer.with_decoder(decoder)
+        load_weights(tokenizer, {_rename(name): one for name, one in tensors.items()}, folder_of(source), UNFIT)
+    for half, config in zip(halves, (encoder, decoder), strict=True):
+        _check_gains(half.content, config)
+    notes = (*halves[0].notes, *halves[1].notes)
+    return Imported(tokenizer.eval(), ORIGIN, LICENCE, False, halves[0].files | halves[1].files, notes=notes)
 
 
-def _files(source: Path) -> dict[str, Path]:
-    folder = source if source.is_dir() else source.parent
-    if not source.is_dir() and source.name not in FILES.values():
-        return {}
-    return {part: folder / name for part, name in FILES.items()}
+def _files(source: Path) -> list[Path | None]:
+    if source.is_file() and not source.name.startswith(tuple(f"{part}{end}" for part in PARTS for end in ".-")):
+        return [None, None]
+    return [named(folder_of(source), part) for part in PARTS]
 
 
-def _module(path: Path, part: str) -> Stub:
-    module = read_checkpoint(path)
-    if not isinstance(module, Stub) or module.type_name != f"dall_e.{part}.{part.title()}":
-        found = module.type_name if isinstance(module, Stub) else type(module).__name__
+def _half(path: Path, part: str) -> Weights:
+    weights = read_weights(path, MARK)
+    found = weights.content.type_name if isinstance(weights.content, Stub) else f"dall_e.{part}.{part.title()}"
+    if found != f"dall_e.{part}.{part.title()}":
         raise ValueError(f"{path} should hold the pickled {part} of the package dall_e, but holds {found}")
-    return module
+    return weights
 
 
-def _config(tensors: dict[str, Tensor]) -> DVAEConfig:
-    """The sizes, from the shapes."""
-    hidden, channels = tensors["encoder.blocks.input.w"].shape[:2]
-    initial, codebook_size = tensors["decoder.blocks.input.w"].shape[:2]
-    places = [re.match(r"encoder\.blocks\.group_(\d+)\.block_(\d+)\.", name) for name in tensors]
-    groups, blocks = zip(*(map(int, place.groups()) for place in places if place), strict=True)
-    return DVAEConfig(
-        **square(IMAGE_SIZE), image_channels=channels, codebook_size=codebook_size, width=hidden,
-        blocks_per_group=max(blocks), num_groups=max(groups), initial_width=initial,
-    )  # fmt: skip
+def _sizes(tensors: Mapping[str, Tensor], part: str) -> dict[str, int]:
+    """The sizes of one half, from the shapes."""
+    first, last = tensors[f"{part}.blocks.input.w"].shape[:2], tensors[f"{part}.blocks.output.conv.w"].shape[:2]
+    places = [re.match(rf"{part}\.blocks\.group_(\d+)\.block_(\d+)\.", name) for name in tensors]
+    found = [(int(place[1]), int(place[2])) for place in places if place]
+    if not found:
+        raise KeyError(f"{part}.blocks.group_1")
+    sizes = {"num_groups": max(group for group, _ in found), "blocks_per_group": max(block for _, block in found)}
+    if part == "encoder":
+        return sizes | {"width": first[0], "image_channels": first[1], "codebook_size": last[0]}
+    return sizes | {"width": last[1], "initial_width": first[0]}
 
 
 def _rename(name: str) -> str:
@@ -95,18 +99,17 @@ def _rename(name: str) -> str:
     return re.sub(r"\.res_path\.conv_(\d+)", lambda m: f".convolutions.{int(m[1]) - 1}", name)
 
 
-def _check_gains(modules: dict[str, Stub], config: DVAEConfig) -> None:
+def _check_gains(module: Any, config: DVAEConfig) -> None:
     """Raises ValueError where a block weighs its convolutions otherwise than the published code does."""
     expected = (config.num_groups * config.blocks_per_group) ** -2
-    for module in modules.values():
-        for block in _walk(module):
-            gain = block.attributes.get("post_gain", expected)
-            if not isinstance(gain, float | int) or abs(gain - expected) > 1e-6 * expected:
-                raise ValueError(f"a block of this discrete VAE has a gain of {gain}; {expected} is what is supported")
+    for block in _walk(module):
+        gain = block.attributes.get("post_gain", expected)
+        if not isinstance(gain, float | int) or abs(gain - expected) > 1e-6 * expected:
+            raise ValueError(f"a block of this discrete VAE has a gain of {gain}; {expected} is what is supported")
 
 
-def _walk(module: Stub) -> Iterator[Stub]:
-    yield module
-    for child in (module.attributes.get("_modules") or {}).values():
-        if isinstance(child, Stub):
+def _walk(module: Any) -> Iterator[Stub]:
+    if isinstance(module, Stub):
+        yield module
+        for child in (module.attributes.get("_modules") or {}).values():
             yield from _walk(child)

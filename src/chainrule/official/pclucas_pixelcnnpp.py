@@ -1,8 +1,8 @@
 """The PixelCNN++ of pclucas14/pixel-cnn-pp (github.com): `pcnn_lr:..._nr-resnet5_nr-filters160_889.pth` (CIFAR-10).
 
-The file is a bare state dict, of a model wrapped for several processes perhaps ("module." before every name).  There
-is no config, and a file's name need not tell its sizes: all follow from the shapes.  The size of images does not; it
-is that of the data which that code trains on, CIFAR-10 for three channels and MNIST for one.
+The file is a state dict. There is no config, and a file's name need not tell its sizes: all follow from the
+shapes. The size of images does not; it is that of the data which that code trains on, CIFAR-10 for three channels and
+MNIST for one.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ from ..priors.pixelcnnpp import NUM_LEVELS, PixelCNNPP, PixelCNNPPConfig
 from ..tokenizers._grid import square
 from ..tokenizers.pixels import Pixels, PixelsConfig
 from . import Imported
-from .reader import read_checkpoint, sha256
-from .sources import load_weights, marked_files, state_dict, the_only
+from .sources import marked_files, the_only
+from .weights import load_weights, read_weights
 
 ORIGIN = "PixelCNN++ of pclucas14/pixel-cnn-pp, https://github.com/pclucas14/pixel-cnn-pp"
 LICENCE = "MIT"
 IMAGE_SIDES = {1: 28, 3: 32}  # by channels
 NUMBERS = {1: 3, 3: 10}  # per logistic, by channels
 LEVELS = 256
-MARK = b"downsize_ul_stream.0.conv.weight_v"  # a name that only this release has
+MARK = "downsize_ul_stream.0.conv.weight_v"  # a name that only this release has
 LAYERS = {"u_init": "input_u", "ul_init.0": "input_above", "ul_init.1": "input_left", "nin_out": "out"}
 PARTS = {"conv_input": "first", "conv_out": "second", "nin_skip": "skip"}
 KINDS = {"weight_v": "direction", "weight_g": "magnitude", "bias": "bias"}
@@ -44,8 +44,8 @@ def load(source: Path) -> Imported:
         ValueError: none or several such files, or one of another architecture.
     """
     path = the_only(marked_files(source, MARK), source, "PixelCNN++ of pclucas14's code")
-    tensors = state_dict(read_checkpoint(path), path)
-    tensors = {name.removeprefix("module."): value for name, value in tensors.items()}
+    weights = read_weights(path, MARK)
+    tensors = weights.tensors
     try:
         channels, depth = tensors["u_init.conv.weight_v"].shape[0], tensors["u_init.conv.weight_v"].shape[1] - 1
         side = IMAGE_SIDES[depth]
@@ -59,7 +59,7 @@ def load(source: Path) -> Imported:
     prior = PixelCNNPP(CodeSpec.single(side, side, depth, LEVELS), config)
     load_weights(prior, dict(_rename(name, value) for name, value in tensors.items()), path)
     tokenizer = Pixels(PixelsConfig(**square(side), image_channels=depth, levels=LEVELS))
-    return Imported(tokenizer.eval(), ORIGIN, LICENCE, False, {path.name: sha256(path)}, prior.eval())
+    return Imported(tokenizer.eval(), ORIGIN, LICENCE, False, weights.files, prior.eval(), notes=weights.notes)
 
 
 def _num_residual(tensors: Mapping[str, Tensor]) -> int:

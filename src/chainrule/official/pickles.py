@@ -30,12 +30,16 @@ STORAGES = {f"{place}.{name}Storage": dtype for name, dtype in DTYPES.items() fo
 STORAGES |= {"torch.storage.UntypedStorage": torch.uint8, "torch.UntypedStorage": torch.uint8}
 HARMLESS = re.compile(  # names of the standard library, numpy and torch that stay stubs, whatever is done to them
     r"argparse\.Namespace|types\.SimpleNamespace|typing\.[A-Z]\w*|pathlib(\._local)?\.\w*Path|datetime\.[a-z]+|uuid\.UUID"
+    r"|functools\.partial|decimal\.Decimal|fractions\.Fraction|enum\.[A-Z]\w*|random\.Random|itertools\.count|re\._compile"
+    r"|logging\.(Logger|getLogger)|numpy\.((float|int|uint|complex)\d+|bool_?|random\._\w+\.\w+|_?core\.numeric\._frombuffer)"
+    r"|torch\.(torch_version\.TorchVersion|(amp|cuda\.amp|distributed|utils\.data)\.[\w.]+)"
     r"|copyreg\._reconstructor|builtins\.(object|int|float|str|bool|bytes|bytearray|complex|list|tuple|slice|range)"
     r"|numpy(\._?core\.multiarray)?\.(_reconstruct|scalar|dtype|ndarray)|torch\.(device|dtype|_C\._nn\.\w+)"
     r"|torch\.(nn|optim)\.[\w.]+"
 )
 CALLABLE = re.compile(  # among those, the lower-case ones that may be "called": the call is recorded
-    r"pathlib\.\w+|datetime\.\w+|copyreg\._reconstructor|builtins\.\w+|torch\.(device|dtype)|numpy\.[\w.]+"
+    r"functools\.partial|itertools\.count|re\._compile|logging\.getLogger|pathlib\.\w+|datetime\.\w+|builtins\.\w+"
+    r"|copyreg\._reconstructor|torch\.(device|dtype)|numpy\.[\w.]+"
 )
 
 

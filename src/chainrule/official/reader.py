@@ -25,6 +25,17 @@ from .pickles import STORAGES, Machine, Refusal, Storage, Stub
 __all__ = ["Stub", "module_tensors", "read_checkpoint", "sha256"]
 
 MAGIC = 0x1950A86A20F9469CFC6C  # what torch's older container begins with
+MAX_MODULES = 100_000
+STARTS = {  # of files that are no weights: what they are, and what to do
+    b"version https://git-lfs": "a Git LFS pointer, not the file itself; fetch the file with: git lfs pull",
+    b"<!doctype": "a page of HTML, not a file of weights: the download failed; download the file again",
+    b"<html": "a page of HTML, not a file of weights: the download failed; download the file again",
+    b"<?xml": "a page of XML, not a file of weights: the download failed; download the file again",
+    b"\x1f\x8b": "a gzip archive; unpack it and give the files in it",
+    b"bzh": "a bzip2 archive; unpack it and give the files in it",
+    b"\xfd7zxz": "an xz archive; unpack it and give the files in it",
+    b"\x89hdf": "an HDF5 file, which no release that can be imported comes in",
+}
 
 
 def read_checkpoint(path: str | os.PathLike) -> Any:
@@ -43,6 +54,8 @@ def read_checkpoint(path: str | os.PathLike) -> Any:
     path = Path(path)
     if not path.is_file():
         raise ValueError(f"{path} is no file")
+    if what := foreign(path):
+        raise ValueError(f"{path} is {what}")
     try:
         with path.open("rb") as file:
             start = file.read(9)
@@ -60,18 +73,30 @@ def read_checkpoint(path: str | os.PathLike) -> Any:
         raise ValueError(f"{path} is cut short or damaged, or no file of weights (torch or safetensors)") from error
 
 
+def foreign(path: Path) -> str | None:
+    """What a file is, by its beginning, if something else was put in the place of a release's file; else None."""
+    with path.open("rb") as file:
+        begin, tar = file.read(512).removeprefix(b"\xef\xbb\xbf").lstrip().lower(), file.seek(257) and file.read(5)
+    if tar == b"ustar":
+        return "a tar archive; unpack it and give the files in it"
+    return next((what for start, what in STARTS.items() if begin.startswith(start)), None)
+
+
 def module_tensors(module: Stub, prefix: str = "") -> dict[str, Tensor]:
     """Parameters and buffers of a pickled `torch.nn.Module` by their state-dict names."""
-    if prefix.count(".") > 100:
-        raise ValueError(f"the modules of this {module.type_name} hold one another in a circle")
-    found = {}
-    for kind in ("_parameters", "_buffers"):
-        tensors = module.attributes.get(kind) or {}
-        found |= {prefix + name: value for name, value in tensors.items() if isinstance(value, Tensor)}
-    for name, child in (module.attributes.get("_modules") or {}).items():
-        if isinstance(child, Stub):
-            found |= module_tensors(child, f"{prefix}{name}.")
+    found, modules = {}, [(module, prefix)]
+    for part, name in modules:  # grows while it is read
+        if name.count(".") > 100 or len(modules) > MAX_MODULES:
+            raise ValueError(f"the modules of this {module.type_name} are too many, or hold one another in a circle")
+        for kind in ("_parameters", "_buffers"):
+            found |= {name + key: one for key, one in _entries(part, kind) if isinstance(one, Tensor)}
+        modules += [(child, f"{name}{key}.") for key, child in _entries(part, "_modules") if isinstance(child, Stub)]
     return found
+
+
+def _entries(module: Stub, kind: str) -> list[tuple[Any, Any]]:
+    entries = module.attributes.get(kind)
+    return list(entries.items()) if isinstance(entries, dict) else []
 
 
 def sha256(path: str | os.PathLike) -> str:

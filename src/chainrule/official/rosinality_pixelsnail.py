@@ -9,19 +9,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from torch import Tensor
 
 from ..core import CodeSpec, GridSpec
 from ..priors._pixelsnail import PixelSNAILSizes
 from ..priors.hierarchical_pixelsnail import BottomSizes, HierarchicalPixelSNAIL, HierarchicalPixelSNAILConfig
-from .reader import Stub, read_checkpoint
-from .sources import load_weights, state_dict
+from .reader import Stub
+from .weights import load_weights, read_weights
 
 SizesT = TypeVar("SizesT", bound=PixelSNAILSizes)
-MARK = b"horizontal.conv.conv.weight_v"  # a name that only these files have
-BOTTOM_MARK = b"cond_resnet.blocks.0.conv.weight_v"  # and only that of the bottom level
+MARK = "horizontal.conv.conv.weight_v"  # a name that only these files have
+BOTTOM_MARK = "cond_resnet.blocks.0.conv.weight_v"  # and only that of the bottom level
 NUM_HEADS = 8
 DROPOUT = 0.1
 WORDS = {  # theirs -> ours, word by word; "conv", which wraps every kernel, has no counterpart
@@ -65,21 +65,12 @@ def load_prior(top: Path, bottom: Path) -> HierarchicalPixelSNAIL:
     return prior.eval()
 
 
-def _tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The tensors of a file, and the options of its training where it has them."""
-    checkpoint = read_checkpoint(path)
-    options: dict[str, Any] = {}
-    if isinstance(checkpoint, Mapping) and isinstance(checkpoint.get("model"), Mapping):
-        stored = checkpoint.get("args")
-        options = dict(stored.attributes) if isinstance(stored, Stub) else {}
-        checkpoint = checkpoint["model"]
-    tensors = state_dict(checkpoint, path)
-    return {name.removeprefix("module."): value for name, value in tensors.items()}, options
-
-
 def _read(path: Path, kind: type[SizesT]) -> tuple[dict[str, Tensor], SizesT, GridSpec]:
     """Tensors but the coordinates, the sizes and the grid of a file."""
-    tensors, options = _tensors(path)
+    weights = read_weights(path, MARK)
+    tensors, content = weights.tensors, weights.content
+    stored = content.get("args") if isinstance(content, Mapping) else None
+    options = stored.attributes if isinstance(stored, Stub) else {}
     try:
         width, codebook_size = tensors["horizontal.conv.conv.weight_v"].shape[:2]
         kernel = tensors["blocks.0.resblocks.0.conv1.conv.conv.weight_v"]

@@ -1,10 +1,9 @@
 """The VQ-VAE-2 of rosinality/vq-vae-2-pytorch (github.com): `vqvae_560.pt` (FFHQ 256x256), and its priors if beside it.
 
-The file is a bare state dict, of a model wrapped for several processes perhaps ("module." before every name).
-There is no config: all sizes follow from the shapes, but for that of the images, which follows from the grids of the
-priors (`rosinality_pixelsnail`) or else is taken as 256x256 (other multiples of 8 go, too).  Two levels: `enc_b` reads
-the image, `enc_t` what it gives, `quantize_t` is the coarse level.
-Codebooks lie there as columns; `cluster_size` is the use of the codes, `embed_avg` a sum that is not needed.
+The file is a state dict. There is no config: all sizes follow from the shapes, but for that of the images, which
+follows from the grids of the priors (`rosinality_pixelsnail`) or else is taken as 256x256 (other multiples of 8 go,
+too). Two levels: `enc_b` reads the image, `enc_t` what it gives, `quantize_t` is the coarse level. Codebooks lie there
+as columns; `cluster_size` is the use of the codes, `embed_avg` a sum that is not needed.
 """
 
 from __future__ import annotations
@@ -17,15 +16,17 @@ from torch import Tensor
 from ..tokenizers._grid import square
 from ..tokenizers.vqvae2 import VQVAE2, VQVAE2Config
 from . import Imported
-from .reader import read_checkpoint, sha256
+from .reader import sha256
 from .rosinality_pixelsnail import BOTTOM_MARK, load_prior
 from .rosinality_pixelsnail import MARK as PIXELSNAIL_MARK
 from .sources import has_mark, marked_files, the_only
+from .weights import fitting, load_weights, read_weights
 
 ORIGIN = "VQ-VAE-2 of rosinality/vq-vae-2-pytorch, https://github.com/rosinality/vq-vae-2-pytorch"
 LICENCE = "MIT, parts Apache-2.0 (Sonnet)"
 IMAGE_SIZE = 256
-MARK = b"quantize_conv_t.weight"  # a name that only this release has
+MARK = "quantize_conv_t.weight"  # a name that only this release has
+UNFIT = "does not hold a two-level VQ-VAE-2 of rosinality's code"
 
 
 def matches(source: Path) -> bool:
@@ -40,26 +41,20 @@ def load(source: Path) -> Imported:
         ValueError: none or several such files, one of another architecture, or a prior of one level without the other.
     """
     path = the_only(marked_files(source, MARK), source, "VQ-VAE-2 of rosinality")
-    tensors = read_checkpoint(path)
-    if not isinstance(tensors, dict):
-        raise ValueError(f"{path} holds no state dict")
-    tensors = {str(name).removeprefix("module."): value for name, value in tensors.items()}
+    weights = read_weights(path, MARK)
     priors = _priors(source)
     prior = load_prior(*priors) if priors else None
-    try:
-        config = _config(tensors)
+    with fitting(path, UNFIT):
+        config = _config(weights.tensors)
         if prior is not None:
             grid = prior.spec.grids[0]
             config = replace(config, image_height=8 * grid.height, image_width=8 * grid.width)
         tokenizer = VQVAE2(config)
-        tokenizer.load_state_dict(_rename(tensors, config))
-    except (KeyError, RuntimeError, AttributeError, IndexError) as error:
-        reason = str(error).splitlines()[-1].strip()
-        raise ValueError(f"{path} does not hold a two-level VQ-VAE-2 of rosinality's code: {reason}") from None
+        load_weights(tokenizer, _rename(weights.tensors, config), path, UNFIT)
     if prior is not None and prior.spec != tokenizer.spec:
         raise ValueError(f"the priors beside {path.name} do not model its codes: {prior.spec}, not {tokenizer.spec}")
-    files = {one.name: sha256(one) for one in (path, *priors)}
-    return Imported(tokenizer.eval(), ORIGIN, LICENCE, False, files, prior)
+    files = weights.files | {one.name: sha256(one) for one in priors}
+    return Imported(tokenizer.eval(), ORIGIN, LICENCE, False, files, prior, notes=weights.notes)
 
 
 def _priors(source: Path) -> tuple[Path, ...]:

@@ -1,17 +1,20 @@
-"""What importers share: where a release's files lie, reading its config, filling a model with its tensors."""
+"""Finds the files of a release: its checkpoints, whole or in parts, and its config."""
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor, nn
-
-from ..strict import parse_yaml
+from ..strict import read_yaml
 
 Accept = Callable[[Mapping[str, Any]], bool]
+SUFFIXES = (".ckpt", ".pt", ".pth", ".bin", ".pkl", ".safetensors")
+"""Endings of files of weights; what such a file holds is told by its content."""
+INDEX = ".index.json"
+"""End of the name of a file that lists the parts of a checkpoint."""
 
 
 def find_config(source: Path, accept: Accept) -> Path | None:
@@ -19,34 +22,28 @@ def find_config(source: Path, accept: Accept) -> Path | None:
 
     Of several, the one named like the source's checkpoint, else the first by name.
     """
-    found = [path for folder in _folders(source) for path in sorted(folder.glob("*.y*ml")) if _accepted(path, accept)]
-    weights = source if source.is_file() else find_weights(source, "*.ckpt", "*.pt", "*.pth")
+    found = [path for path in config_files(source) if accepts(path, accept)]
+    weights = find_weights(source)
     named = [path for path in found if weights is not None and path.stem == weights.stem]
     return (named or found or [None])[0]
 
 
-def find_weights(source: Path, *patterns: str) -> Path | None:
-    """The checkpoint of a release: the source itself, or a file of such a name in it or in its folder `checkpoints`.
-
-    Of several, the one called "last", else the last by name.
-    """
-    if source.is_file():
-        return source if any(source.match(pattern) for pattern in patterns) else None
-    found = [path for folder in (source, source / "checkpoints") for pattern in patterns
-             for path in sorted(folder.glob(pattern))]  # fmt: skip
-    last = [path for path in found if path.stem == "last"]
-    return (last or found[-1:] or [None])[0]
+def config_files(source: Path) -> list[Path]:
+    """The YAML files in or beside a source and in the folders `configs` there."""
+    folder = folder_of(source)
+    folders = [folder, folder / "configs"]
+    if folder.name == "checkpoints":
+        folders += [folder.parent, folder.parent / "configs"]
+    return [path for folder in folders for path in sorted(folder.glob("*.y*ml"))]
 
 
-def _folders(source: Path) -> list[Path]:
-    if not source.is_file():
-        return [source, source / "configs"]
-    folder = source.absolute().parent
-    above = [folder.parent, folder.parent / "configs"] if folder.name == "checkpoints" else []
-    return [folder, folder / "configs", *above]
+def folder_of(source: Path) -> Path:
+    """A folder, or that in which a file lies."""
+    return source.absolute().parent if source.is_file() else source
 
 
-def _accepted(path: Path, accept: Accept) -> bool:
+def accepts(path: Path, accept: Accept) -> bool:
+    """Whether a file is a config that `accept` knows."""
     try:
         return accept(read_config(path))
     except (ValueError, OSError):
@@ -54,23 +51,94 @@ def _accepted(path: Path, accept: Accept) -> bool:
 
 
 def read_config(path: Path) -> dict[str, Any]:
-    """The mapping that a release's YAML holds; raises ValueError where it is anything else."""
-    value = parse_yaml(path.read_text(encoding="utf-8"), path.name)
+    """The mapping that a release's YAML holds; raises ValueError where it is anything else.
+
+    A model of Hydra's form (`_target_`, its parameters beside it) gets that of OmegaConf's (`target`, `params`), and a
+    file that begins with the model's keys gets the key `model` before them.
+    """
+    config = _with_targets(read_yaml(path))
+    return {"model": config} if "target" in config and "model" not in config else config
+
+
+def _with_targets(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_with_targets(one) for one in value]
     if not isinstance(value, dict):
-        raise ValueError(f"{path.name} must hold keys and values")
+        return value
+    value = {key: _with_targets(one) for key, one in value.items()}
+    if "_target_" in value and "target" not in value:
+        target = value.pop("_target_")
+        value = {"target": target, "params": value.get("params", value)}
     return value
 
 
-def marked_files(source: Path, mark: bytes) -> list[Path]:
-    """The files of a folder, or the file, in which a name stands near the beginning: names come before numbers."""
+def find_weights(source: Path, mark: str = "") -> Path | None:
+    """The checkpoint of a release: the source itself, or the best of `checkpoints`."""
+    if source.is_file():
+        return source if source.name.endswith((*SUFFIXES, INDEX)) else None
+    return (checkpoints(source, mark) or [None])[-1]
+
+
+def named(folder: Path, stem: str) -> Path | None:
+    """The checkpoint of that name in a folder, whatever its ending, whole or in parts."""
+    name = re.compile(rf"{re.escape(stem)}(-\d+-of-\d+)?\.\w+({re.escape(INDEX)})?")
+    return next((path for path in checkpoints(folder) if name.fullmatch(path.name)), None)
+
+
+def checkpoints(folder: Path, mark: str = "") -> list[Path]:
+    """The checkpoints in a folder and its folder `checkpoints`, the best last: the highest number, or "last".
+
+    Args:
+        mark: a name of a tensor; files without it are left out, unless no file has it.
+    """
+    files = [path for place in (folder, folder / "checkpoints") for path in place.glob("*") if path.is_file()]
+    indices = [path for path in files if path.name.endswith(INDEX)]
+    listed = {part for index in indices for part in parts(index)}
+    whole = {tuple(parts(path)): path for path in files if path.suffix.lower() in SUFFIXES and path not in listed}
+    found = sorted([*indices, *whole.values()], key=lambda path: (path.stem.startswith("last"), natural(path.name)))
+    if not mark:
+        return found
+    return [path for path in found if any(has_mark(part, mark) for part in parts(path))] or found
+
+
+def natural(name: str) -> list[str | int]:
+    """A key for sorting by the numbers in names: epoch=9 before epoch=10."""
+    return [int(word) if word.isdecimal() else word for word in re.split(r"([0-9]+)", name)]
+
+
+def parts(path: Path) -> list[Path]:
+    """The files over which a checkpoint is spread: those of an index, or all of `name-00001-of-00002`; else the file.
+
+    Raises:
+        ValueError: a damaged index.
+    """
+    if path.name.endswith(INDEX):
+        try:
+            names = sorted(set(json.loads(path.read_text(encoding="utf-8"))["weight_map"].values()))
+        except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
+            raise ValueError(f"{path} is no index of a checkpoint's parts: it should hold weight_map") from None
+        if not names or any(not isinstance(name, str) or Path(name).name != name for name in names):
+            raise ValueError(f"{path} must name files beside it, but it names {str(names)[:80]}")
+        return [path.parent / name for name in names]
+    numbered = re.fullmatch(r"(.+-)(\d+)-of-(\d+)(\.\w+)", path.name)
+    if not numbered or not 0 < int(numbered[3]) < 10_000:
+        return [path]
+    begin, digits, count, end = numbered.groups()
+    return [path.with_name(f"{begin}{index:0{len(digits)}}-of-{count}{end}") for index in range(1, int(count) + 1)]
+
+
+def marked_files(source: Path, mark: str) -> list[Path]:
+    """The files of a folder, or the file, in which the name of a tensor stands near the beginning."""
     files = sorted(source.iterdir()) if source.is_dir() else [source]
     return [path for path in files if path.is_file() and has_mark(path, mark)]
 
 
-def has_mark(path: Path, mark: bytes) -> bool:
-    """Whether a name stands in the first megabyte of a file."""
+def has_mark(path: Path, mark: str) -> bool:
+    """Whether a name stands in the first megabyte of a file: names come before numbers."""
+    if not path.is_file():
+        return False
     with path.open("rb") as file:
-        return mark in file.read(1 << 20)
+        return mark.encode() in file.read(1 << 20)
 
 
 def the_only(files: list[Path], source: Path, what: str) -> Path:
@@ -79,40 +147,3 @@ def the_only(files: list[Path], source: Path, what: str) -> Path:
         names = ", ".join(path.name for path in files) or "none"
         raise ValueError(f"{source} should hold one {what}, but there are: {names}; name the file")
     return files[0]
-
-
-def even_use(prefix: str, codebook: Tensor) -> dict[str, Tensor]:
-    """Buffers of a codebook (K, C) whose use is not known: even, or all would be restarted by further training."""
-    return {prefix + name: torch.ones(len(codebook)) for name in ("usage", "recent")}
-
-
-def state_dict(checkpoint: Any, where: Path) -> dict[str, Tensor]:
-    """The tensors of a model by name: a checkpoint itself, or its entry `state_dict`.
-
-    Raises:
-        ValueError: there are none.
-    """
-    if isinstance(checkpoint, Mapping):
-        checkpoint = checkpoint.get("state_dict", checkpoint)
-    found = checkpoint.items() if isinstance(checkpoint, Mapping) else ()
-    tensors = {key: value for key, value in found if isinstance(key, str) and isinstance(value, Tensor)}
-    if not tensors:
-        raise ValueError(f"{where.name} holds no tensors by name")
-    return tensors
-
-
-def load_weights(model: nn.Module, tensors: Mapping[str, Tensor], where: Path) -> None:
-    """Fills a model, in its own type; raises ValueError where names or shapes do not fit exactly."""
-    expected = model.state_dict()
-    if left := sorted(tensors.keys() - expected.keys()):
-        raise ValueError(f"{where.name} does not fit its config: it has {left[0]}, which the model has not")
-    for key, value in expected.items():
-        if key not in tensors:
-            raise ValueError(f"{where.name} does not fit its config: nothing in it is {key}")
-        if tensors[key].shape != value.shape:
-            raise ValueError(
-                f"{where.name} does not fit its config: {key} should be {tuple(value.shape)}, "
-                f"is {tuple(tensors[key].shape)}"
-            )
-    with torch.no_grad():
-        model.load_state_dict({key: value.to(expected[key].dtype) for key, value in tensors.items()})

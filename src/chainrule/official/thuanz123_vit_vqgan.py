@@ -16,12 +16,13 @@ from torch import Tensor
 
 from ..tokenizers.vit_vqgan import ENHANCING, TransformerSize, ViTVQGAN, ViTVQGANConfig
 from . import Imported
-from .reader import read_checkpoint, sha256
-from .sources import find_config, find_weights, load_weights, read_config, state_dict
+from .sources import find_config, find_weights
+from .weights import fitting, load_weights, read_release
 
 ORIGIN = "ViT-VQGAN of enhancing-transformers, github.com/thuanz123/enhancing-transformers"
 LICENCE = "MIT"
 TARGET = "enhancing.modules.stage1.vitvqgan.ViTVQ"
+MARK = "encoder.to_patch_embedding.0.weight"
 BLOCKS = {  # ours: theirs, inside a block
     "attention_norm": "0.norm", "attention.query_key_value": "0.fn.to_qkv", "attention.output": "0.fn.to_out",
     "mlp_norm": "1.norm", "mlp.0": "1.fn.net.0", "mlp.2": "1.fn.net.2",
@@ -30,26 +31,22 @@ BLOCKS = {  # ours: theirs, inside a block
 
 def matches(source: Path) -> bool:
     """Whether a config of this release lies beside a checkpoint."""
-    return find_config(source, _is_ours) is not None and find_weights(source, "*.ckpt") is not None
+    return find_config(source, is_config) is not None and find_weights(source) is not None
 
 
-def _is_ours(config: Mapping[str, Any]) -> bool:
+def is_config(config: Mapping[str, Any]) -> bool:
+    """Whether a YAML is one of this release."""
     model = config.get("model")
     return isinstance(model, Mapping) and str(model.get("target", "")) == TARGET
 
 
 def load(source: Path) -> Imported:
     """Imports the release; raises ValueError where a part of it is missing or of another architecture."""
-    config_path, weights_path = find_config(source, _is_ours), find_weights(source, "*.ckpt")
-    params = read_config(config_path)["model"]["params"]
-    tensors = state_dict(read_checkpoint(weights_path), weights_path)
-    try:
-        tokenizer = ViTVQGAN(_config(params, tensors))
-        load_weights(tokenizer, _translate(tokenizer, tensors), weights_path)
-    except KeyError as error:
-        raise ValueError(f"{weights_path} does not fit {config_path.name}: {error.args[0]!r} is missing") from None
-    files = {path.name: sha256(path) for path in (config_path, weights_path)}
-    return Imported(tokenizer.eval(), ORIGIN, LICENCE, False, files)
+    weights = read_release(source, is_config, MARK)
+    with fitting(weights.path):
+        tokenizer = ViTVQGAN(_config(weights.config["model"]["params"], weights.tensors))
+        load_weights(tokenizer, _translate(tokenizer, weights.tensors), weights.path)
+    return Imported(tokenizer.eval(), ORIGIN, LICENCE, False, weights.files, notes=weights.notes)
 
 
 def _config(params: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> ViTVQGANConfig:

@@ -344,6 +344,11 @@ class PriorRecipe(Recipe, kind="prior"):
         if saved.text_tokenizer is not None:
             check_captions("prior", examples)
             captions = Captions(saved.text_tokenizer, examples)
+        elif saved.prior.conditions.reads_text:
+            raise ValueError(
+                f"{self.prior.path} draws from texts but holds no text tokenizer, so it cannot be trained further; "
+                "save it with its text tokenizer"
+            )
         recipe = replace(self, data=examples.data)
         return _Parts(saved.tokenizer, saved.prior.requires_grad_(True), examples, captions, recipe)
 
