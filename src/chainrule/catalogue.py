@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from dataclasses import asdict
 from math import prod
@@ -12,7 +11,7 @@ from typing import Any
 from .core import Tokenizer
 from .saving.hub import find, models
 from .saving.model import read_model, tokenizer_hash
-from .saving.weights import SCALE, weights_sha256
+from .saving.weights import read_shapes, weights_sha256
 from .strict import to_plain
 from .zoo import load
 
@@ -88,12 +87,5 @@ def _row(name: str, folder: Path) -> dict[str, Any]:
 
 
 def _parameters(folder: Path) -> int:
-    return sum(_count(path) for path in folder.glob("*.safetensors"))
-
-
-def _count(path: Path) -> int:
-    """Numbers in a safetensors file, by its header: 8 bytes of length, then JSON."""
-    with open(path, "rb") as file:
-        header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
-    tensors = {name: tensor for name, tensor in header.items() if name != "__metadata__" and not name.endswith(SCALE)}
-    return sum(prod(tensor["shape"]) for tensor in tensors.values())
+    """Numbers in the files of weights, by their headers."""
+    return sum(prod(shape) for path in folder.glob("*.safetensors") for shape, _ in read_shapes(path).values())

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from .decoding import Sampling, Scorer
+from .files import parse_json
 from .images import grid, to_pil
 from .pictures import captioned, enlarge, hide
 from .pipeline import OnImage, Pipeline
@@ -223,10 +224,7 @@ def read_origin(path: str | Path) -> Origin:
             f"{path} does not say how it was drawn: it was not written by chainrule, or with --no-metadata, or "
             "another program has removed the text"
         )
-    try:
-        value = json.loads(text)
-    except ValueError as error:
-        raise ValueError(f"{path} has a damaged text about its origin ({error})") from error
+    value = parse_json(text, f"{path} has a damaged text about its origin")
     return build_dataclass(Derived if "made" in value else Drawing, value, str(path))
 
 

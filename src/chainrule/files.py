@@ -18,6 +18,7 @@ from __future__ import annotations
 import codecs
 import errno
 import itertools
+import json
 import os
 import re
 import secrets
@@ -29,7 +30,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 try:
     import fcntl
@@ -73,6 +74,23 @@ def split_lines(text: str) -> list[str]:
     """The lines of a text, which end as on Unix or on Windows; no other character ends a line."""
     lines = text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
     return lines[:-1] if not lines[-1] else lines
+
+
+def parse_json(text: str, where: str) -> Any:
+    """The value of a JSON text.
+
+    Raises:
+        ValueError: no JSON, or one that Python cannot hold; the sentence begins with `where`.
+    """
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        why = f"{error.msg} in line {error.lineno}, column {error.colno}"
+    except RecursionError:
+        why = "it is nested too deeply"
+    except ValueError:
+        why = "it holds a number of thousands of digits"
+    raise ValueError(f"{where}: not valid JSON ({why})")
 
 
 def decode_text(content: bytes, where: str) -> str:

@@ -29,6 +29,15 @@ from .files import read_text
 
 T = TypeVar("T")
 
+MAX_TEXT = 1 << 22
+"""No YAML file is longer, in characters: a list of the names of 20,000 classes takes half a million."""
+MAX_VALUES = 1 << 18
+"""No YAML file holds more values, where an anchor counts at each of its aliases."""
+MAX_DEPTH = 50
+"""No YAML file nests lists and mappings deeper."""
+MAX_SHOWN = 80
+"""Characters of a value that an error shows."""
+
 
 # ---------------------------------------------------------------- YAML
 
@@ -41,26 +50,70 @@ class _Loader(yaml.SafeLoader):
     }
 
     def construct_mapping(self, node, deep=False):
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-        for key in keys:
-            if keys.count(key) > 1:
-                raise yaml.YAMLError(f"the key {key!r} is given twice")
+        seen = set()
+        for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                raise yaml.YAMLError(f"line {key.start_mark.line + 1} has a list or a mapping for a key")
+            name = self.construct_object(key, deep=True)
+            if name in seen:
+                raise yaml.YAMLError(f"the key {name!r} is given twice")
+            seen.add(name)
         return super().construct_mapping(node, deep)
 
+    def get_single_node(self):
+        node = super().get_single_node()
+        _check_size(node)
+        return node
 
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?[0-9][0-9_]*(\.[0-9_]*)?[eE][-+]?[0-9]+$"),
-    list("-+0123456789"),
-)
+
+class _Dumper(yaml.SafeDumper):
+    """Writes a text that `_Loader` would read as a number in quotation marks."""
+
+    yaml_implicit_resolvers = {  # noqa: RUF012 (PyYAML's own name)
+        key: list(rules) for key, rules in yaml.SafeDumper.yaml_implicit_resolvers.items()
+    }
+
+
+for _one in (_Loader, _Dumper):
+    _one.add_implicit_resolver(
+        "tag:yaml.org,2002:float",
+        re.compile(r"^[-+]?[0-9][0-9_]*(\.[0-9_]*)?[eE][-+]?[0-9]+$"),
+        list("-+0123456789"),
+    )
+
+
+def _check_size(root: yaml.Node | None) -> None:
+    """Raises YAMLError where aliases make a small text a large or deep value, or one that holds itself."""
+    sizes: dict[yaml.Node, tuple[int, int]] = {}  # values in a node, and lists in lists
+    stack = [] if root is None else [(root, 1, False)]
+    while stack:
+        node, depth, entered = stack.pop()
+        children = [] if isinstance(node, yaml.ScalarNode) else node.value
+        if isinstance(node, yaml.MappingNode):
+            children = [one for pair in children for one in pair]
+        if entered:
+            inner = [sizes[child] for child in children]
+            sizes[node] = 1 + sum(count for count, _ in inner), 1 + max((height for _, height in inner), default=0)
+        elif node not in sizes and depth <= MAX_DEPTH:
+            stack += [(node, depth, True), *((child, depth + 1, False) for child in children if child not in sizes)]
+        if depth > MAX_DEPTH or (node in sizes and sizes[node][1] > MAX_DEPTH):
+            raise yaml.YAMLError(f"its lists and mappings are nested deeper than {MAX_DEPTH}")
+        if node in sizes and sizes[node][0] > MAX_VALUES:
+            raise yaml.YAMLError(f"it holds more than {MAX_VALUES:,} values")
 
 
 def parse_yaml(text: str, where: str) -> Any:
     """The value of a YAML text; raises ValueError of one line."""
+    if len(text) > MAX_TEXT:
+        raise _error(where, f"not valid YAML: {len(text):,} characters are more than {MAX_TEXT:,}")
     try:
         return yaml.load(text, _Loader)
     except yaml.YAMLError as error:
         raise _error(where, f"not valid YAML: {' '.join(str(error).split())}") from None
+    except RecursionError:
+        raise _error(where, f"not valid YAML: its lists and mappings are nested deeper than {MAX_DEPTH}") from None
+    except (ValueError, LookupError, TypeError, AttributeError, OverflowError) as error:  # of PyYAML's constructors
+        raise _error(where, "not valid YAML: it holds a number or a date that cannot be") from error
 
 
 def read_yaml(path: str | os.PathLike) -> dict[str, Any]:
@@ -74,7 +127,7 @@ def read_yaml(path: str | os.PathLike) -> dict[str, Any]:
 
 def write_yaml(value: Any) -> str:
     """A plain value as YAML, keys in the given order."""
-    return yaml.safe_dump(to_plain(value), sort_keys=False, allow_unicode=True, width=120)
+    return yaml.dump(to_plain(value), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
 
 
 # ---------------------------------------------------------------- dataclasses
@@ -104,6 +157,9 @@ def build_dataclass(cls: type[T], mapping: Mapping[str, Any], where: str, sectio
     Raises:
         ValueError: an unknown or missing key, a wrong type, or a value that `cls` itself rejects.
     """
+    if not isinstance(mapping, Mapping):
+        what = repr(section) if section else "it"
+        raise _error(where, f"{what} must hold keys and values, got {shown(mapping)}")
     given = [f for f in fields(cls) if f.init and "rest" not in f.metadata]
     others = next((f.name for f in fields(cls) if "rest" in f.metadata), None)
     hints = typing.get_type_hints(cls)
@@ -150,10 +206,8 @@ def _convert(value: Any, hint: Any, where: str, name: str) -> Any:
             if value == allowed and type(value) is type(allowed):
                 return value
         near = nearest(str(value), [str(a) for a in arguments], always=False)
-        raise _error(where, f"{name!r} must be {_describe(hint)}, got {value!r}{near}")
+        raise _error(where, f"{name!r} must be {_describe(hint)}, got {shown(value)}{near}")
     if is_dataclass(hint):
-        if not isinstance(value, Mapping):
-            raise _error(where, f"{name!r} must hold keys and values, got {value!r}")
         return build_dataclass(hint, value, where, name)
     if origin in (tuple, list) or hint in (tuple, list):
         if not isinstance(value, (list, tuple)):
@@ -168,11 +222,11 @@ def _convert(value: Any, hint: Any, where: str, name: str) -> Any:
         return items if list in (origin, hint) else tuple(items)
     if origin in (dict, Mapping) or hint in (dict, Mapping):
         if not isinstance(value, Mapping):
-            raise _error(where, f"{name!r} must hold keys and values, got {value!r}")
+            raise _error(where, f"{name!r} must hold keys and values, got {shown(value)}")
         return dict(value)
     if hint is float and type(value) in (int, float):
         if not math.isfinite(value):
-            raise _error(where, f"{name!r} must be finite, got {value!r}")
+            raise _error(where, f"{name!r} must be finite, got {shown(value)}")
         return float(value)
     if hint is Path and isinstance(value, (str, Path)):
         return Path(value)
@@ -184,7 +238,13 @@ def _convert(value: Any, hint: Any, where: str, name: str) -> Any:
 
 
 def _wrong(value: Any, hint: Any, where: str, name: str) -> ValueError:
-    return _error(where, f"{name!r} must be {_describe(hint)}, got {value!r}")
+    return _error(where, f"{name!r} must be {_describe(hint)}, got {shown(value)}")
+
+
+def shown(value: Any) -> str:
+    """`repr` of a value, cut where it is long."""
+    text = repr(value)
+    return text if len(text) <= MAX_SHOWN else f"{text[: MAX_SHOWN - 1]}…"
 
 
 def _error(where: str, sentence: str) -> ValueError:
@@ -227,7 +287,7 @@ def check_keys(mapping: Mapping[str, Any], known: Sequence[str], where: str, sec
     for key in mapping:
         if key not in known:
             place = f" in {section!r}" if section else ""
-            raise _error(where, f"unknown key {str(key)!r}{place}; {nearest(str(key), known)}")
+            raise _error(where, f"unknown key {shown(str(key))}{place}; {nearest(str(key), known)}")
 
 
 def nearest(name: str, known: Sequence[str], always: bool = True) -> str:

@@ -21,11 +21,15 @@ from dataclasses import asdict, dataclass
 
 from torch import Tensor
 
+from ..files import parse_json
 from ..strict import build_dataclass
 
 MAGIC = b"CRZ1"
 HEAD = struct.Struct("<4sII")
 BLOCK = struct.Struct("<I8s")
+MAX_HEADER = 1 << 26
+"""Bytes of the header, uncompressed."""
+MAX_IMAGES = 1 << 20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,8 +54,8 @@ class Header:
     names: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
-        if min(self.num_images, self.batch_size) < 1:
-            raise ValueError("a file holds at least 1 image")
+        if not (1 <= self.num_images <= MAX_IMAGES and 1 <= self.batch_size <= MAX_IMAGES):
+            raise ValueError(f"a file holds 1 to {MAX_IMAGES:,} images")
         for each in (self.labels, self.texts, self.names):
             if each is not None and len(each) != self.num_images:
                 raise ValueError(f"{len(each)} values are not one for each of {self.num_images} images")
@@ -86,6 +90,14 @@ def pack(header: Header, blocks: Sequence[Block]) -> bytes:
     return MAGIC + struct.pack("<I", zlib.crc32(body)) + body
 
 
+def _inflate(data: bytes) -> str:
+    """A header, which zlib can make as long as it likes; raises ValueError beyond `MAX_HEADER` bytes."""
+    text = (inflating := zlib.decompressobj()).decompress(data, MAX_HEADER)
+    if inflating.unconsumed_tail or not inflating.eof:
+        raise ValueError(f"its header is cut short or longer than {MAX_HEADER:,} bytes")
+    return text.decode()
+
+
 def unpack(data: bytes) -> tuple[Header, list[Block]]:
     """The inverse of `pack`.
 
@@ -97,10 +109,14 @@ def unpack(data: bytes) -> tuple[Header, list[Block]]:
     if len(data) < HEAD.size or zlib.crc32(data[8:]) != HEAD.unpack_from(data)[1]:
         raise ValueError("the compressed file is damaged, its checksum is another; copy it again")
     place = HEAD.size + HEAD.unpack_from(data)[2]
-    header = build_dataclass(Header, json.loads(zlib.decompress(data[HEAD.size : place])), "the compressed file")
-    blocks = []
-    for _ in header.batches():
-        length, codes = BLOCK.unpack_from(data, place)
-        place += BLOCK.size + length
-        blocks.append(Block(data[place - length : place], codes))
+    try:
+        plain = parse_json(_inflate(data[HEAD.size : place]), "its header")
+        header = build_dataclass(Header, plain, "its header")
+        blocks = []
+        for _ in header.batches():
+            length, codes = BLOCK.unpack_from(data, place)
+            place += BLOCK.size + length
+            blocks.append(Block(data[place - length : place], codes))
+    except (struct.error, zlib.error, ValueError) as error:
+        raise ValueError(f"the compressed file is damaged: {error}") from error
     return header, blocks

@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import re
+
 MAX_SIZE = 1 << 20
 """No width, count or size of a layer is larger."""
+MAX_LAYERS = 256
+"""No field such as num_layers, num_blocks or blocks_per_group, which counts modules, is larger."""
+COUNTS_MODULES = re.compile(r"(\w+_)?(layers|blocks|residual|stages|depth)|blocks_per_group")
 
 
 def check_range(config: object, low: float, high: float, *names: str) -> None:
-    """Raises ValueError unless the fields of these names lie in low..high; of tuples, each element."""
+    """Raises ValueError unless the fields of these names lie in low..high, or below where they count modules; of
+    tuples, each element."""
     for name in names:
         value = getattr(config, name)
+        most = min(high, MAX_LAYERS) if COUNTS_MODULES.fullmatch(name) else high
         for one in value if isinstance(value, tuple) else (value,):
             if not one >= low:
                 raise ValueError(f"{name} must be at least {low}, got {one}")
-            if not one <= high:
-                raise ValueError(f"{name} must be at most {high}, got {one}")
+            if not one <= most:
+                raise ValueError(f"{name} must be at most {most}, got {one}")
 
 
 def check_sizes(config: object, *names: str) -> None:

@@ -21,6 +21,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from .checks import MAX_SIZE, check_range
+
+MAX_POSITIONS = 1 << 24
+"""Codes of a grid: pixels in colour of an image of 2364 x 2364."""
+MAX_GRIDS = 64
+
 Codes = tuple[Tensor, ...]
 """Coarse-to-fine tuple of int64 grids, each (B, H, W, D)."""
 
@@ -35,10 +41,10 @@ class GridSpec:
     codebook_size: int
 
     def __post_init__(self) -> None:
-        if min(self.height, self.width, self.depth) < 1 or self.codebook_size < 2:
-            raise ValueError(
-                f"a grid needs height, width and depth of at least 1 and a vocabulary of at least 2; got {self}"
-            )
+        check_range(self, 1, MAX_SIZE, "height", "width", "depth")
+        check_range(self, 2, MAX_SIZE, "codebook_size")
+        if self.num_positions > MAX_POSITIONS:
+            raise ValueError(f"a grid has at most {MAX_POSITIONS:,} codes, got {self}")
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -78,6 +84,8 @@ class CodeSpec:
     def __post_init__(self) -> None:
         if not self.grids:
             raise ValueError("a CodeSpec needs at least one grid")
+        if len(self.grids) > MAX_GRIDS:
+            raise ValueError(f"a CodeSpec has at most {MAX_GRIDS} grids, got {len(self.grids)}")
 
     @classmethod
     def single(cls, height: int, width: int, depth: int, codebook_size: int) -> CodeSpec:

@@ -9,14 +9,13 @@ Names are relative to the folder of the file.  A caption of several lines in a.t
 from __future__ import annotations
 
 import csv
-import json
 import posixpath
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..files import decode_text, split_lines
+from ..files import decode_text, parse_json, split_lines
 from .account import Finding
 from .config import DataConfig
 from .tree import File
@@ -183,10 +182,7 @@ def _tab_rows(file: File, lines: Sequence[str]) -> list[tuple[int, dict[str, Any
 
 
 def _object(file: File, number: int, line: str) -> dict[str, Any]:
-    try:
-        value = json.loads(line)
-    except ValueError as error:
-        raise ValueError(f"{file.name}, line {number}: no JSON ({error})") from error
+    value = parse_json(line, f"{file.name}, line {number}")
     if not isinstance(value, dict):
         raise ValueError(f'{file.name}, line {number}: must be an object such as {{"file_name": …, "text": …}}')
     return value
@@ -224,9 +220,6 @@ def _lines(file: File) -> list[str]:
 
 def _json_texts(file: File) -> Any:
     """The caption in a JSON file as img2dataset writes it, or None."""
-    try:
-        value = json.loads(decode_text(file.read(), file.name))
-    except ValueError as error:
-        raise ValueError(f"{file.name}: no JSON ({error})") from error
+    value = parse_json(decode_text(file.read(), file.name), file.name)
     column = guess(None, "", TEXT_COLUMNS, list(value)) if isinstance(value, dict) else None
     return None if column is None else value[column]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime
-import json
 import platform
 from abc import ABC, abstractmethod
 from dataclasses import asdict, dataclass, field, fields
@@ -15,6 +14,7 @@ import torch
 
 from ..data import DataConfig
 from ..decoding import Sampling
+from ..files import parse_json, read_text
 from ..strict import build_dataclass
 from . import GenerationQuality, Likelihood, TokenizerQuality
 
@@ -197,10 +197,7 @@ class TokenizerRecord(Record):
 
 def read_record(path: Path) -> LikelihoodRecord | TokenizerRecord:
     """Reads a record; raises ValueError if there is none."""
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is no record of an evaluation: not valid JSON ({error})") from error
+    value = parse_json(read_text(path), f"{path} is no record of an evaluation")
     if not isinstance(value, dict) or not {"likelihood", "tokenizer"} & set(value):
         raise ValueError(f"{path} is no record of an evaluation: it has no likelihood and no figures of a tokenizer")
     return build_dataclass(LikelihoodRecord if "likelihood" in value else TokenizerRecord, value, str(path))

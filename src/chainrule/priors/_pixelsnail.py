@@ -32,7 +32,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..core import ClassLabels, CodeSpec, Context, GridSpec, check_float32
-from ..core.checks import MAX_SIZE, check_odd, check_range, check_shares, check_sizes
+from ..core.checks import MAX_LAYERS, MAX_SIZE, check_odd, check_range, check_shares, check_sizes
 from ..layers.transformer import attend
 from ..layers.weight_norm import WeightNormConv2d
 from ._raster import RasterPrior, RasterRunner, embed_condition, window_above
@@ -63,6 +63,10 @@ class PixelSNAILSizes:
 
     def __post_init__(self) -> None:
         check_sizes(self, "width", "residual_width", "num_blocks", "num_residual")
+        if self.num_blocks * self.num_residual > MAX_LAYERS:
+            raise ValueError(
+                f"num_blocks * num_residual must be at most {MAX_LAYERS}, got {self.num_blocks} * {self.num_residual}"
+            )
         check_odd(self, "kernel_size")
         check_range(self, 0, MAX_SIZE, "num_heads", "num_output_residual")
         check_shares(self, "dropout")

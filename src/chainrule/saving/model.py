@@ -16,18 +16,19 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
-import yaml
 from torch import nn
 
 from ..core import CodeSpec, Prior, Tokenizer, entry
-from ..files import write_folder
-from ..strict import build_dataclass, to_plain
+from ..files import decode_text, write_folder
+from ..strict import build_dataclass, parse_yaml, to_plain, write_yaml
 from ..text.bpe import TextTokenizer, read_text_tokenizer
 from .hub import find_bundled
-from .weights import read_weights, write_weights
+from .weights import check_weights, read_weights, write_weights
+
+M = TypeVar("M", bound=nn.Module)
 
 FORMAT = 1
 Kind = Literal["pipeline", "tokenizer", "reranker", "classifier", "upscaler"]
@@ -168,8 +169,7 @@ def write_model(
 
 def write_config(folder: Path, plain: Mapping[str, Any]) -> None:
     """Writes config.yaml."""
-    text = yaml.safe_dump(to_plain(plain), sort_keys=False, allow_unicode=True)
-    (folder / "config.yaml").write_text(text, encoding="utf-8")
+    (folder / "config.yaml").write_text(write_yaml(plain), encoding="utf-8")
 
 
 def tokenizer_hash(tokenizer: Tokenizer) -> str:
@@ -223,11 +223,10 @@ def read_model(folder: Path) -> SavedModel:
     """
     path = folder / "config.yaml"
     try:
-        config = yaml.safe_load(path.read_text(encoding="utf-8"))
+        text = decode_text(path.read_bytes(), str(path))
     except (FileNotFoundError, NotADirectoryError):
         raise ValueError(f"{folder} is no saved model: a folder with config.yaml is needed") from None
-    except (UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ValueError(f"{path} is damaged, it is no readable YAML: {' '.join(str(error).split())}") from error
+    config = parse_yaml(text, f"{path} is damaged")
     if not isinstance(config, Mapping) or config.get("format") != FORMAT:
         raise ValueError(f"{path} is not a model of format {FORMAT}; save it again with this version of chainrule")
     return build_dataclass(SavedModel, config, f"{path} is incomplete or damaged")
@@ -250,13 +249,16 @@ def read_tokenizer(folder: Path, part: TokenizerPart) -> Tokenizer:
     """
     registered, where = entry("tokenizers", part.name), str(folder / "config.yaml")
     config = build_dataclass(registered.config, part.config, where, "tokenizer.config")
-    if part.encoder_config is None:
-        tokenizer = registered.model(config)
-    else:
+    encoder = config
+    if part.encoder_config is not None:
         encoder = build_dataclass(registered.config, part.encoder_config, where, "tokenizer.encoder_config")
-        tokenizer = registered.model(encoder).with_decoder(config)
+
+    def build() -> Tokenizer:
+        tokenizer = registered.model(encoder)
+        return tokenizer if part.encoder_config is None else tokenizer.with_decoder(config)
+
     holder = folder if part.weights is None else find_bundled(part.weights, f"{where}: 'tokenizer.weights'")
-    read_weights(tokenizer, holder / "tokenizer.safetensors")
+    tokenizer = _with_weights(build, holder / "tokenizer.safetensors")
     if part.hash not in (None, tokenizer_hash(tokenizer)):
         raise ValueError(f"the prior in {folder} was trained on the codes of another tokenizer than the one beside it")
     return tokenizer.eval()
@@ -266,9 +268,8 @@ def read_prior(folder: Path, part: PriorPart) -> Prior:
     """A prior with its weights, in evaluation mode; raises ValueError where they are missing or damaged."""
     registered = entry("priors", part.name)
     config = build_dataclass(registered.config, part.config, str(folder / "config.yaml"), "prior.config")
-    prior = registered.model(CodeSpec.from_dict(part.codes), config)
-    read_weights(prior, folder / "prior.safetensors")
-    return prior.eval()
+    spec = CodeSpec.from_dict(part.codes)
+    return _with_weights(lambda: registered.model(spec, config), folder / "prior.safetensors").eval()
 
 
 def read_text(folder: Path, part: TextPart | None) -> TextTokenizer | None:
@@ -294,6 +295,14 @@ def read_module(folder: Path, name: str, part: Part, build: Callable[[Any], nn.M
     Raises:
         ValueError: weights that are missing or damaged.
     """
-    module = build(build_dataclass(config, part.config, str(folder / "config.yaml"), f"{name}.config"))
-    read_weights(module, folder / f"{name}.safetensors")
-    return module.eval()
+    built = build_dataclass(config, part.config, str(folder / "config.yaml"), f"{name}.config")
+    return _with_weights(lambda: build(built), folder / f"{name}.safetensors").eval()
+
+
+def _with_weights(build: Callable[[], M], path: Path) -> M:
+    """A module with the weights of a file; no memory is taken for it before the shapes of both are seen to agree."""
+    with torch.device("meta"):
+        check_weights(build(), path)
+    module = build()
+    read_weights(module, path)
+    return module

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -18,6 +18,8 @@ from ..kernels.transformer import quantize_rows
 
 SCALE = "::scale"
 """Ends the name of the scales of a tensor that is stored in int8."""
+FLOATS = ("F64", "F32", "F16", "BF16")
+"""Types of floating point numbers, as safetensors calls them."""
 
 
 def write_weights(part: nn.Module, path: Path, dtype: torch.dtype | None = None) -> None:
@@ -48,20 +50,48 @@ def read_weights(part: nn.Module, path: Path) -> None:
     """
     if not part.state_dict():
         return
-    try:
-        tensors = load_file(path)
-    except (FileNotFoundError, SafetensorError) as error:
-        raise ValueError(f"{path} is missing or damaged ({error}); copy it again") from error
-    tensors = _from_int8(tensors)
-    shapes = {key: tuple(value.shape) for key, value in part.state_dict().items()}
-    for key, shape in shapes.items():
-        found = tuple(tensors[key].shape) if key in tensors else "nothing"
-        if found != shape:
-            raise ValueError(f"{path} holds weights of another architecture: {key} should be {shape}, is {found}")
-    if extra := sorted(set(tensors) - set(shapes)):
-        raise ValueError(f"{path} holds weights of another architecture: {extra[0]} has no place")
+    check_weights(part, path)
+    tensors = _from_int8(load_file(path))
     _check_finite(tensors, f"{path} is damaged, or of a training that diverged")
     part.load_state_dict(tensors)
+
+
+def read_shapes(path: Path) -> dict[str, tuple[tuple[int, ...], str]]:
+    """Shape and type of each tensor in a file, by its header; a tensor in int8 has the type of its scales.
+
+    Raises:
+        ValueError: a file that is missing or damaged.
+    """
+    try:
+        with safe_open(path, "pt") as file:
+            parts = {key: file.get_slice(key) for key in file.keys()}  # noqa: SIM118 (no mapping)
+            found = {key: (tuple(part.get_shape()), part.get_dtype()) for key, part in parts.items()}
+    except (OSError, SafetensorError) as error:
+        why = "there is no such file" if isinstance(error, FileNotFoundError) else "no safetensors file"
+        raise ValueError(f"{path} is missing or damaged ({why}); copy it again") from error
+    for key, (shape, dtype) in found.items():
+        scale = found.get(key + SCALE)
+        if scale is not None and (scale[0] != (*shape[:1], 1) or dtype != "I8" or len(shape) < 2):
+            raise ValueError(f"{path} is damaged: the scales of {key} do not fit it; copy it again")
+        if scale is not None:
+            found[key] = shape, scale[1]
+    return {key: value for key, value in found.items() if not key.endswith(SCALE)}
+
+
+def check_weights(part: nn.Module, path: Path) -> None:
+    """Raises ValueError unless a file holds the weights of a part, which may be on the device "meta"."""
+    wanted = part.state_dict()
+    found = read_shapes(path) if wanted else {}
+    for key, value in wanted.items():
+        shape, dtype = found.get(key, ("nothing", ""))
+        if shape != tuple(value.shape):
+            raise ValueError(
+                f"{path} holds weights of another architecture: {key} should be {tuple(value.shape)}, is {shape}"
+            )
+        if (dtype in FLOATS) != value.is_floating_point():
+            raise ValueError(f"{path} is damaged: {key} is of the type {dtype}; copy it again")
+    if extra := sorted(set(found) - set(wanted)):
+        raise ValueError(f"{path} holds weights of another architecture: {extra[0]} has no place")
 
 
 def _check_finite(tensors: Mapping[str, Tensor], consequence: str) -> None:

@@ -150,9 +150,9 @@ class FeatureTower(nn.Module):
 
     def __init__(self, config: RerankerConfig) -> None:
         super().__init__()
-        self.network = (load_features(config.features, config.features_side),)  # a tuple hides it from the weights
-        _, height, width = config.image_shape
-        size = self.features(torch.zeros(1, config.image_channels, height, width, dtype=torch.uint8)).shape[1]
+        with torch.device("cpu"):  # also where the weights are on the device "meta"; all sizes give as many features
+            self.network = (load_features(config.features, config.features_side),)  # a tuple hides it from the weights
+            size = self.features(torch.zeros(1, config.image_channels, 32, 32, dtype=torch.uint8)).shape[1]
         self.norm, self.dropout = nn.LayerNorm(size, elementwise_affine=False), nn.Dropout(config.dropout)
         self.projection = nn.Linear(size, config.width, bias=False)
 
