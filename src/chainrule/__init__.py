@@ -18,18 +18,37 @@ if TYPE_CHECKING:
     from .pipeline import Pipeline
     from .saving.code_file import decode, encode
     from .saving.hub import models
+    from .serving.page import demo
     from .sizes import create, presets
     from .training.run import train
     from .zoo import load, save
 
 __all__ = [
-    "Pipeline", "compress", "convert", "create", "decode", "decompress", "encode", "evaluate", "grid", "info", "load",
-    "models", "presets", "reconstruct", "repeat", "save", "score", "to_pil", "train",
+    "Pipeline",
+    "compress",
+    "convert",
+    "create",
+    "decode",
+    "decompress",
+    "demo",
+    "encode",
+    "evaluate",
+    "grid",
+    "info",
+    "load",
+    "models",
+    "presets",
+    "reconstruct",
+    "repeat",
+    "save",
+    "score",
+    "to_pil",
+    "train",
 ]  # fmt: skip
 
 _HOMES = {
     "Pipeline": "pipeline", "compress": "compression", "convert": "official", "create": "sizes",
-    "decode": "saving.code_file", "decompress": "compression", "encode": "saving.code_file",
+    "decode": "saving.code_file", "demo": "serving.page", "decompress": "compression", "encode": "saving.code_file",
     "evaluate": "evaluation.measure", "grid": "images", "info": "catalogue", "load": "zoo", "models": "saving.hub",
     "presets": "sizes", "reconstruct": "evaluation.reconstruction", "repeat": "evaluation.measure", "save": "zoo",
     "score": "evaluation.scoring", "to_pil": "images", "train": "training.run",

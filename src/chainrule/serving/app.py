@@ -80,12 +80,29 @@ def create_app(settings: Settings) -> FastAPI:
             raise APIError("there is no such picture, or its hour is over", 404)
         return FileResponse(path, media_type="image/png")
 
+    if settings.page:
+        _mount_page(app, studio, settings, store)
     app.add_middleware(Door, settings=settings, metrics=metrics)
     if settings.cors:
         app.add_middleware(
             CORSMiddleware, allow_origins=list(settings.cors), allow_methods=["GET", "POST"], allow_headers=["*"]
         )
     return app
+
+
+def _mount_page(app: FastAPI, studio: Studio, settings: Settings, store: Store) -> None:
+    """The page at /; where the server has keys, one of them is asked for as the password."""
+    import gradio
+
+    from .page import Page, look
+
+    keys = settings.api_keys
+    auth = (lambda _, password: password in keys) if keys else None
+    gradio.mount_gradio_app(
+        app, Page(studio, settings, store).blocks(), path="/", ssr_mode=False, footer_links=[], auth=auth,
+        auth_message="Any name; the password is an API key." if keys else None, show_error=True,
+        max_file_size=settings.max_bytes, **look(),
+    )  # fmt: skip
 
 
 def from_environment() -> FastAPI:

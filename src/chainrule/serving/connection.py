@@ -23,6 +23,8 @@ T = TypeVar("T")
 log = logging.getLogger("chainrule.serving")
 KEYED = "/v1/", "/api/"
 """Paths that need a key, if the server has any."""
+COUNTED = *KEYED, "/pictures/", "/healthz", "/readyz", "/metrics", "/openapi.json"
+"""Paths that are counted by their route; all others are the page."""
 
 
 async def within(request: Request, seconds: float, work: Coroutine[Any, Any, T]) -> T:
@@ -95,11 +97,12 @@ class Door:
             await answer(error)(scope, receive, sending)
         finally:
             seconds = time.monotonic() - since
-            route = getattr(scope.get("route"), "path", None) or "other"
+            path = scope["path"]
+            route = (getattr(scope.get("route"), "path", None) or "other") if path.startswith(COUNTED) else "page"
             self.metrics.requests.labels(route, status).inc()
             self.metrics.seconds.labels(route).observe(seconds)
-            if route != "other" or status >= 400:
-                log.info("%s %s %s %d %.3f s", number, scope["method"], scope["path"], status, seconds)
+            if path.startswith(KEYED) or status >= 400:
+                log.info("%s %s %s %d %.3f s", number, scope["method"], path, status, seconds)
 
     def _check(self, path: str, headers: dict[bytes, bytes]) -> None:
         """Raises APIError for a missing key, or a body that is said to be too long."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import base64
 import json
 import time
@@ -136,28 +135,16 @@ async def _events(
     studio: Studio, settings: Settings, drawing: Drawing, options: Generation, kind: str, common: dict[str, Any]
 ) -> AsyncIterator[str]:
     """Server-sent events: the pictures while they grow, and at the end; or an error."""
-    loop, queue = asyncio.get_running_loop(), asyncio.Queue()
-    deadline = loop.time() + settings.timeout
-
-    def on_partial(index: int, codes: Any, num_known: int) -> None:
-        loop.call_soon_threadsafe(queue.put_nowait, (index, codes, num_known))
-
-    task = asyncio.ensure_future(studio.draw(drawing, on_partial, options.partial_images))
-    task.add_done_callback(lambda _: queue.put_nowait(None))
+    index = 0
     try:
-        while (item := await asyncio.wait_for(queue.get(), deadline - loop.time())) is not None:
-            index, codes, num_known = item
-            images = await studio.partial(drawing, codes, num_known)
-            for image_index, file in enumerate(png_files(drawing, images, metadata=False)):
-                more = {"partial_image_index": index, "image_index": image_index}
-                yield _event(f"{kind}.partial_image", file, common | more)
-        files = png_files(drawing, await task, options.metadata)
-        for image_index, (file, seed) in enumerate(zip(files, drawing.seeds, strict=True)):
-            yield _event(f"{kind}.completed", file, common | {"image_index": image_index, "seed": str(seed)})
+        async for images, done in studio.grow(drawing, options.partial_images, settings.timeout):
+            files = png_files(drawing, images, done and options.metadata)
+            for image_index, (file, seed) in enumerate(zip(files, drawing.seeds, strict=True)):
+                more = {"image_index": image_index} | ({"seed": str(seed)} if done else {"partial_image_index": index})
+                yield _event(f"{kind}.{'completed' if done else 'partial_image'}", file, common | more)
+            index += 1
     except Exception as error:
         yield f"event: error\ndata: {answer(error).body.decode()}\n\n"
-    finally:
-        task.cancel()
 
 
 def _event(kind: str, file: bytes, more: dict[str, Any]) -> str:

@@ -27,14 +27,19 @@ class Store:
         self.folder = Path(folder or self._own.name)
 
     def add(self, content: bytes) -> str:
-        """Keeps a file; returns its name.  Files that are too old are deleted."""
+        """Keeps a file; returns its name."""
         name = f"{secrets.token_urlsafe(32)}.png"
+        self.write(name, content)
+        return name
+
+    def write(self, name: str, content: bytes) -> str:
+        """Keeps a file of a given name; returns its path.  Files that are too old are deleted."""
         write_file(self.folder / name, content)
         for path in self.folder.glob("*.png"):
             with suppress(OSError):  # another worker was faster
                 if path.stat().st_mtime < time.time() - SECONDS:
                     path.unlink()
-        return name
+        return str(self.folder / name)
 
     def find(self, name: str) -> Path | None:
         """The path of a file; None where there is none of that name, or no longer."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -100,6 +100,27 @@ class Studio:
         rounds = await _all([self.draw(replace(drawing, seeds=seeds, best_of=1)) for seeds in candidates])
         following = iter(rounds)
         return await self.engine.compute(keep_best, lambda _: next(following), drawing.seeds, drawing.best_of, scorer)
+
+    async def grow(self, drawing: Drawing, num_partial: int, seconds: float) -> AsyncIterator[tuple[Tensor, bool]]:
+        """Images while they grow, `num_partial` times, and at the end: uint8 (n, C, H, W), and whether they are done.
+
+        Raises:
+            TimeoutError: they take longer than `seconds`.
+        """
+        loop, queue = asyncio.get_running_loop(), asyncio.Queue()
+        deadline = loop.time() + seconds
+
+        def on_partial(index: int, codes: Tensor, num_known: int) -> None:
+            loop.call_soon_threadsafe(queue.put_nowait, (codes, num_known))
+
+        task = asyncio.ensure_future(self.draw(drawing, on_partial, num_partial))
+        task.add_done_callback(lambda _: queue.put_nowait(None))
+        try:
+            while (item := await asyncio.wait_for(queue.get(), deadline - loop.time())) is not None:
+                yield await self.partial(drawing, *item), False
+            yield await task, True
+        finally:
+            task.cancel()
 
     async def partial(self, drawing: Drawing, codes: Tensor, num_known: int) -> Tensor:
         """Images so far, uint8 (n, C, H, W), grey where they are not yet drawn."""
