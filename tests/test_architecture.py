@@ -28,7 +28,7 @@ ALLOWED = {  # room: the rooms of the package that it may import
     "pipeline.py": {"core", "decoding", "images", "saving", "text"},
     "scorers": {"core", "images", "layers", "text"},
     "drawing.py": {"decoding", "files", "images", "pictures", "pipeline", "saving", "strict", "zoo"},
-    "zoo.py": {"core", "pipeline", "saving", "scorers", "strict", "upscaling"},
+    "zoo.py": {"core", "files", "pipeline", "saving", "scorers", "strict", "upscaling"},
     "evaluation": {
         "core", "data", "decoding", "files", "pipeline", "progress", "saving", "scorers", "strict", "zoo",
     },

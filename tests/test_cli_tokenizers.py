@@ -6,6 +6,7 @@ import inspect
 import json
 import re
 import shlex
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from chainrule.data import ImageDataset
 from chainrule.evaluation import psnr, ssim
 from chainrule.images import to_pil
 from chainrule.official import Imported, importers
+from chainrule.pictures import _different
 from chainrule.saving.code_file import _pack, _unpack
 from chainrule.zoo import load_tokenizer, save
 from sizes import tiny
@@ -127,6 +129,23 @@ def test_encode_and_decode(here):
     assert Image.open("decoded.png").size == (24, 16)
 
 
+def test_no_picture_replaces_another(here):
+    """Files of one name from several folders, also where a disk takes capital and small letters for the same."""
+    names = ["x/a.png", "y/a.png", "a-2.png", "z/A.jpg", "a.jpg", "b.png", "x/é.png", "y/e\u0301.png"]
+    assert _different([Path(name).stem for name in names]) == [
+        "a", "a-2", "a-2-2", "A-3", "a-4", "b", "é", "e\u0301-2",
+    ]  # fmt: skip
+    for folder in ("x", "y"):
+        Path(folder).mkdir()
+        shutil.copy("a.png", f"{folder}/a.png")
+    shutil.copy("b.png", "a-2.png")
+    run("encode", "levels", "x/a.png", "y/a.png", "a-2.png", "--out", "c.safetensors")
+    run("decode", "levels", "c.safetensors", "--out", "decoded")
+    assert sorted(path.name for path in Path("decoded").iterdir()) == ["a-2-2.png", "a-2.png", "a.png"]
+    first, second, third = (Path(f"decoded/{name}.png").read_bytes() for name in ("a", "a-2", "a-2-2"))
+    assert first == second != third
+
+
 def test_encode_and_decode_in_bfloat16(here):
     vqgan = entry("tokenizers", "vqgan")
     config = replace(tiny("tokenizers", "vqgan").config, image_height=16, image_width=16, image_channels=3)
@@ -195,6 +214,16 @@ def test_mistakes_in_converting(here):
     assert "nothing does not exist" in refused("convert", "nothing", "model")
     assert "is none of the releases" in refused("convert", "levels", "model")
     assert "levels exists; add --force" in refused("convert", "nothing", "levels")
+    for dest in ("levels", "levels/inside", "levels/.."):  # a release is not replaced, whatever is forced
+        words = refused("convert", "levels", dest, "--force")
+        assert words.endswith(f"{dest} would be written where the release levels is; choose a folder outside of it")
+    Path("checkpoint.pt").write_bytes(b"")
+    assert "would be written where" in refused("convert", "checkpoint.pt", ".", "--force")
+    Path("project").mkdir()
+    Path("project/config.yaml").write_text("model: {base_learning_rate: 1}")
+    for force in ([], ["--force"]):
+        words = refused("convert", "checkpoint.pt", "project", *force)
+        assert words.endswith("project exists and is no saved model; choose another folder")
 
 
 # ---------------------------------------------------------------- evaluate, info, models

@@ -15,8 +15,8 @@ import torch
 import yaml
 
 import chainrule
-from chainrule import files
-from chainrule.files import recover, recover_all, temporary_folder, write_file, write_folder
+from chainrule import files, zoo
+from chainrule.files import owned, recover, recover_all, temporary_folder, write_file, write_folder
 from chainrule.priors.pixelcnn import PixelCNN, PixelCNNConfig
 from chainrule.saving.model import is_saved_model
 from chainrule.scorers.classifier import Classifier, ClassifierConfig
@@ -186,6 +186,25 @@ def test_without_locks_only_old_temporary_folders_are_removed(tmp_path, monkeypa
     assert list((tmp_path / ".model.tmp").iterdir()) == [young]
 
 
+def test_one_process_owns_a_folder(tmp_path):
+    code = "import sys; from chainrule.files import owned\nwith owned(sys.argv[1]): print(); input()"
+    with subprocess.Popen(
+        [sys.executable, "-c", code, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as other:
+        other.stdout.readline()
+        with (
+            pytest.raises(ValueError, match=rf"in use by process {other.pid} on .*; wait until it ends, or"),
+            owned(tmp_path),
+        ):
+            pass
+        other.kill()
+        other.wait()
+        assert [child.name for child in tmp_path.iterdir()] == [".lock"]
+    with owned(tmp_path), pytest.raises(ValueError, match=f"in use by process {os.getpid()} on"), owned(tmp_path):
+        pass
+    assert not list(tmp_path.iterdir())
+
+
 def test_sigterm_removes_temporary_folders(tmp_path):
     code = (
         "import sys; from chainrule.files import temporary_folder\nwith temporary_folder(sys.argv[1]): print(); input()"
@@ -303,6 +322,38 @@ def test_a_folder_of_something_else_is_not_replaced(tmp_path):
         with pytest.raises(ValueError, match=r"config\.yaml"):
             chainrule.load(tmp_path)
         assert (tmp_path / "config.yaml").read_text() == text
+
+
+@pytest.mark.parametrize("kind", ["pipeline", "reranker"])
+def test_a_file_beside_a_saved_model_is_not_lost(tmp_path, kind):
+    model = one_of_each()[kind]
+    chainrule.save(model, tmp_path / "model")
+    chainrule.save(model, tmp_path / "model")
+    (tmp_path / "model" / "thesis.txt").write_text("x")
+    with pytest.raises(ValueError, match=r"model holds thesis.txt, which is no part of the saved model and would be"):
+        chainrule.save(model, tmp_path / "model")
+    assert (tmp_path / "model" / "thesis.txt").read_text() == "x"
+
+
+@pytest.mark.parametrize("load", [chainrule.load, zoo.load_tokenizer])
+def test_a_reader_sees_one_model_whole(tmp_path, monkeypatch, load):
+    """Also if the folder is replaced after its config.yaml and before its weights have been read."""
+    pipeline(0).save(tmp_path / "model", card={"number": 0})
+    real, times = zoo.read_tokenizer, []
+
+    def replaced_before(folder, part):
+        times.append(folder)
+        if len(times) < 3:
+            pipeline(len(times)).save(tmp_path / "model", card={"number": len(times)})
+        return real(folder, part)
+
+    monkeypatch.setattr(zoo, "read_tokenizer", replaced_before)
+    found = load(tmp_path / "model")
+    assert len(times) == 3
+    if isinstance(found, chainrule.Pipeline):
+        assert found.card["number"] == 2
+        found, last = found.prior.state_dict(), pipeline(2).prior.state_dict()
+        assert all(torch.equal(found[key], last[key]) for key in last)
 
 
 def test_a_model_that_was_being_saved_is_found(tmp_path, monkeypatch):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import replace
 
@@ -12,6 +13,7 @@ from torch import nn
 
 from chainrule import load
 from chainrule.data import DataConfig, ImageDataset
+from chainrule.files import owned
 from chainrule.images import image_grid
 from chainrule.priors.pixelcnn import PixelCNNConfig
 from chainrule.recipe import RECIPES, NewModel, build_recipe, read_recipe, recipe_names
@@ -213,6 +215,9 @@ def test_fit_trains_saves_and_resumes(halves, tmp_path):
         train(recipe, out, ["training.learning_rate=0.01"], quiet=True)
     with pytest.raises(ValueError, match="already holds a run"):
         train(recipe, out, resume=False, quiet=True)
+    with owned(out), pytest.raises(ValueError, match=f"run is in use by process {os.getpid()} on "):
+        train(recipe, out, ["training.steps=90"], quiet=True)
+    assert not (out / ".lock").exists()
 
 
 def test_a_run_of_an_older_version_goes_on(tmp_path):

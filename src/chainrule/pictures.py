@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import io
 import math
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from unicodedata import normalize
 
 import numpy as np
 import torch
@@ -49,13 +51,25 @@ def write_grid(
 def write_each(
     folder: Path, stems: Sequence[str], images: Tensor, chunks: Mapping[str, str] | None = None
 ) -> list[Path]:
-    """A file of each image uint8 (B, C, H, W), called after its stem, where that has come before with -2, -3, … added;
+    """A file of each image uint8 (B, C, H, W), called after its stem, with -2, -3, … added where that name is taken;
     returns the files."""
-    again = [stems[:index].count(stem) for index, stem in enumerate(stems)]
-    files = [folder / (f"{stem}-{n + 1}.png" if n else f"{stem}.png") for stem, n in zip(stems, again, strict=True)]
+    files = [folder / f"{name}.png" for name in _different(stems)]
     for path, picture in zip(files, to_pil(images), strict=True):
         write_png(path, picture, chunks)
     return files
+
+
+def _different(names: Sequence[str]) -> list[str]:
+    """Names that differ also where a disk takes capital and small letters, or two codes of one letter, for the same."""
+    found: dict[str, str] = {}
+    count: Counter[str] = Counter()
+    for name in names:
+        new = name
+        while (key := normalize("NFC", new).casefold()) in found:
+            count[name] += 1
+            new = f"{name}-{count[name] + 1}"
+        found[key] = new
+    return list(found.values())
 
 
 def write_gif(path: Path, frames: Iterable[Image], milliseconds: int = 40, hold: int = 2000) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from .core import Tokenizer
+from .files import read_whole
 from .pipeline import Pipeline
 from .saving.hub import find, is_local
 from .saving.model import (
@@ -65,32 +66,36 @@ def load(name: str | os.PathLike, device: str = "cpu") -> Model:
 
 def load_kind(name: str | os.PathLike, *kinds: Kind, device: str = "cpu") -> Model:
     """As `load`; raises ValueError where the folder holds a model of another kind than `kinds`, if these are given."""
-    folder = find(name)
+    return read_whole(find(name), lambda folder: _read(folder, kinds)).to(device)
+
+
+def _read(folder: Path, kinds: Sequence[Kind]) -> Model:
     saved = read_model(folder)
     _check_kind(folder, saved, kinds)
     if saved.kind == "pipeline":
-        model = Pipeline(
+        return Pipeline(
             read_tokenizer(folder, saved.tokenizer), read_prior(folder, saved.prior), saved.class_names, saved.card,
             read_text(folder, saved.text_tokenizer),
         )  # fmt: skip
-    elif saved.kind == "tokenizer":
-        model = read_tokenizer(folder, saved.tokenizer)
-    elif saved.kind == "reranker":
+    if saved.kind == "tokenizer":
+        return read_tokenizer(folder, saved.tokenizer)
+    if saved.kind == "reranker":
         build = partial(Reranker, text_tokenizer=read_text(folder, saved.text_tokenizer), card=saved.card)
-        model = read_module(folder, "reranker", saved.reranker, build, RerankerConfig)
-    elif saved.kind == "classifier":
-        model = read_module(folder, "classifier", saved.classifier, Classifier, ClassifierConfig)
-    else:
-        model = read_module(folder, "upscaler", saved.upscaler, Upscaler, UpscalerConfig)
-    return model.to(device)
+        return read_module(folder, "reranker", saved.reranker, build, RerankerConfig)
+    if saved.kind == "classifier":
+        return read_module(folder, "classifier", saved.classifier, Classifier, ClassifierConfig)
+    return read_module(folder, "upscaler", saved.upscaler, Upscaler, UpscalerConfig)
 
 
 def load_tokenizer(name: str | os.PathLike, device: str = "cpu") -> Tokenizer:
     """The tokenizer of a saved model, with or without a prior; arguments and errors as for `load`."""
-    folder = find(name)
-    saved = read_model(folder)
-    _check_kind(folder, saved, ("tokenizer", "pipeline"))
-    return read_tokenizer(folder, saved.tokenizer).to(device)
+
+    def read(folder: Path) -> Tokenizer:
+        saved = read_model(folder)
+        _check_kind(folder, saved, ("tokenizer", "pipeline"))
+        return read_tokenizer(folder, saved.tokenizer)
+
+    return read_whole(find(name), read).to(device)
 
 
 def load_scorer(name: str | os.PathLike, device: str = "cpu") -> Reranker | Classifier | PublicCLIP:

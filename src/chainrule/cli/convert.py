@@ -40,10 +40,14 @@ def convert(
       chainrule convert downloads/vqgan_imagenet_f16_1024 models/vqgan
       chainrule convert downloads/dalle/encoder.pkl models/dvae --json
     """
-    if dest.exists() and not force and (dest.is_file() or any(dest.iterdir())):
-        raise ValueError(f"{dest} exists; add --force to replace the model in it, or choose another name")
-
+    from ..official import check_apart
     from ..official import convert as convert_release
+    from ..saving.model import check_replaceable
+
+    check_apart(source, dest)
+    check_replaceable(dest)
+    if dest.exists() and not force and any(dest.iterdir()):
+        raise ValueError(f"{dest} exists; add --force to replace the model in it, or choose another name")
 
     imported = convert_release(source, dest)
     parts = {"tokenizer": imported.tokenizer} | ({} if imported.prior is None else {"prior": imported.prior})

@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from ..files import recover, recover_all
+
 
 def check_file(path: Path, suffix: str, force: bool, option: str = "--out") -> Path:
     """`path`, if a file may be written there.
@@ -15,6 +17,7 @@ def check_file(path: Path, suffix: str, force: bool, option: str = "--out") -> P
     Raises:
         ValueError: another suffix, a folder, or a file that exists without `force`.
     """
+    recover(path)
     if path.suffix.lower() != suffix:
         raise ValueError(f"{option} must be a {suffix} file, got {path}")
     if path.is_dir():
@@ -30,6 +33,7 @@ def check_folder(path: Path, force: bool, option: str = "--out") -> Path:
     Raises:
         ValueError: a file, or a folder that is not empty without `force`.
     """
+    recover_all(path)
     if path.exists() and not path.is_dir():
         raise ValueError(f"{option} must be a folder, but {path} is a file")
     if path.exists() and any(path.iterdir()) and not force:

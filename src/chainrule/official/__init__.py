@@ -112,6 +112,14 @@ def _reason(source: Path, known: Mapping[str, ModuleType]) -> str:
     return f"{files[-1].name} looks like {' or '.join(like)}, but no config (.yaml) lies beside it{hint}"
 
 
+def check_apart(source: str | os.PathLike, dest: str | os.PathLike) -> None:
+    """Raises ValueError if a release would be lost, or mixed with a model, when it is converted into `dest`."""
+    release, model = Path(source).resolve(), Path(dest).resolve()
+    inside = release.is_dir() and model.is_relative_to(release)
+    if inside or release.is_relative_to(model):
+        raise ValueError(f"{dest} would be written where the release {source} is; choose a folder outside of it")
+
+
 def convert(source: str | os.PathLike, dest: str | os.PathLike) -> Imported:
     """Imports a release and writes it as a saved model, its card with origin, licence and sha256 of the files.
 
@@ -125,8 +133,9 @@ def convert(source: str | os.PathLike, dest: str | os.PathLike) -> Imported:
         what was imported; say `non_commercial` aloud.
 
     Raises:
-        ValueError: as in `import_release`, or `dest` holds other things.
+        ValueError: as in `import_release`, or `dest` holds other things, as the release.
     """
+    check_apart(source, dest)
     imported = import_release(source)
     card = {
         "origin": imported.origin,

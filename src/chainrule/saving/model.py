@@ -145,12 +145,11 @@ def write_model(
             the prior knows its codes.
 
     Raises:
-        ValueError: the folder exists and is not a saved model.
+        ValueError: the folder holds anything but a saved model.
         OSError: the folder cannot be written.
     """
     folder = Path(folder)
-    if folder.exists() and not is_saved_model(folder) and (folder.is_file() or any(folder.iterdir())):
-        raise ValueError(f"{folder} exists and is no saved model; choose another folder")
+    check_replaceable(folder)
     plain = {key: value for key, value in asdict(saved).items() if value is not None}
     for name, part in plain.items():
         if name in modules or name == "text_tokenizer":
@@ -165,6 +164,22 @@ def write_model(
         write_config(new, plain)
 
     write_folder(folder, write)
+
+
+def check_replaceable(folder: Path) -> None:
+    """Raises ValueError if a file would be lost, other than those of a saved model, when a folder is replaced."""
+    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+        return
+    if not is_saved_model(folder):
+        raise ValueError(f"{folder} exists and is no saved model; choose another folder")
+    text_tokenizer = read_text(folder, read_model(folder).text_tokenizer)
+    ours = {"config.yaml", *(f"{part}.safetensors" for parts in PARTS.values() for part in parts)}
+    ours |= set() if text_tokenizer is None else set(text_tokenizer.files())
+    if others := sorted({child.name for child in folder.iterdir()} - ours):
+        raise ValueError(
+            f"{folder} holds {others[0]}, which is no part of the saved model and would be lost; move it, or choose "
+            "another folder"
+        )
 
 
 def write_config(folder: Path, plain: Mapping[str, Any]) -> None:

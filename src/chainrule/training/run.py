@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any
 
 from ..core import entry
-from ..files import write_file
+from ..files import owned, write_file
 from ..recipe import blaming, describe, read_recipe, section_defaults
 from ..strict import read_yaml, to_plain, write_yaml
 from .engine.engine import TrainResult, train_task
@@ -45,8 +46,9 @@ def train(
         with 130.
 
     Raises:
-        ValueError: a mistake in the recipe, a folder that holds something else or a run of another recipe,
-            or a loss that is not finite.
+        ValueError: a mistake in the recipe, a folder that holds something else, a run of another recipe or one that
+            another process trains, or a loss that is not finite.
+        OSError: the folder cannot be written.
     """
     folder = Path(out)
     fabric = hardware.fabric()
@@ -56,17 +58,35 @@ def train(
         task, full = wanted.build(fabric.device, quiet)
     plain = full.plain()
     check_folder(folder, plain, resume)
-    fabric.barrier()
-    if fabric.is_global_zero:
-        write_file(folder / "recipe.yaml", write_yaml(plain))
-    return train_task(task, full.training, folder, full.evaluation.every, fabric, quiet)
+    with _alone(folder, fabric):
+        check_folder(folder, plain, resume)  # again: another run may have begun and ended
+        fabric.barrier()
+        if fabric.is_global_zero:
+            write_file(folder / "recipe.yaml", write_yaml(plain))
+        return train_task(task, full.training, folder, full.evaluation.every, fabric, quiet)
+
+
+@contextmanager
+def _alone(folder: Path, fabric: Any) -> Iterator[None]:
+    """Keeps other runs out of a folder; every process of a run raises ValueError or OSError where it cannot have it."""
+    with ExitStack() as stack:
+        refused = None
+        if fabric.is_global_zero:
+            try:
+                stack.enter_context(owned(folder))
+            except (OSError, ValueError) as error:
+                refused = error
+        refused = fabric.broadcast(refused)
+        if refused is not None:
+            raise refused
+        yield
 
 
 def check_folder(folder: Path, plain: Mapping[str, Any], resume: bool) -> None:
     """Raises ValueError unless the folder is free, or holds a run of the recipe `plain`."""
     if not folder.exists():
         return
-    if folder.is_dir() and all(child.name == ".recipe.yaml.tmp" for child in folder.iterdir()):
+    if folder.is_dir() and all(child.name in (".recipe.yaml.tmp", ".lock") for child in folder.iterdir()):
         return
     if not (folder / "recipe.yaml").is_file():
         raise ValueError(f"{folder} exists and is not a run (it has no recipe.yaml); choose another folder")

@@ -7,6 +7,7 @@ bit for bit like one that was not.
 Layout of a run::
 
     recipe.yaml             what is trained, complete
+    .lock                   the process that trains, meanwhile
     checkpoints/step-N.pt   weights, average, optimizer, adversary; the last two
     model/                  what users load, made of the averaged weights
     log.csv, evaluation.csv tables of training and evaluation metrics
@@ -33,7 +34,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ...files import recover_all, write_file, write_folder
+from ...files import naming, recover_all, write_file, write_folder
 from ...images import image_grid
 from .adversary import AdversaryTraining
 from .average import Average
@@ -87,12 +88,13 @@ def train_task(
 
     Raises:
         ValueError: a batch that the processes cannot share evenly, or a loss that is not finite.
+        OSError: the folder cannot be written.
     """
     if config.batch_size % fabric.world_size:
         raise ValueError(
             f"batch_size ({config.batch_size}) must be a multiple of the number of processes ({fabric.world_size})"
         )
-    with _graceful_stop() as stop:
+    with _graceful_stop() as stop, naming(folder):
         return _Run(task, config, folder, evaluate_every, fabric, quiet).go(stop)
 
 
