@@ -112,7 +112,7 @@ def halves(monkeypatch):
     """The data set `halves` in place of all sources."""
     sizes = {"train": 64, "test": 30}
     monkeypatch.setattr(
-        "chainrule.training.tasks.examples.load", lambda c: images(sizes[c.split], c.source == "labelled")
+        "chainrule.training.tasks.examples.load", lambda c, *_: images(sizes[c.split], c.source == "labelled")
     )
 
 
