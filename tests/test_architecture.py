@@ -51,7 +51,8 @@ ALLOWED = {  # room: the rooms of the package that it may import
     },
     "__main__.py": {"cli"},
     "__init__.py": {
-        "catalogue", "compression", "evaluation", "images", "official", "pipeline", "saving", "sizes", "training",
+        "catalogue", "compression", "evaluation", "images", "official", "pipeline", "saving", "serving", "sizes",
+        "training",
         "zoo",
     },
 }  # fmt: skip
