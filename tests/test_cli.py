@@ -347,7 +347,7 @@ def digits(monkeypatch) -> list:
         asked.append(config)
         generator = torch.Generator().manual_seed(len(config.source))
         images = torch.randint(0, 256, (40, 1, SIDE, SIDE), dtype=torch.uint8, generator=generator)
-        return ImageDataset(images, torch.arange(40) % 3, None, None, 3, config.source)
+        return ImageDataset(images, torch.arange(40) % 3, None, ("cat", "dog", "red fish"), 3, config.source)
 
     monkeypatch.setattr("chainrule.evaluation.measure.load", load)
     return asked

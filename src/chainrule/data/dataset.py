@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import unicodedata
+import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
@@ -38,6 +41,7 @@ class ImageDataset:
         name: what the user called it; a folder's own name, never its whole path.
         skipped: the images of the source that could not be read and are therefore missing here.
         account: what was used of the split that this is part of, what was left out, and why.
+        path: the whole path of the folder or archive that the user named, or None; known on this machine only.
     """
 
     images: Tensor
@@ -48,6 +52,7 @@ class ImageDataset:
     name: str = "images"
     skipped: list[str] = field(default_factory=list)
     account: Account = field(default_factory=Account)
+    path: str | None = None
 
     def __len__(self) -> int:
         return len(self.images)
@@ -95,3 +100,34 @@ class ImageDataset:
     def select(self, indices: Tensor) -> ImageDataset:
         """The images at `indices`, int64 (B,), copied; `skipped` and `account` are of the whole."""
         return replace(self, **vars(self.batch(indices)))
+
+    def matched(self, names: Sequence[str] | None, count: int, whose: str) -> ImageDataset:
+        """The data set with the class numbers of something else, which has `count` classes: matched by name.
+
+        Classes of the other that have no images here are named in a warning; so are numbers without names.
+
+        Args:
+            names: of the classes of the other, in the order of their numbers; None: they have none.
+            count: their number; with 0, labels do not matter and stay.
+            whose: what has them, for messages.
+
+        Raises:
+            ValueError: images of a class that the other does not have.
+        """
+        if self.labels is None or not count or self.class_names == names:
+            return self
+        if self.class_names is None or names is None:
+            without = self.name if self.class_names is None else whose
+            warnings.warn(f"classes are matched by number: {without} has no names of classes", stacklevel=2)
+            return replace(self, class_names=names) if self.num_classes == count else self
+        own, wanted = ([unicodedata.normalize("NFC", name) for name in each] for each in (self.class_names, names))
+        used = set(self.labels.unique().tolist())
+        if unknown := [name for number, name in enumerate(own) if name not in wanted and number in used]:
+            raise ValueError(
+                f"{self.name} has images of the class {', '.join(unknown)}, which {whose} does not know; it knows "
+                f"{', '.join(wanted)}; rename the class or leave its images out"
+            )
+        if missing := [name for name in wanted if name not in own]:
+            warnings.warn(f"{self.name} has no images of the class {', '.join(missing)} of {whose}", stacklevel=2)
+        numbers = torch.tensor([wanted.index(name) if name in wanted else -1 for name in own])
+        return replace(self, labels=numbers[self.labels], class_names=tuple(names), num_classes=count)

@@ -36,7 +36,7 @@ def load(config: DataConfig, known: Sequence[Finding] = ()) -> ImageDataset:
     first, last = _bound(start, len(dataset), 0), _bound(stop, len(dataset), len(dataset))
     if first >= last:
         raise ValueError(f"the split {config.split} of {dataset.name} is empty: {split} has {len(dataset)} images")
-    dataset = dataset.slice(first, last)
+    dataset = replace(dataset.slice(first, last), path=source.path())
     cache.remember_fingerprint(dataset, folder / f"fingerprint-{first}-{last}")
     return dataset
 

@@ -15,10 +15,18 @@ class Source(ABC):
     Attributes:
         config: what is asked for.
         name: what the data set is called; a folder's own name, never its whole path.
+        local: the folder or archive that is read, if one is.
     """
+
+    local: Path | None = None
 
     def __init__(self, config: DataConfig, name: str) -> None:
         self.config, self.name = config, name
+
+    def path(self) -> str | None:
+        """The whole path of a folder or archive that the config names by its path; None for other sources."""
+        path = Path(self.config.source).expanduser()
+        return str(path.resolve()) if self.local == path else None
 
     def chosen_size(self, largest: int) -> int | None:
         """A size for images that differ or are larger than `largest`; None leaves them as they are."""

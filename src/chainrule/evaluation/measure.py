@@ -107,7 +107,7 @@ def _tokenizer(plan: Plan) -> TokenizerRecord:
 def _pipeline(plan: Plan) -> LikelihoodRecord:
     """The likelihood of a data set, and the quality of samples if they are asked for."""
     pipeline, dataset = plan.model, _load(plan.data, plan.limit)
-    _check(pipeline, dataset)
+    dataset = _checked(plan, dataset)
     samples = None if plan.samples is None else _measure_samples(plan, dataset, plan.samples)
     with progress("Evaluating", len(dataset) * max(1, len(plan.seeds)), "images") as done:
         result = likelihood(
@@ -128,8 +128,9 @@ def _pipeline(plan: Plan) -> LikelihoodRecord:
     )
 
 
-def _check(pipeline: Pipeline, dataset: ImageDataset) -> None:
-    """Raises ValueError where a model cannot read a data set."""
+def _checked(plan: Plan, dataset: ImageDataset) -> ImageDataset:
+    """A data set with the class numbers of the model; raises ValueError where the model cannot read it."""
+    pipeline: Pipeline = plan.model
     if dataset.image_shape != pipeline.tokenizer.image_shape:
         (_, h0, w0), (_, h1, w1) = dataset.image_shape, pipeline.tokenizer.image_shape
         raise ValueError(
@@ -137,11 +138,13 @@ def _check(pipeline: Pipeline, dataset: ImageDataset) -> None:
             f"{_resizing(pipeline.tokenizer)}"
         )
     classes = pipeline.num_classes
+    dataset = dataset.matched(pipeline.class_names, classes, plan.name)
     if classes and dataset.num_classes != classes:
         found = dataset.num_classes or 0
         raise ValueError(f"this model needs labels of {classes} classes, but {dataset.name} has {found}")
     if pipeline.prior.conditions.reads_text and dataset.texts is None:
         raise ValueError(f"this model needs captions, but {dataset.name} has none")
+    return dataset
 
 
 def _resizing(tokenizer: Tokenizer) -> str:
@@ -160,8 +163,7 @@ def _measure_samples(plan: Plan, dataset: ImageDataset, settings: SampleSettings
     pipeline, config = plan.model, plan.data
     network = networks.load_features(settings.features).to(pipeline.device)
     if settings.against is not None:
-        dataset = _load(replace(config, split=settings.against), None)
-        _check(pipeline, dataset)
+        dataset = _checked(plan, _load(replace(config, split=settings.against), None))
     if min(len(dataset), settings.count) < 4:  # what the third nearest neighbour needs
         given = f"{settings.count} and {len(dataset)}"
         raise ValueError(f"at least 4 samples and 4 images are needed to compare them, got {given}")

@@ -6,14 +6,16 @@ import os
 import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
+from pathlib import Path
 from typing import Any
 
 from ..core import Tokenizer
 from ..data import DataConfig
 from ..decoding import Sampling
 from ..pipeline import Pipeline
+from ..saving.hub import find
 from ..scorers import features as networks
-from ..strict import build_dataclass
+from ..strict import build_dataclass, read_yaml
 from ..zoo import load_kind, read_card
 from .records import SampleSettings
 
@@ -168,7 +170,9 @@ def _data(
     recipe = read_card(name).get("recipe")
     recipe = recipe if isinstance(recipe, Mapping) else {}
     values: dict[str, Any] = dict(recipe.get("data") or {})
-    if settings.data is not None:
+    if settings.data is None and "source" in values:
+        values["source"] = _trained_on(name, values["source"])
+    elif settings.data is not None:
         if settings.data != values.get("source"):  # the columns are those of another table
             values |= {"image_column": None, "label_column": None, "text_column": None}
         values["source"] = settings.data
@@ -180,3 +184,24 @@ def _data(
     values["split"] = settings.split or (recipe.get("evaluation") or {}).get("split") or "test"
     values["binarize"] = settings.binarize or values.get("binarize", "none")
     return build_dataclass(DataConfig, values | change, "evaluate")
+
+
+def _trained_on(name: str, source: str) -> str:
+    """The source of the images that a model was trained on, which its card calls `source`.
+
+    The recipe of a run has the path of a folder of this machine.  A model that was copied from its run has its name
+    only, and that is never looked for: another folder, or a data set of the hub, may be called so.
+
+    Raises:
+        ValueError: the folder is no longer there, or nothing says where it is.
+    """
+    ask = "say where its images are: --data FOLDER, in Python data="
+    model = find(name).resolve()
+    run = model.parent / "recipe.yaml"
+    if model.name == "model" and run.is_file():
+        source = (read_yaml(run).get("data") or {}).get("source", source)
+        if Path(source).is_absolute() and not Path(source).exists():
+            raise ValueError(f"{name} was trained on {source}, which is no longer there; {ask}")
+    elif folder := (read_card(name).get("trained_on") or {}).get("folder"):
+        raise ValueError(f"{name} was trained on a folder called {folder}, and only its run knows which; {ask}")
+    return source

@@ -16,8 +16,8 @@ from ..strict import read_yaml, to_plain, write_yaml
 from .engine.engine import TrainResult, train_task
 from .engine.hardware import Hardware
 
-MAY_DIFFER = {"steps", "save_every", "log_every", "sample_every"}
-"""Keys of the section `training` that may be changed when a run is resumed."""
+MAY_DIFFER = {"training": {"steps", "save_every", "log_every", "sample_every"}, "data": {"source"}}
+"""Keys that may be changed when a run is resumed; a source that has moved is known by its fingerprints."""
 
 
 def train(
@@ -56,13 +56,15 @@ def train(
     wanted = read_recipe(recipe, overrides)
     with blaming(describe(recipe, overrides)), fabric.rank_zero_first(local=True):  # the first fills the cache
         task, full = wanted.build(fabric.device, quiet)
-    plain = full.plain()
+    plain, data = full.plain(), task.identity()
     check_folder(folder, plain, resume)
     with _alone(folder, fabric):
         check_folder(folder, plain, resume)  # again: another run may have begun and ended
+        check_data(folder, data)
         fabric.barrier()
         if fabric.is_global_zero:
             write_file(folder / "recipe.yaml", write_yaml(plain))
+            write_file(folder / "data.yaml", write_yaml(data))
         return train_task(task, full.training, folder, full.evaluation.every, fabric, quiet)
 
 
@@ -97,6 +99,20 @@ def check_folder(folder: Path, plain: Mapping[str, Any], resume: bool) -> None:
         raise ValueError(f"{folder} holds a run of another recipe: {changed}; choose another folder")
 
 
+def check_data(folder: Path, data: Mapping[str, Any]) -> None:
+    """Raises ValueError unless the run in a folder, if there is one, began with these data (`Task.identity`)."""
+    if not (folder / "data.yaml").is_file():
+        return
+    before = read_yaml(folder / "data.yaml")
+    for name, now in data.items():
+        if before.get(name) != now:
+            was, new = (", ".join(one) if isinstance(one, list) else one for one in (before.get(name), now))
+            raise ValueError(
+                f"the data have changed since the run in {folder} began ({name}: {was}, now {new}); put back images, "
+                "labels, captions and names of classes, or begin a run in another folder"
+            )
+
+
 def _difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
     """The first key that differs and may not, in words; empty if there is none."""
     for section in [*old, *(key for key in new if key not in old)]:
@@ -104,7 +120,7 @@ def _difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
         defaults = _defaults(section, after)  # what an older version did not write down was as the defaults are
         before = {key: value for key, value in defaults.items() if key in after} | before
         for key in [*before, *(key for key in after if key not in before)]:
-            if section == "training" and key in MAY_DIFFER:
+            if key in MAY_DIFFER.get(section, ()):
                 continue
             if before.get(key) != after.get(key):
                 return f"{section}.{key} was {before.get(key)!r} and is {after.get(key)!r}"

@@ -6,7 +6,8 @@ bit for bit like one that was not.
 
 Layout of a run::
 
-    recipe.yaml             what is trained, complete
+    recipe.yaml             what is trained, complete, with the whole path of a folder of images
+    data.yaml               classes, fingerprints and vocabulary, which a resumed run must find again
     .lock                   the process that trains, meanwhile
     checkpoints/step-N.pt   weights, average, optimizer, adversary; the last two
     model/                  what users load, made of the averaged weights

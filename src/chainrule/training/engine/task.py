@@ -39,6 +39,10 @@ class Task(Protocol):
     adversary: Adversary | None
     num_examples: int
 
+    def identity(self) -> dict[str, Any]:
+        """What a resumed run must find again, plain values by name: above all, fingerprints of the data."""
+        return {}
+
     def setup(self, device: torch.device) -> None:
         """Moves what is not trained to the device; called once, before anything else."""
 

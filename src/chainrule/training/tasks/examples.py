@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,9 @@ from ...data import DataConfig, ImageDataset, load, with_size
 from ...recipe import Recipe
 from ..engine.config import EvaluationConfig
 from ..engine.task import Adversary, Task
+
+if TYPE_CHECKING:
+    from .captions import Captions
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,14 +63,26 @@ class Examples:
             parts.append(images if len(rows) == len(images) else images.select(rows))
         return replace(self, training=parts[0], evaluation=parts[1])
 
+    def matched(self, names: Sequence[str] | None, count: int, whose: str) -> Examples:
+        """The examples with the class numbers of a trained model, see `ImageDataset.matched`."""
+        parts = (images.matched(names, count, whose) for images in (self.training, self.evaluation))
+        return replace(self, **dict(zip(("training", "evaluation"), parts, strict=True)))
+
     def card(self, recipe: Recipe) -> dict[str, Any]:
-        """The entry `recipe` of the card of a model: the recipe in full, without paths of this machine."""
+        """Entries of the card of a model, without paths of this machine.
+
+        recipe:     in full
+        trained_on: fingerprints of the images, and the name of their folder if they come from one of this machine
+        """
         plain = recipe.plain()
         plain["data"] |= {"source": self.training.name}
         for section in ("tokenizer", "prior"):
             if "path" in (model := plain.get(section, {})):
                 plain[section] = model | {"path": Path(model["path"]).name}
-        return {"recipe": plain}
+        trained_on = {"training": self.training.fingerprint, "evaluation": self.evaluation.fingerprint}
+        if self.training.path is not None:
+            trained_on["folder"] = self.training.name
+        return {"recipe": plain, "trained_on": trained_on}
 
 
 def load_examples(data: DataConfig, evaluation: EvaluationConfig, largest: int = 64) -> Examples:
@@ -85,6 +100,8 @@ def load_examples(data: DataConfig, evaluation: EvaluationConfig, largest: int =
             f"the images of split {data.split} are {training.image_shape} and those of {evaluation.split} "
             f"{judged.image_shape} (channels, height, width); set data.size"
         )
+    judged = judged.matched(training.class_names, training.num_classes or 0, f"the split {data.split}")
+    data = replace(data, source=training.path or data.source)
     return Examples(
         data=data, training=training, evaluation=judged, limit=evaluation.limit, batch_size=evaluation.batch_size
     )
@@ -105,6 +122,7 @@ class ExamplesTask(Task):
     """
 
     adversary: Adversary | None = None
+    captions: Captions | None = None
 
     def __init__(self, model: nn.Module, examples: Examples, card: Mapping[str, Any]) -> None:
         self.model, self.card = model, card
@@ -116,6 +134,16 @@ class ExamplesTask(Task):
     def setup(self, device: torch.device) -> None:
         """Remembers the device."""
         self.device = device
+
+    def identity(self) -> dict[str, Any]:
+        """Fingerprints of the images, names of the classes, and the hash of the vocabulary of captions."""
+        names, reader = self.training.class_names, self.captions and self.captions.tokenizer
+        return {
+            "classes": None if names is None else list(names),
+            "training images": self.training.fingerprint,
+            "evaluation images": self.evaluation.fingerprint,
+            "vocabulary": reader and reader.hash(),
+        }
 
     def evaluated(self, final: bool) -> Tensor:
         """Which evaluation images serve, int64 (N,): all, or `limit` at equal distances, since many are sorted."""

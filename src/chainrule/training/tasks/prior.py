@@ -341,6 +341,7 @@ class PriorRecipe(Recipe, kind="prior"):
         """The parts of a trained prior."""
         saved, captions = load_kind(self.prior.path, "pipeline"), None
         examples = load_examples(sized(self.data, saved.tokenizer.image_shape), self.evaluation)
+        examples = examples.matched(saved.class_names, saved.num_classes, self.prior.path)
         if saved.text_tokenizer is not None:
             check_captions("prior", examples)
             captions = Captions(saved.text_tokenizer, examples)
