@@ -41,7 +41,7 @@ def noise(count: int, shape: tuple[int, int, int] = (1, 8, 8)) -> torch.Tensor:
 def stripes(monkeypatch) -> None:
     """A data set of noise with a bright stripe on the left, in the middle or on the right."""
 
-    def read(config):
+    def read(config, *_):
         labels = torch.arange(90 if config.split == "train" else 30) % 3
         images = noise(len(labels)) // 2
         for index, label in enumerate(labels.tolist()):
@@ -189,7 +189,7 @@ def test_mistakes_in_recipes_of_classifiers(tmp_path, stripes, override, sentenc
 
 def test_a_classifier_needs_labels(tmp_path, monkeypatch):
     monkeypatch.setattr(
-        "chainrule.training.tasks.examples.load", lambda config: ImageDataset(noise(4), name="drawings")
+        "chainrule.training.tasks.examples.load", lambda config, *_: ImageDataset(noise(4), name="drawings")
     )
     with pytest.raises(ValueError, match="needs labels, but drawings has none; see data.label_column"):
         build_recipe(RECIPE, "r").build()

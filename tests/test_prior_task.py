@@ -62,7 +62,7 @@ def tokenizer(name: str = "vqvae", preset: str = "tiny", seed: int = 0):
 def saved(monkeypatch, tmp_path):
     """The folder of a trained tokenizer; `halves` stands for all data."""
     sizes = {"train": 40, "test": 30}
-    monkeypatch.setattr("chainrule.training.tasks.examples.load", lambda c: images(sizes[c.split]))
+    monkeypatch.setattr("chainrule.training.tasks.examples.load", lambda c, *_: images(sizes[c.split]))
     monkeypatch.setenv("CHAINRULE_CACHE", str(tmp_path / "cache"))
     save(tokenizer(), tmp_path / "vqvae")
     return tmp_path / "vqvae"
@@ -139,7 +139,7 @@ DALLE = {"num_layers": 1, "width": 8, "num_heads": 2, "attention": "full"}
 def captioned(saved, monkeypatch, name: str, options: dict, **training) -> PriorRecipe:
     """A recipe over images with captions."""
 
-    def load(data):
+    def load(data, *_):
         found = images({"train": 40, "test": 30}[data.split])
         return replace(found, texts=[f"dark on the {found.class_names[label]}" for label in found.labels])
 
@@ -232,7 +232,7 @@ def test_another_tokenizer_at_the_same_path_is_noticed(saved, tmp_path):
 )  # fmt: skip
 def test_what_cannot_be_trained_is_refused(saved, monkeypatch, change, sentence):
     if "data" in change:
-        monkeypatch.setattr("chainrule.training.tasks.examples.load", lambda c: images(20, height=4))
+        monkeypatch.setattr("chainrule.training.tasks.examples.load", lambda c, *_: images(20, height=4))
     with pytest.raises(ValueError, match=sentence):
         replace(recipe(saved, label_dropout=0.1), **change).build()
 
@@ -291,7 +291,7 @@ def test_a_prior_is_given_the_vectors(saved, monkeypatch):
 def test_soft_targets(saved, monkeypatch, tmp_path):
     model = tokenizer("rqvae")
     save(model, tmp_path / "rqvae")
-    monkeypatch.setattr("chainrule.training.tasks.examples.load", lambda c: images(20, *model.image_shape))
+    monkeypatch.setattr("chainrule.training.tasks.examples.load", lambda c, *_: images(20, *model.image_shape))
     hard, _ = recipe(tmp_path / "rqvae").build()
     cold, _ = recipe(tmp_path / "rqvae", soft_targets=1e-6).build()
     warm, full = recipe(tmp_path / "rqvae", soft_targets=0.5).build()
@@ -311,7 +311,7 @@ def test_soft_targets(saved, monkeypatch, tmp_path):
     torch.testing.assert_close(loss, -(targets * log_prob).sum() / (4 * model.spec.length))
     torch.testing.assert_close(metrics["nats"], -warm.model.log_prob(codes, context).mean())
     with pytest.raises(ValueError, match="soft_targets need a tokenizer whose codes can be drawn, as rqvae, not vqvae"):
-        monkeypatch.setattr("chainrule.training.tasks.examples.load", lambda c: images(20))
+        monkeypatch.setattr("chainrule.training.tasks.examples.load", lambda c, *_: images(20))
         recipe(saved, soft_targets=0.5).build()
 
 
@@ -362,6 +362,6 @@ def test_a_trained_prior_goes_on_with_other_images(saved, monkeypatch, tmp_path)
         build_recipe(mapping | {"prior": mapping["prior"] | {"width": 8}}, "mine")
     with pytest.raises(ValueError, match="the prior has the label for no class, which label_dropout 0.0 contradicts"):
         build_recipe(mapping | {"training": mapping["training"] | {"label_dropout": 0.0}}, "mine").build()
-    monkeypatch.setattr("chainrule.training.tasks.examples.load", lambda c: images(20, 3))
+    monkeypatch.setattr("chainrule.training.tasks.examples.load", lambda c, *_: images(20, 3))
     with pytest.raises(ValueError, match=r"the tokenizer is for images \(1, 8, 12\)"):
         build_recipe(mapping, "mine").build()

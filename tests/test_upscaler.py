@@ -156,7 +156,7 @@ def test_without_a_tokenizer_the_halved_image_is_doubled():
     ],
 )
 def test_mistakes_in_recipes(here, monkeypatch, override, sentence):
-    def grey(config):
+    def grey(config, *_):
         return ImageDataset(torch.full((4, 3, config.size, config.size), 128, dtype=torch.uint8), name="shapes")
 
     monkeypatch.setattr("chainrule.training.tasks.examples.load", grey)
