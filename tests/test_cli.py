@@ -570,7 +570,14 @@ def test_damaged_models(here):
         (MemoryError(), "there is not enough memory; work on fewer images at once, or on smaller ones"),
         (RuntimeError("CUDA out of memory. Tried to allocate"), "there is not enough memory"),
         (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"), "there is not enough memory"),
-        (RuntimeError("sizes 3 and 4 differ\nframe #0"), "sizes 3 and 4 differ; add --debug to see where"),
+        (RuntimeError("Storage size calculation overflowed with sizes=[9]"), "there is not enough memory"),
+        (
+            RuntimeError("the CUDA driver is too old\nframe #0"),
+            "cannot do this on the device: the CUDA driver is too old;",
+        ),
+        (RuntimeError("sizes 3 and 4 differ"), "this is a fault in chainrule: RuntimeError in "),
+        (TypeError("'int' object is not callable"), "this is a fault in chainrule: TypeError in "),
+        (UnicodeEncodeError("utf-8", "\ud800", 0, 1, "surrogates not allowed"), "a text is not in UTF-8"),
         (OSError(28, "No space left on device", "out.png"), "out.png: No space left on device"),
         (OSError("the connection was reset"), "the connection was reset"),
     ],
@@ -583,6 +590,21 @@ def test_errors_of_the_machine_are_one_sentence(here, monkeypatch, error, senten
     assert sentence in refused("sample", "plain")
     for words in (["--debug", "sample", "plain"], ["sample", "plain", "--debug"]):
         assert CliRunner().invoke(app, words).exception is error
+
+
+def test_what_cannot_be_had_here_is_said_before_any_work(here):
+    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    for name in (name for name, found in there.items() if not found):
+        said = refused("train", "shapes_vqvae", "--accelerator", name)
+        assert f"the accelerator {name} cannot be used" in said
+        assert f"the device {name!r} cannot be used; there are: cpu" in refused("sample", "plain", "--device", name)
+    assert "the device 'meta' cannot be used" in refused("sample", "plain", "--device", "meta")
+    for option in ("-n", "--seed", "--scale"):
+        assert f"Invalid value for '{option}'" in refused("sample", "plain", option, str(2**64))
+    Path("file").write_text("")
+    for out in ("file/x.png", "file/deep/x.png"):
+        assert "Not a directory" in refused("sample", "plain", "--out", out)
+    assert sorted(path.name for path in Path().iterdir() if path.name.startswith(".")) == []
 
 
 # ---------------------------------------------------------------- a process of its own

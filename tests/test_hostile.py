@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import struct
+import zipfile
 import zlib
 
 import pytest
 import torch
 import yaml
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 import chainrule
 from chainrule.compression.container import MAGIC, unpack
 from chainrule.core import CodeSpec
 from chainrule.files import parse_json
+from chainrule.official import pickles
+from chainrule.official.reader import read_checkpoint
 from chainrule.priors.gpt import GPT, GPTConfig
+from chainrule.saving import code_file
 from chainrule.saving.weights import SCALE
 from chainrule.strict import MAX_DEPTH, MAX_SHOWN, parse_yaml, write_yaml
 from chainrule.tokenizers.vqvae import VQVAE, VQVAEConfig
@@ -64,6 +69,44 @@ def test_long_values_are_cut_in_sentences(saved):
     with pytest.raises(ValueError, match="'prior.name' must be text") as refused:
         chainrule.load(saved)
     assert len(str(refused.value)) < 500 + MAX_SHOWN
+
+
+def nested_tuples(depth: int) -> bytes:
+    return b"N" + b"\x85" * depth
+
+
+STORAGE = b"(X\x07\0\0\0storagectorch\nFloatStorage\n"
+NUMBERS, PAIRS = b"K\1" * 20_000, b"K\1K\2\x86" * 9000
+ITEMS = b"".join(b"K%cK\1" % number for number in range(200))
+HOSTILE_PICKLES = {
+    "nested key": b"\x80\x02" + STORAGE + nested_tuples(200_000) + b"X\x03\0\0\0cpuK\1tQ.",
+    "copied lists": b"\x80\x02](" + NUMBERS + b"eq\0(" + b"ccollections\ndeque\nh\0\x85R" * 20_000 + b"l.",
+    "copied dicts": b"\x80\x02](" + PAIRS + b"eq\0(" + b"ccollections\nOrderedDict\nh\0\x85R" * 20_000 + b"l.",
+    "copied states": b"\x80\x02}(" + ITEMS + b"uq\0(" + b"ca\nB\n)\x81h\0b" * 60_000 + b"l.",
+    "copied texts": b"\x80\x02X\x40\x42\x0f\0" + b"a" * 1_000_000 + b"q\0("
+    + b"c_codecs\nencode\nh\0X\6\0\0\0latin1\x86R" * 5000 + b"l.",
+}  # fmt: skip
+"""A list or text that is named in thousands of calls, each of which copies it."""
+
+
+@pytest.mark.parametrize("name", HOSTILE_PICKLES)
+def test_pickles_that_would_end_the_process_or_take_all_memory(tmp_path, monkeypatch, name):
+    monkeypatch.setattr(pickles, "MAX_COPIED", 2**18)
+    with zipfile.ZipFile(tmp_path / "x.pt", "w") as archive:
+        archive.writestr("x/data.pkl", HOSTILE_PICKLES[name])
+    with pytest.raises(ValueError, match="copy the same values|damaged"):
+        read_checkpoint(tmp_path / "x.pt")
+
+
+def test_parts_of_an_archive_that_share_their_bytes(tmp_path):
+    torch.save({"a": torch.zeros(1000), "b": torch.zeros(1000)}, tmp_path / "x.pt")
+    data = (tmp_path / "x.pt").read_bytes()
+    with zipfile.ZipFile(tmp_path / "x.pt") as archive:
+        first, second = (archive.getinfo(f"x/data/{key}").header_offset for key in "01")
+    central = data.rindex(struct.pack("<I", second))
+    (tmp_path / "y.pt").write_bytes(data[:central] + struct.pack("<I", first) + data[central + 4 :])
+    with pytest.raises(ValueError, match="y.pt is (refused|cut short)"):
+        read_checkpoint(tmp_path / "y.pt")
 
 
 @pytest.fixture
@@ -139,3 +182,56 @@ def test_the_header_of_a_compressed_file_is_bounded(header, sentence):
     body = struct.pack("<I", len(text)) + text
     with pytest.raises(ValueError, match=sentence):
         unpack(MAGIC + struct.pack("<I", zlib.crc32(body)) + body)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("values", "[9.0]"),
+        ("values", "[1]"),
+        ("values", "[1180591620717411303424]"),
+        ("values", "[" * 100_000),
+        ("shapes", "[[1000000000, 1000000000, 1000000000, 0]]"),
+        ("shapes", "[[1, 2, 2]]"),
+        ("shapes", "[5]"),
+        ("shapes", "[]"),
+        ("shapes", "9" * 5000),
+        ("names", "[]"),
+        ("names", "[{}]"),
+        ("names", '["a\\u0000b"]'),
+        ("names", '["\\ud83d"]'),
+    ],
+    ids=range(13),
+)
+def test_files_of_codes_whose_metadata_do_not_fit(saved, tmp_path, key, value):
+    tokenizer, path = chainrule.load(saved).tokenizer, tmp_path / "x.safetensors"
+    codes = tokenizer.encode(torch.zeros(1, 3, 8, 8, dtype=torch.uint8))
+    path.write_bytes(code_file.pack_codes(codes, ["a"], tokenizer))
+    assert torch.equal(code_file.read_codes(path, tokenizer)[0][0], codes[0])
+    with safe_open(path, "pt") as file:
+        metadata, tensors = file.metadata(), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    save_file(tensors, path, {**metadata, key: value})
+    with pytest.raises(ValueError, match="is damaged: [^\\n]{1,200}$"):
+        code_file.read_codes(path, tokenizer)
+
+
+def test_many_codes_are_packed_in_chunks(saved, monkeypatch):
+    tokenizer = chainrule.load(saved).tokenizer
+    codes = torch.randint(0, 8, (5, 3, 3, 1))
+    whole = code_file.pack_codes((codes,), list("abcde"), tokenizer)
+    monkeypatch.setattr(code_file, "CHUNK", 16)
+    for data in (whole, code_file.pack_codes((codes,), list("abcde"), tokenizer)):
+        (saved / "x").write_bytes(data)
+        assert torch.equal(code_file.read_codes(saved / "x", tokenizer)[0][0], codes)
+
+
+def test_images_too_large_for_memory(saved, monkeypatch):
+    tokenizer = chainrule.load(saved).tokenizer
+    with pytest.raises(ValueError, match="an image of 4096x4096 has more than"):
+        code_file.encode(tokenizer, torch.zeros(1, 3, 1, 1, dtype=torch.uint8).expand(1, 3, 4096, 4096))
+    with pytest.raises(ValueError, match="an image of 4096x4096 has more than"):
+        code_file.decode(tokenizer, (torch.zeros(1, 1, 1, 1, dtype=torch.int64).expand(1, 1024, 1024, 1),))
+    images = torch.randint(0, 256, (5, 3, 16, 16), dtype=torch.uint8)
+    whole = code_file.encode(tokenizer, images)
+    monkeypatch.setattr(code_file, "MAX_PIXELS", 2 * 256)
+    assert torch.equal(code_file.encode(tokenizer, images)[0], whole[0])

@@ -5,9 +5,12 @@ Exit codes: 0 done, 1 a record that is not confirmed, 2 a mistake of the user, 1
 
 from __future__ import annotations
 
+import os
 import re
 import sys
+import traceback
 import warnings
+from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
 import typer
@@ -27,7 +30,8 @@ from .score import score
 from .serve import serve
 from .train import train
 
-NO_MEMORY = re.compile("out of memory|not enough memory|allocate memory", re.IGNORECASE)
+NO_MEMORY = re.compile("out of memory|not enough memory|allocate memory|size calculation overflowed", re.IGNORECASE)
+OF_DEVICE = re.compile(r"cuda|mps|xpu|nvidia|driver|device", re.IGNORECASE)
 
 
 class Group(TyperGroup):
@@ -49,30 +53,40 @@ class Group(TyperGroup):
             print("Stopped.", file=sys.stderr)
             code = 130
         except Exception as error:
-            if (sentence := _sentence(error)) is None or "--debug" in words:
+            if "--debug" in words:
                 raise
-            print(f"Error: {sentence}", file=sys.stderr)
+            print(f"Error: {_sentence(error)}", file=sys.stderr)
             code = 2
         sys.exit(code if isinstance(code, int) else 0)
 
 
-def _sentence(error: Exception) -> str | None:
-    """An error in one sentence; None for an error that only a fault in chainrule can cause."""
+def _sentence(error: Exception) -> str:
+    """An error in one sentence."""
     if hasattr(error, "format_message"):  # of typer: a wrong option or argument
         context = getattr(error, "ctx", None)
         where = context.command_path if context is not None else "chainrule"
         text = f"{error.format_message().rstrip('.')}; see {where} --help"
     elif isinstance(error, OSError) and error.filename is not None:
-        text = f"{error.filename}: {error.strerror}"
+        text = f"{os.fsdecode(error.filename)}: {error.strerror}"
+    elif isinstance(error, UnicodeError):
+        text = f"a text is not in UTF-8, or holds half a character; {_place(error)}"
     elif isinstance(error, (OSError, ValueError)):
         text = str(error)
     elif isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and NO_MEMORY.search(str(error))):
         text = "there is not enough memory; work on fewer images at once, or on smaller ones"
-    elif isinstance(error, RuntimeError):  # of torch: sizes, devices, operations that a device lacks
-        text = f"{str(error).splitlines()[0] if str(error) else type(error).__name__}; add --debug to see where"
+    elif isinstance(error, RuntimeError) and OF_DEVICE.search(str(error)):
+        text = f"PyTorch cannot do this on the device: {str(error).splitlines()[0]}; {_place(error)}"
     else:
-        return None
+        text = f"this is a fault in chainrule: {_place(error)}, and report what it shows"
     return " ".join(text.split())
+
+
+def _place(error: Exception) -> str:
+    """What the last lines of a traceback would say."""
+    package = str(Path(__file__).parents[1])
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename.startswith(package)]
+    where = f" in {Path(frames[-1].filename).relative_to(package)}, line {frames[-1].lineno}" if frames else ""
+    return f"{type(error).__name__}{where}; add --debug to see all"
 
 
 def _show_warning(message: Warning | str, category: type[Warning], *_: Any) -> None:
@@ -121,7 +135,10 @@ for command in (models, info, *PICTURES, serve, evaluate, recipes, presets, trai
 
 
 def main() -> None:
-    """The entry point."""
+    """The entry point; what a terminal cannot show is escaped."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
     try:
         app()
     except KeyboardInterrupt:  # before a command has begun

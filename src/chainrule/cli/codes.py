@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from .common import open_tokenizer, read_image
-from .options import Device, Force, Images, Json, Model, NoMetadata, Resize, TokenizerPrecision
+from .options import MAX_SCALE, Device, Force, Images, Json, Model, NoMetadata, Resize, TokenizerPrecision
 from .output import check_file, check_pictures, print_json
 
 if TYPE_CHECKING:
@@ -20,7 +20,9 @@ CodesFile = Annotated[Path, typer.Argument(metavar="FILE", help="A file of codes
 ImagesOut = Annotated[Path, typer.Option(help="A folder, one file per image; or a .png file with all of them.")]
 Zoom = Annotated[
     int | None,
-    typer.Option(min=1, help="Zoom of a pixel in a .png file.", show_default="1, or 128 pixels per image of many"),
+    typer.Option(
+        min=1, max=MAX_SCALE, help="Zoom of a pixel in a .png file.", show_default="1, or 128 pixels per image of many"
+    ),
 ]
 
 

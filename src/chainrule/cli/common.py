@@ -33,9 +33,11 @@ def check_device(device: str) -> None:
     import torch
 
     try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise ValueError(f"the device {device!r} cannot be used: {str(error).splitlines()[0]}") from error
+        torch.ones(1, device=device).item()
+    except (RuntimeError, AssertionError, ValueError) as error:  # "meta" holds no numbers
+        there = ["cpu", *(f"cuda:{index}" for index in range(torch.cuda.device_count()))]
+        there += ["mps"] * torch.backends.mps.is_available()
+        raise ValueError(f"the device {device!r} cannot be used; there are: {', '.join(there)}") from error
 
 
 def labels_for(model: Pipeline, label: str | None, count: int) -> Tensor | None:

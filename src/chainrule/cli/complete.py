@@ -10,6 +10,7 @@ import typer
 from ..progress import progress
 from .common import labels_for, open_model, read_image, seeds_for
 from .options import (
+    MAX_IMAGES,
     Device,
     Force,
     Json,
@@ -36,7 +37,9 @@ Mask = Annotated[Path | None, typer.Option(help="An image of the same size: its 
 Keep = Annotated[
     str | None, typer.Option(help="Keep a half (top, bottom, left, right) or a box x0,y0,x1,y1 (without x1, y1).")
 ]
-Number = Annotated[int | None, typer.Option("-n", min=1, help="Number of completions.", show_default="6")]
+Number = Annotated[
+    int | None, typer.Option("-n", min=1, max=MAX_IMAGES, help="Number of completions.", show_default="6")
+]
 Particles = Annotated[
     int, typer.Option(min=1, help="Candidates per completion, to agree with what is kept further below.")
 ]

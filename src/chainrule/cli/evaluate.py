@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from .common import check_device
-from .options import Device, Features, Force, Json, with_sampling
+from .options import MAX_IMAGES, MAX_SEED, Device, Features, Force, Json, with_sampling
 from .output import check_file, file_stem, print_json, print_table, to_json
 
 if TYPE_CHECKING:
@@ -25,13 +25,18 @@ Size = Annotated[str | None, typer.Option(help="Resize and crop to this, 28 or 2
 Binarize = Annotated[str | None, typer.Option(help="none, threshold or sample.", show_default="as in training")]
 Limit = Annotated[int | None, typer.Option(min=1, help="Only this many images, at equal distances.")]
 Seeds = Annotated[
-    int | None, typer.Option(min=1, help="With --binarize sample: average over this many draws.", show_default="5")
+    int | None,
+    typer.Option(min=1, max=1000, help="With --binarize sample: average over this many draws.", show_default="5"),
 ]
 Seed = Annotated[
-    int | None, typer.Option(min=0, help="The first of the seeds, and the seed of --samples.", show_default="0")
+    int | None,
+    typer.Option(min=0, max=MAX_SEED // 2, help="The first of the seeds, and the seed of --samples.", show_default="0"),
 ]
 Samples = Annotated[
-    int, typer.Option(min=0, help="For a model with a prior: draw this many images and compare them with the data.")
+    int,
+    typer.Option(
+        min=0, max=MAX_IMAGES, help="For a model with a prior: draw this many images and compare them with the data."
+    ),
 ]
 Against = Annotated[
     str | None,

@@ -10,6 +10,9 @@ from typing import Annotated, Any
 
 import typer
 
+MAX_SEED = 2**63 - 2
+MAX_IMAGES, MAX_SCALE = 1_000_000, 256
+
 Model = Annotated[str, typer.Argument(metavar="MODEL", help="A bundled model, a folder, or a hub id.")]
 Images = Annotated[list[Path], typer.Argument(metavar="IMAGE", help="Image files.")]
 
@@ -19,7 +22,7 @@ Label = Annotated[
 ]
 Text = Annotated[str | None, typer.Option(help="What to draw, for a model that reads texts; an empty text is no text.")]
 Negative = Annotated[str | None, typer.Option(help="With --guidance: a text to draw away from.", show_default="none")]
-Seed = Annotated[int, typer.Option(help="The same seed gives the same images.")]
+Seed = Annotated[int, typer.Option(min=0, max=MAX_SEED, help="The same seed gives the same images.")]
 Seeds = Annotated[
     str | None, typer.Option(help="One seed per image, with commas, as the file of each image names its own.")
 ]
@@ -43,7 +46,9 @@ Features = Annotated[
     ),
 ]
 Png = Annotated[Path | None, typer.Option("--out", help="The .png file to write.", show_default="a free name")]
-Scale = Annotated[int | None, typer.Option(min=1, help="Zoom of a pixel.", show_default="about 128 pixels per image")]
+Scale = Annotated[
+    int | None, typer.Option(min=1, max=MAX_SCALE, help="Zoom of a pixel.", show_default="about 128 pixels per image")
+]
 Force = Annotated[bool, typer.Option("--force", help="Replace files that exist.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Device = Annotated[str, typer.Option(help="Where to compute: cpu, cuda, cuda:1, mps.")]

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ..files import recover, recover_all
+from ..files import recover, recover_all, temporary_folder
 
 
 def check_file(path: Path, suffix: str, force: bool, option: str = "--out") -> Path:
@@ -24,6 +24,7 @@ def check_file(path: Path, suffix: str, force: bool, option: str = "--out") -> P
         raise ValueError(f"{option} must be a {suffix} file, but {path} is a folder")
     if path.exists() and not force:
         raise ValueError(f"{path} exists; add --force to replace it, or choose another name with {option}")
+    _check_writable(path)
     return path
 
 
@@ -38,7 +39,17 @@ def check_folder(path: Path, force: bool, option: str = "--out") -> Path:
         raise ValueError(f"{option} must be a folder, but {path} is a file")
     if path.exists() and any(path.iterdir()) and not force:
         raise ValueError(f"the folder {path} is not empty; add --force to write into it, or choose another name")
+    _check_writable(path / "file")
     return path
+
+
+def _check_writable(path: Path) -> None:
+    """Raises OSError where nothing can be written at `path`, before a command has worked in vain; leaves no trace."""
+    folder = path.parent
+    while not folder.exists():
+        folder = folder.parent
+    with temporary_folder(folder / path.name):
+        pass
 
 
 def check_pictures(path: Path, force: bool, option: str = "--out") -> bool:

@@ -13,6 +13,7 @@ import typer
 from ..progress import progress
 from .common import labels_for, open_model, open_tokenizer, read_texts, seeds_for
 from .options import (
+    MAX_IMAGES,
     Device,
     Force,
     Label,
@@ -37,7 +38,8 @@ if TYPE_CHECKING:
 WATCH_FRAMES = 150
 
 Number = Annotated[
-    int | None, typer.Option("-n", min=1, help="Number of images.", show_default="16, with --texts one per text")
+    int | None,
+    typer.Option("-n", min=1, max=MAX_IMAGES, help="Number of images.", show_default="16, with --texts one per text"),
 ]
 Texts = Annotated[Path | None, typer.Option(help="A file of texts, one per line; captions are drawn under the images.")]
 Best = Annotated[

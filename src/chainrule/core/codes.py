@@ -150,5 +150,11 @@ class CodeSpec:
 
     @classmethod
     def from_dict(cls, value: Sequence[Sequence[int]]) -> CodeSpec:
-        """The specification from a list of (height, width, depth, codebook_size), as a saved model has it."""
+        """The specification from a list of (height, width, depth, codebook_size), as a saved model has it.
+
+        Raises:
+            ValueError: another number of values, or values out of range.
+        """
+        if any(len(grid) != 4 for grid in value):
+            raise ValueError(f"a grid of codes is a list of height, width, depth and codebook size, got {value!r:.80}")
         return cls(tuple(GridSpec(*grid) for grid in value))

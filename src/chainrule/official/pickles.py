@@ -21,6 +21,8 @@ import torch
 from torch import Tensor
 
 MAX_EXPANSION = 2**26  # elements that a tensor of overlapping strides may have beyond those stored
+MAX_COPIED = 2**23  # items, or 16 letters or bytes, that all calls of a file may copy
+CONTAINERS = (tuple, list, dict, set, frozenset)
 DTYPES = {
     "Double": torch.float64, "Float": torch.float32, "Half": torch.float16, "BFloat16": torch.bfloat16,
     "Long": torch.int64, "Int": torch.int32, "Short": torch.int16, "Char": torch.int8, "Byte": torch.uint8,
@@ -108,6 +110,7 @@ class Machine:
         self.stack: list[Any] = []
         self.marks: list[list[Any]] = []
         self.memo: dict[int, Any] = {}
+        self.left = MAX_COPIED
 
     def run(self) -> Any:
         """Reads the whole pickle and returns the object that it holds."""
@@ -163,9 +166,11 @@ class Machine:
             stack.append(_named(module, attribute))
         elif name in ("REDUCE", "NEWOBJ"):
             arguments, called = stack.pop(), stack.pop()
+            self._spend(arguments if isinstance(arguments, tuple) else ())
             stack.append(_build(called, arguments, is_class=name == "NEWOBJ"))
         elif name == "NEWOBJ_EX":
             keywords, arguments, called = stack.pop(), stack.pop(), stack.pop()
+            self._spend((arguments,))
             stack.append(_build(called, (*arguments, keywords) if keywords else arguments, is_class=True))
         elif name in ("INST", "OBJ"):
             values = self._marked()
@@ -173,11 +178,22 @@ class Machine:
             self.stack.append(_build(called, tuple(values), is_class=False))
         elif name == "BUILD":
             state = stack.pop()
+            self._spend(
+                tuple(part for part in (state if isinstance(state, tuple) else (state,)) if isinstance(part, dict))
+            )
             _set_state(stack[-1], state)
         elif name in ("PERSID", "BINPERSID"):
             stack.append(self.persistent(stack.pop() if name == "BINPERSID" else argument))
         else:
             raise Refusal(f"its pickle uses the opcode {name}, which no file of weights needs")
+
+    def _spend(self, values: tuple) -> None:
+        """Counts what a call may copy: a file can name one large value in many calls, each of which copies it."""
+        for value in values:
+            letters = isinstance(value, (str, bytes))
+            self.left -= len(value) // (16 if letters else 1) if letters or isinstance(value, CONTAINERS) else 1
+        if self.left < 0:
+            raise Refusal("its calls copy the same values many times over")
 
     def _need(self, count: int) -> None:
         if len(self.stack) < count:

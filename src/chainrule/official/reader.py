@@ -121,12 +121,14 @@ def _read_zip(file: BinaryIO, path: Path) -> Any:
     records = {info.filename.partition("/")[2]: info for info in archive.infolist()}
     if "data.pkl" not in records:
         raise Refusal("it is a zip archive, but not one that torch.save wrote (there is no data.pkl in it)")
-    size = path.stat().st_size
+    left = path.stat().st_size
 
     def read(name: str) -> bytes:
+        nonlocal left
         info = records[name]
-        if info.compress_type != zipfile.ZIP_STORED or info.file_size > size:
-            raise Refusal(f"its part {info.filename} is compressed, which torch.save never does")
+        left -= info.file_size
+        if info.compress_type != zipfile.ZIP_STORED or left < 0:
+            raise Refusal(f"its part {info.filename} is compressed or shares its bytes, which torch.save never does")
         data = archive.read(info)
         if len(data) != info.file_size:
             raise EOFError(name)
@@ -138,6 +140,7 @@ def _read_zip(file: BinaryIO, path: Path) -> Any:
 
     def persistent(identity: tuple) -> Storage:
         kind, storage, key, _, length = identity
+        _check_key(key)
         if kind != "storage" or not isinstance(storage, Stub) or storage.type_name not in STORAGES:
             raise ValueError(f"unknown persistent id {kind!r}")
         if key not in loaded:
@@ -146,6 +149,12 @@ def _read_zip(file: BinaryIO, path: Path) -> Any:
         return _storage(STORAGES[storage.type_name], loaded[key], length)
 
     return Machine(io.BytesIO(read("data.pkl")), persistent).run()
+
+
+def _check_key(key: Any) -> None:
+    """Raises TypeError unless a key of a storage is a string; the hash of tuples in tuples would end the process."""
+    if not isinstance(key, str):
+        raise TypeError("a key of a storage that is no string")
 
 
 def _storage(dtype: torch.dtype, data: Tensor, length: int) -> Storage:
@@ -173,6 +182,7 @@ def _read_legacy(file: mmap.mmap) -> Any:
         if identity[0] == "module":  # the source of a class beside its name: the name is enough
             return identity[1]
         kind, storage, key, _, length, view = identity
+        _check_key(key)
         if kind != "storage" or not isinstance(storage, Stub) or storage.type_name not in STORAGES:
             raise ValueError(f"unknown persistent id {kind!r}")
         dtype = STORAGES[storage.type_name]
@@ -191,6 +201,7 @@ def _read_legacy(file: mmap.mmap) -> Any:
 
     result = Machine(file, persistent).run()
     for key in Machine(file, _no_storage).run():
+        _check_key(key)
         storage = storages[key]
         (length,) = struct.unpack("<q", file.read(8))
         data = file.read(len(storage.bytes))

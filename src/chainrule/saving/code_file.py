@@ -20,11 +20,16 @@ from safetensors.torch import save
 from torch import Tensor
 
 from ..core import Codes, Tokenizer
+from ..files import parse_json
 from ..progress import progress
 from .model import tokenizer_hash
 
 CODES_FORMAT = "chainrule-codes-1"
 BATCH = 16
+MAX_PIXELS = 1 << 21
+"""Pixels encoded or decoded at once; the networks take 0.2 to 2 kB for each, and those with attention more."""
+CHUNK = 1 << 16
+"""Codes packed at once; a multiple of 8, so that each chunk ends with a byte."""
 
 
 @torch.no_grad()
@@ -40,25 +45,39 @@ def encode(tokenizer: Tokenizer, images: Tensor, precision: str = "float32") -> 
         int64 (B, h, w, D) per grid, on the CPU.
 
     Raises:
-        ValueError: images that the tokenizer cannot take, or a precision that it does not compute in.
+        ValueError: images that the tokenizer cannot take, or of more than `MAX_PIXELS`, or a precision that it does not
+            compute in.
     """
+    size = _at_once(*images.shape[2:])
     packed, parts = tokenizer.packed(precision), []
     with progress("Encoding", len(images), "images") as done:
-        for batch in images.split(BATCH):
+        for batch in images.split(size):
             parts.append([grid.cpu() for grid in packed.encode(batch.to(tokenizer.device))])
-            done(len(parts) * BATCH)
+            done(len(parts) * size)
     return tuple(torch.cat(grids) for grids in zip(*parts, strict=True))
 
 
 @torch.no_grad()
 def decode(tokenizer: Tokenizer, codes: Codes, precision: str = "float32") -> Tensor:
     """Images of many codes, a few at a time: uint8 (B, C, H, W) on the CPU; arguments and errors as `encode`."""
+    (height, width), finest = tokenizer.image_shape[1:], tokenizer.spec.grids[-1]
+    size = _at_once(codes[-1].shape[1] * height // finest.height, codes[-1].shape[2] * width // finest.width)
     packed, parts = tokenizer.packed(precision), []
     with progress("Decoding", len(codes[0]), "images") as done:
-        for batch in zip(*(grid.split(BATCH) for grid in codes), strict=True):
+        for batch in zip(*(grid.split(size) for grid in codes), strict=True):
             parts.append(packed.decode(tuple(grid.to(tokenizer.device) for grid in batch)).cpu())
-            done(len(parts) * BATCH)
+            done(len(parts) * size)
     return torch.cat(parts)
+
+
+def _at_once(height: int, width: int) -> int:
+    """How many images of a size are encoded or decoded at once; raises ValueError where one is too many."""
+    if height * width > MAX_PIXELS:
+        raise ValueError(
+            f"an image of {height}x{width} has more than {MAX_PIXELS:,} pixels, which would take gigabytes of memory; "
+            "make it smaller, or cut it into tiles"
+        )
+    return max(1, min(BATCH, MAX_PIXELS // (height * width)))
 
 
 def pack_codes(codes: Codes, names: Sequence[str], tokenizer: Tokenizer) -> bytes:
@@ -95,7 +114,7 @@ def read_codes(path: Path, tokenizer: Tokenizer) -> tuple[Codes, list[str]]:
     except (OSError, SafetensorError) as error:
         if isinstance(error, OSError) and not path.is_file():
             raise ValueError(f"there is no file of codes at {path}") from error
-        raise ValueError(f"{path} is damaged, or no file of codes ({error})") from error
+        raise ValueError(f"{path} is damaged, or no file of codes") from error
     if metadata.get("format") != CODES_FORMAT:
         raise ValueError(f"{path} is no file of codes; chainrule encode writes one")
     if metadata.get("tokenizer_hash") != tokenizer_hash(tokenizer):
@@ -103,17 +122,22 @@ def read_codes(path: Path, tokenizer: Tokenizer) -> tuple[Codes, list[str]]:
             f"{path} holds codes of another tokenizer (hash {metadata.get('tokenizer_hash', '')[:12]}…, this one has "
             f"{tokenizer_hash(tokenizer)[:12]}…); decode it with the model that encoded it"
         )
+    where = f"{path} is damaged"
+    shapes, values, names = (parse_json(metadata.get(key, ""), where) for key in ("shapes", "values", "names"))
+    if values != [grid.codebook_size for grid in tokenizer.spec.grids]:
+        raise ValueError(f"{where}: the tokenizer has other codebook sizes")
     try:
-        shapes, values, names = (json.loads(metadata[key]) for key in ("shapes", "values", "names"))
         codes = tuple(
             _unpack(packed[f"grid_{index}"], tuple(shape), size)
             for index, (shape, size) in enumerate(zip(shapes, values, strict=True))
         )
-        if any(len(grid) != len(names) for grid in codes):
+        if not names or any(len(grid) != len(names) for grid in codes):
             raise ValueError(f"{len(names)} names are not one per image")
-    except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{path} is damaged: its tensors do not fit its metadata") from error
-    return codes, [str(name) for name in names]
+        if any("\0" in name or not name.encode() for name in names):
+            raise ValueError("a name that no file can have")
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise ValueError(f"{where}: its tensors do not fit its metadata") from error
+    return codes, names
 
 
 def _bits(size: int) -> int:
@@ -122,15 +146,21 @@ def _bits(size: int) -> int:
 
 def _pack(codes: Tensor, size: int) -> Tensor:
     """Codes in 0..size-1, of any shape -> uint8, `_bits(size)` bits each."""
-    shifts = np.arange(_bits(size))[::-1]
-    bits = (codes.cpu().numpy().reshape(-1, 1) >> shifts) & 1
-    return torch.from_numpy(np.packbits(bits.astype(np.uint8)))
+    shifts, flat = np.arange(_bits(size))[::-1], codes.cpu().numpy().reshape(-1, 1)
+    parts = [flat[start : start + CHUNK] >> shifts & 1 for start in range(0, len(flat), CHUNK)]
+    return torch.from_numpy(np.concatenate([np.packbits(bits.astype(np.uint8)) for bits in parts]))
 
 
 def _unpack(packed: Tensor, shape: tuple[int, ...], size: int) -> Tensor:
     """The inverse of `_pack`; raises ValueError where the number of bytes is another."""
-    count = math.prod(shape) * _bits(size)
-    if packed.numel() != -(-count // 8):
-        raise ValueError(f"{packed.numel()} bytes cannot be {count} bits")
-    bits = np.unpackbits(packed.numpy(), count=count).reshape(-1, _bits(size)).astype(np.int64)
-    return torch.from_numpy(bits @ (1 << np.arange(_bits(size))[::-1])).reshape(shape)
+    if len(shape) != 4 or any(type(side) is not int or side < 1 for side in shape):
+        raise ValueError(f"{shape} is no shape of codes")
+    bits, values = _bits(size), np.empty(math.prod(shape) if packed.numel() else 0, dtype=np.int64)
+    if packed.dtype != torch.uint8 or packed.ndim != 1 or len(packed) != -(-len(values) * bits // 8):
+        raise ValueError(f"{packed.numel()} bytes are not {len(values)} codes of {bits} bits")
+    weights = 1 << np.arange(bits)[::-1]
+    for start in range(0, len(values), CHUNK):
+        part = values[start : start + CHUNK]
+        stretch = packed.numpy()[start * bits // 8 :][: -(-len(part) * bits // 8)]
+        part[:] = np.unpackbits(stretch, count=len(part) * bits).reshape(-1, bits) @ weights
+    return torch.from_numpy(values.reshape(shape))

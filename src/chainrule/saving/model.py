@@ -283,7 +283,10 @@ def read_prior(folder: Path, part: PriorPart) -> Prior:
     """A prior with its weights, in evaluation mode; raises ValueError where they are missing or damaged."""
     registered = entry("priors", part.name)
     config = build_dataclass(registered.config, part.config, str(folder / "config.yaml"), "prior.config")
-    spec = CodeSpec.from_dict(part.codes)
+    try:
+        spec = CodeSpec.from_dict(part.codes)
+    except ValueError as error:
+        raise ValueError(f"{folder / 'config.yaml'}: in 'prior.codes': {error}") from None
     return _with_weights(lambda: registered.model(spec, config), folder / "prior.safetensors").eval()
 
 

@@ -37,6 +37,9 @@ class Hardware:
             raise ValueError(f"accelerator must be auto, cpu, cuda or mps, got {self.accelerator!r}")
         if self.strategy not in ("auto", "ddp"):
             raise ValueError(f"strategy must be auto or ddp, got {self.strategy!r}")
+        there = {"cuda": torch.cuda.is_available, "mps": torch.backends.mps.is_available}
+        if not there.get(self.accelerator, lambda: True)():
+            raise ValueError(f"the accelerator {self.accelerator} cannot be used: PyTorch finds none here")
 
     def fabric(self) -> Any:
         """The `lightning_fabric.Fabric` of this hardware."""
