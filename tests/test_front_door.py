@@ -176,6 +176,21 @@ def test_a_table_of_datasets_with_missing_labels(tmp_path):
     assert "there is no image in the row" in said and "2 images left out (it lies beside tables)" in said
 
 
+def test_few_or_odd_labels_are_ignored_and_said(tmp_path):
+    fill(tmp_path / "train", 5)
+    table = tmp_path / "train" / "metadata.jsonl"
+    rows = [{"file_name": f"{index}.png", "label": 0.5} for index in range(5)]
+    table.write_text("\n".join(map(json.dumps, rows)))
+    dataset, said = read(tmp_path)
+    assert dataset.labels is None and "5 labels ignored (not whole numbers, nor words; set label_column)" in said
+    with pytest.raises(ValueError, match="must be whole numbers or words"):
+        read(tmp_path, label_column="label")
+    table.write_text('{"file_name": "0.png", "label": "cat"}')
+    dataset, said = read(tmp_path)
+    assert len(dataset) == 5 and "1 label ignored (only 1 of 5 images have one; set label_column): cat" in said
+    assert len(read(tmp_path, label_column="label")[0]) == 1
+
+
 def test_numbers_as_class_names(tmp_path):
     for name in ("1", "2", "10", unicodedata.normalize("NFD", "é")):
         fill(tmp_path / "a" / name)
@@ -544,7 +559,7 @@ def test_why_an_image_cannot_be_read(tmp_path, monkeypatch):
     Image.new("1", (60, 60)).save(folder / "6.png")
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
     dataset, said = read(tmp_path)
-    assert len(dataset) == 4 and len(dataset.skipped) == 5 and "5 images of" in said and "and left out" in said
+    assert len(dataset) == 4 and len(dataset.skipped) == 5 and "5 images of" in said and "1: truncated; " in said
     reasons = {finding.reason: finding.examples for finding in dataset.account.findings}
     assert reasons["an empty file"] == ("train/1.jpg",) and reasons["truncated"] == ("train/2.jpg",)
     assert reasons["not an image, or of an unknown kind"] == ("train/3.jpg",)
@@ -578,7 +593,7 @@ def test_heic(tmp_path, heif):
     heif(None)
     dataset, said = read(tmp_path)
     assert len(dataset) == 2 and len(dataset.skipped) == 5
-    assert "5 images of" in said and '(5: HEIC; pip install "chainrule[heic]" reads it), and left out' in said
+    assert "5 images of" in said and '(HEIC; pip install "chainrule[heic]" reads it); left out' in said
 
     def register() -> None:
         Image.register_open("HEIF", lambda file, name: Image.new("RGB", (8, 8), "red"), lambda start: b"heic" in start)

@@ -70,7 +70,8 @@ class Account:
     def unreadable(self, name: str, skipped: Sequence[str]) -> str:
         """A sentence about the images `skipped` of the source `name` that cannot be read, with the reasons."""
         found = [finding for finding in self.findings if finding.fate == UNREADABLE]
-        reasons = "; ".join(f"{finding.count}: {finding.reason}" for finding in found)
+        one = len(found) == 1
+        reasons = "; ".join(finding.reason if one else f"{finding.count}: {finding.reason}" for finding in found)
         return f"{_count(len(skipped), 'image')} of {name} {UNREADABLE}: {_listed(skipped, len(skipped))} ({reasons})"
 
     def sentences(self, name: str, skipped: Sequence[str], known: Sequence[Finding] = ()) -> str:
@@ -83,7 +84,7 @@ class Account:
         """
         said = []
         if skipped:
-            said.append(f"{self.unreadable(name, skipped)}, and left out.")
+            said.append(f"{self.unreadable(name, skipped)}; left out.")
         rest = [finding for finding in self.findings if finding.loud and finding.fate != UNREADABLE]
         rest = [finding for finding in rest if finding not in known]
         if rest:

@@ -13,7 +13,7 @@ from .account import Finding
 from .captions import IMAGE_COLUMNS, LABEL_COLUMNS, TEXT_COLUMNS, Beside, guess, read_beside
 from .config import DataConfig
 from .images import header_size, heic_is_readable, looks_like_image
-from .rows import Rows, RowSource, composed, number_labels
+from .rows import Rows, RowSource, add_labels, composed
 from .tree import SPLIT_NAMES, File, Listing, files_of, image_suffixes, is_archive, without_common_folders
 
 MULTIPLE = 8
@@ -88,10 +88,7 @@ class PictureFolder(RowSource):
         findings += [*layout.findings, *beside.findings, *_others(files, beside, endings)]
         rows = Rows(names=names, cells=chosen, findings=findings)
         if layout.labels:
-            values, everywhere = [layout.labels.get(name) for name in names], list(layout.labels.values())
-            chosen_column = config.label_column is not None
-            if found := number_labels(values, everywhere, None, config.source, chosen_column):
-                rows.labels, rows.class_names, rows.num_classes = found
+            add_labels(config, rows, [layout.labels.get(name) for name in names], list(layout.labels.values()))
         if beside.texts:
             rows.texts = [beside.texts.get(name, []) for name in names]
         return rows

@@ -26,6 +26,8 @@ from .tree import File
 
 CHUNK, TASK = 1024, 16
 """Rows read at once, and rows decoded by a thread at once."""
+MISSING = (None, "")
+"""Labels that are none."""
 SIZES = 10
 """Sizes of images that an account lists."""
 REMARKS = {
@@ -96,42 +98,47 @@ class RowSource(Source):
         }
 
 
-def number_labels(
-    values: Sequence[Any], everywhere: Sequence[Any], names: Sequence[str] | None, source: str, chosen: bool
-) -> tuple[np.ndarray, list[str] | None, int] | None:
-    """Labels as numbers: int64 (N,) with -1 where one is missing, names and number of classes; or None without labels.
+def add_labels(
+    config: DataConfig, rows: Rows, values: Sequence[Any], everywhere: Sequence[Any], names: Sequence[str] | None = None
+) -> None:
+    """Gives rows their labels as numbers, the names and the number of classes; or a finding, why there are none.
 
     Args:
+        config: with a label_column, labels of another kind are an error; otherwise they mean that there are none.
+        rows: N rows.
         values: N whole numbers or words, None where there is none.
         everywhere: values of all splits, which together make the classes.
         names: of the classes, if the values are numbers that have names.
-        source: for errors.
-        chosen: whether the user named the column; otherwise other values mean that there are no labels.
 
     Raises:
         ValueError: values of another kind, or numbers that are no class.
     """
-    known = [value for value in everywhere if value not in (None, "")]
-    if not known or all(value == -1 for value in values):  # -1 marks a split without labels on the hub
-        return None
-    if all(isinstance(value, str) for value in known):
+    known, source, chosen = [value for value in everywhere if value not in MISSING], config.source, config.label_column
+    labelled = sum(value not in MISSING for value in values)
+    if not known or not labelled or all(value == -1 for value in values):  # so the hub marks a split without labels
+        return
+    words, whole = (all(isinstance(value, kind) for value in known) for kind in (str, int))
+    if chosen is None and (labelled < len(values) / 2 or not (words or whole)):
+        why = f"only {labelled} of {len(values)} images have one" if words or whole else "not whole numbers, nor words"
+        rows.findings += Finding.of([str(value) for value in known], "label", "ignored", f"{why}; set label_column")
+        return
+    if words:
         classes = class_order(known)
         index = {name: number for number, name in enumerate(classes)}
-        numbers = [index[composed(value)] if value else -1 for value in values]
-        return np.array(numbers, np.int64), classes, len(classes)
-    if not all(isinstance(value, int) for value in known):
-        if not chosen:
-            return None
+        numbers = [-1 if value in MISSING else index[composed(value)] for value in values]
+    elif whole:
+        classes, count = names and [composed(name) for name in names], len(names) if names else max(known) + 1
+        numbers = [-1 if value in MISSING else value for value in values]
+        wrong = [row for row, value in enumerate(values) if value not in MISSING and not 0 <= value < count]
+        if wrong:
+            raise ValueError(
+                f"row {wrong[0]} of {source} has the label {values[wrong[0]]}, outside 0..{count - 1}; "
+                "correct it, or set label_column to another column"
+            )
+    else:
         raise ValueError(f"the labels of {source} must be whole numbers or words; set label_column")
-    count = len(names) if names else max(known) + 1
-    wrong = [row for row, value in enumerate(values) if value is not None and not 0 <= value < count]
-    if wrong:
-        raise ValueError(
-            f"row {wrong[0]} of {source} has the label {values[wrong[0]]}, outside 0..{count - 1}; "
-            "correct it, or set label_column to another column"
-        )
-    numbers = np.array([-1 if value is None else value for value in values], np.int64)
-    return numbers, names and [composed(name) for name in names], count
+    rows.labels, rows.class_names = np.array(numbers, np.int64), classes
+    rows.num_classes = len(classes) if words else count
 
 
 def class_order(values: Iterable[str]) -> list[str]:

@@ -11,7 +11,7 @@ from typing import Any
 from .account import Finding
 from .captions import IMAGE_COLUMNS, LABEL_COLUMNS, TEXT_COLUMNS, as_texts, guess
 from .config import DataConfig
-from .rows import CHUNK, Rows, RowSource, number_labels
+from .rows import CHUNK, Rows, RowSource, add_labels
 
 
 class TableSource(RowSource):
@@ -36,18 +36,18 @@ class TableSource(RowSource):
         label_column = guess(config.label_column, "label_column", LABEL_COLUMNS, table.column_names)
         text_column = guess(config.text_column, "text_column", TEXT_COLUMNS, table.column_names)
         table = table.cast_column(image_column, datasets.Image(decode=False))
-        labels = class_names = num_classes = None
-        if label_column is not None and (found := _labels(tables, table, label_column, config)):
-            labels, class_names, num_classes = found
-        return Rows(
+        rows = Rows(
             names=[f"row {row}" for row in range(len(table))],
             cells=_cells(table.select_columns([image_column]), image_column),
-            labels=labels,
-            class_names=class_names,
-            num_classes=num_classes,
             texts=None if text_column is None else [as_texts(value) for value in table[text_column]],
             findings=self.findings(),
         )
+        if label_column is not None:
+            with_labels = [other for other in tables.values() if label_column in other.column_names]
+            everywhere = [value for other in with_labels for value in other.unique(label_column)]
+            names = getattr(table.features[label_column], "names", None)
+            add_labels(config, rows, table[label_column], everywhere, names)
+        return rows
 
 
 @contextmanager
@@ -85,10 +85,3 @@ def _image_column(config: DataConfig, table: Any) -> str:
             f"{config.source} has no column of images among {', '.join(table.column_names)}; set image_column"
         )
     return found
-
-
-def _labels(tables: dict[str, Any], table: Any, column: str, config: DataConfig) -> Any:
-    """See `number_labels`; numbers and names are those of all splits together."""
-    everywhere = [value for other in tables.values() if column in other.column_names for value in other.unique(column)]
-    names = getattr(table.features[column], "names", None)
-    return number_labels(table[column], everywhere, names, config.source, config.label_column is not None)
