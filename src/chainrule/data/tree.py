@@ -11,6 +11,7 @@ import zipfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 
 from PIL import Image
 
@@ -26,6 +27,13 @@ SPLIT_NAMES = {
 }  # fmt: skip
 
 
+class ZipMember(NamedTuple):
+    """A file in an open zip file, which several threads may read."""
+
+    archive: zipfile.ZipFile
+    name: str
+
+
 @dataclass(frozen=True, kw_only=True)
 class File:
     """A file of a folder, or a member of an archive in it.
@@ -33,13 +41,13 @@ class File:
     name:    path below the folder, with "/"; that of a member begins with the name of its archive
     folders: names of the folders it lies in, which may be classes or splits; an archive is none
     path:    the file itself, or its archive
-    member:  of a zip file its name, of a tar file where it begins and how long it is; None for a file itself
+    member:  of a zip file, or of a tar file where it begins and how long it is; None for a file itself
     """
 
     name: str
     folders: tuple[str, ...]
     path: Path
-    member: str | tuple[int, int] | None = None
+    member: ZipMember | tuple[int, int] | None = None
 
     @property
     def suffix(self) -> str:
@@ -66,9 +74,8 @@ class File:
 
     def read(self) -> bytes:
         """The content."""
-        if isinstance(self.member, str):
-            with zipfile.ZipFile(self.path) as archive:
-                return archive.read(self.member)
+        if isinstance(self.member, ZipMember):
+            return self.member.archive.read(self.member.name)
         with open(self.path, "rb") as file:
             if self.member is None:
                 return file.read()
@@ -156,13 +163,13 @@ def files_of(listing: Listing, scratch: Path) -> tuple[list[File], list[Finding]
     return sorted(found, key=lambda file: file.name), findings
 
 
-def _members(path: Path, unpacked: Path) -> Iterator[tuple[Path, str | tuple[int, int], str]]:
+def _members(path: Path, unpacked: Path) -> Iterator[tuple[Path, ZipMember | tuple[int, int], str]]:
     """(archive, member, its name) of the visible files of an archive."""
     if path.suffix.lower() == ".zip":
-        with zipfile.ZipFile(path) as archive:
-            for entry in archive.infolist():
-                if not entry.is_dir() and _visible(entry.filename):
-                    yield path, entry.filename, entry.filename.replace("\\", "/").lstrip("/")
+        archive = zipfile.ZipFile(path)  # open as long as a file in it is in use
+        for entry in archive.infolist():
+            if not entry.is_dir() and _visible(entry.filename):
+                yield path, ZipMember(archive, entry.filename), entry.filename.replace("\\", "/").lstrip("/")
         return
     if path.suffix.lower() != ".tar":
         import gzip
