@@ -274,7 +274,7 @@ def test_letters_of_a_mac(tmp_path):
         ("metadata.csv", "file_name,text\n0.png,one, two\n", "metadata.csv, line 2: 3 values for the 2 columns"),
         ("metadata.csv", "a,b,c\n0.png,one,two\n", "metadata.csv, line 1 must name the columns"),
         ("captions.csv", 'file_name,text\n0.png,"one\n', "captions.csv, line 2: .*between quotes"),
-        ("captions.jsonl", '{"file_name": "0.png", "text": "one"}\n{\n', "captions.jsonl, line 2: no JSON"),
+        ("captions.jsonl", '{"file_name": "0.png", "text": "one"}\n{\n', "captions.jsonl, line 2: not valid JSON"),
         ("captions.jsonl", "[1]\n", "captions.jsonl, line 1: must be an object"),
         ("captions.jsonl", '{"text": "one"}\n', "captions.jsonl, line 1: no column among text names the images"),
     ],
