@@ -92,13 +92,13 @@ def commands():
     "name",
     [
         "models", "info", "sample", "complete", "score", "reconstruct", "encode", "decode", "evaluate", "train",
-        "recipes", "convert", "demo", "repeat", "serve", "compress", "decompress",
+        "recipes", "convert", "demo", "repeat", "serve", "push", "compress", "decompress",
     ],
 )  # fmt: skip
 def test_examples_of_the_help_are_understood(name):
     text = run(name, "--help")
     examples = [line.strip() for line in text.splitlines() if line.strip().startswith(f"chainrule {name}")]
-    assert examples and ("--json" in text) != (name in ("sample", "demo", "serve"))
+    assert examples and ("--json" in text) != (name in ("sample", "demo", "serve", "push"))
     for example in examples:
         words = shlex.split(example)[2:]
         commands()[name].make_context(name, words)

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from .serving.page import demo
     from .sizes import create, presets
     from .training.run import train
-    from .zoo import load, save
+    from .zoo import load, push, save
 
 __all__ = [
     "Pipeline",
@@ -38,6 +38,7 @@ __all__ = [
     "load",
     "models",
     "presets",
+    "push",
     "reconstruct",
     "repeat",
     "save",
@@ -50,8 +51,8 @@ _HOMES = {
     "Pipeline": "pipeline", "compress": "compression", "convert": "official", "create": "sizes",
     "decode": "saving.code_file", "demo": "serving.page", "decompress": "compression", "encode": "saving.code_file",
     "evaluate": "evaluation.measure", "grid": "images", "info": "catalogue", "load": "zoo", "models": "saving.hub",
-    "presets": "sizes", "reconstruct": "evaluation.reconstruction", "repeat": "evaluation.measure", "save": "zoo",
-    "score": "evaluation.scoring", "to_pil": "images", "train": "training.run",
+    "presets": "sizes", "push": "zoo", "reconstruct": "evaluation.reconstruction", "repeat": "evaluation.measure",
+    "save": "zoo", "score": "evaluation.scoring", "to_pil": "images", "train": "training.run",
 }  # fmt: skip
 
 

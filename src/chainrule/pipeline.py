@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import os
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,9 +16,10 @@ from torch import Tensor
 from .core import Codes, Context, LearnedTokenizer, Prior, Tokenizer, class_number
 from .decoding import GuidedContext, Known, Request, Sampling, Scorer, image_seeds, keep_best
 from .decoding.sampling import OnCode
-from .images import extend
+from .images import extend, grid
 from .saving.model import SavedModel, prior_part, text_part, tokenizer_hash, tokenizer_part, write_model
-from .text.bpe import TextTokenizer
+from .saving.publish import push
+from .text.bpe import TextTokenizer, check_text_tokenizer
 
 OnImage = Callable[[int, Callable[[], Tensor]], None]
 """Called after each code with the number of codes known and a function that gives the images so far."""
@@ -314,6 +318,22 @@ class Pipeline:
         )  # fmt: skip
         write_model(folder, saved, {"tokenizer": self.tokenizer, "prior": self.prior}, self.text_tokenizer, dtype)
 
+    def push_to_hub(self, repo_id: str, *, private: bool = False, token: str | None = None) -> str:
+        """Uploads the pipeline to the Hugging Face hub; arguments, result and errors as for `chainrule.push`."""
+        with tempfile.TemporaryDirectory(prefix="chainrule-") as temporary:
+            folder = Path(temporary) / "model"
+            self.save(folder)
+            return push(folder, repo_id, private=private, token=token, picture=self.samples())
+
+    def samples(self, n: int = 9) -> bytes:
+        """A PNG file of images for a card, of the classes in turn."""
+        label = [index % self.num_classes for index in range(n)] if self.num_classes else None
+        numbers = None if label is None else torch.tensor(label)
+        buffer = io.BytesIO()
+        scale = max(1, 96 // self.tokenizer.image_shape[-1])
+        grid(self.sample(n, numbers), scale=scale).save(buffer, format="PNG")
+        return buffer.getvalue()
+
     def _log_prob_grids(self, images: Tensor, label: Any, text: Any) -> tuple[Tensor, ...]:
         """log p of the codes of images, without those of a text before them."""
         count = len(images)
@@ -422,20 +442,3 @@ def _seeds(seed: int | Sequence[int], count: int) -> list[int]:
     if len(seeds) != count:
         raise ValueError(f"{len(seeds)} seeds were given for {count} images")
     return seeds
-
-
-def check_text_tokenizer(text_tokenizer: TextTokenizer, prior: Prior) -> None:
-    """Raises ValueError unless a prior reads texts as this tokenizer gives them."""
-    reads = prior.conditions
-    if reads.joint_text:
-        grid, given = prior.spec.grids[0], text_tokenizer
-        if given.length != grid.num_positions or given.text_vocab_size > grid.codebook_size or given.pad != 0:
-            raise ValueError(
-                f"the prior models texts of {grid.num_positions} tokens in 0..{grid.codebook_size - 1}, padded with 0; "
-                f"the text tokenizer gives {given.length} in 0..{given.text_vocab_size - 1}, padded with {given.pad}"
-            )
-    elif reads.text_length != text_tokenizer.length or reads.text_vocab_size < text_tokenizer.text_vocab_size:
-        raise ValueError(
-            f"the prior reads texts of {reads.text_length} tokens in 0..{reads.text_vocab_size - 1}, the text "
-            f"tokenizer gives {text_tokenizer.length} in 0..{text_tokenizer.text_vocab_size - 1}"
-        )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -13,6 +14,7 @@ import torch
 from .core import Tokenizer
 from .files import read_whole
 from .pipeline import Pipeline
+from .saving import publish
 from .saving.hub import find, is_local
 from .saving.model import (
     Kind,
@@ -44,7 +46,9 @@ _USES: dict[Kind, str] = {
 }
 
 
-def load(name: str | os.PathLike, device: str = "cpu") -> Model:
+def load(
+    name: str | os.PathLike, device: str = "cpu", *, revision: str | None = None, token: str | None = None
+) -> Model:
     """A saved model, in evaluation mode.
 
         load("mnist_pixelcnn").sample(4)
@@ -54,6 +58,8 @@ def load(name: str | os.PathLike, device: str = "cpu") -> Model:
     Args:
         name: a bundled model, a folder, the folder of a training run, or a hub id such as "user/model".
         device: where it computes.
+        revision: of a model on the hub: a branch, a tag or a commit; None is the newest.
+        token: of the hub, for private models; None: the one of `hf auth login` or of the variable HF_TOKEN.
 
     Returns:
         what the folder holds: a `Pipeline`, a `Tokenizer`, a `Reranker`, a `Classifier` or an `Upscaler`.
@@ -61,12 +67,14 @@ def load(name: str | os.PathLike, device: str = "cpu") -> Model:
     Raises:
         ValueError: nothing of that name, damaged files, or files that do not belong together.
     """
-    return load_kind(name, device=device)
+    return load_kind(name, device=device, revision=revision, token=token)
 
 
-def load_kind(name: str | os.PathLike, *kinds: Kind, device: str = "cpu") -> Model:
+def load_kind(
+    name: str | os.PathLike, *kinds: Kind, device: str = "cpu", revision: str | None = None, token: str | None = None
+) -> Model:
     """As `load`; raises ValueError where the folder holds a model of another kind than `kinds`, if these are given."""
-    return read_whole(find(name), lambda folder: _read(folder, kinds)).to(device)
+    return read_whole(find(name, revision, token), lambda folder: _read(folder, kinds)).to(device)
 
 
 def _read(folder: Path, kinds: Sequence[Kind]) -> Model:
@@ -146,6 +154,36 @@ def save(
         text = model.text_tokenizer if kind == "reranker" else None
         parts = {kind: Part(config=to_plain(model.config)), "text_tokenizer": text_part(text)}
         write_model(folder, SavedModel(kind=kind, card=card, **parts), {kind: model}, text, dtype)
+
+
+def push(
+    model: Model | str | os.PathLike, repo_id: str, *, private: bool = False, token: str | None = None
+) -> str:  # fmt: skip
+    """Uploads a model to the Hugging Face hub, with a card: data, licence, figures, pictures, and how to use it.
+
+    Args:
+        model: what `load` gives, or the name or folder of a saved model.
+        repo_id: as "user/name"; the repository is made if there is none.
+        private: whether a new repository is.
+        token: see `load`.
+
+    Returns:
+        The URL of the repository.
+
+    Raises:
+        ValueError: no such model, a wrong name, or a hub that refuses.
+    """
+    if isinstance(model, (str, os.PathLike)):
+        folder = find(model)
+        opened = load(folder)
+        picture = opened.samples() if isinstance(opened, Pipeline) else None
+        return publish.push(folder, repo_id, private=private, token=token, picture=picture)
+    if isinstance(model, Pipeline):
+        return model.push_to_hub(repo_id, private=private, token=token)
+    with tempfile.TemporaryDirectory(prefix="chainrule-") as temporary:
+        folder = Path(temporary) / "model"
+        save(model, folder)
+        return publish.push(folder, repo_id, private=private, token=token)
 
 
 def kind_of(name: str | os.PathLike) -> Kind:

@@ -23,6 +23,7 @@ from .convert import convert
 from .demo import demo
 from .evaluate import evaluate
 from .models import info, models, presets, recipes
+from .push import push
 from .reconstruct import reconstruct
 from .repeat import repeat
 from .sample import sample
@@ -130,7 +131,7 @@ def _about(context: typer.Context, version: Version = False, debug: Debug = Fals
 
 
 PICTURES = sample, complete, repeat, score, reconstruct, encode, decode, compress, decompress
-for command in (models, info, *PICTURES, serve, evaluate, recipes, presets, train, convert, demo):
+for command in (models, info, *PICTURES, serve, evaluate, recipes, presets, train, convert, push, demo):
     app.command()(command)
 
 

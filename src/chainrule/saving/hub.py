@@ -17,18 +17,22 @@ def models() -> list[str]:
     return sorted(folder.parent.name for folder in PRETRAINED.glob("*/config.yaml"))
 
 
-def find(name: str | os.PathLike) -> Path:
+def find(name: str | os.PathLike, revision: str | None = None, token: str | None = None) -> Path:
     """The folder that `load` reads.
 
+    Args:
+        revision, token: of a model on the hub, see `load`.
+
     Raises:
-        ValueError: nothing of that name.
+        ValueError: nothing of that name, or a revision or token that would be ignored.
     """
     text = os.fspath(name)
-    if text in models():
-        return PRETRAINED / text
+    folder = PRETRAINED / text if text in models() else _folder(Path(text))
+    if folder is not None:
+        if revision is not None or token is not None:
+            raise ValueError(f"{text} is not read from the hub: leave revision and token out")
+        return folder
     folder = Path(text)
-    if (saved := _folder(folder)) is not None:
-        return saved
     if folder.exists():
         raise ValueError(f"{text} is no saved model: a folder with config.yaml is needed")
     if re.fullmatch(r"[\w.-]+/[\w.-]+", text):
@@ -36,7 +40,8 @@ def find(name: str | os.PathLike) -> Path:
         from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
         try:
-            return Path(snapshot_download(text, allow_patterns=["*.yaml", "*.safetensors", "*.json", "*.txt"]))
+            patterns = ["*.yaml", "*.safetensors", "*.json", "*.txt"]
+            return Path(snapshot_download(text, revision=revision, token=token, allow_patterns=patterns))
         except (HfHubHTTPError, LocalEntryNotFoundError) as error:
             raise ValueError(f"{text} is neither a folder nor a model on the hub ({type(error).__name__})") from error
     near = get_close_matches(text, models(), n=1)

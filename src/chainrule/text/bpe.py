@@ -30,7 +30,7 @@ import torch
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from torch import Tensor
 
-from ..core import GridSpec
+from ..core import GridSpec, Prior
 
 PADDING = "<no text>"  # has a space, which no token made of bytes can have
 
@@ -282,3 +282,20 @@ def read_text_tokenizer(folder: Path, name: str, config: Mapping[str, Any]) -> T
     if name not in kinds:
         raise ValueError(f"no text tokenizer is called {name!r}; there are: {', '.join(kinds)}")
     return kinds[name].read(folder, config)
+
+
+def check_text_tokenizer(text_tokenizer: TextTokenizer, prior: Prior) -> None:
+    """Raises ValueError unless a prior reads texts as this tokenizer gives them."""
+    reads = prior.conditions
+    if reads.joint_text:
+        grid, given = prior.spec.grids[0], text_tokenizer
+        if given.length != grid.num_positions or given.text_vocab_size > grid.codebook_size or given.pad != 0:
+            raise ValueError(
+                f"the prior models texts of {grid.num_positions} tokens in 0..{grid.codebook_size - 1}, padded with 0; "
+                f"the text tokenizer gives {given.length} in 0..{given.text_vocab_size - 1}, padded with {given.pad}"
+            )
+    elif reads.text_length != text_tokenizer.length or reads.text_vocab_size < text_tokenizer.text_vocab_size:
+        raise ValueError(
+            f"the prior reads texts of {reads.text_length} tokens in 0..{reads.text_vocab_size - 1}, the text "
+            f"tokenizer gives {text_tokenizer.length} in 0..{text_tokenizer.text_vocab_size - 1}"
+        )

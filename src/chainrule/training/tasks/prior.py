@@ -14,10 +14,10 @@ from torch import Tensor, nn
 
 from ...core import ClassLabels, Codes, Context, Entry, LearnedTokenizer, Prior, StochasticTokenizer, Tokenizer, entry
 from ...data import DataConfig, augment, binarize, draw_flips
-from ...pipeline import Pipeline, check_text_tokenizer
+from ...pipeline import Pipeline
 from ...recipe import NewModel, Recipe, SavedPrior, SavedTokenizer
 from ...strict import section
-from ...text.bpe import TextConfig, TextTokenizer
+from ...text.bpe import TextConfig, TextTokenizer, check_text_tokenizer
 from ...zoo import load_kind
 from ..engine.config import EvaluationConfig, TrainingConfig, check_at_least, check_share
 from ..engine.order import derive_seed
