@@ -15,13 +15,14 @@ from safetensors.torch import load_file, save_file
 import chainrule
 from chainrule.compression.container import MAGIC, unpack
 from chainrule.core import CodeSpec
-from chainrule.files import parse_json
+from chainrule.files import parse_json, read_text
 from chainrule.official import pickles
 from chainrule.official.reader import read_checkpoint
 from chainrule.priors.gpt import GPT, GPTConfig
 from chainrule.saving import code_file
 from chainrule.saving.weights import SCALE
 from chainrule.strict import MAX_DEPTH, MAX_SHOWN, parse_yaml, write_yaml
+from chainrule.text.bpe import read_text_tokenizer, train_bpe
 from chainrule.tokenizers.vqvae import VQVAE, VQVAEConfig
 
 DOUBLED = "a0: &a0 [x, x]\n" + "".join(f"a{i}: &a{i} [*a{i - 1}, *a{i - 1}]\n" for i in range(1, 40))
@@ -43,8 +44,10 @@ DEEP = "a0: &a0 [x]\n" + "".join(f"a{i}: &a{i} [*a{i - 1}]\n" for i in range(1, 
         ("{[1]: 2}", "a list or a mapping for a key"),
         ("{x: 1, x: 2}", "given twice"),
         ("x" * (1 << 23), "characters"),
+        ("a: 1\nb: [1, 2", "(line 2)"),
+        ("a: 1\nb: \x01", "line 2 holds a control character"),
     ],
-    ids=range(11),
+    ids=range(13),
 )
 def test_yaml_that_grows(text, sentence):
     with pytest.raises(ValueError, match=r"^here: not valid YAML: [^\n]{1,300}$") as refused:
@@ -235,3 +238,23 @@ def test_images_too_large_for_memory(saved, monkeypatch):
     whole = code_file.encode(tokenizer, images)
     monkeypatch.setattr(code_file, "MAX_PIXELS", 2 * 256)
     assert torch.equal(code_file.encode(tokenizer, images)[0], whole[0])
+
+
+def test_a_file_that_cannot_be_read_is_named(tmp_path):
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    with pytest.raises(OSError, match="Is a directory") as refused:
+        read_text(folder)
+    assert refused.value.filename == str(folder)
+
+
+@pytest.mark.parametrize("change", [{"length": 10**30}, {"length": "a"}, {"pad": -1}, {"pad": None}])
+def test_sizes_of_a_text_tokenizer(tmp_path, change):
+    tokenizer = train_bpe(["a red circle"] * 3, 300, 6)
+    for name, content in tokenizer.files().items():
+        (tmp_path / name).write_text(content, encoding="utf-8")
+    with pytest.raises(ValueError, match="text.json"):
+        read_text_tokenizer(tmp_path, "bpe", tokenizer.config | change)
+    (tmp_path / "text.json").write_text("{", encoding="utf-8")
+    with pytest.raises(ValueError, match="this is no definition of a tokenizer"):
+        read_text_tokenizer(tmp_path, "bpe", tokenizer.config)

@@ -219,6 +219,19 @@ def test_sigterm_removes_temporary_folders(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_where_no_folder_can_be_made(tmp_path, monkeypatch):
+    """As in /proc, which says that the new folder does not exist."""
+
+    def gone(folder):
+        raise FileNotFoundError(errno.ENOENT, "No such file or directory", str(folder))
+
+    monkeypatch.setattr(files, "_lock", gone)
+    for write in (partial(write_file, content=""), partial(write_folder, write=Path.touch)):
+        with pytest.raises(OSError, match="cannot be written"):
+            write(tmp_path / "x")
+    assert not any(tmp_path.iterdir())
+
+
 def test_errors_name_the_file(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(OSError, match=r"cannot be written \(Not a directory\)") as error:

@@ -42,6 +42,7 @@ _NAME = re.compile(r"[0-9a-f]{16}")
 """The name of a temporary folder."""
 _DAYS = 7
 """Where the system has no locks, a temporary folder is taken for abandoned when it is older."""
+_ATTEMPTS = 100
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS}
 
 
@@ -61,8 +62,11 @@ def cache_root() -> Path:
 
 
 def read_text(path: str | os.PathLike) -> str:
-    """The text of a file; errors as of `decode_text`, and OSError where there is none."""
-    return decode_text(Path(path).read_bytes(), str(path))
+    """The text of a file; errors as of `decode_text`, and OSError, which names it, where it cannot be read."""
+    try:
+        return decode_text(Path(path).read_bytes(), str(path))
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, os.fspath(path)) from error
 
 
 def read_lines(path: str | os.PathLike) -> list[str]:
@@ -180,11 +184,15 @@ def temporary_folder(path: str | os.PathLike) -> Iterator[Path]:
     with _terminable():
         try:
             recover(path)
-            while handle is None:
-                with suppress(FileNotFoundError):  # another process has just removed the folder
+            for attempt in range(_ATTEMPTS):
+                try:
                     beside.mkdir(parents=True, exist_ok=True)
                     folder.mkdir()
                     handle = _lock(folder)
+                    break
+                except FileNotFoundError:  # another process has just removed it, or it can hold no folder, as /proc
+                    if attempt == _ATTEMPTS - 1:
+                        raise
             with naming(path):
                 yield folder
         except OSError as error:

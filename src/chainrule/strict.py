@@ -108,8 +108,14 @@ def parse_yaml(text: str, where: str) -> Any:
         raise _error(where, f"not valid YAML: {len(text):,} characters are more than {MAX_TEXT:,}")
     try:
         return yaml.load(text, _Loader)
+    except yaml.MarkedYAMLError as error:
+        place = "" if error.problem_mark is None else f" (line {error.problem_mark.line + 1})"
+        raise _error(where, f"not valid YAML: {' '.join(str(error.problem).split())}{place}") from None
+    except yaml.reader.ReaderError as error:
+        line = text.count("\n", 0, error.position) + 1
+        raise _error(where, f"not valid YAML: line {line} holds a control character") from None
     except yaml.YAMLError as error:
-        raise _error(where, f"not valid YAML: {' '.join(str(error).split())}") from None
+        raise _error(where, f"not valid YAML: {error}") from None
     except RecursionError:
         raise _error(where, f"not valid YAML: its lists and mappings are nested deeper than {MAX_DEPTH}") from None
     except (ValueError, LookupError, TypeError, AttributeError, OverflowError) as error:  # of PyYAML's constructors

@@ -69,7 +69,7 @@ def read_checkpoint(path: str | os.PathLike) -> Any:
     except Refusal as refusal:
         raise ValueError(f"{path} is refused: {refusal}") from None
     except (SafetensorError, zipfile.BadZipFile, ValueError, TypeError, LookupError, ArithmeticError, EOFError,
-            AttributeError, RuntimeError, MemoryError, struct.error) as error:  # fmt: skip
+            AttributeError, RuntimeError, MemoryError, OSError, struct.error) as error:  # fmt: skip
         raise ValueError(f"{path} is cut short or damaged, or no file of weights (torch or safetensors)") from error
 
 

@@ -31,6 +31,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_toke
 from torch import Tensor
 
 from ..core import GridSpec, Prior
+from ..core.checks import MAX_SIZE, check_range, check_sizes
 
 PADDING = "<no text>"  # has a space, which no token made of bytes can have
 
@@ -54,8 +55,8 @@ class TextConfig:
     bpe_dropout: float = 0.0
 
     def __post_init__(self) -> None:
-        if self.length < 1:
-            raise ValueError(f"length must be at least 1, got {self.length}")
+        check_sizes(self, "length")
+        check_range(self, 0, MAX_SIZE, "text_vocab_size")
         if not 0 <= self.bpe_dropout < 1:
             raise ValueError(f"bpe_dropout must lie in 0..1, 1 excluded, got {self.bpe_dropout}")
 
@@ -161,15 +162,16 @@ class BPETokenizer(TextTokenizer):
         try:
             self._tokenizer = Tokenizer.from_str(definition)
         except Exception as error:  # the package raises no narrower class
-            raise ValueError(f"this is no definition of a tokenizer ({error})") from None
+            raise ValueError("this is no definition of a tokenizer") from error
         if not isinstance(self._tokenizer.model, models.BPE):
             raise ValueError(f"the tokenizer is a {type(self._tokenizer.model).__name__}, no byte-pair encoding")
         self._definition = self._tokenizer.to_str()
         vocabulary = self._tokenizer.get_vocab()
-        self.text_vocab_size, self.length, self.pad = max(vocabulary.values()) + 1, length, pad
-        if length < 1 or not 0 <= pad < self.text_vocab_size:
+        self.text_vocab_size, self.length, self.pad = max(vocabulary.values(), default=0) + 1, length, pad
+        if not 1 <= length <= MAX_SIZE or not 0 <= pad < self.text_vocab_size:
             raise ValueError(
-                f"length must be at least 1 and pad in 0..{self.text_vocab_size - 1}, got length {length} and pad {pad}"
+                f"length must lie in 1..{MAX_SIZE} and pad in 0..{self.text_vocab_size - 1}, "
+                f"got length {length} and pad {pad}"
             )
         model = json.loads(self._definition)["model"]
         self._ranks = {tuple(pair): rank for rank, pair in enumerate(model["merges"])}
@@ -206,8 +208,13 @@ class BPETokenizer(TextTokenizer):
         path = folder / "text.json"
         try:
             return cls(path.read_text(encoding="utf-8"), config["length"], config["pad"])
-        except (OSError, UnicodeDecodeError, KeyError, TypeError, ValueError) as error:
-            raise ValueError(f"{path} is missing or damaged ({error}); copy it again") from None
+        except (OSError, KeyError) as error:
+            why = getattr(error, "strerror", error)
+            raise ValueError(f"{path} is missing or damaged ({why}); copy it again") from error
+        except (UnicodeDecodeError, TypeError) as error:
+            raise ValueError(f"{path} or its sizes in config.yaml are damaged; copy both again") from error
+        except ValueError as error:
+            raise ValueError(f"{path} is missing or damaged ({error}); copy it again") from error
 
 
 def merge(symbols: list[str], ranks: Mapping[tuple[str, str], int], dropout: float, source: random.Random) -> list[str]:

@@ -46,8 +46,8 @@ class DalleMiniTokenizer(TextTokenizer):
             ids = json.loads(vocabulary)
             self._begin, self._end, self.pad, self._unknown = (ids[name] for name in (BEGIN, END, PADDING, UNKNOWN))
             fits = all(type(number) is int and 0 <= number < text_vocab_size for number in ids.values())
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ValueError(f"this is no vocabulary of DALL-E Mini ({type(error).__name__}: {error})") from None
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            raise ValueError("this is no vocabulary of DALL-E Mini") from error
         if length < 2 or not fits:
             raise ValueError(
                 f"length must be at least 2 and all ids in 0..{text_vocab_size - 1}, got length {length} and "
@@ -86,8 +86,8 @@ class DalleMiniTokenizer(TextTokenizer):
         try:
             vocabulary, merges = ((folder / name).read_text(encoding="utf-8") for name in ("vocab.json", "merges.txt"))
             return cls(vocabulary, merges, config["length"], config["text_vocab_size"])
-        except (OSError, UnicodeDecodeError, KeyError, TypeError, ValueError) as error:
-            raise ValueError(f"the text tokenizer in {folder} is missing or damaged ({error}); copy it again") from None
+        except (OSError, KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"the text tokenizer in {folder} is missing or damaged; copy it again") from error
 
 
 def name_emoji(text: str) -> str:

@@ -51,9 +51,9 @@ def train(
         OSError: the folder cannot be written.
     """
     folder = Path(out)
+    wanted = read_recipe(recipe, overrides)
     fabric = hardware.fabric()
     fabric.launch()
-    wanted = read_recipe(recipe, overrides)
     with blaming(describe(recipe, overrides)), fabric.rank_zero_first(local=True):  # the first fills the cache
         task, full = wanted.build(fabric.device, quiet)
     plain, data = full.plain(), task.identity()

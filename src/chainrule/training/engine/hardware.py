@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 from collections.abc import Callable
@@ -45,6 +46,7 @@ class Hardware:
         """The `lightning_fabric.Fabric` of this hardware."""
         from lightning_fabric import Fabric
 
+        logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # it tells of each process that it starts
         devices, num_nodes = _launched_processes()
         devices = devices if self.devices == "auto" else self.devices
         num_nodes = num_nodes if self.num_nodes == "auto" else self.num_nodes
