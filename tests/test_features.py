@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.util
 import math
 import sys
-import types
 from itertools import pairwise
 from urllib.error import URLError
 
@@ -140,49 +139,3 @@ def test_vgg16_lpips_from_files_in_the_published_format(monkeypatch):
     monkeypatch.setattr(torch.hub, "load_state_dict_from_url", offline)
     with pytest.raises(ValueError, match="cannot be downloaded"):
         load_features("vgg16_lpips")
-
-
-class FakeInception(torch.nn.Module):
-    """What torch-fidelity's network promises: uint8 images in, a tuple of the features that were asked for out."""
-
-    def __init__(self, name, features_list):
-        super().__init__()
-        assert features_list == ["2048"]
-
-    def forward(self, images):
-        assert images.dtype == torch.uint8 and images.shape[1] == 3
-        return (images.float().flatten(2).mean(2).repeat(1, 683)[:, :2048],)
-
-
-def test_inception_is_fed_the_pixels_of_files(monkeypatch):
-    module = types.ModuleType("torch_fidelity.feature_extractor_inceptionv3")
-    module.FeatureExtractorInceptionV3 = FakeInception
-    monkeypatch.setitem(sys.modules, "torch_fidelity", types.ModuleType("torch_fidelity"))
-    monkeypatch.setitem(sys.modules, module.__name__, module)
-    network = load_features("inception")
-    images = torch.randint(0, 256, (3, 3, 8, 9), dtype=torch.uint8)
-    pooled = network.pooled(images.float() / 255)
-    assert pooled.shape == (3, 2048)
-    torch.testing.assert_close(pooled[:, :3], images.float().mean((2, 3)))
-    assert network.pooled(images[:, :1].float() / 255).shape == (3, 2048)  # grey
-    maps = network(images.float() / 255)
-    assert perceptual_distance(maps, maps).tolist() == [0, 0, 0]
-    assert network.title == "Inception-V3 (FID)"
-
-
-def test_inception_without_the_package(monkeypatch):
-    monkeypatch.setitem(sys.modules, "torch_fidelity", None)
-    with pytest.raises(ValueError, match="torch-fidelity and torchvision"):
-        load_features("inception")
-
-
-def test_inception_offline(monkeypatch):
-    def offline(*_):
-        raise URLError("no network")
-
-    module = types.ModuleType("torch_fidelity.feature_extractor_inceptionv3")
-    module.FeatureExtractorInceptionV3 = offline
-    monkeypatch.setitem(sys.modules, "torch_fidelity", types.ModuleType("torch_fidelity"))
-    monkeypatch.setitem(sys.modules, module.__name__, module)
-    with pytest.raises(ValueError, match="weights of inception cannot be downloaded"):
-        load_features("inception")

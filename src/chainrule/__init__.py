@@ -10,6 +10,7 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from .catalogue import info
     from .compression import compress, decompress
+    from .evaluation.comparison import compare
     from .evaluation.measure import evaluate, repeat
     from .evaluation.reconstruction import reconstruct
     from .evaluation.scoring import score
@@ -24,35 +25,17 @@ if TYPE_CHECKING:
     from .zoo import load, push, save
 
 __all__ = [
-    "Pipeline",
-    "compress",
-    "convert",
-    "create",
-    "decode",
-    "decompress",
-    "demo",
-    "encode",
-    "evaluate",
-    "grid",
-    "info",
-    "load",
-    "models",
-    "presets",
-    "push",
-    "reconstruct",
-    "repeat",
-    "save",
-    "score",
-    "to_pil",
-    "train",
+    "Pipeline", "compare", "compress", "convert", "create", "decode", "decompress", "demo", "encode", "evaluate", "grid",
+    "info", "load", "models", "presets", "push", "reconstruct", "repeat", "save", "score", "to_pil", "train",
 ]  # fmt: skip
 
 _HOMES = {
-    "Pipeline": "pipeline", "compress": "compression", "convert": "official", "create": "sizes",
-    "decode": "saving.code_file", "demo": "serving.page", "decompress": "compression", "encode": "saving.code_file",
-    "evaluate": "evaluation.measure", "grid": "images", "info": "catalogue", "load": "zoo", "models": "saving.hub",
-    "presets": "sizes", "push": "zoo", "reconstruct": "evaluation.reconstruction", "repeat": "evaluation.measure",
-    "save": "zoo", "score": "evaluation.scoring", "to_pil": "images", "train": "training.run",
+    "Pipeline": "pipeline", "compare": "evaluation.comparison", "compress": "compression", "convert": "official",
+    "create": "sizes", "decode": "saving.code_file", "decompress": "compression", "demo": "serving.page",
+    "encode": "saving.code_file", "evaluate": "evaluation.measure", "grid": "images", "info": "catalogue", "load": "zoo",
+    "models": "saving.hub", "presets": "sizes", "push": "zoo", "reconstruct": "evaluation.reconstruction",
+    "repeat": "evaluation.measure", "save": "zoo", "score": "evaluation.scoring", "to_pil": "images",
+    "train": "training.run",
 }  # fmt: skip
 
 

@@ -17,6 +17,7 @@ import typer
 from typer.core import TyperGroup
 
 from .codes import decode, encode
+from .compare import compare
 from .complete import complete
 from .compress import compress, decompress
 from .convert import convert
@@ -131,7 +132,7 @@ def _about(context: typer.Context, version: Version = False, debug: Debug = Fals
 
 
 PICTURES = sample, complete, repeat, score, reconstruct, encode, decode, compress, decompress
-for command in (models, info, *PICTURES, serve, evaluate, recipes, presets, train, convert, push, demo):
+for command in (models, info, *PICTURES, serve, evaluate, compare, recipes, presets, train, convert, push, demo):
     app.command()(command)
 
 

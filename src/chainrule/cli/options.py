@@ -41,7 +41,7 @@ Features = Annotated[
     str | None,
     typer.Option(
         help="Network of the perceptual and the Fréchet distance: efficientnet_lite0, vgg16_lpips or inception "
-        "(downloaded), or none.",
+        "(downloaded), a .pth file of inception, or none.",
         show_default="efficientnet_lite0",
     ),
 ]

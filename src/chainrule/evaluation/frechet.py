@@ -6,6 +6,8 @@ Inception-V3 features; its numbers cannot be compared with others.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
@@ -13,14 +15,52 @@ CHUNK = 1024
 """Rows of a matrix of distances that are held at once."""
 
 
+@dataclass(frozen=True)
+class Gaussian:
+    """Mean (C,) and a factor F (R, C) of the covariance F^T F of features, in float64.
+
+    A few images need no matrix of C x C: their centred features are such a factor.
+    """
+
+    mean: Tensor
+    factor: Tensor
+
+    @classmethod
+    def of(cls, features: Tensor) -> Gaussian:
+        """The one fitted to features (N, C), N at least 2; its covariance is unbiased."""
+        features = features.double()
+        mean = features.mean(0)
+        if len(features) > len(mean):
+            return cls.with_covariance(mean, torch.cov(features.T))
+        return cls(mean, (features - mean) / (len(features) - 1) ** 0.5)
+
+    @classmethod
+    def with_covariance(cls, mean: Tensor, covariance: Tensor) -> Gaussian:
+        """The one with this mean (C,) and covariance (C, C)."""
+        values, vectors = torch.linalg.eigh(covariance.double())
+        return cls(mean.double(), (vectors * values.clamp(min=0).sqrt()).T)
+
+    @property
+    def covariance(self) -> Tensor:
+        """(C, C)."""
+        return self.factor.T @ self.factor
+
+    def distance(self, other: Gaussian) -> float:
+        """|mean_a - mean_b|^2 + tr(S_a + S_b - 2 (S_a S_b)^(1/2)); raises ValueError for features of two widths.
+
+        With S = F^T F, the trace of (S_a S_b)^(1/2) is the sum of the singular values of F_a F_b^T.
+        """
+        if self.mean.shape != other.mean.shape:
+            raise ValueError(f"features of two widths, {len(self.mean)} and {len(other.mean)}, have no distance")
+        traces = self.factor.square().sum() + other.factor.square().sum()
+        overlap = torch.linalg.svdvals(self.factor @ other.factor.T).sum()
+        return ((self.mean - other.mean).square().sum() + traces - 2 * overlap).clamp(min=0).item()
+
+
 def frechet_distance(a: Tensor, b: Tensor) -> float:
-    """Fréchet distance of the Gaussians fitted to two sets of features (Heusel et al. 2017, arXiv:1706.08500):
+    """Fréchet distance of the Gaussians fitted to two sets of features (Heusel et al. 2017, arXiv:1706.08500).
 
-        |mean_a - mean_b|^2 + tr(S_a + S_b - 2 (S_a S_b)^(1/2))
-
-    in float64, with the unbiased covariances S.  The eigenvalues of S_a S_b are those of the symmetric
-    S_a^(1/2) S_b S_a^(1/2), which are real and not negative, however few features there are.  With few images it is too
-    large: compare figures of equally many.
+    With few images it is too large: compare figures of equally many.
 
     Args:
         a, b: float (N, C) and (M, C).
@@ -29,14 +69,7 @@ def frechet_distance(a: Tensor, b: Tensor) -> float:
         ValueError: fewer than two images in a set.
     """
     _check(a, b, 2)
-    a, b = a.double(), b.double()
-    covariance_a, covariance_b = torch.cov(a.T), torch.cov(b.T)
-    values, vectors = torch.linalg.eigh(covariance_a)
-    root = (vectors * values.clamp(min=0).sqrt()) @ vectors.T
-    product = root @ covariance_b @ root
-    overlap = torch.linalg.eigvalsh((product + product.T) / 2).clamp(min=0).sqrt().sum()
-    means = (a.mean(0) - b.mean(0)).square().sum()
-    return (means + covariance_a.trace() + covariance_b.trace() - 2 * overlap).clamp(min=0).item()
+    return Gaussian.of(a).distance(Gaussian.of(b))
 
 
 def precision_recall(real: Tensor, generated: Tensor, k: int = 3) -> tuple[float, float]:

@@ -6,9 +6,8 @@ efficientnet_lite0   EfficientNet-Lite0 (Tan and Le 2019, arXiv:1905.11946; the 
 vgg16_lpips          VGG16 with the channel weights of LPIPS (Zhang et al. 2018, arXiv:1801.03924), version 0.1.  Its
                      weights are downloaded at first use.  Written to their published format; not compared with the
                      original on the real weights, because they could not be downloaded where this was written.
-inception            Inception-V3 as the Fréchet Inception Distance has it (Heusel et al. 2017, arXiv:1706.08500): the
-                     network and its own resizing to 299x299 are those of the package torch-fidelity, which downloads
-                     the weights at first use.  Not run on the real weights, which could not be downloaded here either.
+inception            Inception-V3 as the Fréchet Inception Distance has it, see `inception`.  Its weights are downloaded
+                     at first use, or read from a file.
 
 The distance is that of LPIPS, eq. 1, with the mean over layers in place of the sum: with l the layer, and f the map
 scaled to unit length over its channels at every position,
@@ -286,46 +285,14 @@ def _vgg16_lpips(side: int) -> VGG16LPIPS:
     return network
 
 
-# ---------------------------------------------------------------- Inception-V3, FID
-
-
-class Inception(FeatureNetwork):
-    """One map of one position: the 2048 pooled features whose Fréchet distance is FID.
-
-    Images are rounded to the 256 levels of files, so features are not differentiable in them.
-
-    Args:
-        network: uint8 (B, 3, H, W) -> a tuple with features (B, 2048).
-    """
-
-    title = "Inception-V3 (FID)"
-
-    def __init__(self, side: int, network: nn.Module) -> None:
-        super().__init__(side)
-        self.network = network
-
-    def maps(self, images: Tensor) -> list[Tensor]:
-        (features,) = self.network((images * 255).round().clamp(0, 255).to(torch.uint8))
-        return [features[:, :, None, None]]
-
-
-def _inception(side: int) -> Inception:
-    try:
-        from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
-    except (ImportError, RuntimeError) as error:  # RuntimeError: a torchvision of another torch
-        raise ValueError(
-            f"the features inception need the packages torch-fidelity and torchvision, the latter made for the "
-            f"installed torch ({error}); efficientnet_lite0 needs neither"
-        ) from error
-    try:
-        return Inception(side, FeatureExtractorInceptionV3("inception", ["2048"]))
-    except (OSError, RuntimeError) as error:
-        raise ValueError(
-            f"the weights of inception cannot be downloaded ({error}); efficientnet_lite0 needs no download"
-        ) from error
-
-
 # ---------------------------------------------------------------- by name
+
+
+def _inception(side: int, path: str | None = None) -> FeatureNetwork:
+    from .inception import load_inception
+
+    return load_inception(path, side)
+
 
 _NETWORKS = {
     "efficientnet_lite0": (_efficientnet_lite0, 224),
@@ -341,13 +308,15 @@ def load_features(name: str, side: int | None = None) -> FeatureNetwork:
     """A feature network with its weights, on the CPU, frozen.
 
     Args:
-        name: one of `FEATURES`.
+        name: one of `FEATURES`, or a path to the weights of inception, which ends in .pth.
         side: see `FeatureNetwork`; None is the network's own, 224 for efficientnet_lite0 and 0 for the others.
             A loss in training can do with less: computing grows with its square.
 
     Raises:
         ValueError: no such network, or its weights cannot be had.
     """
+    if name.endswith(".pth"):
+        return _inception(side or 0, name)
     if name not in _NETWORKS:
         raise ValueError(f"features must be one of {', '.join(FEATURES)}, got {name!r}")
     build, usual = _NETWORKS[name]
