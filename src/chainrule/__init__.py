@@ -25,15 +25,15 @@ if TYPE_CHECKING:
     from .zoo import load, push, save
 
 __all__ = [
-    "Pipeline", "compare", "compress", "convert", "create", "decode", "decompress", "demo", "encode", "evaluate", "grid",
-    "info", "load", "models", "presets", "push", "reconstruct", "repeat", "save", "score", "to_pil", "train",
+    "Pipeline", "compare", "compress", "convert", "create", "decode", "decompress", "demo", "encode", "evaluate",
+    "grid", "info", "load", "models", "presets", "push", "reconstruct", "repeat", "save", "score", "to_pil", "train",
 ]  # fmt: skip
 
 _HOMES = {
     "Pipeline": "pipeline", "compare": "evaluation.comparison", "compress": "compression", "convert": "official",
     "create": "sizes", "decode": "saving.code_file", "decompress": "compression", "demo": "serving.page",
-    "encode": "saving.code_file", "evaluate": "evaluation.measure", "grid": "images", "info": "catalogue", "load": "zoo",
-    "models": "saving.hub", "presets": "sizes", "push": "zoo", "reconstruct": "evaluation.reconstruction",
+    "encode": "saving.code_file", "evaluate": "evaluation.measure", "grid": "images", "info": "catalogue",
+    "load": "zoo", "models": "saving.hub", "presets": "sizes", "push": "zoo", "reconstruct": "evaluation.reconstruction",
     "repeat": "evaluation.measure", "save": "zoo", "score": "evaluation.scoring", "to_pil": "images",
     "train": "training.run",
 }  # fmt: skip
