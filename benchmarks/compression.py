@@ -89,7 +89,8 @@ def main() -> None:
         nats -= model.log_prob(images[part], **given).double().sum().item()
     result = {
         "model": arguments.model, "images": len(images), "nats": nats / len(images),
-        "bytes_of_nats": nats / math.log(2) / 8 / len(images), "lossless": torch.equal(model.reconstruct(images), images),
+        "bytes_of_nats": nats / math.log(2) / 8 / len(images), 
+        "lossless": torch.equal(model.reconstruct(images), images),
     }  # fmt: skip
     for index, size in enumerate(arguments.batch):
         threads = [arguments.threads[(index + offset) % len(arguments.threads)] for offset in (0, 1)]

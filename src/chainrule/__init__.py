@@ -33,9 +33,9 @@ _HOMES = {
     "Pipeline": "pipeline", "compare": "evaluation.comparison", "compress": "compression", "convert": "official",
     "create": "sizes", "decode": "saving.code_file", "decompress": "compression", "demo": "serving.page",
     "encode": "saving.code_file", "evaluate": "evaluation.measure", "grid": "images", "info": "catalogue",
-    "load": "zoo", "models": "saving.hub", "presets": "sizes", "push": "zoo", "reconstruct": "evaluation.reconstruction",
-    "repeat": "evaluation.measure", "save": "zoo", "score": "evaluation.scoring", "to_pil": "images",
-    "train": "training.run",
+    "load": "zoo", "models": "saving.hub", "presets": "sizes", "push": "zoo",
+    "reconstruct": "evaluation.reconstruction", "repeat": "evaluation.measure", "save": "zoo",
+    "score": "evaluation.scoring", "to_pil": "images", "train": "training.run",
 }  # fmt: skip
 
 

@@ -61,7 +61,11 @@ class Comparison:
 
 @dataclass(frozen=True)
 class ImageSet:
-    """What the figures need of a set of images."""
+    """What the figures need of a set of images.
+
+    pooled, spatial: Gaussians of these features; spatial is None where statistics leave it out
+    features:        of each image; None where only statistics are known
+    """
 
     pooled: Gaussian
     spatial: Gaussian | None
@@ -69,6 +73,7 @@ class ImageSet:
 
     @property
     def num_images(self) -> int | None:
+        """None where only statistics are known."""
         return None if self.features is None else len(self.features.pooled)
 
 
