@@ -617,3 +617,10 @@ def test_exit_code_and_imports_of_the_real_command(here):
         env=os.environ | {"PYTHONPATH": str(Path(chainrule.__file__).parents[1])},
     )  # fmt: skip
     assert done.returncode == 2 and done.stdout == "" and "no model is called 'none'" in done.stderr, done.stderr
+
+
+def test_pictures_too_large_are_refused_by_their_header(here):
+    tiny().save("model")
+    Image.new("L", (3000, 3000)).save("large.png")
+    for command in (["encode", "model", "large.png", "--out", "x.safetensors"], ["reconstruct", "model", "large.png"]):
+        assert "large.png has more than" in refused(*command)

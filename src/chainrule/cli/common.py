@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -61,8 +62,17 @@ def read_image(path: Path, tokenizer: Tokenizer, resize: bool, any_size: bool = 
         ValueError: a missing or damaged file, or another size without `resize`.
     """
     from ..data import load_images
+    from ..data.images import header_size
+    from ..saving.code_file import MAX_PIXELS
 
     channels, height, width = tokenizer.image_shape
+    if not resize:
+        try:
+            large = math.prod(header_size(path)) > MAX_PIXELS
+        except Exception:  # whatever Pillow raises; load_images says what is wrong
+            large = False
+        if large:
+            raise ValueError(f"{path} has more than {MAX_PIXELS:,} pixels; add --resize, or cut it into tiles")
     image = load_images([path], (height, width) if resize else None, channels)
     if not any_size and image.shape[2:] != (height, width):
         raise ValueError(

@@ -39,7 +39,7 @@ def check_folder(path: Path, force: bool, option: str = "--out") -> Path:
         raise ValueError(f"{option} must be a folder, but {path} is a file")
     if path.exists() and any(path.iterdir()) and not force:
         raise ValueError(f"the folder {path} is not empty; add --force to write into it, or choose another name")
-    _check_writable(path / "file")
+    _check_writable(path / "file" if path.exists() else path)
     return path
 
 

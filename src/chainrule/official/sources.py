@@ -137,8 +137,11 @@ def has_mark(path: Path, mark: str) -> bool:
     """Whether a name stands in the first megabyte of a file: names come before numbers."""
     if not path.is_file():
         return False
-    with path.open("rb") as file:
-        return mark.encode() in file.read(1 << 20)
+    try:
+        with path.open("rb") as file:
+            return mark.encode() in file.read(1 << 20)
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read: {error.strerror}") from error
 
 
 def the_only(files: list[Path], source: Path, what: str) -> Path:

@@ -48,7 +48,7 @@ def encode(tokenizer: Tokenizer, images: Tensor, precision: str = "float32") -> 
         ValueError: images that the tokenizer cannot take, or of more than `MAX_PIXELS`, or a precision that it does not
             compute in.
     """
-    size = _at_once(*images.shape[2:])
+    size = images_at_once(*images.shape[2:])
     packed, parts = tokenizer.packed(precision), []
     with progress("Encoding", len(images), "images") as done:
         for batch in images.split(size):
@@ -61,7 +61,7 @@ def encode(tokenizer: Tokenizer, images: Tensor, precision: str = "float32") -> 
 def decode(tokenizer: Tokenizer, codes: Codes, precision: str = "float32") -> Tensor:
     """Images of many codes, a few at a time: uint8 (B, C, H, W) on the CPU; arguments and errors as `encode`."""
     (height, width), finest = tokenizer.image_shape[1:], tokenizer.spec.grids[-1]
-    size = _at_once(codes[-1].shape[1] * height // finest.height, codes[-1].shape[2] * width // finest.width)
+    size = images_at_once(codes[-1].shape[1] * height // finest.height, codes[-1].shape[2] * width // finest.width)
     packed, parts = tokenizer.packed(precision), []
     with progress("Decoding", len(codes[0]), "images") as done:
         for batch in zip(*(grid.split(size) for grid in codes), strict=True):
@@ -70,7 +70,7 @@ def decode(tokenizer: Tokenizer, codes: Codes, precision: str = "float32") -> Te
     return torch.cat(parts)
 
 
-def _at_once(height: int, width: int) -> int:
+def images_at_once(height: int, width: int) -> int:
     """How many images of a size are encoded or decoded at once; raises ValueError where one is too many."""
     if height * width > MAX_PIXELS:
         raise ValueError(
