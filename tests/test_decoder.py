@@ -69,7 +69,7 @@ def here(tmp_path, monkeypatch):
     """A current folder for a tokenizer, `old`, with a data set `noise` of its images."""
     monkeypatch.chdir(tmp_path)
 
-    def load(config):
+    def load(config, *_):
         return ImageDataset(noise(chainrule.load("old")), name=config.source)
 
     monkeypatch.setattr("chainrule.training.tasks.examples.load", load)
