@@ -2,10 +2,12 @@
 
 import ctypes
 import os
+import shutil
 import subprocess
 import sys
 import warnings
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -78,7 +80,9 @@ def test_a_damaged_library_is_compiled_again(kernel, tmp_path, damage):
 def test_a_cache_that_cannot_be_written_is_not_needed(kernel, tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("CHAINRULE_CACHE", str(tmp_path / "file" / "cache"))
-    assert works(kernel)
+    with pytest.warns(UserWarning, match=r"cannot be kept \(.*/cache.* \(Not a directory\)\), so every start") as found:
+        assert works(kernel) and works(kernel)
+    assert len(found) == 1
 
 
 @needs_compiler
@@ -88,7 +92,15 @@ def test_a_home_folder_is_not_needed(kernel, monkeypatch):
 
     monkeypatch.delenv("CHAINRULE_CACHE")
     monkeypatch.setattr(Path, "home", no_home)
-    assert works(kernel)
+    with pytest.warns(UserWarning, match="there is no home folder for the cache"):
+        assert works(kernel)
+
+
+@needs_compiler
+def test_a_full_disk_leaves_the_compiled_code_for_this_start(kernel, monkeypatch):
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=10))
+    with pytest.warns(UserWarning, match=r"cannot be kept \(.*No space left on device: .*are free\)\), so every start"):
+        assert works(kernel)
 
 
 @needs_compiler

@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
 
-from ..files import cache_root, write_file
+from ..files import cache_root, recover_all, temporary_folder, write_file
 
 Backend = Literal["native", "plain"]
 FLAGS = ("-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-std=c++17", "-pthread", "-shared", "-fPIC")
@@ -68,22 +68,22 @@ class Kernel:
             return found
         if backend == "native" or mode == "require":
             raise RuntimeError(f"the compiled code was required, but {found}")
-        _warn(found)
+        _warn(
+            f"{found}, so transformers, PixelRNN and convolutional decoders run in plain PyTorch, which is several "
+            "times slower on a CPU; install g++, or set CHAINRULE_NATIVE=off to hide this warning"
+        )
         return None
 
 
 _warned = False
 
 
-def _warn(reason: str) -> None:
+def _warn(sentence: str) -> None:
+    """Warns once in a process."""
     global _warned
     if not _warned:
         _warned = True
-        warnings.warn(
-            f"{reason}, so transformers, PixelRNN and convolutional decoders run in plain PyTorch, which is several "
-            "times slower on a CPU; install g++, or set CHAINRULE_NATIVE=off to hide this warning",
-            UserWarning, stacklevel=4,
-        )  # fmt: skip
+        warnings.warn(sentence, UserWarning, stacklevel=5)
 
 
 @functools.cache
@@ -113,22 +113,30 @@ def _find(name: str, compiler: list[str]) -> ctypes.CDLL:
     parts = [" ".join([*compiler, *flags]).encode(), processor()]
     parts += [path.read_bytes() for path in [source, *sorted(FOLDER.glob("*.h"))]]
     key = hashlib.sha256(b"".join(hashlib.sha256(part).digest() for part in parts)).hexdigest()[:16]
+
+    def compile_to(path: Path) -> bytes:
+        subprocess.run([*compiler, *flags, str(source), "-o", str(path)], check=True, capture_output=True)
+        return path.read_bytes()
+
     try:
         kept = cache_root() / "kernels" / f"{name}-{key}.so"
+        recover_all(kept.parent)
         if _is_intact(kept):
             return ctypes.CDLL(str(kept))
-    except OSError:
-        kept = None
+        with temporary_folder(kept) as folder:
+            library = compile_to(folder / "built.so")
+        write_file(kept, library + hashlib.sha256(library).digest())  # the system's loader ignores the digest
+        return ctypes.CDLL(str(kept))
+    except subprocess.CalledProcessError:
+        reason = f"the compiler cannot write to {kept.parent}"  # if nothing else is wrong
+    except OSError as error:
+        reason = f"{error.filename} {error.strerror}" if error.filename else str(error)
     with tempfile.TemporaryDirectory() as folder:
-        built = Path(folder) / source.with_suffix(".so").name
-        subprocess.run([*compiler, *flags, str(source), "-o", str(built)], check=True, capture_output=True)
-        if kept is not None:
-            try:
-                library = built.read_bytes()
-                write_file(kept, library + hashlib.sha256(library).digest())  # the system's loader ignores the digest
-                return ctypes.CDLL(str(kept))
-            except OSError:
-                pass
+        compile_to(built := Path(folder, "built.so"))
+        _warn(
+            f"the compiled code cannot be kept ({reason}), so every start compiles it again, which takes some seconds; "
+            "set CHAINRULE_CACHE to a folder that can be written"
+        )
         return ctypes.CDLL(str(built))  # stays loaded after the file is gone
 
 
