@@ -370,6 +370,9 @@ def test_a_damaged_cache_is_built_again(tmp_path, name, damage):
     after = load(DataConfig(str(tmp_path / "t")))
     assert torch.equal(before.images, after.images) and torch.equal(before.labels, after.labels)
     assert before.fingerprint == after.fingerprint and path.read_bytes() == content
+    written = path.stat().st_mtime_ns
+    load(DataConfig(str(tmp_path / "t")))
+    assert path.stat().st_mtime_ns == written  # what is not damaged is left alone
 
 
 @pytest.mark.parametrize("damage", [b"", b"\x93NUMPY", None])

@@ -134,7 +134,8 @@ def built_once(folder: Path, build: Callable[[Path], object], read: Callable[[Pa
         build: fills it on the first call, and again if it is damaged.
         read: fails on a damaged folder.
     """
-    recover_all(folder.parent)
+    for place in (folder.parent, folder):
+        recover_all(place)
     with _needs_cache(folder):
         if not folder.exists():
             write_folder(folder, build, replace=False)  # another process may be faster, with the same result
@@ -151,7 +152,7 @@ def remember_fingerprint(dataset: ImageDataset, file: Path) -> None:
         found = file.read_text()
     except (OSError, UnicodeDecodeError):
         found = ""
-    if re.fullmatch("[0-9a-f]{64}", found):
+    if re.fullmatch("[0-9a-f]{16}", found):
         dataset.__dict__["fingerprint"] = found
     else:
         with suppress(OSError):  # a cache that is read-only: it was computed, which is enough
