@@ -40,14 +40,18 @@ ALLOWED = {  # room: the rooms of the package that it may import
         "core", "data", "evaluation", "files", "images", "pipeline", "progress", "recipe", "saving", "scorers",
         "strict", "text", "tokenizers", "upscaling", "zoo",
     },
+    "timeline": {
+        "core", "data", "decoding", "evaluation", "files", "images", "pictures", "pipeline", "strict",
+        "tokenizers", "training", "upscaling", "zoo",
+    },
     "catalogue.py": {"core", "evaluation", "saving", "strict", "zoo"},
     "serving": {
         "core", "data", "decoding", "drawing", "evaluation", "files", "images", "pictures", "pipeline", "strict", "zoo",
     },
     "cli": {
         "catalogue", "compression", "core", "data", "decoding", "drawing", "evaluation", "files", "images", "official",
-        "pictures", "pipeline", "progress", "recipe", "saving", "scorers", "serving", "sizes", "strict", "training",
-        "zoo",
+        "pictures", "pipeline", "progress", "recipe", "saving", "scorers", "serving", "sizes", "strict", "timeline",
+        "training", "zoo",
     },
     "__main__.py": {"cli"},
     "__init__.py": {

@@ -229,7 +229,8 @@ def _convert(value: Any, hint: Any, where: str, name: str) -> Any:
     if origin in (dict, Mapping) or hint in (dict, Mapping):
         if not isinstance(value, Mapping):
             raise _error(where, f"{name!r} must hold keys and values, got {shown(value)}")
-        return dict(value)
+        kind = arguments[1] if arguments else Any
+        return {key: _convert(one, kind, where, _join(name, str(key))) for key, one in value.items()}
     if hint is float and type(value) in (int, float):
         if not math.isfinite(value):
             raise _error(where, f"{name!r} must be finite, got {shown(value)}")

@@ -30,6 +30,7 @@ from .repeat import repeat
 from .sample import sample
 from .score import score
 from .serve import serve
+from .timeline import timeline
 from .train import train
 
 NO_MEMORY = re.compile("out of memory|not enough memory|allocate memory|size calculation overflowed", re.IGNORECASE)
@@ -132,7 +133,8 @@ def _about(context: typer.Context, version: Version = False, debug: Debug = Fals
 
 
 PICTURES = sample, complete, repeat, score, reconstruct, encode, decode, compress, decompress
-for command in (models, info, *PICTURES, serve, evaluate, compare, recipes, presets, train, convert, push, demo):
+TRAINING = train, evaluate, compare, timeline, recipes, presets
+for command in (models, info, *PICTURES, *TRAINING, convert, push, serve, demo):
     app.command()(command)
 
 

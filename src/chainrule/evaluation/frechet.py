@@ -72,6 +72,22 @@ def frechet_distance(a: Tensor, b: Tensor) -> float:
     return Gaussian.of(a).distance(Gaussian.of(b))
 
 
+def frechet_standard_error(real: Tensor, generated: Tensor, groups: int = 10) -> float:
+    """Standard error of `frechet_distance(real, generated)` over other samples of the same model: the jackknife (Efron
+    1982) with the generated images in groups, each left out once.
+
+    Args:
+        real, generated: float (N, C) and (M, C), M at least 2 * groups.
+
+    Raises:
+        ValueError: too few images.
+    """
+    _check(generated, real, 2 * groups)
+    gaussian, left_out = Gaussian.of(real), torch.arange(len(generated)) % groups
+    values = [gaussian.distance(Gaussian.of(generated[left_out != group])) for group in range(groups)]
+    return ((groups - 1) * torch.tensor(values, dtype=torch.float64).var(correction=0)).sqrt().item()
+
+
 def precision_recall(real: Tensor, generated: Tensor, k: int = 3) -> tuple[float, float]:
     """Precision and recall of generated images (Kynkäänniemi et al. 2019, arXiv:1904.06991).
 

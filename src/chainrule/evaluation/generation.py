@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..scorers.features import FeatureNetwork
-from .frechet import frechet_distance, precision_recall
+from .frechet import frechet_distance, frechet_standard_error, precision_recall
 
 BATCH = 32
 """Images whose features are computed at once: they are enlarged, so this is what memory depends on."""
@@ -24,6 +24,7 @@ class GenerationQuality:
     precision, recall: see `precision_recall`
     features:          the title of the network that gives the features
     num_generated, num_real: number of images
+    frechet_standard_error: of `frechet`, over other samples of the same model; None for fewer than 20 samples
     """
 
     frechet: float
@@ -33,6 +34,7 @@ class GenerationQuality:
     features: str
     num_generated: int
     num_real: int
+    frechet_standard_error: float | None = None
 
 
 @torch.no_grad()
@@ -70,7 +72,9 @@ def generation_quality(real: Tensor, generated: Tensor, reconstructed: Tensor, f
         ValueError: features of two widths, or fewer than 4 images of a kind.
     """
     precision, recall = precision_recall(real, generated)
+    error = frechet_standard_error(real, generated) if min(len(real), len(generated)) >= 20 else None
     return GenerationQuality(
         frechet=frechet_distance(real, generated), floor=frechet_distance(real, reconstructed), precision=precision,
         recall=recall, features=features, num_generated=len(generated), num_real=len(real),
+        frechet_standard_error=error,
     )  # fmt: skip
