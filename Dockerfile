@@ -21,7 +21,7 @@ RUN pip install --no-cache-dir --index-url https://download.pytorch.org/whl/cpu 
 COPY pyproject.toml README.md LICENSE /src/
 COPY docs/licences.md /src/docs/
 COPY src /src/src
-RUN pip install --no-cache-dir --constraint /src/constraints.txt /src
+RUN pip install --no-cache-dir --constraint /src/constraints.txt "/src[server]"
 
 # Any user may run the image: caches are in a home that everybody can write to.
 ENV HOME=/home/chainrule

@@ -6,9 +6,11 @@ import re
 from pathlib import Path
 
 import pytest
+import typer
 import yaml
 
 import chainrule
+from chainrule.cli.app import app
 from chainrule.zoo import read_card
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -82,3 +84,35 @@ def test_the_container_is_given_what_it_copies():
     given = (ROOT / ".dockerignore").read_text(encoding="utf-8").splitlines()
     assert copied == {line[1:] for line in given if line.startswith("!")}
     assert all((ROOT / name).exists() for name in copied)
+
+
+def serve_command(words: list[str]) -> dict:
+    """The options of a `chainrule serve` in a file for deployment."""
+    assert words[0] == "serve"
+    return typer.main.get_command(app).commands["serve"].make_context("serve", words[1:]).params
+
+
+def test_the_compose_file_serves():
+    compose = yaml.safe_load((ROOT / "deploy" / "compose.yaml").read_text(encoding="utf-8"))
+    server, balancer = compose["services"]["chainrule"], compose["services"]["balancer"]
+    options = serve_command(server["command"])
+    assert set(options["models"]) <= set(chainrule.models()) and options["host"] == "0.0.0.0"
+    assert server["volumes"] == [f"{name}:{options['files']}" for name in compose["volumes"]]
+    assert balancer["configs"][0]["source"] in compose["configs"]
+    assert f"server chainrule:{options['port']};" in compose["configs"]["nginx"]["content"]
+    assert "/readyz" in server["healthcheck"]["test"][-1] and str(options["port"]) in server["healthcheck"]["test"][-1]
+
+
+def test_the_kubernetes_manifest_serves():
+    text = (ROOT / "deploy" / "kubernetes.yaml").read_text(encoding="utf-8")
+    deployment, service = yaml.safe_load_all(text)
+    assert (deployment["kind"], service["kind"]) == ("Deployment", "Service")
+    pod = deployment["spec"]["template"]
+    [container] = pod["spec"]["containers"]
+    options = serve_command(container["args"])
+    assert set(options["models"]) <= set(chainrule.models())
+    assert container["ports"][0]["containerPort"] == options["port"]
+    assert service["spec"]["ports"][0]["targetPort"] == container["ports"][0]["name"]
+    assert service["spec"]["selector"] == pod["metadata"]["labels"] == deployment["spec"]["selector"]["matchLabels"]
+    probes = {name: container[name]["httpGet"]["path"] for name in container if name.endswith("Probe")}
+    assert probes == {"startupProbe": "/readyz", "readinessProbe": "/readyz", "livenessProbe": "/healthz"}

@@ -5,11 +5,13 @@ from __future__ import annotations
 import base64
 import builtins
 import io
+import re
 import socket
 import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import httpx
 import numpy as np
@@ -387,3 +389,14 @@ def test_the_command_line_says_what_is_missing(monkeypatch):
     monkeypatch.setattr(builtins, "__import__", without)
     monkeypatch.delitem(sys.modules, "chainrule.serving.app")
     assert "pip install 'chainrule[server]'" in refused("serve", "mnist_pixelcnn")
+
+
+def test_the_example_of_the_documentation_works(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    page = (Path(__file__).parents[1] / "docs" / "how-to" / "serve.md").read_text(encoding="utf-8")
+    code = next(block for block in re.findall(r"```py\n(.*?)```", page, re.DOTALL) if "OpenAI" in block)
+    Image.new("RGBA", (64, 64)).save("mask.png")
+    running = Running(Settings(models=("emoji_parti",), page=False))
+    exec(compile(code.replace("http://127.0.0.1:8000", running.url), "block", "exec"), {})
+    running.stop()
+    assert not draw_again("frog.png").differences and Image.open("growing.png").size == (64, 64)

@@ -27,6 +27,9 @@ Threads = Annotated[
 ]
 Rows = Annotated[int, typer.Option(min=1, help="Images of one model that are drawn at once.")]
 Waiting = Annotated[int, typer.Option(min=0, help="Images that may wait; beyond that the answer is 429.")]
+Files = Annotated[
+    str, typer.Option(metavar="FOLDER", help="For pictures by URL, if servers share one.", show_default="a new folder")
+]
 MostImages = Annotated[int, typer.Option("--max-n", min=1, help="Images of a request.")]
 Timeout = Annotated[float, typer.Option(help="Seconds until a request is given up.")]
 Device = Annotated[str, typer.Option(help="Where to compute: cpu, cuda, cuda:1, mps.")]
@@ -36,7 +39,7 @@ def serve(
     models: Models, host: Host = "127.0.0.1", port: Port = 8000, reranker: Rerankers = None, api_key: Keys = None,
     cors: Origins = None, no_page: Page = False, workers: Workers = 1, threads: Threads = None,
     max_rows: Rows = 32, max_waiting: Waiting = 256, max_n: MostImages = 16, timeout: Timeout = 300.0,
-    device: Device = "cpu",
+    files: Files = "", device: Device = "cpu",
 ) -> None:  # fmt: skip
     """Serve models: a page to draw with at /, OpenAI's image endpoints under /v1, and a native API under /api.
 
@@ -58,7 +61,7 @@ def serve(
     settings = Settings(
         models=tuple(models), rerankers=tuple(reranker or ()), device=device, api_keys=tuple(keys),
         cors=tuple(cors or ()), page=not no_page, max_rows=max_rows, max_waiting=max_waiting, max_n=max_n,
-        timeout=timeout,
+        timeout=timeout, files=files,
     )  # fmt: skip
     print(f"Loading {', '.join(models)}; then listening at http://{host}:{port} until Ctrl-C", flush=True)
     run(settings, host, port, workers, threads)

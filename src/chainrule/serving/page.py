@@ -246,7 +246,7 @@ class Page:
             particles = gr.Slider(1, self.settings.max_candidates, value=8, step=1, label="Particles")
             paste = gr.Checkbox(label="Keep known pixels exactly")
         button = gr.Button("Complete", variant="primary", elem_id="complete")
-        gallery = _gallery("Completions")
+        gallery = _gallery("Completions", "completions")
         take.click(_first, last, editor, show_progress="hidden")
         button.click(
             self.complete, [history, editor, where, particles, paste, *inputs], [gallery, history],
@@ -292,8 +292,9 @@ class _shown:
             raise gr.Error(sentence[:1].upper() + sentence[1:] + ".", print_exception=False)
 
 
-def _gallery(label: str) -> gr.Gallery:
-    return gr.Gallery(label=label, columns=4, object_fit="contain", interactive=False, type="filepath", height="auto")
+def _gallery(label: str, elem_id: str | None = None) -> gr.Gallery:
+    look = {"columns": 4, "object_fit": "contain", "height": "auto", "elem_id": elem_id}
+    return gr.Gallery(label=label, interactive=False, type="filepath", **look)
 
 
 def _shown_picture(label: str) -> gr.Image:
