@@ -36,7 +36,7 @@ Device = Annotated[str, typer.Option(help="Where to compute: cpu, cuda, cuda:1, 
 
 
 def serve(
-    models: Models, host: Host = "127.0.0.1", port: Port = 8000, reranker: Rerankers = None, api_key: Keys = None,
+    models: Models, host: Host = "127.0.0.1", port: Port = 8000, rerankers: Rerankers = None, api_key: Keys = None,
     cors: Origins = None, no_page: Page = False, workers: Workers = 1, threads: Threads = None,
     max_rows: Rows = 32, max_waiting: Waiting = 256, max_n: MostImages = 16, timeout: Timeout = 300.0,
     files: Files = "", device: Device = "cpu",
@@ -59,7 +59,7 @@ def serve(
     check_device(device)
     keys = [*(api_key or ()), *filter(None, os.environ.get("CHAINRULE_API_KEYS", "").split(","))]
     settings = Settings(
-        models=tuple(models), rerankers=tuple(reranker or ()), device=device, api_keys=tuple(keys),
+        models=tuple(models), rerankers=tuple(rerankers or ()), device=device, api_keys=tuple(keys),
         cors=tuple(cors or ()), page=not no_page, max_rows=max_rows, max_waiting=max_waiting, max_n=max_n,
         timeout=timeout, files=files,
     )  # fmt: skip

@@ -38,7 +38,10 @@ HALVES = {
     "right half": (0.5, 0, 1, 1),
 }
 PAINTED = "what I paint over"
-CSS = ".gallery-item img, .grid-wrap img, .image-frame img, .preview img {image-rendering: pixelated}"
+CSS = """
+.gallery-item img, .grid-wrap img, .image-frame img, .preview img {image-rendering: pixelated}
+@media (max-width: 640px) {.grid-wrap .grid-container {grid-template-columns: repeat(2, minmax(0, 1fr)) !important}}
+"""
 SEEDS = "Empty: at random. One number, or one for each image with commas."
 
 Items = list[tuple[str, str]]
