@@ -151,9 +151,11 @@ class Group:
 
     @property
     def table(self) -> Table:
+        """What is known of its rows."""
         return self.rows.value[1]
 
     def signature(self) -> Any:
+        """See `core.signature`."""
         return signature(self.rows.value)
 
     def join(self, other: Group) -> None:

@@ -47,6 +47,7 @@ class Options(BaseModel):
     metadata: bool = Field(True, description="Whether PNG files say how they were drawn.")
 
     def sampling(self) -> Sampling:
+        """How codes are drawn."""
         names = "temperature", "top_k", "top_p", "guidance", "precision"
         return Sampling(**{name: getattr(self, name) for name in names})
 
