@@ -191,6 +191,7 @@ class Derived:
 
     @classmethod
     def of(cls, made: str, model: str, paths: Sequence[Path] = ()) -> Derived:
+        """Of a model that `chainrule.load` opens, and files."""
         inputs = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in paths}
         return cls(made=made, model=Source.of(model), inputs=inputs)
 
