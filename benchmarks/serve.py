@@ -133,9 +133,10 @@ async def latency(server: Server, rounds: int) -> dict:
     return found | shares
 
 
-async def load(server: Server, clients: int, seconds: float) -> dict:
+async def load(server: Server, clients: int, seconds: float, threads: int) -> dict:
     """Many clients with mixed requests, some of which leave, some of which are malformed."""
     counts = dict.fromkeys(("pictures", "refused", "left", "malformed", "busy", "lost", "wrong"), 0)
+    torch.set_num_threads(threads)  # as many as the server has: sums of float32 can depend on it
     models = {name: chainrule.load(name) for name in MODELS}
     expected: dict[tuple, list[bytes]] = {}
     memory, end = [], time.monotonic() + seconds
@@ -221,7 +222,7 @@ def main() -> None:
                 found["latency"] = asyncio.run(latency(server, options.rounds))
     if "load" in wanted:
         with Server(MODELS, options.threads) as server:
-            found["load"] = asyncio.run(load(server, options.clients, options.seconds))
+            found["load"] = asyncio.run(load(server, options.clients, options.seconds, options.threads))
     print(json.dumps({"cores": os.cpu_count(), "torch_threads": torch.get_num_threads(), **found}, indent=2))
 
 
