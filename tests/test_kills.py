@@ -215,7 +215,7 @@ def main(folder: Path, name: str, every: int) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("name", "every", "least"), [("save", 1, 20), ("convert --force", 1, 20), ("cache", 1, 20), ("training", 7, 20)]
+    ("name", "every", "least"), [("save", 1, 15), ("convert --force", 1, 15), ("cache", 1, 20), ("training", 7, 20)]
 )
 def test_kills(tmp_path, name, every, least):
     words = [sys.executable, __file__, str(tmp_path), name, str(every)]

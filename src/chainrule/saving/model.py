@@ -24,7 +24,7 @@ from torch import nn
 from ..core import CodeSpec, Prior, Tokenizer, entry
 from ..files import decode_text, write_folder
 from ..strict import build_dataclass, parse_yaml, to_plain, write_yaml
-from ..text.bpe import TextTokenizer, read_text_tokenizer
+from ..text.bpe import TextTokenizer, read_text_tokenizer, text_tokenizers
 from .hub import find_bundled
 from .weights import check_weights, read_weights, write_weights
 
@@ -172,9 +172,8 @@ def check_replaceable(folder: Path) -> None:
         return
     if not is_saved_model(folder):
         raise ValueError(f"{folder} exists and is no saved model; choose another folder")
-    text_tokenizer = read_text(folder, read_model(folder).text_tokenizer)
     ours = {"config.yaml", *(f"{part}.safetensors" for parts in PARTS.values() for part in parts)}
-    ours |= set() if text_tokenizer is None else set(text_tokenizer.files())
+    ours |= {name for kind in text_tokenizers().values() for name in kind.file_names}
     if others := sorted({child.name for child in folder.iterdir()} - ours):
         raise ValueError(
             f"{folder} holds {others[0]}, which is no part of the saved model and would be lost; move it, or choose "

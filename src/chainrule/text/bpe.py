@@ -24,7 +24,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
@@ -68,6 +68,7 @@ class TextTokenizer(ABC):
     """
 
     name: str
+    file_names: ClassVar[tuple[str, ...]]  # of `files`
     text_vocab_size: int
     length: int
     pad: int
@@ -156,7 +157,7 @@ class BPETokenizer(TextTokenizer):
         ValueError: a definition that cannot be read or is of another kind, or sizes that do not fit it.
     """
 
-    name = "bpe"
+    name, file_names = "bpe", ("text.json",)
 
     def __init__(self, definition: str, length: int, pad: int = 0) -> None:
         try:

@@ -39,7 +39,7 @@ class DalleMiniTokenizer(TextTokenizer):
         ValueError: a vocabulary that cannot be read or lacks the special tokens, or sizes that do not fit it.
     """
 
-    name = "dalle_mini"
+    name, file_names = "dalle_mini", ("vocab.json", "merges.txt")
 
     def __init__(self, vocabulary: str, merges: str, length: int, text_vocab_size: int) -> None:
         try:
@@ -84,7 +84,7 @@ class DalleMiniTokenizer(TextTokenizer):
     @classmethod
     def read(cls, folder: Path, config: Mapping[str, Any]) -> DalleMiniTokenizer:
         try:
-            vocabulary, merges = ((folder / name).read_text(encoding="utf-8") for name in ("vocab.json", "merges.txt"))
+            vocabulary, merges = ((folder / name).read_text(encoding="utf-8") for name in cls.file_names)
             return cls(vocabulary, merges, config["length"], config["text_vocab_size"])
         except (OSError, KeyError, TypeError, ValueError) as error:
             raise ValueError(f"the text tokenizer in {folder} is missing or damaged; copy it again") from error
