@@ -20,7 +20,7 @@ ALLOWED = {  # room: the rooms of the package that it may import
     "layers": {"kernels"},
     "tokenizers": {"core", "layers", "kernels"},
     "priors": {"core", "layers", "kernels"},
-    "upscaling": {"core", "tokenizers"},
+    "upscaling": {"core", "kernels", "tokenizers"},
     "text": {"core"},
     "decoding": {"core"},
     "data": {"files"},

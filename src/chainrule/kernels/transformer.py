@@ -31,6 +31,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .native import Backend, Kernel, integers, pointers
+from .rows import attend
+from .rows import linear as multiply
 
 Precision = Literal["float32", "bfloat16", "int8"]
 Memory = tuple[Tensor, Tensor, Tensor]
@@ -181,7 +183,7 @@ class PlainStep(PackedStep):
                 rows = torch.arange(len(x), device=x.device)
                 own_keys[rows, :, positions], own_values[rows, :, positions] = token[:, 1, :, 0], token[:, 2, :, 0]
             seen, mask = self._seen(layer, positions, first, last)
-            y = F.scaled_dot_product_attention(q, own_keys[:, :, seen], own_values[:, :, seen], mask)
+            y = attend(q, own_keys[:, :, seen], own_values[:, :, seen], mask)
             x = x + _normalized(linears[layer.projection](y.flatten(1)), layer.attention_out_norm)
             if memory is not None:
                 x = x + self._cross(layer, x, memory[0][:, index], memory[1][:, index], memory[2])
@@ -210,7 +212,7 @@ class PlainStep(PackedStep):
     def _cross(self, layer: StepLayer, x: Tensor, keys: Tensor, values: Tensor, lengths: Tensor) -> Tensor:
         q = self.linears[layer.query](layer.cross_norm(x)).unflatten(-1, (self.stack.num_heads, 1, -1))
         mask = (torch.arange(keys.shape[2], device=x.device) < lengths[:, None])[:, None, None]
-        y = F.scaled_dot_product_attention(q, keys, values, mask)
+        y = attend(q, keys, values, mask)
         return _normalized(self.linears[layer.cross_projection](y.flatten(1)), layer.cross_out_norm)
 
 
@@ -221,7 +223,7 @@ def _normalized(x: Tensor, norm: nn.LayerNorm | None) -> Tensor:
 def pack_linear(linear: nn.Linear, precision: Precision) -> Callable[[Tensor], Tensor]:
     """A linear layer of (B, E) -> (B, K) with weights of another precision, results in the type of the input."""
     if precision == "float32":
-        return linear
+        return lambda x: multiply(x, linear.weight, linear.bias)
     weight, bias = linear.weight.detach(), linear.bias
     if precision == "bfloat16":
         narrow = weight.bfloat16()

@@ -17,6 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..kernels.rows import convolve_row
+
 
 def channel_groups(channels: int, groups: int, blocks: int = 1) -> Tensor:
     """The group of each channel, int64 (channels,), as even as possible, later groups first served.
@@ -101,4 +103,4 @@ class AboveConv2d(nn.Module):
 
     def row(self, window: Tensor) -> Tensor:
         """The output row whose kernel covers `window`, (B, in, kernel rows, W) -> (B, W, out)."""
-        return F.conv2d(window, self.weight, self.bias, padding=(0, self.side))[:, :, 0].transpose(1, 2)
+        return convolve_row(window, self.weight, self.bias, self.side)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ..core import Codes, CodeSpec, Context, Position, Prior, Runner
+from ..kernels.rows import by_images
 
 
 class Cascade(Prior):
@@ -83,7 +84,9 @@ class CascadeRunner(Runner):
             state.codes[last.grid][:, last.row, last.column, last.depth] = previous
         here = prior.spec.position(state.t)
         if here.grid > 0 and here.row == here.column == here.depth == 0:
-            context = prior.level_context(here.grid, state.codes[: here.grid], state.context)
+            conditioner = prior.conditioners[here.grid - 1]
+            spatial = by_images(lambda *codes: conditioner(codes), *state.codes[: here.grid])
+            context = replace(state.context, spatial=spatial)
             state.level = self.levels[here.grid].start(len(previous), context)
         logits, state.level = self.levels[here.grid].advance(previous, state.level)
         state.t += 1

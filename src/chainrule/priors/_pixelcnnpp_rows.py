@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..core import Context
+from ..kernels.rows import addmm, by_rows, convolve_row
 
 
 def celu(x: Tensor) -> Tensor:
@@ -50,11 +51,11 @@ class RowLayer:
     def row(self, x: Tensor, skip: Tensor | None, state: LayerState) -> Tensor:
         """(B, C, 1, W) -> (B, C, 1, W)."""
         previous, state.first = state.first, celu(x)
-        hidden = F.conv2d(torch.cat([previous, state.first], 2), self.first, self.layer.first.bias, padding=(0, 1))
+        hidden = map_row(torch.cat([previous, state.first], 2), self.first, self.layer.first.bias, 1)
         if skip is not None:
-            hidden = hidden + F.conv2d(celu(skip), self.skip, self.layer.skip.bias)
+            hidden = hidden + map_row(celu(skip), self.skip, self.layer.skip.bias)
         previous, state.second = state.second, celu(hidden)
-        gates = F.conv2d(torch.cat([previous, state.second], 2), self.second, self.layer.second.bias, padding=(0, 1))
+        gates = map_row(torch.cat([previous, state.second], 2), self.second, self.layer.second.bias, 1)
         if state.label is not None:
             gates = gates + state.label[:, :, None, None]
         return x + F.glu(gates, 1)
@@ -87,9 +88,9 @@ class PixelLayer:
 
     def start_row(self, u: Tensor, state: LayerState) -> None:
         """Evaluates what the pixels of a row take from above; u (B, C, 1, W) is the finished row above."""
-        skip = F.conv2d(celu(u), self.skip_above, self.layer.skip.bias)
-        state.above_first = (next_row(state.first, self.first_above, self.layer.first.bias) + skip)[:, :, 0].mT
-        state.above_second = next_row(state.second, self.second_above, self.layer.second.bias)[:, :, 0].mT
+        skip = convolve_row(celu(u), self.skip_above, self.layer.skip.bias)
+        state.above_first = next_row(state.first, self.first_above, self.layer.first.bias) + skip
+        state.above_second = next_row(state.second, self.second_above, self.layer.second.bias)
         if state.label is not None:
             state.above_second = state.above_second + state.label[:, None]
 
@@ -99,10 +100,10 @@ class PixelLayer:
         read = state.first[:, 1, column : column + 2].flatten(1)
         if skip is not None:
             read = torch.cat([read, celu(skip)], 1)
-        hidden = torch.addmm(state.above_first[:, column], read, self.first)
+        hidden = addmm(state.above_first[:, column], read, self.first)
         state.second[:, 1, column + 1] = celu(hidden)
         read = state.second[:, 1, column : column + 2].flatten(1)
-        return x + F.glu(torch.addmm(state.above_second[:, column], read, self.second), 1)
+        return x + F.glu(addmm(state.above_second[:, column], read, self.second), 1)
 
 
 def taps(kernel: Tensor) -> Tensor:
@@ -111,10 +112,15 @@ def taps(kernel: Tensor) -> Tensor:
 
 
 def next_row(maps: Tensor, kernel: Tensor, bias: Tensor, stride: int = 1) -> Tensor:
-    """Moves maps (B, 2, 1 + W, C) on by a row; what the new row takes from the one above, (B, out, 1, W / stride)."""
+    """Moves maps (B, 2, 1 + W, C) on by a row; what the new row takes from the one above, (B, W / stride, out)."""
     maps[:, 0] = maps[:, 1]
     maps[:, 1] = 0
-    return F.conv2d(maps[:, :1].permute(0, 3, 1, 2), kernel, bias, stride)
+    return convolve_row(maps[:, :1].permute(0, 3, 1, 2), kernel, bias, stride=stride)
+
+
+def map_row(window: Tensor, kernel: Tensor, bias: Tensor, side: int = 0, stride: int = 1) -> Tensor:
+    """`convolve_row` as a map, (B, out, 1, W')."""
+    return convolve_row(window, kernel, bias, side, stride).mT.unsqueeze(2)
 
 
 @dataclass
@@ -178,11 +184,10 @@ class LevelRunner:
         else:
             above = next_row(state.last_v, self.shrink_v[:, :, :1], self.level.shrink_v.bias, 2)
             if row % 2 == 0:
-                state.above = above[:, :, 0].mT
-                window = F.pad(torch.cat([state.last_u, u], 2), (1, 1))
-                coarse = F.conv2d(window, self.shrink_u, self.level.shrink_u.bias, 2)
+                state.above = above
+                coarse = map_row(torch.cat([state.last_u, u], 2), self.shrink_u, self.level.shrink_u.bias, 1, 2)
                 coarse = self.inner.start_row(coarse, row // 2, state.inner)
-                state.coarse_u = self.level.enlarge_u(coarse, self.enlarge_u, 2, u.shape[3])
+                state.coarse_u = by_rows(lambda x: self.level.enlarge_u(x, self.enlarge_u, 2, u.shape[3]), coarse)
             state.last_u = u
             u = state.coarse_u[:, :, row % 2 : row % 2 + 1]
         for layer_u, layer_v, state_u, state_v in zip(self.up_u, self.up_v, state.up_u, state.up_v, strict=True):
@@ -202,9 +207,9 @@ class LevelRunner:
             state.last_v[:, 1, column + 1] = v
             if row % 2 == column % 2 == 0:
                 read = state.last_v[:, 1, column : column + 2].flatten(1)
-                coarse = torch.addmm(state.above[:, column // 2], read, self.shrink_taps)
+                coarse = addmm(state.above[:, column // 2], read, self.shrink_taps)
                 coarse = self.inner.pixel(coarse, row // 2, column // 2, state.inner)
-                fine = torch.addmm(self.enlarge_bias, coarse, self.enlarge_v)
+                fine = addmm(self.enlarge_bias, coarse, self.enlarge_v)
                 state.coarse_v[:, :, column : column + 2] = fine.unflatten(1, (2, 2, -1))
             v = state.coarse_v[:, row % 2, column]
         for layer, own in zip(self.up_v, state.up_v, strict=True):

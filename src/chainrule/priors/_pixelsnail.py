@@ -26,6 +26,7 @@ all, h columns read to the left.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -33,6 +34,8 @@ from torch import Tensor, nn
 
 from ..core import ClassLabels, CodeSpec, Context, GridSpec, check_float32
 from ..core.checks import MAX_LAYERS, MAX_SIZE, check_odd, check_range, check_shares, check_sizes
+from ..kernels.rows import addmm, by_rows, convolve_row, elu
+from ..kernels.rows import attend as attend_one
 from ..layers.transformer import attend
 from ..layers.weight_norm import WeightNormConv2d
 from ._raster import RasterPrior, RasterRunner, embed_condition, window_above
@@ -191,8 +194,8 @@ class Pointwise:
 
     def __call__(self, *x: Tensor) -> Tensor:
         """(B, C), and the auxiliary (B, A) if there is one, -> (B, C)."""
-        hidden = F.elu(torch.addmm(self.first_bias, F.elu(torch.cat(x, 1)), self.first))
-        return x[0] + F.glu(torch.addmm(self.second_bias, hidden, self.second), 1)
+        hidden = elu(addmm(self.first_bias, elu(torch.cat(x, 1)), self.first))
+        return x[0] + F.glu(addmm(self.second_bias, hidden, self.second), 1)
 
 
 def taps(kernel: Tensor) -> Tensor:
@@ -318,12 +321,10 @@ class PixelSNAILRunner(RasterRunner):
         half = self.prior.config.kernel_size // 2
         codes = inputs[:, : self.prior.code_channels]
         window = window_above(codes, row, half)
-        beside = F.conv2d(F.pad(window, (half, -1)), self.input_beside, self.prior.left.bias)
-        network.input = beside[:, :, 0].transpose(1, 2)
+        network.input = convolve_row(F.pad(window, (half, -1)), self.input_beside, self.prior.left.bias)
         network.input[:, 0] = 0
         if row > 0:
-            above = F.conv2d(window, self.input_above, self.prior.above.bias, padding=(0, half))
-            network.input = network.input + above[:, :, 0].transpose(1, 2)
+            network.input = network.input + convolve_row(window, self.input_above, self.prior.above.bias, half)
         residuals = self.prior.residuals()
         biases = [r.first.bias for r in residuals], [r.second.bias for r in residuals]
         for maps, above, kernels, bias in zip(network.maps, network.above, self.above, biases, strict=True):
@@ -331,12 +332,11 @@ class PixelSNAILRunner(RasterRunner):
             maps[:, :, -1] = 0
             for index, kernel in enumerate(kernels):
                 window = maps[:, index, :-1].permute(0, 3, 1, 2)
-                above[:, index] = F.conv2d(window, kernel, bias[index])[:, :, 0].transpose(1, 2)
+                above[:, index] = convolve_row(window, kernel, bias[index])
         if network.label is not None:
             network.above[1] += network.label
         for index, kernel in enumerate(self.spatial):
-            spatial = F.conv2d(network.spatial[:, :, row : row + 1], kernel)
-            network.above[1][:, index] += spatial[:, :, 0].transpose(1, 2)
+            network.above[1][:, index] += convolve_row(network.spatial[:, :, row : row + 1], kernel, None)
 
     def pixel(self, inputs: Tensor, row: int, column: int, depth: int, network: NetworkState) -> Tensor:
         half = self.prior.config.kernel_size // 2
@@ -345,7 +345,7 @@ class PixelSNAILRunner(RasterRunner):
         if column:
             left = inputs[:, : self.prior.code_channels, row, max(0, column - half) : column]
             left = F.pad(left, (half - left.shape[2], 0)).transpose(1, 2).flatten(1)
-            x = torch.addmm(x, left, self.input_left)
+            x = addmm(x, left, self.input_left)
         here = self.prior.coordinates[:, :, row, column].expand(len(x), -1)
         read = []
         for index, block in enumerate(self.blocks):
@@ -357,11 +357,11 @@ class PixelSNAILRunner(RasterRunner):
                 t = row * self.prior.grid.width + column
                 x = attention_step(block, before, x, here, t, network.keys[index], network.values[index])
             else:
-                x = torch.addmm(block[1], torch.cat([x, here], 1), block[0])
+                x = addmm(block[1], torch.cat([x, here], 1), block[0])
         network.maps[0][:, :, -1, column + half] = F.elu(torch.stack(read, 1))
         for residual in self.head:
             x = residual(x)
-        return torch.addmm(self.prior.out.bias, F.elu(x), self.logits)
+        return addmm(self.prior.out.bias, F.elu(x), self.logits)
 
     def gates(self, column: int, network: NetworkState) -> Tensor:
         """What all residual blocks add at a pixel, (N, B, C): their convolutions read finished pixels only."""
@@ -369,11 +369,17 @@ class PixelSNAILRunner(RasterRunner):
         maps, above, left = network.maps, network.above, self.left
 
         def convolve(part: int) -> Tensor:
-            read = maps[part][:, :, -1, column : column + half].flatten(2).transpose(0, 1)
-            return torch.baddbmm(above[part][:, :, column].transpose(0, 1), read, left[part])
+            read = maps[part][:, :, -1, column : column + half].flatten(2)
+            return by_rows(partial(multiply_each, left[part]), above[part][:, :, column], read)
 
-        maps[1][:, :, -1, column + half] = F.elu(convolve(0)).transpose(0, 1)
-        return F.glu(convolve(1), -1)
+        maps[1][:, :, -1, column + half] = F.elu(convolve(0))
+        return F.glu(convolve(1), -1).transpose(0, 1)
+
+
+def multiply_each(matrices: Tensor, add: Tensor, x: Tensor) -> Tensor:
+    """add + x times a matrix of each residual block: (N, E, K), (B, N, K), (B, N, E) -> (B, N, K)."""
+    add, x = (batch.transpose(0, 1).contiguous() for batch in (add, x))
+    return torch.baddbmm(add, x, matrices).transpose(0, 1)
 
 
 def attention_step(
@@ -381,14 +387,14 @@ def attention_step(
 ) -> Tensor:
     """A block's attention at position t: (B, C) -> (B, C); writes the position's key and value."""
     query_residual, query, query_bias, key_residual, key, key_bias, out_residual = matrices
-    new = torch.addmm(key_bias, key_residual(torch.cat([before, x, here], 1)), key)
+    new = addmm(key_bias, key_residual(torch.cat([before, x, here], 1)), key)
     keys[:, :, t], values[:, :, t] = new.unflatten(1, (2, keys.shape[1], -1)).unbind(1)
     if t == 0:
         seen = torch.zeros_like(new[:, : new.shape[1] // 2])
     else:
-        queries = torch.addmm(query_bias, query_residual(torch.cat([x, here], 1)), query)
+        queries = addmm(query_bias, query_residual(torch.cat([x, here], 1)), query)
         queries = queries.unflatten(1, (keys.shape[1], 1, -1))
-        seen = F.scaled_dot_product_attention(queries, keys[:, :, :t], values[:, :, :t]).flatten(1)
+        seen = attend_one(queries, keys[:, :, :t], values[:, :, :t]).flatten(1)
     return out_residual(x, seen)
 
 

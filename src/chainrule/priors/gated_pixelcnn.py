@@ -18,6 +18,7 @@ prior this is, have no order and enter as learned vectors (`embedding_dim`).
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -25,6 +26,7 @@ from torch import Tensor, nn
 
 from ..core import ClassLabels, CodeSpec, Context, Preset, check_float32, register
 from ..core.checks import MAX_SIZE, check_odd, check_range, check_sizes
+from ..kernels.rows import addmm, by_images, linear
 from ..layers.masked import AboveConv2d, LeftConv2d
 from ._raster import FREE_CHANNELS, RasterPrior, RasterRunner, embed_condition, taps_left, window_above
 
@@ -186,7 +188,7 @@ class GatedPixelCNNRunner(RasterRunner):
                     inputs.new_zeros(batch_size, width, 2 * p),
                     inputs.new_zeros(batch_size, layer.horizontal.left * p),
                     inputs.new_zeros(batch_size, p),
-                    embed_condition(layer.label, layer.spatial, context),
+                    embed_condition(layer.label, layer.spatial and partial(by_images, layer.spatial), context),
                 )
             )
         return NetworkState(states)
@@ -198,17 +200,17 @@ class GatedPixelCNNRunner(RasterRunner):
                 window = window_above(inputs, row, layer.vertical.rows)
             else:
                 window = state.rows = torch.cat([state.rows[:, :, 1:], v], dim=2)
-            above = F.conv2d(window, layer.vertical.weight, layer.vertical.bias, padding=(0, layer.vertical.side))
-            down = None
+            above = layer.vertical.row(window)
+            for_h = None
             if state.condition is not None:
-                condition = state.condition[:, :, row : row + 1] if layer.spatial is not None else state.condition
-                for_v, down = condition.chunk(2, 1)
+                condition = state.condition[:, :, row if layer.spatial is not None else 0].mT
+                for_v, for_h = condition.chunk(2, 2)
                 above = above + for_v
-            down = layer.down(above) if down is None else layer.down(above) + down
-            state.above = down[:, :, 0].transpose(1, 2).contiguous()
+            down = linear(above, layer.down.weight.flatten(1), layer.down.bias)
+            state.above = down if for_h is None else down + for_h
             state.left.zero_()
             state.centre.zero_()
-            v = gate(above)
+            v = gate(above, 2).mT.unsqueeze(2)
 
     def pixel(self, inputs: Tensor, row: int, column: int, depth: int, network: NetworkState) -> Tensor:
         p = self.prior.config.width
@@ -220,9 +222,9 @@ class GatedPixelCNNRunner(RasterRunner):
                     state.left = torch.cat([state.left[:, p:], state.centre], 1)
                 state.centre = h
                 taps = torch.cat([state.left, h], 1)
-            y, skip = torch.addmm(bias, gate(torch.addmm(state.above[:, column], taps, left)), out).chunk(2, 1)
+            y, skip = addmm(bias, gate(addmm(state.above[:, column], taps, left)), out).chunk(2, 1)
             skips = skip if skips is None else skips + skip
             h = y if h is None else h + y
         for matrix, bias in self.head:
-            skips = torch.addmm(bias, F.relu(skips), matrix)
+            skips = addmm(bias, F.relu(skips), matrix)
         return skips

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from ..core import ClassLabels, CodeSpec, Context, Preset, check_float32, register
 from ..core.checks import MAX_SIZE, check_range, check_sizes
+from ..kernels.rows import addmm, matmul
 from ..layers.masked import AboveConv2d, LeftConv2d
 from ._raster import InputConv2d, RasterPrior, RasterRunner, taps_left, window_above
 
@@ -160,13 +161,13 @@ class PixelCNNRunner(RasterRunner):
                 state.above = state.above + network.label[index][:, None]
 
     def pixel(self, inputs: Tensor, row: int, column: int, depth: int, network: NetworkState) -> Tensor:
-        x = network.above[:, column] + taps_left(inputs, row, column, self.prior.input.left.left) @ self.input
+        x = network.above[:, column] + matmul(taps_left(inputs, row, column, self.prior.input.left.left), self.input)
         for block, state, (reduce, left, expand) in zip(self.prior.blocks, network.blocks, self.blocks, strict=True):
-            y = F.relu(torch.addmm(block.reduce.bias, F.relu(x), reduce))
+            y = F.relu(addmm(block.reduce.bias, F.relu(x), reduce))
             state.current[:, :, 0, column] = y
             before = state.current[:, :, 0, column - 1] if column else torch.zeros_like(y)
-            y = torch.addmm(state.above[:, column], torch.cat([before, y], 1), left)
-            x = x + torch.addmm(block.expand.bias, F.relu(y), expand)
+            y = addmm(state.above[:, column], torch.cat([before, y], 1), left)
+            x = x + addmm(block.expand.bias, F.relu(y), expand)
         for layer, matrix in zip(self.prior.head, self.head, strict=True):
-            x = torch.addmm(layer.bias, F.relu(x), matrix)
+            x = addmm(layer.bias, F.relu(x), matrix)
         return x

@@ -31,9 +31,10 @@ from torch import Tensor, nn
 
 from ..core import ClassLabels, Codes, CodeSpec, Context, Preset, Prior, Runner, check_float32, register
 from ..core.checks import check_shares, check_sizes
+from ..kernels.rows import addmm
 from ..layers.weight_norm import WeightNormConv2d, WeightNormKernel
 from ._logistic_mixture import LogisticMixture
-from ._pixelcnnpp_rows import LevelRunner, LevelState, celu
+from ._pixelcnnpp_rows import LevelRunner, LevelState, celu, map_row
 from ._raster import window_above
 
 NUM_LEVELS = 3
@@ -251,21 +252,21 @@ class PixelCNNPPRunner(Runner):
             v = state.above[:, here.column]
             if here.column > 0:
                 left = state.inputs[:, :, here.row, here.column - 1]
-                v = torch.addmm(v, left, self.input_left[:, :, 1, 0].t())
+                v = addmm(v, left, self.input_left[:, :, 1, 0].t())
             v = self.level.pixel(v, here.row, here.column, state.level)
-            state.numbers = torch.addmm(prior.out.bias, F.elu(v), self.out)
+            state.numbers = addmm(prior.out.bias, F.elu(v), self.out)
         state.t += 1
         return prior.mixture(state.numbers).logits(state.pixel, here.depth, codebook_size), state
 
     def start_row(self, row: int, state: PixelCNNPPState) -> None:
         """Evaluates what the pixels of `row` take from the finished rows."""
         prior, window = self.prior, window_above(state.inputs, row, 2)
-        left = F.conv2d(window[:, :, 1:], self.input_left[:, :, :1], prior.input_left.bias)
+        left = map_row(window[:, :, 1:], self.input_left[:, :, :1], prior.input_left.bias)
         above = F.pad(left, (1, -1))
         if row == 0:
             u = torch.zeros_like(above)
         else:
-            above = above + F.conv2d(window[:, :, 1:], self.input_above, prior.input_above.bias, padding=(0, 1))
-            u = F.conv2d(window, self.input_u, prior.input_u.bias, padding=(0, 1))
+            above = above + map_row(window[:, :, 1:], self.input_above, prior.input_above.bias, 1)
+            u = map_row(window, self.input_u, prior.input_u.bias, 1)
         state.above = above[:, :, 0].mT
         self.level.start_row(u, row, state.level)

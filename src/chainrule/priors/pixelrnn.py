@@ -46,6 +46,7 @@ from torch import Tensor, nn
 
 from ..core import ClassLabels, Codes, CodeSpec, Context, GridSpec, Position, Preset, check_float32, register
 from ..core.checks import MAX_SIZE, check_range, check_sizes
+from ..kernels.rows import addmm, linear, matmul
 from ..kernels.scan import NUM_TAPS, lstm_cell, lstm_scan, neighbours_above
 from ..layers.masked import LeftConv2d
 from ._cascade import Cascade, certain
@@ -141,7 +142,8 @@ class Layer(nn.Module, ABC):
 
     def project(self, x: Tensor, h: Tensor, matrix: Tensor) -> Tensor:
         """(N, 2h), (N, h) -> (N, 2h): the layer's output from its input and states."""
-        return x + h @ matrix if self.residual else h @ matrix  # a sum in float32, whatever the product is in
+        y = matmul(h, matrix)
+        return x + y if self.residual else y  # a sum in float32, whatever the product is in
 
     def init(self, batch_size: int, width: int, hidden: int, context: Context) -> LayerState:
         """The state before the first pixel."""
@@ -174,14 +176,14 @@ class RowLayer(Layer):
 
     def start_row(self, row: int, state: LayerState) -> None:
         (scan,) = self.scans
-        above = neighbours_above(state.h) @ scan.weight.flatten(0, 1)
+        above = matmul(neighbours_above(state.h), scan.weight.flatten(0, 1))
         state.above = above + scan.input.bias + _row(state.condition, row)
         state.beside = state.c.clone()
 
     def pixel(self, x: Tensor, column: int, state: LayerState, matrices: list[Tensor]) -> Tensor:
         state.inputs[:, column] = x
         left = state.inputs[:, column - 1] if column else torch.zeros_like(x)
-        z = torch.addmm(state.above[:, column], torch.cat([left, x], dim=1), matrices[0])
+        z = addmm(state.above[:, column], torch.cat([left, x], dim=1), matrices[0])
         h, state.c[:, column] = lstm_cell(z, state.beside[:, column])
         state.h[:, column] = h
         return h
@@ -198,21 +200,21 @@ class DiagonalLayer(Layer):
         first, second = self.scans
         if row > 0:
             # The second direction, over the row above, from its right end; `beside` holds its states one more row up.
-            above = pointwise(second.input, state.inputs) + state.beside @ second.weight[0]
+            above = pointwise(second.input, state.inputs) + matmul(state.beside, second.weight[0])
             above = above + _row(state.condition.chunk(2, dim=-1)[1], row - 1)
             h = c = torch.zeros_like(state.h[:, 0])
             for column in reversed(range(state.h.shape[1])):
-                h, c = lstm_cell(torch.addmm(above[:, column], h, second.weight[1]), c)
+                h, c = lstm_cell(addmm(above[:, column], h, second.weight[1]), c)
                 state.beside[:, column] = h
         condition = _row(state.condition.chunk(2, dim=-1)[0], row)
-        state.above = state.h @ first.weight[0] + first.input.bias + condition
+        state.above = matmul(state.h, first.weight[0]) + first.input.bias + condition
 
     def pixel(self, x: Tensor, column: int, state: LayerState, matrices: list[Tensor]) -> Tensor:
         state.inputs[:, column] = x
-        z = torch.addmm(state.above[:, column], x, matrices[0])
+        z = addmm(state.above[:, column], x, matrices[0])
         c = torch.zeros_like(state.c[:, 0])
         if column:
-            z = torch.addmm(z, state.h[:, column - 1], self.scans[0].weight[1])
+            z = addmm(z, state.h[:, column - 1], self.scans[0].weight[1])
             c = state.c[:, column - 1]
         h, state.c[:, column] = lstm_cell(z, c)
         state.h[:, column] = h
@@ -285,12 +287,12 @@ class PixelRNNRunner(RasterRunner):
             layer.start_row(row, state)
 
     def pixel(self, inputs: Tensor, row: int, column: int, depth: int, network: NetworkState) -> Tensor:
-        x = network.above[:, column] + taps_left(inputs, row, column, self.prior.input.left.left) @ self.input
+        x = network.above[:, column] + matmul(taps_left(inputs, row, column, self.prior.input.left.left), self.input)
         for layer, state, own in zip(self.prior.layers, network.layers, self.layers, strict=True):
             h = layer.pixel(x, column, state, own)
             x = layer.project(x, h, own[1])
         for layer, matrix in zip(self.prior.head, self.head, strict=True):
-            x = torch.addmm(layer.bias, F.relu(x), matrix)
+            x = addmm(layer.bias, F.relu(x), matrix)
         return x
 
 
@@ -400,7 +402,7 @@ class MultiScalePixelRNN(Cascade):
 
 def pointwise(layer: LeftConv2d, x: Tensor) -> Tensor:
     """A 1x1 `layer` on maps with the features last, (..., in) -> (..., out)."""
-    return F.linear(x, layer.causal_weight()[:, :, 0, 0], layer.bias)
+    return linear(x, layer.causal_weight()[:, :, 0, 0], layer.bias)
 
 
 def _row(condition: Tensor, row: int) -> Tensor:

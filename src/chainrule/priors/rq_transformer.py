@@ -28,6 +28,7 @@ from torch import Tensor, nn
 
 from ..core import ClassLabels, Codes, CodeSpec, Context, Preset, Prior, Runner, register
 from ..core.checks import MAX_SIZE, check_heads, check_range, check_shares, check_sizes
+from ..kernels.rows import linear
 from ..kernels.transformer import Precision
 from ..layers.transformer import STD, Block, BlockRunner, Head, KVCache, initialize
 
@@ -246,10 +247,10 @@ class RQTransformerRunner(Runner):
         codebook = prior.codebook if prior.config.shared_codebook else prior.codebook[depth - 1]
         state.sum = state.sum + codebook[previous]
         if depth > 0:
-            x = prior.to_depth(state.sum)
+            x = linear(state.sum, prior.to_depth.weight, prior.to_depth.bias)
         else:
             new = state.spatial.lengths - prior.prefix_length  # -1 before the first position
-            x = prior.to_spatial(state.sum) + prior.positions[new]
+            x = linear(state.sum, prior.to_spatial.weight, prior.to_spatial.bias) + prior.positions[new]
             x = torch.where((new < 0)[:, None], state.prefix, x)
             x = self.spatial.step(x, state.spatial)
             state.sum = torch.zeros_like(state.sum)

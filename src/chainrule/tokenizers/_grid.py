@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from ..core import Codes, CodeSpec, LearnedTokenizer, Reconstruction
 from ..core.checks import check_sizes
+from ..kernels.rows import by_images
 from ._codebook import check_codebook
 from ._vector_quantizer import Quantized
 
@@ -164,13 +165,13 @@ class GridTokenizer(CellTokenizer):
     def encode(self, images: Tensor) -> Codes:
         """uint8 (B, c, H, W), H and W multiples of f -> one grid (B, H/f, W/f, D)."""
         self.check_images(images)
-        return (self.encode_features(self.features(self.scale(images))),)
+        return (by_images(lambda one: self.encode_features(self.features(self.scale(one))), images),)
 
     @torch.no_grad()
     def decode(self, codes: Codes) -> Tensor:
         """One grid (B, h, w, D), of any h and w -> uint8 (B, c, f h, f w)."""
         self.check_codes(codes)
-        return to_uint8(self.decode_features(self.embed(codes[0])))
+        return by_images(lambda one: to_uint8(self.decode_features(self.embed(one))), codes[0])
 
     def reconstruction(self, images: Tensor, progress: float) -> Reconstruction:
         self.check_images(images)

@@ -30,6 +30,7 @@ from torch import Tensor, nn
 
 from ..core import Codes, CodeSpec, GridSpec, Preset, Reconstruction, register
 from ..core.checks import MAX_SIZE, check_range, check_sizes
+from ..kernels.rows import by_images
 from ._grid import CellTokenizer, CodebookConfig, known_cells, square, to_uint8, to_unit
 from ._vector_quantizer import VectorQuantizer
 
@@ -190,6 +191,9 @@ class VQVAE2(CellTokenizer):
     @torch.no_grad()
     def encode(self, images: Tensor) -> Codes:
         self.check_images(images)
+        return by_images(self._encode, images)
+
+    def _encode(self, images: Tensor) -> Codes:
         codes, gathered = [], None
         for level, h in enumerate(self.features(self.scale(images))):
             codes.append(self.quantizers[level].encode(self.project_level(level, gathered, h)))
@@ -199,7 +203,7 @@ class VQVAE2(CellTokenizer):
     @torch.no_grad()
     def decode(self, codes: Codes) -> Tensor:
         self.check_codes(codes)
-        return to_uint8(self.decode_features(self.embed(codes)))
+        return by_images(lambda *codes: to_uint8(self.decode_features(self.embed(codes))), *codes)
 
     @property
     def last_layer(self) -> nn.Parameter:

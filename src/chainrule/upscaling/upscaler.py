@@ -24,6 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..core.checks import check_sizes
+from ..kernels.rows import by_images
 from ..tokenizers._grid import check_images, to_signed, to_uint8
 
 
@@ -101,4 +102,4 @@ class Upscaler(nn.Module):
         """
         check_images(images, self.config.image_channels)
         weight = self.conv_in.weight
-        return to_uint8(self(to_signed(images.to(weight.device, weight.dtype))))
+        return by_images(lambda one: to_uint8(self(to_signed(one.to(weight.dtype)))), images.to(weight.device))
