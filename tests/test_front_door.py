@@ -2,7 +2,9 @@
 
 import io
 import json
+import logging
 import os
+import struct
 import sys
 import tarfile
 import types
@@ -479,6 +481,21 @@ def test_values_without_a_range_are_refused(tmp_path):
         path = saved(tmp_path, Image.fromarray(np.float32([[0, value]])), "wild.tif")
         with pytest.raises(ValueError, match=f"wild.tif cannot be read as an image: it holds {words}"):
             load_images([path])
+
+
+def test_a_damaged_image_is_told_in_words_of_ours_alone(tmp_path, capfd, monkeypatch):
+    monkeypatch.setattr(logging.getLogger(), "handlers", [])  # without handlers, Python prints what libraries log
+    path = Path(saved(tmp_path, Image.new("I;16", (8, 8)), "scale.im"))
+    path.write_bytes(path.read_bytes().replace(b"File size (no of images): 1", b"Scale (x,y): 1@2,3"))
+    with pytest.raises(ValueError, match=r"scale.im cannot be read as an image: damaged$"):
+        load_images([path])
+    path = Path(saved(tmp_path, Image.new("RGB", (8, 8)), "samples.tif"))
+    samples = struct.pack("<HHIH", 277, 3, 1, 3)
+    assert samples in path.read_bytes()
+    path.write_bytes(path.read_bytes().replace(samples, struct.pack("<HHIH", 277, 3, 1, 2048)))
+    with pytest.raises(ValueError, match="samples.tif cannot be read as an image: not an image"):
+        load_images([path])
+    assert capfd.readouterr().err == ""
 
 
 def test_modes_and_alpha(tmp_path):

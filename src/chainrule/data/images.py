@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import io
+import logging
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -29,6 +30,11 @@ INTEGER_RANGES = ((0, 255), (0, 65535), (-32768, 32767), (0, 2**31 - 1), (-(2**3
 FLOAT_RANGES = ((0, 1), (-1, 1), (0, 255), (0, 65535))
 """From black to white; the first that holds all values of an image is meant."""
 ANIMATED, TURNED_GREY = "animated", "turned grey"
+logging.getLogger("PIL").addHandler(logging.NullHandler())  # what it logs of a damaged file, its exception says as well
+
+
+class UnusableValuesError(ValueError):
+    """An image is whole, but its values cannot be read as grey or colour; the message says why."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -149,7 +155,7 @@ def _as_bytes(values: np.ndarray, sixteen_bits: bool) -> np.ndarray:
     """Integers or floating point numbers as uint8, by the range that they lie in.
 
     Raises:
-        ValueError: values that are not finite, or lie in no range of `INTEGER_RANGES` or `FLOAT_RANGES`.
+        UnusableValuesError: values that are not finite, or lie in no range of `INTEGER_RANGES` or `FLOAT_RANGES`.
     """
     if sixteen_bits:
         return (values.clip(0, 65535) // 257).astype(np.uint8)
@@ -158,12 +164,14 @@ def _as_bytes(values: np.ndarray, sixteen_bits: bool) -> np.ndarray:
     low, high = values.min(), values.max()
     whole = (values == values.round()).all() and high > 1
     if not np.isfinite([low, high]).all():
-        raise ValueError("it holds values that are not finite numbers")
+        raise UnusableValuesError("it holds values that are not finite numbers")
     slack = 0 if whole else 0.05  # of the range: resizing overshoots
     for black, white in ranges if whole else FLOAT_RANGES:
         if black - slack * (white - black) <= low and high <= white + slack * (white - black):
             return ((values - black) * (255 / (white - black))).clip(0, 255).round().astype(np.uint8)
-    raise ValueError(f"it holds values from {low:g} to {high:g}; save it with values from 0 to 1 or from 0 to 255")
+    raise UnusableValuesError(
+        f"it holds values from {low:g} to {high:g}; save it with values from 0 to 1 or from 0 to 255"
+    )
 
 
 def looks_like_image(content: bytes) -> bool:
@@ -188,7 +196,7 @@ def why_unreadable(error: Exception, source: bytes | str | Path) -> str:
         return "an empty file"
     if isinstance(error, Image.DecompressionBombError):
         return f"more than {2 * Image.MAX_IMAGE_PIXELS:,} pixels, the limit of Pillow; make it smaller"
-    if isinstance(error, ValueError):
+    if isinstance(error, UnusableValuesError):
         return str(error)
     brand = start[8:12] if start[4:8] == b"ftyp" else b""
     if brand in (b"avif", b"avis") and isinstance(error, UnidentifiedImageError):
@@ -199,7 +207,9 @@ def why_unreadable(error: Exception, source: bytes | str | Path) -> str:
         return "not an image, or of an unknown kind"
     if "truncated" in str(error).lower():
         return "truncated"
-    return f"damaged, {str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__}"
+    if not isinstance(error, OSError | SyntaxError) or not str(error).strip():
+        return "damaged"  # a message of Python's own, on what a reader of PIL's found in the file
+    return f"damaged, {str(error).strip().splitlines()[0]}"
 
 
 def check_equal(first_name: str, first: np.ndarray, name: str, image: np.ndarray) -> None:
