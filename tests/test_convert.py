@@ -76,6 +76,10 @@ def test_what_is_no_release_is_refused_in_a_sentence(tmp_path):
             convert(source, tmp_path / "model")
         assert "\n" not in str(caught.value) and str(source) in str(caught.value)
     assert not (tmp_path / "model").exists()
+    for importer in importers().values():  # a file of another ending is not searched for names of tensors
+        (tmp_path / "notes.log").write_text(getattr(importer, "MARK", ""))
+        with pytest.raises(ValueError, match="it holds no checkpoint"):
+            convert(tmp_path, tmp_path.with_name("out"))
 
 
 class Hostile:

@@ -128,9 +128,9 @@ def parts(path: Path) -> list[Path]:
 
 
 def marked_files(source: Path, mark: str) -> list[Path]:
-    """The files of a folder, or the file, in which the name of a tensor stands near the beginning."""
-    files = sorted(source.iterdir()) if source.is_dir() else [source]
-    return [path for path in files if path.is_file() and has_mark(path, mark)]
+    """The file, or those of a folder with an ending of weights, with the name of a tensor near the beginning."""
+    inside = [path for path in sorted(source.glob("*")) if path.suffix.lower() in SUFFIXES]
+    return [path for path in (inside if source.is_dir() else [source]) if has_mark(path, mark)]
 
 
 def has_mark(path: Path, mark: str) -> bool:
