@@ -79,7 +79,7 @@ class DVAEConfig(ImageConfig):
         check_range(self, 1, 16, "num_groups")
         check_range(self, 4, MAX_SIZE, "width")
         check_range(self, 0, 1, "kl_share", "temperature_share")
-        check_range(self, -30, 30, "min_log_scale")
+        check_range(self, -80, 80, "min_log_scale")
         check_codebook(**vars(self))
         if not 0 < self.final_temperature <= 1:
             raise ValueError(f"final_temperature must lie in 0..1, 0 excluded, got {self.final_temperature}")
