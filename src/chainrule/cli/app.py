@@ -5,8 +5,8 @@ Exit codes: 0 done, 1 a record that is not confirmed, 2 a mistake of the user, 1
 
 from __future__ import annotations
 
-import os
 import ctypes
+import os
 import re
 import sys
 import traceback
