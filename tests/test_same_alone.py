@@ -100,3 +100,12 @@ def test_bundled_models_draw_the_same_images_in_any_batch(name, threads):
     check(lambda index: pipeline.sample(
         len(index), seed=[seeds[i] for i in index], **{key: [all_[i] for i in index] for key, all_ in given.items()}
     ), torch.arange(len(seeds)))  # fmt: skip
+
+
+@pytest.mark.parametrize("options", [{}, {"guidance": 2.0}])
+def test_many_images_are_drawn_in_batches(monkeypatch, options):
+    pipeline = chainrule.load("shapes_parti")
+    texts = ["a red circle", "a blue square", "a green triangle"]
+    whole = pipeline.sample(3, text=texts, **options)
+    monkeypatch.setattr("chainrule.pipeline.BATCH", 2)
+    assert torch.equal(pipeline.sample(3, text=texts, **options), whole)

@@ -23,6 +23,8 @@ from .text.bpe import TextTokenizer, check_text_tokenizer
 
 OnImage = Callable[[int, Callable[[], Tensor]], None]
 """Called after each code with the number of codes known and a function that gives the images so far."""
+BATCH = 128
+"""Images that `Pipeline.sample` draws at once."""
 NO_CLASSES = "this model has no classes: a label would be ignored; leave it out"
 
 
@@ -100,7 +102,8 @@ class Pipeline:
             scorer: uint8 (n, C, H, W) -> scores (n,), more is better; image i is one of the i-th label or text.
                 `chainrule.load` gives rerankers and classifiers, which have `.for_texts` and `.for_labels`.
             seed: image i depends on the seed and on i only; or one seed per image, on which alone it then depends.
-            on_image: called as the images grow, the candidates one after the other.
+            on_image: called as the images grow, the candidates one after the other.  Without it, many images are drawn
+                in batches of `BATCH`, so that memory does not grow with n, but for the images themselves.
             options: the fields of `decoding.Sampling`: temperature, top_k, top_p, guidance, precision.  Guidance needs
                 a model that was trained with labels or texts dropped.
 
@@ -117,7 +120,9 @@ class Pipeline:
         runner = request.sampling.runner(self.prior)
 
         def draw(seeds: Sequence[int]) -> Tensor:
-            return self.decode(replace(request, seeds=seeds).draw(runner, self._watch(on_image)))
+            drawn = replace(request, seeds=seeds)
+            parts = [drawn] if on_image is not None else drawn.split(BATCH)
+            return torch.cat([self.decode(part.draw(runner, self._watch(on_image))) for part in parts])
 
         return draw(request.seeds) if scorer is None else keep_best(draw, request.seeds, best_of, scorer)
 

@@ -13,7 +13,7 @@ PixelSNAIL, cascades, DALL-E) only requests at the same code can share; such gro
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import Any
 
@@ -35,6 +35,17 @@ class Request:
     sampling: Sampling = Sampling()
     known: Known | None = None
     particles: int = 1
+
+    def split(self, size: int) -> list[Request]:
+        """Requests of at most `size` of the images each, in order."""
+        parts = torch.arange(len(self.seeds)).split(size)
+        return [
+            replace(
+                self, context=select(self.context, part), seeds=[self.seeds[i] for i in part.tolist()],
+                known=self.known and Known(self.known.codes[part], self.known.mask),
+            )
+            for part in parts
+        ]  # fmt: skip
 
     def draw(self, runner: Runner, on_code: OnCode | None = None) -> Codes:
         """The codes, drawn alone."""
