@@ -100,15 +100,15 @@ def test_training_ranges(change, sentence):
 
 def test_overrides():
     mapping = {"training": {"steps": 5}}
-    recipe._apply_override(mapping, "training.steps=200")
-    recipe._apply_override(mapping, "prior.widths=[1, 2]")
-    recipe._apply_override(mapping, "training.learning_rate=3e-4")
+    recipe.apply_override(mapping, "training.steps=200")
+    recipe.apply_override(mapping, "prior.widths=[1, 2]")
+    recipe.apply_override(mapping, "training.learning_rate=3e-4")
     assert mapping == {"training": {"steps": 200, "learning_rate": 3e-4}, "prior": {"widths": [1, 2]}}
     for wrong in ("steps=3", "training.steps", ".=3"):
         with pytest.raises(ValueError, match="an override reads"):
-            recipe._apply_override(mapping, wrong)
+            recipe.apply_override(mapping, wrong)
     with pytest.raises(ValueError, match="plain value"):
-        recipe._apply_override(mapping, "training.steps.x=1")
+        recipe.apply_override(mapping, "training.steps.x=1")
 
 
 def test_unknown_recipe_names_the_nearest():

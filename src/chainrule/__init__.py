@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from .evaluation.measure import evaluate, repeat
     from .evaluation.reconstruction import reconstruct
     from .evaluation.scoring import score
+    from .fitting.run import fit
     from .images import grid, to_pil
     from .official import convert
     from .pipeline import Pipeline
@@ -26,14 +27,16 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Pipeline", "compare", "compress", "convert", "create", "decode", "decompress", "demo", "encode", "evaluate",
-    "grid", "info", "load", "models", "presets", "push", "reconstruct", "repeat", "save", "score", "to_pil", "train",
+    "fit", "grid", "info", "load", "models", "presets", "push", "reconstruct", "repeat", "save", "score", "to_pil",
+    "train",
 ]  # fmt: skip
 
 _HOMES = {
     "Pipeline": "pipeline", "compare": "evaluation.comparison", "compress": "compression", "convert": "official",
     "create": "sizes", "decode": "saving.code_file", "decompress": "compression", "demo": "serving.page",
-    "encode": "saving.code_file", "evaluate": "evaluation.measure", "grid": "images", "info": "catalogue",
-    "load": "zoo", "models": "saving.hub", "presets": "sizes", "push": "zoo",
+    "encode": "saving.code_file", "evaluate": "evaluation.measure",
+    "fit": "fitting.run", "grid": "images", "info": "catalogue", "load": "zoo", "models": "saving.hub",
+    "presets": "sizes", "push": "zoo",
     "reconstruct": "evaluation.reconstruction", "repeat": "evaluation.measure", "save": "zoo",
     "score": "evaluation.scoring", "to_pil": "images", "train": "training.run",
 }  # fmt: skip

@@ -164,7 +164,7 @@ def read_recipe(name: str | os.PathLike, overrides: Sequence[str] = ()) -> Recip
     path = find_recipe(name)
     mapping = read_yaml(path)
     for override in overrides:
-        _apply_override(mapping, override)
+        apply_override(mapping, override)
     return build_recipe(mapping, describe(path, overrides))
 
 
@@ -239,7 +239,7 @@ def section_defaults(section: str) -> dict[str, Any]:
     return {key: to_plain(value) for key, value in found.items() if value is not MISSING}
 
 
-def _apply_override(mapping: dict[str, Any], override: str) -> None:
+def apply_override(mapping: dict[str, Any], override: str) -> None:
     """Sets what "training.steps=200" says in the mapping of a recipe."""
     name, equals, text = override.partition("=")
     keys = name.strip().split(".")

@@ -24,6 +24,7 @@ from .compress import compress, decompress
 from .convert import convert
 from .demo import demo
 from .evaluate import evaluate
+from .fit import fit
 from .models import info, models, presets, recipes
 from .push import push
 from .reconstruct import reconstruct
@@ -134,7 +135,7 @@ def _about(context: typer.Context, version: Version = False, debug: Debug = Fals
 
 
 PICTURES = sample, complete, repeat, score, reconstruct, encode, decode, compress, decompress
-TRAINING = train, evaluate, compare, timeline, recipes, presets
+TRAINING = fit, train, evaluate, compare, timeline, recipes, presets
 for command in (models, info, *PICTURES, *TRAINING, convert, push, serve, demo):
     app.command()(command)
 

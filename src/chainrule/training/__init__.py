@@ -4,7 +4,7 @@ from .engine.config import EvaluationConfig, TrainingConfig
 from .engine.engine import TrainResult, train_task
 from .engine.hardware import Hardware
 from .engine.task import Adversary, Task
-from .run import train
+from .run import time_steps, train
 
 __all__ = [
     "Adversary",
@@ -13,6 +13,7 @@ __all__ = [
     "Task",
     "TrainResult",
     "TrainingConfig",
+    "time_steps",
     "train",
     "train_task",
 ]

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from ..core import entry
-from ..files import owned, write_file
-from ..recipe import blaming, describe, read_recipe, section_defaults
+from ..files import owned, write_file, write_folder
+from ..recipe import Recipe, blaming, describe, read_recipe, section_defaults
 from ..strict import read_yaml, to_plain, write_yaml
-from .engine.engine import TrainResult, train_task
+from .engine.engine import TrainResult, seconds_per_step, train_task
 from .engine.hardware import Hardware
 
 MAY_DIFFER = {"training": {"steps", "save_every", "log_every", "sample_every"}, "data": {"source"}}
@@ -66,6 +66,20 @@ def train(
             write_file(folder / "recipe.yaml", write_yaml(plain))
             write_file(folder / "data.yaml", write_yaml(data))
         return train_task(task, full.training, folder, full.evaluation.every, fabric, quiet)
+
+
+def time_steps(recipe: Recipe, folder: Path, count: int = 2) -> float:
+    """Seconds of a step of a recipe, measured by `count` real ones; its model is written into `folder`.
+
+    Raises:
+        ValueError: images, models or values that do not go together.
+    """
+    fabric = Hardware().fabric()
+    fabric.launch()
+    task, full = recipe.build(fabric.device, True)
+    seconds = seconds_per_step(task, full.training, folder, fabric, count)
+    write_folder(folder, lambda target: task.save(task.model, target, {}))
+    return seconds
 
 
 @contextmanager

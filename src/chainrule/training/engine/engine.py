@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import math
 import signal
+import statistics
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -97,6 +98,17 @@ def train_task(
         )
     with _graceful_stop() as stop, naming(folder):
         return _Run(task, config, folder, evaluate_every, fabric, quiet).go(stop)
+
+
+def seconds_per_step(task: Task, config: TrainingConfig, folder: Path, fabric: Any, count: int) -> float:
+    """Seconds of a step, the median of `count` real ones after a first, which changes the model; writes nothing."""
+    run, seconds = _Run(task, config, folder, 1, fabric, quiet=True), []
+    for step in range(count + 1):
+        since = time.monotonic()
+        run._take_step(run._batch(step))
+        run._check()
+        seconds.append(time.monotonic() - since)
+    return statistics.median(seconds[1:])
 
 
 class _Run:

@@ -1,0 +1,268 @@
+"""What `fit` trains on a folder: one of the systems of the timeline, of the size that the time allows."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..data import cache
+from ..data.images import decode
+from ..evaluation import psnr
+from ..files import write_file
+from ..images import to_pil
+from ..pictures import png
+from ..recipe import apply_override, build_recipe, find_recipe
+from ..strict import build_dataclass, read_yaml
+from ..timeline.systems import SYSTEMS, TOKENIZER, System
+from ..training import time_steps
+from ..zoo import load_tokenizer
+from .look import Example, Look
+
+FEW = 2000
+"""Below this many pictures, a bundled tokenizer is tried."""
+ENOUGH_PSNR = 24.0
+"""dB, mean over the examples, from which a bundled tokenizer is taken."""
+ENOUGH_STEPS = 2000
+"""Steps that the larger models must have time for; otherwise the smaller ones are trained."""
+TOKENIZER_SHARE = 0.35
+"""Share of the training time that the tokenizer gets."""
+RESERVE = 0.15
+"""Share of the whole time for loading, evaluating and the report."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StagePlan:
+    """A training to come.
+
+    name:    of its recipe and of its run: "tokenizer" or "prior"
+    recipe:  all sections; the prior's tokenizer is in the run beside it, see `with_tokenizer`
+    seconds: of a step, measured
+    """
+
+    name: str
+    recipe: dict[str, Any]
+    seconds: float
+
+    @property
+    def steps(self) -> int:
+        """Steps that the recipe asks for."""
+        return self.recipe["training"]["steps"]
+
+    def with_steps(self, steps: int) -> StagePlan:
+        """The stage with another number of steps; evaluations and checkpoints follow."""
+        every = {"save_every": max(1, round(60 / self.seconds)), "log_every": max(1, steps // 100), "sample_every": 0}
+        training = self.recipe["training"] | {"steps": steps} | every
+        evaluation = {"every": max(1, steps // 10), "limit": 500} | self.recipe["evaluation"]
+        return replace(self, recipe=self.recipe | {"training": training, "evaluation": evaluation})
+
+    def with_tokenizer(self, path: str) -> StagePlan:
+        """The stage with the tokenizer of a folder, if it needs one."""
+        needs = self.recipe.get("tokenizer", {}).get("path") == TOKENIZER
+        return replace(self, recipe=self.recipe | {"tokenizer": {"path": path}}) if needs else self
+
+
+@dataclass(frozen=True, kw_only=True)
+class FitPlan:
+    """What was found in a folder, and what will be trained on it.
+
+    wish:      what the user asked for; a fit is resumed only for the same
+    system:    key of a system of the timeline
+    condition: "label", "caption" or "nothing"
+    stages:    trainings one after the other
+    bundled:   name of a bundled tokenizer that is used, or None
+    tried:     sentence about a bundled tokenizer that was measured, or ""
+    memory:    bytes of this process after the measured steps
+    """
+
+    wish: dict[str, Any]
+    look: Look
+    system: str
+    condition: str
+    stages: tuple[StagePlan, ...]
+    bundled: str | None
+    tried: str
+    memory: int
+
+    def plain(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        return asdict(self)
+
+    @classmethod
+    def from_plain(cls, plain: dict[str, Any]) -> FitPlan:
+        """The plan of what `plain` gave."""
+        return build_dataclass(cls, plain, "fit.json")
+
+    def lines(self) -> list[tuple[str, str]]:
+        """The plan as pairs of a title and a description."""
+        look = self.look
+        found = [
+            ("image size", f"{look.size}x{look.size}, {'grey' if look.channels == 1 else 'colour'}, the centre is cut"),
+            ("system", next(system.title for system in SYSTEMS if system.key == self.system)),
+            ("conditioned on", self.condition),
+        ]
+        found += [("bundled tokenizer", self.tried)] if self.tried else []
+        for stage in self.stages:
+            minutes, name = stage.steps * stage.seconds / 60, stage.recipe.get(stage.name, {}).get("name", "")
+            text = f"{name}, {stage.steps:,} steps of {stage.seconds:.2f} s (measured): {minutes:.1f} minutes"
+            found.append((stage.name, text))
+        found.append(("memory", f"about {(self.memory + look.count * 3 * look.size**2) / 2**30:.1f} GiB"))
+        return found
+
+
+def make_plan(look: Look, examples: Sequence[Example], wish: Mapping[str, Any]) -> FitPlan:
+    """The plan for a folder; a few real steps of each model are timed.
+
+    Args:
+        look, examples: see `look`.
+        wish: folder, minutes, system (or None) and overrides, a list of "section.key=value".
+
+    Raises:
+        ValueError: an unknown system, one that reads captions where there are none, or wrong overrides.
+    """
+    system, overrides = _system(wish["system"], look), wish["overrides"]
+    if system.pixels:
+        look = replace(look, size=min(look.size, 32))
+    sizes = [[_recipe(stage, look, system, overrides) for stage in stages] for stages in _sizes(system, overrides)]
+    size = sizes[0][0]["data"]["size"]
+    if not isinstance(size, int):
+        raise ValueError(f"data.size must be one number, the height and width, got {size}")
+    look, seconds = replace(look, size=size), wish["minutes"] * 60 * (1 - RESERVE)
+    with cache.scratch() as scratch, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # about the examples, not about the folder
+        images = _write_examples(scratch / "examples", examples, look)
+        own = any(override.startswith("tokenizer.") for override in overrides)
+        bundled, tried = (None, "") if own else _bundled(system, look, images)
+        for number, recipes in enumerate(sizes):
+            recipes = [recipe for recipe in recipes if "prior" in recipe or not bundled]
+            last = number == len(sizes) - 1
+            stages = _timed(recipes, scratch / str(number), bundled, seconds, 1 if last else ENOUGH_STEPS)
+            if len(stages) == len(recipes):
+                break
+    return FitPlan(
+        wish=dict(wish), look=look, system=system.key, condition=_condition(system, look), stages=tuple(stages),
+        bundled=bundled, tried=tried, memory=_memory(),
+    )  # fmt: skip
+
+
+def _system(key: str | None, look: Look) -> System:
+    key = key or ("parti" if look.captions > look.count / 2 else "rq_transformer")
+    found = {system.key: system for system in SYSTEMS}
+    if key not in found:
+        raise ValueError(f"there is no system {key!r}; the systems are {', '.join(found)}")
+    if found[key].wants == "caption" and not look.captions:
+        raise ValueError(f"{found[key].title} reads captions, and the pictures have none; choose another system")
+    return found[key]
+
+
+def _condition(system: System, look: Look) -> str:
+    return "nothing" if system.wants == "label" and len(look.classes) < 2 else system.wants
+
+
+def _sizes(system: System, overrides: Sequence[str]) -> list[tuple[Mapping[str, Any], ...]]:
+    """The stages of a system, larger ones first: of the recipes of the bundled model, and of the timeline.
+
+    Where the user changes the models, those of the timeline are what changes.
+    """
+    if not system.bundled or any(override.startswith(("tokenizer.", "prior.")) for override in overrides):
+        return [system.stages]
+    prior = read_yaml(find_recipe(system.bundled))
+    tokenizer = read_yaml(find_recipe(prior["tokenizer"]["path"]))
+    tokenizer.pop("losses", None)  # they need weights that are not always installed
+    return [(tokenizer, prior | {"tokenizer": {"path": TOKENIZER}}), system.stages]
+
+
+def _recipe(stage: Mapping[str, Any], look: Look, system: System, overrides: Sequence[str]) -> dict[str, Any]:
+    """A stage as a recipe for the pictures of a folder.
+
+    Raises:
+        ValueError: an override of a section that neither stage has.
+    """
+    recipe = {name: dict(section) for name, section in stage.items() if name not in ("data", "evaluation")}
+    recipe |= {"data": {"source": look.source, "split": look.split, "size": look.size, "channels": look.channels}}
+    recipe |= {"evaluation": {"split": look.held_out}}
+    dropped = ("steps", "precision", "label_dropout")
+    recipe["training"] = {key: value for key, value in recipe["training"].items() if key not in dropped}
+    recipe["training"] |= {"compile": False}
+    if "prior" in recipe:
+        recipe["prior"].pop("num_classes", None)
+        if _condition(system, look) == "label":
+            recipe["prior"]["num_classes"] = "data"
+            recipe["training"]["label_dropout"] = 0.1
+    mine = ("prior", "text") if "prior" in recipe else ("tokenizer", "losses")
+    for override in overrides:
+        part = override.split(".")[0]
+        if part not in ("data", "training", "evaluation", "prior", "text", "tokenizer", "losses"):
+            raise ValueError(f"{override!r} would be ignored; fit knows data, tokenizer, losses, prior, text, training")
+        if part in ("data", "training", "evaluation", *mine):
+            apply_override(recipe, override)
+    return recipe
+
+
+def _write_examples(folder: Path, examples: Sequence[Example], look: Look) -> Tensor:
+    """Writes examples as a folder that recipes read; the images that could be decoded, uint8 (N, C, H, W)."""
+    images = []
+    for index, example in enumerate(examples):
+        try:
+            images.append(torch.from_numpy(decode(example.source, (look.size, look.size), look.channels).pixels))
+        except Exception:  # whatever Pillow raises on a damaged file, which training names
+            continue
+        label = "" if len(look.classes) < 2 else str(example.label)
+        for split in ("train", "test") if index < 2 else ("train",):
+            path = folder / split / label / f"{index}.png"
+            write_file(path, png(to_pil(images[-1][None])[0]))
+            if look.captions:
+                write_file(path.with_suffix(".txt"), (example.text or "picture").encode())
+    if not images:
+        raise ValueError(f"no picture of {look.source} can be decoded")
+    return torch.stack(images)
+
+
+def _bundled(system: System, look: Look, images: Tensor) -> tuple[str | None, str]:
+    """The bundled tokenizer of a system, if it keeps enough of a small collection, and a sentence about it."""
+    if look.count >= FEW or not system.bundled:
+        return None, ""
+    name = read_yaml(find_recipe(system.bundled))["tokenizer"]["path"]
+    tokenizer = load_tokenizer(name)
+    if tokenizer.image_shape != tuple(images.shape[1:]):
+        return None, ""
+    with torch.no_grad():
+        value = psnr(images, tokenizer.decode(tokenizer.encode(images))).mean().item()
+    good = value >= ENOUGH_PSNR
+    verdict = "it is used" if good else "a new one is trained"
+    return name if good else None, f"{name} reconstructs with {value:.1f} dB, {ENOUGH_PSNR:.0f} are needed: {verdict}"
+
+
+def _timed(
+    recipes: Sequence[dict], scratch: Path, bundled: str | None, seconds: float, least: int
+) -> list[StagePlan]:  # fmt: skip
+    """The recipes with the steps that the time allows, if they give none, up to one that has fewer than `least`."""
+    tokenizer, planned = bundled, []
+    for recipe in recipes:
+        name = "prior" if "prior" in recipe else "tokenizer"
+        share = TOKENIZER_SHARE if name == "tokenizer" else 1 - TOKENIZER_SHARE
+        data = recipe["data"] | {"source": str(scratch.parent / "examples"), "split": "train"}
+        sample = recipe | {"data": data, "evaluation": {"split": "test"}}
+        if sample.get("tokenizer", {}).get("path") == TOKENIZER:
+            sample["tokenizer"] = {"path": tokenizer}
+        measured = time_steps(build_recipe(sample, "the planned recipe"), scratch / name)
+        tokenizer = str(scratch / name)
+        steps = recipe["training"].get("steps") or max(1, int(seconds * (share if len(recipes) > 1 else 1) / measured))
+        if steps < least and "steps" not in recipe["training"]:
+            break
+        planned.append(StagePlan(name=name, recipe=recipe, seconds=measured).with_steps(steps))
+    return planned
+
+
+def _memory() -> int:
+    """The most bytes that this process has had."""
+    import resource
+
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return most if sys.platform == "darwin" else most * 1024

@@ -1,0 +1,133 @@
+"""`fit`: look at a folder, plan, train a tokenizer and a prior, and put the model in one folder."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ..files import write_file, write_folder
+from ..strict import write_yaml
+from ..training import TrainResult, train
+from .look import look
+from .plan import RESERVE, FitPlan, StagePlan, make_plan
+
+
+def fit(
+    folder: str | os.PathLike,
+    minutes: float = 60,
+    out: str | os.PathLike = "mine",
+    *,
+    system: str | None = None,
+    overrides: Sequence[str] = (),
+    plan_only: bool = False,
+    quiet: bool = False,
+) -> Path | None:
+    """Trains a model on a folder of pictures in a given time; the same call resumes one that was stopped.
+
+        chainrule.fit("pictures", minutes=60)
+
+    In `out` are fit.json (what was found and planned), tokenizer.yaml and prior.yaml (recipes that `train` runs), the
+    folders tokenizer and prior (their runs), and model.
+
+    Args:
+        folder: a folder, zip or tar file of pictures, perhaps in a folder per class, perhaps with captions.
+        minutes: for everything, from the first look to the last evaluation; a forecast, not a limit.
+        out: see above.
+        system: key of a system of the timeline; by default parti where most pictures have captions, else
+            rq_transformer.
+        overrides: such as "data.size=32" or "prior.width=64"; those of `data`, `training` and `evaluation` are for
+            both recipes.
+        plan_only: whether to print the plan only, and to write nothing.
+        quiet: whether to print nothing.
+
+    Returns:
+        The folder of the model, or None with `plan_only`.
+
+    Raises:
+        ValueError: no pictures, values that do not go together, or an `out` that holds something else.
+        KeyboardInterrupt: a training was stopped by a signal, and is saved.
+    """
+    if not minutes > 0:
+        raise ValueError(f"minutes must be above 0, got {minutes}")
+    wish = {
+        "folder": str(Path(folder).expanduser().resolve()), "minutes": minutes, "system": system,
+        "overrides": list(overrides),
+    }  # fmt: skip
+    out = Path(out)
+    plan, known = _kept(out, wish), True
+    if plan is None:
+        since, known = time.monotonic(), False
+        plan = make_plan(*look(folder), wish)
+        _say(plan, time.monotonic() - since, quiet)
+    if plan_only:
+        return None
+    if not known:
+        write_file(out / "fit.json", json.dumps(plan.plain(), indent=1).encode())
+    results = _train(plan, out, quiet)
+    write_folder(
+        out / "model", lambda target: shutil.copytree(results[-1].folder / "model", target, dirs_exist_ok=True)
+    )
+    return out / "model"
+
+
+def _kept(out: Path, wish: dict[str, Any]) -> FitPlan | None:
+    """The plan in a folder, if there is one.
+
+    Raises:
+        ValueError: the folder holds something else, or a fit of another wish.
+    """
+    file = out / "fit.json"
+    if not file.is_file():
+        if out.exists() and (not out.is_dir() or any(not child.name.startswith(".") for child in out.iterdir())):
+            raise ValueError(f"{out} exists and holds no fit (it has no fit.json); choose another folder")
+        return None
+    plan = FitPlan.from_plain(json.loads(file.read_text(encoding="utf-8")))
+    for name, value in wish.items():
+        if plan.wish[name] != value:
+            raise ValueError(f"{out} holds a fit with {name} {plan.wish[name]!r}, not {value!r}; choose another folder")
+    return plan
+
+
+def _say(plan: FitPlan, seconds: float, quiet: bool) -> None:
+    if quiet:
+        return
+    for heading, lines in (("Found", plan.look.lines()), ("Plan", plan.lines())):
+        print(f"{heading} in {plan.look.source}:" if heading == "Found" else f"{heading}:")
+        for title, text in lines:
+            print(f"  {title:<18} {text}")
+    print(f"Looked and planned in {seconds:.1f} s.", flush=True)
+
+
+def _train(plan: FitPlan, out: Path, quiet: bool) -> list[TrainResult]:
+    """Trains the stages one after the other; a recipe that is in the folder stays as it is."""
+    results: list[TrainResult] = []
+    tokenizer = plan.bundled
+    for stage in plan.stages:
+        file = out / f"{stage.name}.yaml"
+        if not file.is_file():
+            stage = _within(plan, stage, results)
+            if tokenizer is not None:
+                stage = stage.with_tokenizer(tokenizer)
+            write_file(file, write_yaml(stage.recipe))
+        result = train(file, out / stage.name, quiet=quiet)
+        if result.interrupted:
+            raise KeyboardInterrupt
+        results.append(result)
+        tokenizer = str((result.folder / "model").resolve())
+    return results
+
+
+def _within(plan: FitPlan, stage: StagePlan, results: Sequence[TrainResult]) -> StagePlan:
+    """A stage with the steps for which there is time after the earlier stages took theirs."""
+    fixed = any(override.startswith("training.steps=") for override in plan.wish["overrides"])
+    if not results or fixed:
+        return stage
+    taken = sum(result.seconds for result in results)
+    before = sum(earlier.steps * earlier.seconds for earlier in plan.stages[: len(results)])
+    left = plan.wish["minutes"] * 60 * (1 - RESERVE) - taken
+    return stage.with_steps(max(1, int(left / (stage.seconds * max(taken / before, 0.1)))))
