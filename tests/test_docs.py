@@ -78,7 +78,7 @@ def test_readme_commands(tmp_path, monkeypatch):
     commands = [shlex.split(line)[1:] for line in commands if line.startswith("chainrule ")]
     assert len(commands) >= 5
     for words in commands:
-        if words[0] in ("train", "evaluate"):
+        if words[0] in ("fit", "train", "evaluate"):
             words = [words[0], "--help"]
         result = CliRunner().invoke(app, words)
         assert result.exit_code == 0, f"{shlex.join(words)}: {result.output}"
