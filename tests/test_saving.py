@@ -291,13 +291,17 @@ def one_of_each() -> dict:
 
 
 @pytest.mark.parametrize("kind", one_of_each())
-def test_every_kind_is_saved_and_loaded(tmp_path, kind):
+def test_every_kind_is_saved_and_loaded(tmp_path, monkeypatch, kind):
     model, folder = one_of_each()[kind], tmp_path / "model"
     chainrule.save(model, folder, {"note": kind})
     loaded = chainrule.load(folder)
     assert type(loaded) is type(model) and kind_of(folder) == kind and read_card(folder) == {"note": kind}
     chainrule.save(loaded, tmp_path / "again", {"note": kind}, torch.bfloat16)
     assert type(chainrule.load(tmp_path / "again")) is type(model)
+    monkeypatch.chdir(folder)
+    assert type(chainrule.load(".")) is type(model)
+    with pytest.raises(ValueError, match="^/ is no saved model"):
+        chainrule.load("/")
     first, second = (yaml.safe_load((each / "config.yaml").read_text()) for each in (folder, tmp_path / "again"))
     assert first == second and first["kind"] == kind
     assert {path.stem for path in folder.glob("*.safetensors")} <= {kind, "prior"}

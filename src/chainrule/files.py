@@ -319,7 +319,8 @@ def recover_all(folder: str | os.PathLike) -> None:
 
 
 def _beside(path: Path) -> Path:
-    return path.with_name(f".{path.name}.tmp")
+    path = path if path.name else path.absolute()  # "." has no name of its own
+    return path.parent / f".{path.name}.tmp"
 
 
 def _swap(new: Path, path: Path) -> None:
