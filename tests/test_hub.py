@@ -5,7 +5,9 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import socket
 import threading
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
@@ -13,6 +15,8 @@ import yaml
 from huggingface_hub import constants
 
 import chainrule
+from chainrule.data import DataConfig
+from chainrule.data import load as load_data
 from chainrule.saving.model import read_model
 from chainrule.saving.publish import card
 from test_cli import refused, run, tiny
@@ -26,6 +30,7 @@ class Hub:
         self.commits: dict[str, list[dict[str, bytes]]] = {}
         self.private: set[str] = set()
         self.tokens: set[str | None] = set()
+        self.address = ""
 
     def files(self, repo: str, revision: str) -> tuple[str, dict[str, bytes]] | None:
         commits = {self.sha(repo, index): files for index, files in enumerate(self.commits.get(repo, ()))}
@@ -86,6 +91,8 @@ class Handler(BaseHTTPRequestHandler):
         self.answer({"commitOid": sha, "commitUrl": f"http://{self.headers['Host']}/{repo}/commit/{sha}"})
 
     def do_GET(self) -> None:
+        if self.path == "/":
+            return self.answer({})
         token, words = self.token(), self.path.split("?")[0].strip("/").split("/")
         if words[:2] == ["api", "models"]:
             repo, revision = "/".join(words[2:4]), words[5] if len(words) > 5 else "main"
@@ -115,7 +122,9 @@ def hub(monkeypatch, tmp_path):
     server = ThreadingHTTPServer(("127.0.0.1", 0), type("Own", (Handler,), {"hub": own}))
     threading.Thread(target=server.serve_forever, daemon=True).start()
     endpoint = f"http://127.0.0.1:{server.server_port}"
+    own.address = endpoint
     monkeypatch.setattr(constants, "ENDPOINT", endpoint)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     template = endpoint + "/{repo_id}/resolve/{revision}/{filename}"
     monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
@@ -165,6 +174,63 @@ def test_what_cannot_be_pushed(hub, tmp_path):
     assert "the hub refuses me/it" in refused("push", tmp_path / "model", "me/it", "--token", "read")
     with pytest.raises(ValueError, match="leave revision and token out"):
         chainrule.load(tmp_path / "model", revision="main")
+
+
+class Silent:
+    """A hub that takes connections, counts them, and never answers."""
+
+    def __init__(self) -> None:
+        self.socket = socket.create_server(("127.0.0.1", 0))
+        self.taken: list[socket.socket] = []
+        threading.Thread(target=self.take, daemon=True).start()
+
+    def take(self) -> None:
+        with suppress(OSError):
+            while True:
+                self.taken.append(self.socket.accept()[0])
+
+
+@pytest.fixture
+def silent(monkeypatch, tmp_path):
+    hub = Silent()
+    monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{hub.socket.getsockname()[1]}")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr("chainrule.network.SECONDS", 0.5)
+    monkeypatch.setenv("CHAINRULE_DATA", str(tmp_path))
+    yield hub
+    for each in (hub.socket, *hub.taken):
+        each.close()
+
+
+def test_a_hub_that_does_not_answer_is_asked_once(silent, tmp_path, capfd):
+    tiny().save(tmp_path / "model")
+    sentence = refused("info", "me/digits")
+    assert "me/digits is no folder, was not fetched before, and http" in sentence and "does not answer" in sentence
+    with pytest.raises(ValueError, match="the data set some/data is no folder .* does not answer"):
+        load_data(DataConfig("some/data"))
+    assert "me/it is not uploaded: http" in refused("push", tmp_path / "model", "me/it")
+    assert len(silent.taken) == 1
+    assert "Retrying" not in capfd.readouterr().err
+
+
+def test_a_hub_is_not_asked_where_the_user_forbids_it(silent, monkeypatch):
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    assert "HF_HUB_OFFLINE is set, so the hub is not asked" in refused("info", "me/digits")
+    with pytest.raises(ValueError, match="HF_HUB_OFFLINE is set"):
+        load_data(DataConfig("some/data"))
+    assert silent.taken == []
+
+
+def test_without_the_hub_the_copy_is_read(hub, silent, monkeypatch):
+    drawn = tiny().sample(2)
+    address = constants.ENDPOINT
+    monkeypatch.setattr(constants, "ENDPOINT", hub.address)
+    tiny().push_to_hub("me/plain", token="write")
+    chainrule.load("me/plain")
+    monkeypatch.setattr(constants, "ENDPOINT", address)
+    assert (chainrule.load("me/plain").sample(2) == drawn).all()
+    assert len(silent.taken) == 1
 
 
 @pytest.mark.parametrize("name", chainrule.models())

@@ -8,6 +8,7 @@ from difflib import get_close_matches
 from pathlib import Path
 
 from ..files import recover
+from ..network import hub_answers, why_no_hub
 
 PRETRAINED = Path(__file__).parents[1] / "pretrained"
 
@@ -36,17 +37,29 @@ def find(name: str | os.PathLike, revision: str | None = None, token: str | None
     if folder.exists():
         raise ValueError(f"{text} is no saved model: a folder with config.yaml is needed")
     if re.fullmatch(r"[\w.-]+/[\w.-]+", text):
-        from huggingface_hub import snapshot_download
-        from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
-
-        try:
-            patterns = ["*.yaml", "*.safetensors", "*.json", "*.txt"]
-            return Path(snapshot_download(text, revision=revision, token=token, allow_patterns=patterns))
-        except (HfHubHTTPError, LocalEntryNotFoundError) as error:
-            raise ValueError(f"{text} is neither a folder nor a model on the hub ({type(error).__name__})") from error
+        return _fetch(text, revision, token)
     near = get_close_matches(text, models(), n=1)
     hint = f"did you mean {near[0]!r}?" if near else f"bundled are: {', '.join(models()) or 'none'}"
     raise ValueError(f"no model is called {text!r} and there is no such folder; {hint}")
+
+
+def _fetch(name: str, revision: str | None, token: str | None) -> Path:
+    """The folder of a model of the hub; where the hub does not answer, of what was fetched before."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    reached = hub_answers()
+    try:
+        patterns = ["*.yaml", "*.safetensors", "*.json", "*.txt"]
+        return Path(
+            snapshot_download(
+                name, revision=revision, token=token, allow_patterns=patterns, local_files_only=not reached
+            )
+        )
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError) as error:
+        if reached:
+            raise ValueError(f"{name} is neither a folder nor a model on the hub ({type(error).__name__})") from error
+        raise ValueError(f"{name} is no folder, was not fetched before, and {why_no_hub()}") from error
 
 
 def find_bundled(name: str, where: str) -> Path:

@@ -11,6 +11,7 @@ from typing import Any
 
 import yaml
 
+from ..network import hub_answers, why_no_hub
 from .model import SavedModel, read_model
 
 PATTERNS = "*.yaml", "*.safetensors", "*.json", "*.txt"
@@ -48,6 +49,8 @@ def push(
     saved = read_model(folder)
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", repo_id):
         raise ValueError(f"the name on the hub must be as user/name, got {repo_id!r}")
+    if not hub_answers():
+        raise ValueError(f"{repo_id} is not uploaded: {why_no_hub()}")
     with tempfile.TemporaryDirectory(prefix="chainrule-") as temporary:
         whole = Path(temporary)
         for path in sorted({path for pattern in PATTERNS for path in folder.glob(pattern)}):

@@ -6,12 +6,14 @@ The package is no dependency: it is imported when such a reranker is asked for.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from ..images import to_pil
+from ..network import hub_answers, why_no_hub
 from .reranker import TextScorer
 
 
@@ -34,13 +36,13 @@ class PublicCLIP(TextScorer):
                 f"{name} is no folder of a reranker, and a public CLIP needs the package transformers, which is "
                 "not installed here (pip install transformers)"
             ) from None
+        offline = not Path(name).exists() and not hub_answers()
         try:
-            self.model = CLIPModel.from_pretrained(name).eval().to(device)
-            self.processor = CLIPProcessor.from_pretrained(name)
+            self.model = CLIPModel.from_pretrained(name, local_files_only=offline).eval().to(device)
+            self.processor = CLIPProcessor.from_pretrained(name, local_files_only=offline)
         except (OSError, ValueError) as error:
-            raise ValueError(
-                f"{name} is neither a saved model nor a CLIP on the hub ({type(error).__name__})"
-            ) from error
+            why = f"it was not fetched before, and {why_no_hub()}" if offline else type(error).__name__
+            raise ValueError(f"{name} is neither a saved model nor a CLIP on the hub ({why})") from error
 
     @torch.no_grad()
     def encode_images(self, images: Tensor) -> Tensor:

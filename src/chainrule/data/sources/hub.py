@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from ...network import hub_answers, why_no_hub
 from ..config import DataConfig
 from ..source import Source
-from ..tables import TableSource, reason
+from ..tables import TableSource
 
 PRIORITY = 2
 
@@ -28,10 +31,26 @@ class HubSource(TableSource):
     def tables(self, scratch: Path) -> dict[str, Any]:
         import datasets
 
+        source, reached = self.config.source, hub_answers()
         try:
-            return datasets.load_dataset(self.config.source)
+            with _asking(reached):
+                return datasets.load_dataset(source)
+        except datasets.exceptions.DatasetNotFoundError as error:
+            why, cause = "the hub has none of that name that may be read", error
         except Exception as error:
-            raise ValueError(
-                f"the data set {self.config.source} is no folder here or in CHAINRULE_DATA and could not be fetched "
-                f"from the hub ({reason(error)})"
-            ) from error
+            why, cause = f"it could not be fetched from the hub ({type(error).__name__})", error
+        why = why if reached else why_no_hub()
+        raise ValueError(f"the data set {source} is no folder here or in CHAINRULE_DATA, and {why}") from cause
+
+
+@contextmanager
+def _asking(allowed: bool) -> Iterator[None]:
+    """Where it is not allowed, `datasets` does not ask the hub inside, but reads what it fetched before."""
+    from datasets import config
+
+    before = config.HF_HUB_OFFLINE
+    config.HF_HUB_OFFLINE = before or not allowed
+    try:
+        yield
+    finally:
+        config.HF_HUB_OFFLINE = before
