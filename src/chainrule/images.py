@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .core.values import as_tensor
+
 if TYPE_CHECKING:
     from PIL.Image import Image
 
@@ -28,6 +30,7 @@ def to_pil(images: Tensor) -> list[Image]:
     """
     from PIL import Image
 
+    images = as_tensor(images, "images")
     check_images(images)
     array = images.cpu().permute(0, 2, 3, 1).numpy()
     return [Image.fromarray(image[:, :, 0] if image.shape[2] == 1 else image) for image in array]
@@ -54,6 +57,7 @@ def grid(images: Tensor, columns: int | None = None, scale: int = 1) -> Image:
 
 def image_grid(images: Tensor, columns: int | None = None, scale: int = 1) -> np.ndarray:
     """As `grid`, as an array uint8 (H', W', 3)."""
+    images = as_tensor(images, "images")
     check_images(images)
     count, _, height, width = images.shape
     columns = math.ceil(math.sqrt(count)) if columns is None else columns

@@ -13,8 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .core import Codes, Context, LearnedTokenizer, Prior, Tokenizer, class_number
-from .decoding import GuidedContext, Known, Request, Sampling, Scorer, image_seeds, keep_best
+from .core import Codes, Context, LearnedTokenizer, Prior, Tokenizer, class_number, class_numbers
+from .core.values import as_int, as_mask, as_tensor
+from .decoding import GuidedContext, Known, Request, Sampling, Scorer, keep_best, seeds_of
 from .decoding.sampling import OnCode
 from .images import extend, grid
 from .saving.model import SavedModel, prior_part, text_part, tokenizer_hash, tokenizer_part, write_model
@@ -30,6 +31,8 @@ NO_CLASSES = "this model has no classes: a label would be ignored; leave it out"
 
 class Pipeline:
     """Images in and out, uint8 (B, C, H, W); codes stay inside.
+
+    Numbers, arrays and masks of NumPy are taken wherever those of Python and PyTorch are.
 
     Args:
         tokenizer: image <-> codes.
@@ -110,8 +113,7 @@ class Pipeline:
         Returns:
             uint8 (n, C, H, W).
         """
-        if n < 1:
-            raise ValueError(f"n must be at least 1, got {n}")
+        n, best_of = _count(n), as_int(best_of, "best_of")
         if best_of == 1 and scorer is not None:
             raise ValueError("a scorer would be ignored: it chooses among candidates; set best_of above 1")
         if best_of > 1 and scorer is None:
@@ -137,9 +139,10 @@ class Pipeline:
             known: codes of the images that are given, for `n` images.
             n, label, text, negative, seed, particles, options: as in `sample` and `complete`.
         """
-        sampling = Sampling(**options)
+        n, sampling = _count(n), Sampling(**options)
         context = self._sampling_context(label, n, text, negative, guided=sampling.guidance != 1)
-        return Request(context, _seeds(seed, n), sampling, self._known(text, n, known), particles)
+        particles = as_int(particles, "particles")
+        return Request(context, seeds_of(seed, n), sampling, self._known(text, n, known), particles)
 
     def known_codes(self, image: Tensor, mask: Tensor, n: int) -> Known:
         """The codes of an image that are certain where it is known, for `n` completions; see `complete`.
@@ -147,13 +150,11 @@ class Pipeline:
         Raises:
             ValueError: an image or a mask of a wrong shape or type.
         """
+        image, mask = as_tensor(image, "image"), as_mask(mask)
         if image.ndim != 3:
             raise ValueError(f"image must be one uint8 (C, H, W), got shape {tuple(image.shape)}")
-        if mask.dtype != torch.bool or tuple(mask.shape) != tuple(image.shape[1:]):
-            raise ValueError(
-                f"mask must be bool {tuple(image.shape[1:])}, as the image, got {str(mask.dtype)[6:]} "
-                f"{tuple(mask.shape)}"
-            )
+        if tuple(mask.shape) != tuple(image.shape[1:]):
+            raise ValueError(f"mask must be {tuple(image.shape[1:])}, as the image, got {tuple(mask.shape)}")
         flat = self.tokenizer.spec.flatten(self._encode(extend(image, mask)[None]))
         return Known(flat.expand(n, -1), self.tokenizer.known_codes(mask))
 
@@ -169,7 +170,7 @@ class Pipeline:
 
         Args:
             image: uint8 (C, H, W).
-            mask: bool (H, W), True where the image is known.
+            mask: bool (H, W), True where the image is known; or 1 there, or 255, and else 0.
             paste: whether known pixels are those of `image` itself, and not those of its reconstruction; with a learned
                 tokenizer a seam may show.
             text, negative, seed, options: as in `sample`.
@@ -179,8 +180,7 @@ class Pipeline:
         Returns:
             uint8 (n, C, H, W).
         """
-        if n < 1:
-            raise ValueError(f"n must be at least 1, got {n}")
+        n, image, mask = _count(n), as_tensor(image, "image"), as_mask(mask)
         known = self.known_codes(image, mask, n)
         request = self.request(
             n, label, text=text, negative=negative, seed=seed, known=known, particles=particles, **options
@@ -268,7 +268,7 @@ class Pipeline:
         Raises:
             ValueError: neither a label nor a text.
         """
-        if text:
+        if text is not None and len(text):
             return lambda images: self.agreement(images, text, label).cpu()
         if label is None:
             raise ValueError("nothing says which candidate is best: give a label, a text, or a scorer")
@@ -341,8 +341,8 @@ class Pipeline:
 
     def _log_prob_grids(self, images: Tensor, label: Any, text: Any) -> tuple[Tensor, ...]:
         """log p of the codes of images, without those of a text before them."""
-        count = len(images)
-        caption, context = self.condition(count, label, text)
+        images = as_tensor(images, "images")
+        caption, context = self.condition(len(images), label, text)
         grids = self.prior.log_prob_grids((*caption, *self._encode(images)), context)
         if any(grid.isnan().any() for grid in grids):
             raise ValueError("the model gives log-likelihoods that are nan: its weights are damaged")
@@ -377,7 +377,7 @@ class Pipeline:
         return self.tokenizer.decode(codes[int(self.prior.conditions.joint_text) :])
 
     def _encode(self, images: Tensor) -> tuple[Tensor, ...]:
-        return self.tokenizer.encode(images.to(self.device))
+        return self.tokenizer.encode(as_tensor(images, "images").to(self.device))
 
     def _context(self, label: Any, count: int, text: Any = None) -> Context:
         if text is not None and not self.prior.conditions.reads_text:
@@ -388,17 +388,13 @@ class Pipeline:
     def _label_context(self, label: Any, count: int) -> Context:
         if label is None:
             return self._null_context(count) if self.prior.conditions.null_label else Context()
-        if isinstance(label, (int, str)):
-            label = [label] * count
-        numbers = label if isinstance(label, Tensor) else torch.tensor([self.label_number(one) for one in label])
-        if tuple(numbers.shape) != (count,):
-            raise ValueError(f"{numbers.numel()} labels were given for {count} images")
         if not self.num_classes:
             raise ValueError(NO_CLASSES)
-        if count and not (int(numbers.min()) >= 0 and int(numbers.max()) < self.num_classes):
-            given = f"{int(numbers.min())}..{int(numbers.max())}"
-            raise ValueError(f"label must lie in 0..{self.num_classes - 1}, got {given}")
-        return Context(label=numbers.to(self.device, torch.int64))
+        numbers = class_numbers(label, self.num_classes, self.class_names, "model")
+        numbers = numbers.expand(count) if numbers.ndim == 0 else numbers
+        if tuple(numbers.shape) != (count,):
+            raise ValueError(f"{numbers.numel()} labels were given for {count} images")
+        return Context(label=numbers.to(self.device))
 
     def _null_context(self, count: int) -> Context:
         return Context(label=torch.full((count,), self.num_classes, device=self.device))
@@ -441,9 +437,9 @@ class Pipeline:
         return lambda t, codes: on_image(t + 1, lambda: self.decode(self.prior.spec.unflatten(codes.clone())))
 
 
-def _seeds(seed: int | Sequence[int], count: int) -> list[int]:
-    """One seed per image, see `Pipeline.sample`."""
-    seeds = image_seeds(seed, count) if isinstance(seed, int) else list(seed)
-    if len(seeds) != count:
-        raise ValueError(f"{len(seeds)} seeds were given for {count} images")
-    return seeds
+def _count(n: int) -> int:
+    """The number of images; raises ValueError unless it is a whole number from 1."""
+    n = as_int(n, "n")
+    if n < 1:
+        raise ValueError(f"n must be at least 1, got {n}")
+    return n

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..core import Context, select
+from ..core.values import as_tensor
 from ..pipeline import Pipeline
 from ..progress import progress
 from ..saving.model import prior_hash, tokenizer_hash
@@ -64,6 +65,7 @@ def compress(
     coder_library()
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+    images = as_tensor(images, "images")
     count, spec, blocks = len(images), pipeline.prior.spec, []
     pipeline.tokenizer.check_images(images)
     _, context = pipeline.condition(count, label, text)

@@ -1,7 +1,7 @@
 """The contract: codes, context, tokenizer, prior, and the registry of models."""
 
 from .codes import Codes, CodeSpec, GridSpec, Position
-from .conditions import ClassLabels, Conditions, class_number
+from .conditions import ClassLabels, Conditions, class_number, class_numbers
 from .context import Context
 from .prior import Prior
 from .registry import Entry, Preset, entries, entry, find_entry, register
@@ -27,6 +27,7 @@ __all__ = [
     "Tokenizer",
     "check_float32",
     "class_number",
+    "class_numbers",
     "entries",
     "entry",
     "find_entry",

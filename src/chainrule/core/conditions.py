@@ -6,11 +6,13 @@ import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from .checks import MAX_SIZE, check_range
 from .context import Context
+from .values import as_tensor, plain
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,6 +96,33 @@ class Conditions(ClassLabels):
         _check_range("label", label, self.num_labels)
 
 
+def class_numbers(
+    labels: int | str | Sequence[int | str] | Tensor, num_classes: int, names: Sequence[str] | None, what: str
+) -> Tensor:
+    """The numbers of several classes, int64 (B,), or of one, int64 ().
+
+    Args:
+        labels: one class or a sequence of classes, see `class_number`; or as an array or tensor of whole numbers, (B,),
+            the numbers of a data set.
+        num_classes, names, what: as for `class_number`.
+
+    Raises:
+        ValueError: no such class.
+    """
+    if not isinstance(labels, (np.ndarray, Tensor)) or labels.ndim == 0:
+        labels = plain(labels)
+        several = not isinstance(labels, (int, str, float))
+        numbers = [class_number(plain(one), num_classes, names, what) for one in (labels if several else [labels])]
+        return torch.tensor(numbers if several else numbers[0], dtype=torch.int64)
+    if isinstance(labels, np.ndarray) and labels.dtype.kind in "OSU":
+        return class_numbers(labels.tolist(), num_classes, names, what)
+    numbers = as_tensor(labels, "label")
+    if numbers.is_floating_point() or numbers.dtype == torch.bool:
+        raise ValueError(f"label must hold whole numbers, got {str(numbers.dtype)[6:]}")
+    _check_range("label", numbers, num_classes)
+    return numbers.long()
+
+
 def class_number(label: int | str, count: int, names: Sequence[str] | None, what: str) -> int:
     """The number of one of `count` classes, given by name or by number.
 
@@ -103,6 +132,8 @@ def class_number(label: int | str, count: int, names: Sequence[str] | None, what
     Raises:
         ValueError: no such class; `what` is called so in the sentence.
     """
+    if not isinstance(label, (int, str)):
+        raise ValueError(f"a class is given by its name or its number, got {label!r:.40}")
     composed = [unicodedata.normalize("NFC", name) for name in names or ()]
     wanted = unicodedata.normalize("NFC", str(label))
     if wanted in composed:

@@ -4,7 +4,7 @@ from .batching import Batcher, Job, Request
 from .guidance import Guided, GuidedContext
 from .options import Sampling
 from .rejection import Scorer, keep_best
-from .sampling import Known, Rerun, complete, image_seeds, sample
+from .sampling import Known, Rerun, complete, image_seeds, sample, seeds_of
 
 __all__ = [
     "Batcher",
@@ -20,4 +20,5 @@ __all__ = [
     "image_seeds",
     "keep_best",
     "sample",
+    "seeds_of",
 ]

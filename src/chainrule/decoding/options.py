@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
 
 from ..core import Prior, Runner
+from ..core.values import plain
 from .guidance import Guided
 
 COLDEST = 1e-6
@@ -33,6 +34,8 @@ class Sampling:
     precision: str = "float32"
 
     def __post_init__(self) -> None:
+        for field in fields(self):
+            object.__setattr__(self, field.name, plain(getattr(self, field.name)))
         if self.temperature != 0 and not COLDEST <= self.temperature < math.inf:
             raise ValueError(
                 f"temperature must be 0, for the most probable code, or a number from {COLDEST}, got {self.temperature}"

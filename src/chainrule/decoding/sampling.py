@@ -10,10 +10,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from ..core import Codes, Context, Runner, select
+from ..core.values import as_int
 from .options import Sampling
 
 OnCode = Callable[[int, Tensor], None]
@@ -24,6 +26,21 @@ def image_seeds(seed: int, count: int) -> list[int]:
     """Distinct seeds for the images of one call; image i has the same in every call with this seed."""
     generator = torch.Generator().manual_seed(seed)
     return torch.randint(2**62, (count,), generator=generator).tolist()
+
+
+def seeds_of(seed: int | Sequence[int], count: int) -> list[int]:
+    """The seeds of `count` images: those of `image_seeds`, or the ones that are given, one per image.
+
+    Raises:
+        ValueError: another number of seeds, or what is no whole number from 0.
+    """
+    one = np.ndim(seed) == 0
+    given = [as_int(each, "seed") for each in ([seed] if one else seed)]
+    if min(given, default=0) < 0 or max(given, default=0) >= 2**63:
+        raise ValueError(f"a seed must lie in 0..{2**63 - 1}")
+    if not one and len(given) != count:
+        raise ValueError(f"{len(given)} seeds were given for {count} images")
+    return image_seeds(given[0], count) if one else given
 
 
 def uniforms(seeds: Sequence[int], length: int) -> Tensor:

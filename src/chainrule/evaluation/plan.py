@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..core import Tokenizer
+from ..core.values import plain
 from ..data import DataConfig
 from ..decoding import Sampling
 from ..pipeline import Pipeline
@@ -112,7 +113,7 @@ def plan(model: str | os.PathLike, device: str = "cpu", **options: Any) -> Plan:
     Raises:
         ValueError: no such model, an option out of range, or one that would be ignored.
     """
-    name, settings = os.fspath(model), EvaluationSettings(**options)
+    name, settings = os.fspath(model), EvaluationSettings(**plain(options))
     loaded = open_model(name, device)
     return (_tokenizer_plan if isinstance(loaded, Tokenizer) else _pipeline_plan)(loaded, name, settings)
 

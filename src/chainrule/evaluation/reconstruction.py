@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..core import Tokenizer
+from ..core.values import as_tensor
 from ..data import ImageDataset
 from ..progress import progress
 from ..scorers.features import FeatureNetwork, perceptual_distance
@@ -37,7 +38,7 @@ def psnr(a: Tensor, b: Tensor) -> Tensor:
         >>> f"{psnr(black, black + 1).item():.2f} dB"
         '48.13 dB'
     """
-    _check(a, b)
+    a, b = _pair(a, b)
     error = (a.double() - b.double()).square().mean((1, 2, 3))
     return (10 * torch.log10(255**2 / error)).clamp(max=MAX_PSNR)
 
@@ -56,7 +57,7 @@ def ssim(a: Tensor, b: Tensor) -> Tensor:
     Raises:
         ValueError: an image that is smaller than the window.
     """
-    _check(a, b)
+    a, b = _pair(a, b)
     if min(a.shape[2:]) < WINDOW:
         raise ValueError(f"SSIM needs images of at least {WINDOW}x{WINDOW}, got {a.shape[2]}x{a.shape[3]}")
     count = len(a)
@@ -80,14 +81,17 @@ def ssim(a: Tensor, b: Tensor) -> Tensor:
 @torch.no_grad()
 def perceptual(a: Tensor, b: Tensor, network: FeatureNetwork) -> Tensor:
     """`perceptual_distance` of images uint8 (B, C, H, W): float (B,)."""
-    _check(a, b)
+    a, b = _pair(a, b)
     return perceptual_distance(network(a.float() / 255), network(b.float() / 255), network.weights)
 
 
-def _check(a: Tensor, b: Tensor) -> None:
+def _pair(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    """Images of one shape as tensors."""
+    a, b = as_tensor(a, "images"), as_tensor(b, "images")
     if a.dtype != torch.uint8 or b.dtype != torch.uint8 or a.ndim != 4 or a.shape != b.shape:
         given = " and ".join(f"{str(x.dtype)[6:]} {tuple(x.shape)}" for x in (a, b))
         raise ValueError(f"images and reconstructions must be uint8 (B, C, H, W) of one shape, got {given}")
+    return a, b
 
 
 # ---------------------------------------------------------------- of single images
@@ -133,7 +137,7 @@ def reconstruct(
     packed, found = tokenizer.packed(precision), []
     with progress("Reconstructing", len(images), "images") as done:
         for image in images:
-            original = image[None].to(tokenizer.device)
+            original = as_tensor(image, "image")[None].to(tokenizer.device)
             result = packed.decode(packed.encode(original))
             distance = None if network is None else perceptual(original, result, network).item()
             error = (original.float() - result.float()).abs().mean(1)[0].cpu()

@@ -6,10 +6,12 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from ..core import LearnedTokenizer
+from ..core.values import as_tensor
 from ..pipeline import Pipeline
 from ..progress import progress
 
@@ -49,7 +51,7 @@ def score(
     Raises:
         ValueError: images, labels or texts that the model cannot read.
     """
-    nats, maps = [], []
+    images, nats, maps = as_tensor(images, "images"), [], []
     with progress("Scoring", len(images), "images") as done:
         for start in range(0, len(images), BATCH):
             part = slice(start, start + BATCH)
@@ -69,4 +71,4 @@ def score(
 
 def _part(values, part: slice):
     """Those of a batch, where there is one value per image."""
-    return values if values is None or isinstance(values, (int, str)) else values[part]
+    return values if values is None or np.ndim(values) == 0 else values[part]

@@ -20,6 +20,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from ..core import Codes, Tokenizer
+from ..core.values import as_codes, as_tensor
 from ..files import parse_json
 from ..progress import progress
 from .model import tokenizer_hash
@@ -48,6 +49,8 @@ def encode(tokenizer: Tokenizer, images: Tensor, precision: str = "float32") -> 
         ValueError: images that the tokenizer cannot take, or of more than `MAX_PIXELS`, or a precision that it does not
             compute in.
     """
+    images = as_tensor(images, "images")
+    tokenizer.check_images(images)
     size = images_at_once(*images.shape[2:])
     packed, parts = tokenizer.packed(precision), []
     with progress("Encoding", len(images), "images") as done:
@@ -60,6 +63,7 @@ def encode(tokenizer: Tokenizer, images: Tensor, precision: str = "float32") -> 
 @torch.no_grad()
 def decode(tokenizer: Tokenizer, codes: Codes, precision: str = "float32") -> Tensor:
     """Images of many codes, a few at a time: uint8 (B, C, H, W) on the CPU; arguments and errors as `encode`."""
+    codes = as_codes(codes)
     (height, width), finest = tokenizer.image_shape[1:], tokenizer.spec.grids[-1]
     size = images_at_once(codes[-1].shape[1] * height // finest.height, codes[-1].shape[2] * width // finest.width)
     packed, parts = tokenizer.packed(precision), []

@@ -27,8 +27,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..core import class_number
+from ..core import class_numbers
 from ..core.checks import check_shares, check_sizes
+from ..core.values import as_tensor
 from ..images import check_images
 
 GROUP = 16
@@ -134,18 +135,12 @@ class Classifier(nn.Module):
             ValueError: no such class; from the scorer: more or fewer images than labels, or images of another shape.
         """
         names, count = self.config.class_names, self.config.num_classes
-        several = not isinstance(labels, (int, str))
-        if isinstance(labels, Tensor):
-            numbers = labels
-            if numbers.numel() and not (int(numbers.min()) >= 0 and int(numbers.max()) < count):
-                raise ValueError(f"labels must lie in 0..{count - 1}")
-        else:
-            wanted = labels if several else [labels]
-            numbers = torch.tensor([class_number(label, count, names, "classifier") for label in wanted])
+        numbers = class_numbers(labels, count, names, "classifier")
 
         @torch.no_grad()
         def score(images: Tensor) -> Tensor:
-            if several and len(images) != len(numbers):
+            images = as_tensor(images, "images")
+            if numbers.ndim and len(images) != len(numbers):
                 raise ValueError(f"{len(numbers)} labels are wanted of {len(images)} images")
             log_prob = self(images.to(self.output.weight.device)).float().log_softmax(1)
             return log_prob.gather(1, numbers.expand(len(images))[:, None].to(log_prob.device))[:, 0]

@@ -37,6 +37,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..core.checks import check_heads, check_shares, check_sizes
+from ..core.values import as_tensor
 from ..images import check_images
 from ..layers.encoder_decoder import MLP, EncoderBlock
 from ..layers.transformer import STD, initialize
@@ -284,6 +285,7 @@ class Reranker(nn.Module, TextScorer):
     def encode_images(self, images: Tensor) -> Tensor:
         """As above; images of another size are resized, grey ones are grey in all channels."""
         channels, height, width = self.config.image_shape
+        images = as_tensor(images, "images")
         check_images(images, sorted({1, channels}))
         images = images.to(self.log_scale.device).expand(-1, channels, -1, -1)
         if tuple(images.shape[2:]) != (height, width):

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from ..core import Codes, CodeSpec, LearnedTokenizer, Reconstruction
 from ..core.checks import check_sizes
+from ..core.values import as_codes, as_mask, as_tensor
 from ..kernels.rows import by_images
 from ._codebook import check_codebook
 from ._vector_quantizer import Quantized
@@ -164,12 +165,14 @@ class GridTokenizer(CellTokenizer):
     @torch.no_grad()
     def encode(self, images: Tensor) -> Codes:
         """uint8 (B, c, H, W), H and W multiples of f -> one grid (B, H/f, W/f, D)."""
+        images = as_tensor(images, "images")
         self.check_images(images)
         return (by_images(lambda one: self.encode_features(self.features(self.scale(one))), images),)
 
     @torch.no_grad()
     def decode(self, codes: Codes) -> Tensor:
         """One grid (B, h, w, D), of any h and w -> uint8 (B, c, f h, f w)."""
+        codes = as_codes(codes)
         self.check_codes(codes)
         return by_images(lambda one: to_uint8(self.decode_features(self.embed(one))), codes[0])
 
@@ -214,7 +217,7 @@ def check_images(images: Tensor, channels: int, factor: int = 1) -> None:
 
 def known_cells(mask: Tensor, factor: int) -> Tensor:
     """Cells all of whose pixels are known: bool (H, W) -> bool (H / factor * W / factor,) in raster order."""
-    return mask.unfold(0, factor, factor).unfold(1, factor, factor).flatten(2).all(-1).flatten()
+    return as_mask(mask).unfold(0, factor, factor).unfold(1, factor, factor).flatten(2).all(-1).flatten()
 
 
 def to_signed(images: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ..core import Codes, CodeSpec, GridSpec, Tokenizer, register
 from ..core.checks import check_range
+from ..core.values import as_codes, as_mask, as_tensor
 from ._grid import ImageConfig
 
 
@@ -39,16 +40,19 @@ class _Levels(Tokenizer):
         self.spec = CodeSpec(tuple(GridSpec(height // f, width // f, channels, config.levels) for f in factors))
 
     def encode(self, images: Tensor) -> Codes:
+        images = as_tensor(images, "images")
         self.check_images(images)
         levels = (images.permute(0, 2, 3, 1).long() * (self.config.levels - 1) * 2 + 255) // 510
         return tuple(levels[:, ::f, ::f].contiguous() for f in self.factors)
 
     def decode(self, codes: Codes) -> Tensor:
+        codes = as_codes(codes)
         self.spec.check(codes)
         highest = self.config.levels - 1
         return ((codes[-1] * 510 + highest) // (2 * highest)).to(torch.uint8).permute(0, 3, 1, 2).contiguous()
 
     def known_codes(self, mask: Tensor) -> Tensor:
+        mask = as_mask(mask)
         known = torch.cat([mask[::f, ::f].flatten() for f in self.factors])
         return known.repeat_interleave(self.config.image_channels)
 

@@ -37,6 +37,7 @@ from torch import Tensor, nn
 
 from ..core import Codes, Preset, Reconstruction, register
 from ..core.checks import check_sizes
+from ..core.values import as_codes
 from ..kernels.rows import by_images
 from ..layers.logit_laplace import logit_laplace_image, logit_laplace_log_prob, map_pixels
 from ..layers.transformer import attend
@@ -278,6 +279,7 @@ class ViTVQGAN(GridTokenizer):
 
     @torch.no_grad()
     def decode(self, codes: Codes) -> Tensor:
+        codes = as_codes(codes)
         self.check_codes(codes)
         pixels = by_images(lambda one: self.decode_features(self.embed(one)), codes[0])
         return (pixels.clamp(0, 1) * 255).round().to(torch.uint8)

@@ -30,6 +30,7 @@ from torch import Tensor, nn
 
 from ..core import Codes, CodeSpec, GridSpec, Preset, Reconstruction, register
 from ..core.checks import MAX_SIZE, check_range, check_sizes
+from ..core.values import as_codes, as_tensor
 from ..kernels.rows import by_images
 from ._grid import CellTokenizer, CodebookConfig, known_cells, square, to_uint8, to_unit
 from ._vector_quantizer import VectorQuantizer
@@ -190,6 +191,7 @@ class VQVAE2(CellTokenizer):
 
     @torch.no_grad()
     def encode(self, images: Tensor) -> Codes:
+        images = as_tensor(images, "images")
         self.check_images(images)
         return by_images(self._encode, images)
 
@@ -202,6 +204,7 @@ class VQVAE2(CellTokenizer):
 
     @torch.no_grad()
     def decode(self, codes: Codes) -> Tensor:
+        codes = as_codes(codes)
         self.check_codes(codes)
         return by_images(lambda *codes: to_uint8(self.decode_features(self.embed(codes))), *codes)
 

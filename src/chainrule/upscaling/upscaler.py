@@ -24,6 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..core.checks import check_sizes
+from ..core.values import as_tensor
 from ..kernels.rows import by_images
 from ..tokenizers._grid import check_images, to_signed, to_uint8
 
@@ -100,6 +101,7 @@ class Upscaler(nn.Module):
         Raises:
             ValueError: images of another type or number of channels.
         """
+        images = as_tensor(images, "images")
         check_images(images, self.config.image_channels)
         weight = self.conv_in.weight
         return by_images(lambda one: to_uint8(self(to_signed(one.to(weight.dtype)))), images.to(weight.device))
