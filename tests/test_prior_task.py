@@ -15,7 +15,7 @@ from chainrule.data import DataConfig, ImageDataset, augment
 from chainrule.priors.gated_pixelcnn import GatedPixelCNN
 from chainrule.recipe import NewModel, SavedTokenizer, build_recipe
 from chainrule.saving.model import tokenizer_hash
-from chainrule.strict import write_yaml
+from chainrule.strict import read_yaml, write_yaml
 from chainrule.text.bpe import TextConfig
 from chainrule.tokenizers.vqvae import VQVAE, VQVAEConfig
 from chainrule.training import EvaluationConfig, train
@@ -225,16 +225,30 @@ def test_another_tokenizer_at_the_same_path_is_noticed(saved, tmp_path):
     ("change", "sentence"),
     [
         ({"tokenizer": new("vqvae")}, r"vqvae must be trained before a prior over its codes; write tokenizer"),
-        ({"data": DataConfig("halves", split="small")}, r"for images \(1, 8, 12\), those of halves are \(1, 4, 12\)"),
+        ({"data": DataConfig("halves", split="odd")}, "halves are 6x12: .* must be multiples of 4, got 6"),
         ({"prior": new("gated_pixelcnn")}, "label_dropout would be ignored: the prior has no classes"),
         ({"prior": new("gated_pixelcnn", {"num_classes": 3})}, "the prior has num_classes 3 but halves has 2"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_trained_is_refused(saved, monkeypatch, change, sentence):
     if "data" in change:
-        monkeypatch.setattr("chainrule.training.tasks.examples.load", lambda c, *_: images(20, height=4))
+        monkeypatch.setattr("chainrule.training.tasks.examples.load", lambda c, *_: images(20, height=6))
     with pytest.raises(ValueError, match=sentence):
         replace(recipe(saved, label_dropout=0.1), **change).build()
+
+
+def test_a_prior_over_a_tokenizer_of_another_size(saved, monkeypatch, tmp_path):
+    """What was trained on 8x12 gives codes of 12x8 as well; the saved model is of that size."""
+    sizes = {"train": 40, "test": 30}
+    monkeypatch.setattr(
+        "chainrule.training.tasks.examples.load", lambda c, *_: images(sizes[c.split], height=12, width=8)
+    )
+    fit_recipe(recipe(saved, steps=2), tmp_path / "run")
+    model, own = chainrule.load(tmp_path / "run"), load_tokenizer(saved)
+    assert model.tokenizer.image_shape == (1, 12, 8) and model.sample(2, 0).shape == (2, 1, 12, 8)
+    upright = images(3, height=12, width=8).images
+    assert torch.equal(model.tokenizer.encode(upright)[0], own.encode(upright)[0])
+    assert read_yaml(tmp_path / "run" / "recipe.yaml")["tokenizer"]["hash"] == tokenizer_hash(own)
 
 
 def test_mistakes_in_the_recipe(saved):

@@ -25,7 +25,7 @@ from chainrule.training import EvaluationConfig, Hardware, TrainingConfig, train
 from chainrule.training.tasks.discriminators import AdversarialConfig
 from chainrule.training.tasks.examples import Examples
 from chainrule.training.tasks.losses import ImageLosses, LossesConfig, PerceptualConfig, adaptive_weight, known_loss
-from chainrule.training.tasks.tokenizer import TokenizerRecipe, TokenizerTask
+from chainrule.training.tasks.tokenizer import RefinedTokenizer, TokenizerRecipe, TokenizerTask
 from sizes import cases
 
 TINY = {"width": 16, "residual_width": 8, "num_blocks": 1, "codebook_size": 32, "embedding_dim": 8}
@@ -274,6 +274,39 @@ def test_recipe_without_prior_trains_its_tokenizer(tmp_path):
     assert card["steps"] == 4 and card["recipe"]["losses"] == plain["losses"]
 
 
+@pytest.mark.parametrize(("found", "preset"), LEARNED)
+def test_a_tokenizer_is_made_for_images_of_another_size(found, preset):
+    model = found.model(preset.config).eval()
+    channels, height, width = model.image_shape
+    try:
+        other = model.at_size(2 * height, width)
+    except ValueError as error:
+        assert "works on images of" in str(error) and found.name == "vit_vqgan"
+        return
+    assert other.image_shape == (channels, 2 * height, width) and not other.training
+    assert other.spec.length == 2 * model.spec.length
+    large = torch.randint(0, 256, (2, *other.image_shape), dtype=torch.uint8)
+    codes = model.encode(large)
+    other.spec.check(codes)
+    assert all(torch.equal(a, b) for a, b in zip(other.encode(large), codes, strict=True))
+    assert torch.equal(other.decode(codes), model.decode(codes))
+    assert model.at_size(height, width) is model
+    with pytest.raises(ValueError, match="must be"):
+        model.at_size(height + 1, width)
+
+
+def test_the_decoder_of_a_trained_tokenizer_learns_at_another_size(tmp_path):
+    zoo.save(build(size=16).model.tokenizer, tmp_path / "saved")
+    data = DataConfig("shapes", "train[:64]", size=32)
+    refined = RefinedTokenizer(path=str(tmp_path / "saved"), decoder={})
+    recipe = replace(RECIPE, tokenizer=refined, data=data, losses=LossesConfig())
+    (tmp_path / "r.yaml").write_text(write_yaml(recipe.plain()))
+    train(tmp_path / "r.yaml", tmp_path / "run", quiet=True)
+    trained = zoo.load(tmp_path / "run")
+    assert trained.image_shape == (3, 32, 32) and zoo.read_card(tmp_path / "run")["steps"] == 4
+    assert replace(recipe, data=replace(data, size=None)).build()[1].data.size == (16, 16)
+
+
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
@@ -282,7 +315,7 @@ def test_recipe_without_prior_trains_its_tokenizer(tmp_path):
         ({"data": DataConfig("shapes", size=16, binarize="threshold")}, "set data.binarize to none"),
         (
             {"tokenizer": NewModel(name="vqvae", options=TINY | {"image_height": 32})},
-            "is for images .3, 32, 16., the data has .3, ",
+            r"is for images \(3, 32, 16\), those of shapes are \(3, ",
         ),
     ],
 )

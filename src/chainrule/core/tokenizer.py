@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -135,6 +135,30 @@ class LearnedTokenizer(Tokenizer):
         alike = {key: value for key, value in mine.items() if key in new and value.shape == new[key].shape}
         other.load_state_dict(alike, strict=False)
         return other
+
+    def at_size(self, height: int, width: int) -> LearnedTokenizer:
+        """This tokenizer made for images of another size, with the same weights, for a prior at that size.
+
+        Args:
+            height, width: of the images, in pixels.
+
+        Raises:
+            ValueError: a size that its strides do not allow, or weights that belong to one size.
+        """
+        if (height, width) == self.image_shape[1:]:
+            return self
+        size = {"image_height": height, "image_width": width}
+        other = type(self)(replace(self.encoder_config or self.config, **size))
+        if self.encoder_config is not None:
+            other = other.with_decoder(replace(self.config, **size))
+        mine, new = self.state_dict(), other.state_dict()
+        if any(value.shape != new[key].shape for key, value in mine.items()):
+            raise ValueError(
+                f"this {self.name} works on images of {self.image_shape[1]}x{self.image_shape[2]} only, since it has "
+                f"weights for each of their places, and not on {height}x{width}"
+            )
+        other.load_state_dict(mine)
+        return other.to(self.device).train(self.training)
 
     def same_codes(self, other: Tokenizer) -> bool:
         """Whether another tokenizer encodes as this one does: by the same weights, bit for bit."""

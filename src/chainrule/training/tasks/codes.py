@@ -8,14 +8,42 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ...core import Codes, GridSpec, Tokenizer
+from ...core import Codes, GridSpec, LearnedTokenizer, Tokenizer
 from ...data import ImageDataset, binarize
 from ...data.cache import cached_arrays, create_array
 from ...progress import progress
 from ...saving.model import tokenizer_hash
 from ...zoo import load_tokenizer
+from .examples import Examples
 
 IMAGES_AT_ONCE = 32
+
+
+def fit_to(tokenizer: Tokenizer, examples: Examples) -> Tokenizer:
+    """A trained tokenizer for the size of these images, see `LearnedTokenizer.at_size`.
+
+    Raises:
+        ValueError: a size that it cannot have, or another number of channels.
+    """
+    channels, height, width = examples.training.image_shape
+    if isinstance(tokenizer, LearnedTokenizer) and channels == tokenizer.image_shape[0]:
+        try:
+            return tokenizer.at_size(height, width)
+        except ValueError as error:
+            name = examples.training.name
+            raise ValueError(f"the images of {name} are {height}x{width}: {error}; set data.size") from error
+    check_shape(tokenizer, examples)
+    return tokenizer
+
+
+def check_shape(tokenizer: Tokenizer, examples: Examples) -> None:
+    """Raises ValueError unless a tokenizer is for images of this size and number of channels."""
+    wanted, found = tokenizer.image_shape, examples.training.image_shape
+    if found != wanted:
+        raise ValueError(
+            f"the tokenizer is for images {wanted}, those of {examples.training.name} are {found} (channels, height, "
+            "width); set data.size and data.channels"
+        )
 
 
 def open_tokenizer(path: str, wanted: str | None) -> tuple[Tokenizer, str]:

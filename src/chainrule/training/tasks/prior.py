@@ -22,7 +22,7 @@ from ...zoo import load_kind
 from ..engine.config import EvaluationConfig, TrainingConfig, check_at_least, check_share
 from ..engine.order import derive_seed
 from .captions import Captions, check_captions, learn_text
-from .codes import cached_codes, encode, open_tokenizer
+from .codes import cached_codes, check_shape, encode, fit_to, open_tokenizer
 from .examples import Examples, ExamplesTask, load_examples, sized
 
 PREVIEW_IMAGES = 16
@@ -326,12 +326,7 @@ class PriorRecipe(Recipe, kind="prior"):
         torch.manual_seed(derive_seed(self.training.seed, "weights"))
         parts = self._open() if isinstance(self.prior, SavedPrior) else self._new()
         examples = parts.examples
-        shape = parts.tokenizer.image_shape
-        if shape != examples.training.image_shape:
-            raise ValueError(
-                f"the tokenizer is for images {shape}, those of {examples.training.name} are "
-                f"{examples.training.image_shape} (channels, height, width); set data.size and data.channels"
-            )
+        check_shape(parts.tokenizer, examples)
         card = examples.card(parts.recipe)
         task = PriorTask(parts.tokenizer, parts.prior, examples, self.training, parts.captions, card)
         task.keep_codes(device, quiet)
@@ -359,6 +354,7 @@ class PriorRecipe(Recipe, kind="prior"):
             tokenizer, found_hash = open_tokenizer(self.tokenizer.path, self.tokenizer.hash)
             tokenizer_section = replace(self.tokenizer, hash=found_hash)
             examples = load_examples(sized(self.data, tokenizer.image_shape), self.evaluation)
+            tokenizer = fit_to(tokenizer, examples)
         else:
             examples = load_examples(self.data, self.evaluation, LARGEST_OF_PIXELS)
             tokenizer, tokenizer_section = self._tokenizer_of_pixels(examples)

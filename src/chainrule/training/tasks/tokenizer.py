@@ -19,8 +19,8 @@ from ...strict import build_dataclass, section, to_plain
 from ...zoo import save
 from ..engine.config import EvaluationConfig, TrainingConfig
 from ..engine.order import derive_seed
-from .codes import open_tokenizer
-from .examples import Examples, load_examples
+from .codes import check_shape, fit_to, open_tokenizer
+from .examples import Examples, load_examples, sized
 from .images import ImageTask, check_images
 from .losses import ImageLosses, LossesConfig, load_image_losses
 
@@ -205,14 +205,17 @@ class TokenizerRecipe(Recipe, kind="tokenizer"):
         refined = isinstance(self.tokenizer, RefinedTokenizer)
         if not refined and not issubclass(entry("tokenizers", self.tokenizer.name).model, LearnedTokenizer):
             raise ValueError(f"the tokenizer {self.tokenizer.name} has nothing to learn; add the section 'prior'")
-        examples = load_examples(self.data, self.evaluation)
         torch.manual_seed(derive_seed(self.training.seed, "weights"))
-        tokenizer, tokenizer_section = self.tokenizer.open() if refined else self._new(examples)
-        shape = examples.training.image_shape
-        if tokenizer.image_shape != shape:
-            raise ValueError(f"the tokenizer is for images {tokenizer.image_shape}, the data has {shape}")
+        if refined:
+            tokenizer, tokenizer_section = self.tokenizer.open()
+            examples = load_examples(sized(self.data, tokenizer.image_shape), self.evaluation)
+            tokenizer = fit_to(tokenizer, examples)
+        else:
+            examples = load_examples(self.data, self.evaluation)
+            tokenizer, tokenizer_section = self._new(examples)
+            check_shape(tokenizer, examples)
         recipe = replace(self, data=examples.data, tokenizer=tokenizer_section)
-        losses = load_image_losses(self.losses, shape)
+        losses = load_image_losses(self.losses, examples.training.image_shape)
         return TokenizerTask(tokenizer, examples, losses, examples.card(recipe), decoder_only=refined), recipe
 
     def _new(self, examples: Examples) -> tuple[LearnedTokenizer, NewModel]:
