@@ -70,7 +70,11 @@ def test_values_arrive():
         ("{steps: 3, compile: 1}", "r.yaml: 'training.compile' must be auto or true or false, got 1"),
         ("{steps: 3, inner: {sise: 1}}", "r.yaml: unknown key 'sise' in 'training.inner'; did you mean 'size'?"),
         ("{steps: 3, steps: 4}", "r.yaml: not valid YAML: the key 'steps' is given twice"),
-        ("{steps: 3", "r.yaml: not valid YAML: "),
+        ("{steps: 3", "r.yaml: not valid YAML: line 1 has a list or mapping that is not closed"),
+        ("steps: a: 3", "r.yaml: not valid YAML: line 1 has a second ': ' in a line"),
+        ("steps: !a 3", "r.yaml: not valid YAML: line 1 has a tag, a word that begins with '!'"),
+        ("steps: *a", "r.yaml: not valid YAML: line 1 has a name after '*' that stands for nothing"),
+        ("steps: |x", "r.yaml: not valid YAML: line 1 has something that is no YAML"),
     ],
 )  # fmt: skip
 def test_one_sentence_for_every_mistake(text, sentence):
@@ -90,6 +94,8 @@ def test_one_sentence_for_every_mistake(text, sentence):
         ({"decay_share": 0.1}, "decay_share belongs to the schedule wsd"),
         ({"schedule": "wsd"}, "decay_share belongs to the schedule wsd"),
         ({"warmup_steps": 11}, "warmup_steps"),
+        ({"batch_size": 2**63}, "batch_size must be at most 1,048,576, got 9,223,372,036,854,775,808"),
+        ({"steps": 2**31 + 1}, "steps must be at most 2,147,483,648"),
     ],
 )
 def test_training_ranges(change, sentence):
@@ -109,6 +115,18 @@ def test_overrides():
             recipe.apply_override(mapping, wrong)
     with pytest.raises(ValueError, match="plain value"):
         recipe.apply_override(mapping, "training.steps.x=1")
+
+
+def test_long_overrides_make_short_sentences():
+    for wrong in (
+        "training.steps=" + "x" * 5000,
+        "x" * 5000,
+        "training." + "x" * 5000 + "=1",
+        "training.steps=[" * 999,
+    ):
+        with pytest.raises(ValueError) as error:
+            recipe.read_recipe("mnist_pixelcnn", [*["training.steps=2"] * 500, wrong])
+        assert len(str(error.value)) < 1000
 
 
 def test_unknown_recipe_names_the_nearest():

@@ -19,6 +19,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from chainrule.official.reader import Stub, module_tensors, read_checkpoint, sha256
+from chainrule.official.sources import config_files, has_mark
 
 CONTAINERS = {"zip": {}, "legacy": {"_use_new_zipfile_serialization": False}}
 container = pytest.mark.parametrize("container", CONTAINERS)
@@ -290,6 +291,15 @@ def test_other_files_are_named_as_such(tmp_path):
     assert "not one that torch.save wrote" in refusal(tmp_path / "a.pkl")
     (tmp_path / "a.safetensors").write_bytes(b"\x10" + bytes(7) + b"{")
     assert "damaged" in refusal(tmp_path / "a.safetensors")
+
+
+def test_an_empty_file_is_not_read(tmp_path):
+    """Files of the system have no size either, and reading some of them does not end."""
+    (tmp_path / "a.ckpt").touch()
+    os.mkfifo(tmp_path / "config.yaml")
+    assert not has_mark(tmp_path / "a.ckpt", "") and config_files(tmp_path) == []
+    with pytest.raises(ValueError, match=r"a\.ckpt is an empty file, cut short or damaged"):
+        read_checkpoint(tmp_path / "a.ckpt")
 
 
 def test_modules_in_a_circle_end():

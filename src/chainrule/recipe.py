@@ -24,9 +24,11 @@ from pathlib import Path
 from typing import Any, ClassVar, get_type_hints
 
 from .core import entry
-from .strict import build_dataclass, check_keys, nearest, parse_yaml, read_yaml, rest, to_plain
+from .strict import build_dataclass, check_keys, cut, nearest, parse_yaml, read_yaml, rest, shown, to_plain
 
 RECIPES = Path(__file__).parent / "recipes"
+MAX_NAMED = 12
+"""Overrides of a recipe that its name in a message has."""
 
 
 class Recipe(ABC):
@@ -170,7 +172,7 @@ def read_recipe(name: str | os.PathLike, overrides: Sequence[str] = ()) -> Recip
 
 def describe(name: str | os.PathLike, overrides: Sequence[str] = ()) -> str:
     """A recipe and its overrides, as messages call them."""
-    return " ".join([Path(name).name, *overrides])
+    return " ".join([Path(name).name, *map(cut, overrides[:MAX_NAMED]), *["…"] * (len(overrides) > MAX_NAMED)])
 
 
 @contextmanager
@@ -201,7 +203,7 @@ def build_recipe(mapping: Mapping[str, Any], where: str) -> Recipe:
         if name not in mapping and not optional:
             raise ValueError(f"{where}: the section {name!r} is missing")
         if not isinstance(mapping.get(name, {}), Mapping):
-            raise ValueError(f"{where}: {name!r} must hold keys and values, got {mapping[name]!r}")
+            raise ValueError(f"{where}: {name!r} must hold keys and values, got {shown(mapping[name])}")
     return build_dataclass(kind, mapping, where)
 
 
@@ -244,9 +246,10 @@ def apply_override(mapping: dict[str, Any], override: str) -> None:
     name, equals, text = override.partition("=")
     keys = name.strip().split(".")
     if not equals or len(keys) < 2 or not all(keys):
-        raise ValueError(f"an override reads section.key=value, such as training.steps=200, got {override!r}")
+        raise ValueError(f"an override reads section.key=value, such as training.steps=200, got {shown(override)}")
     for depth, key in enumerate(keys[:-1]):
         mapping = mapping.setdefault(key, {})
         if not isinstance(mapping, dict):
-            raise ValueError(f"{override!r} reaches into {'.'.join(keys[: depth + 1])!r}, which holds a plain value")
-    mapping[keys[-1]] = parse_yaml(text, override)
+            above = shown(".".join(keys[: depth + 1]))
+            raise ValueError(f"{shown(override)} reaches into {above}, which holds a plain value")
+    mapping[keys[-1]] = parse_yaml(text, cut(override))

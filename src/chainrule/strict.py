@@ -37,6 +37,20 @@ MAX_DEPTH = 50
 """No YAML file nests lists and mappings deeper."""
 MAX_SHOWN = 80
 """Characters of a value that an error shows."""
+_PROBLEMS = {  # a part of PyYAML's message: what is wrong, and what would be right
+    "mapping values are not allowed": "a second ': ' in a line; put a text that holds ': ' in quotes",
+    "could not find expected ':'": "a key without ':'",
+    "that cannot start any token": "a tab, or a character that no value begins with; indent with spaces, or use quotes",
+    "undefined alias": "a name after '*' that stands for nothing; put a text that begins with '*' in quotes",
+    "duplicate anchor": "a name after '&' that is given twice",
+    "expected <block end>": "lines that belong together but are indented differently, or more after the end of a quote",
+    "expected ',' or": "a list or mapping that is not closed, or without a comma between two values",
+    "unexpected end of stream": "a quote that is not closed",
+    "while scanning a quoted scalar": "a quote that is not closed",
+    "could not determine a constructor": "a tag, a word that begins with '!'; leave it out, or put the text in quotes",
+    "but found another document": "several documents, with a line of dashes between them; keep one",
+    "escape": "a backslash that stands for no character; use single quotes",
+}
 
 
 # ---------------------------------------------------------------- YAML
@@ -109,8 +123,11 @@ def parse_yaml(text: str, where: str) -> Any:
     try:
         return yaml.load(text, _Loader)
     except yaml.MarkedYAMLError as error:
-        place = "" if error.problem_mark is None else f" (line {error.problem_mark.line + 1})"
-        raise _error(where, f"not valid YAML: {' '.join(str(error.problem).split())}{place}") from None
+        mark, said = error.problem_mark, f"{error.context} {error.problem}"
+        problem = next((ours for theirs, ours in _PROBLEMS.items() if theirs in said), "something that is no YAML")
+        raise _error(
+            where, f"not valid YAML: {'' if mark is None else f'line {mark.line + 1} has '}{problem}"
+        ) from None
     except yaml.reader.ReaderError as error:
         line = text.count("\n", 0, error.position) + 1
         raise _error(where, f"not valid YAML: line {line} holds a control character") from None
@@ -250,7 +267,11 @@ def _wrong(value: Any, hint: Any, where: str, name: str) -> ValueError:
 
 def shown(value: Any) -> str:
     """`repr` of a value, cut where it is long."""
-    text = repr(value)
+    return cut(repr(value))
+
+
+def cut(text: str) -> str:
+    """A text, or its beginning where it is longer than `MAX_SHOWN`."""
     return text if len(text) <= MAX_SHOWN else f"{text[: MAX_SHOWN - 1]}…"
 
 

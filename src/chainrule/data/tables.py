@@ -64,11 +64,6 @@ def quiet() -> Iterator[None]:
             datasets.enable_progress_bars()
 
 
-def reason(error: Exception) -> str:
-    """An error's class and first line."""
-    return f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else 'no message'}"
-
-
 def _cells(table: Any, column: str) -> Iterator[bytes | str | None]:
     for chunk in table.iter(batch_size=CHUNK):
         for cell in chunk[column]:

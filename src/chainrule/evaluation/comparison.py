@@ -157,7 +157,7 @@ def read_set(path: str | Path, network: Inception) -> ImageSet:
         with np.load(path) as file:
             arrays = {key: file[key] for key in ("arr_0", "mu", "sigma", "mu_s", "sigma_s") if key in file}
     except (OSError, ValueError, BadZipFile) as error:
-        raise ValueError(f"{path} is no readable .npz file ({error})") from error
+        raise ValueError(f"{path} is no readable .npz file of numbers") from error
     images, found = arrays.get("arr_0"), None
     if images is not None:
         if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] != 3 or len(images) < 2:

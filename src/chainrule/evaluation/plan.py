@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..core import Tokenizer
+from ..core.checks import MAX_SIZE
 from ..core.values import plain
 from ..data import DataConfig
 from ..decoding import Sampling
@@ -57,6 +58,17 @@ class EvaluationSettings:
     against: str | None = None
     sampling: Mapping[str, Any] = field(default_factory=dict)
     features: str | None = None
+
+    def __post_init__(self) -> None:
+        for name, low, high in (
+            ("limit", 1, None), ("batch_size", 1, MAX_SIZE), ("seeds", 1, MAX_SIZE), ("seed", 0, None),
+            ("samples", 0, None),
+        ):  # fmt: skip
+            value = getattr(self, name)
+            if value is not None and not (low <= value and (high is None or value <= high)):
+                raise ValueError(
+                    f"{name} must be at least {low}{f' and at most {high:,}' if high else ''}, got {value}"
+                )
 
     def given(self) -> dict[str, Any]:
         """The options that differ from their defaults, those of `sampling` by their own names."""

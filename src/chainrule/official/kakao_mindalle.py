@@ -95,7 +95,7 @@ def read_char_bpe(vocabulary: Path, merges: Path, length: int) -> BPETokenizer:
     try:
         theirs = CharBPETokenizer.from_file(str(vocabulary), str(merges), unk_token="[UNK]", lowercase=True)
     except Exception as error:  # the package raises no narrower class
-        raise ValueError(f"{vocabulary.name} or {merges.name} is missing or damaged ({error})") from None
+        raise ValueError(f"{vocabulary.name} or {merges.name} is missing or damaged") from error
     if theirs.token_to_id("[PAD]") != 0:
         raise ValueError(f"[PAD] must be token 0 of {vocabulary.name}, is {theirs.token_to_id('[PAD]')}")
     theirs.add_special_tokens(["[PAD]"])

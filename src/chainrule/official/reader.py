@@ -75,6 +75,8 @@ def read_checkpoint(path: str | os.PathLike) -> Any:
 
 def foreign(path: Path) -> str | None:
     """What a file is, by its beginning, if something else was put in the place of a release's file; else None."""
+    if not path.stat().st_size:  # as files of the system have, some of which never end
+        return "an empty file, cut short or damaged"
     with path.open("rb") as file:
         begin, tar = file.read(512).removeprefix(b"\xef\xbb\xbf").lstrip().lower(), file.seek(257) and file.read(5)
     if tar == b"ustar":

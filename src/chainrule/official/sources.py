@@ -34,7 +34,7 @@ def config_files(source: Path) -> list[Path]:
     folders = [folder, folder / "configs"]
     if folder.name == "checkpoints":
         folders += [folder.parent, folder.parent / "configs"]
-    return [path for folder in folders for path in sorted(folder.glob("*.y*ml"))]
+    return [path for folder in folders for path in sorted(folder.glob("*.y*ml")) if path.is_file()]
 
 
 def folder_of(source: Path) -> Path:
@@ -135,7 +135,7 @@ def marked_files(source: Path, mark: str) -> list[Path]:
 
 def has_mark(path: Path, mark: str) -> bool:
     """Whether a name stands in the first megabyte of a file: names come before numbers."""
-    if not path.is_file():
+    if not path.is_file() or not path.stat().st_size:
         return False
     try:
         with path.open("rb") as file:

@@ -63,7 +63,11 @@ def push(
             url = api.create_repo(repo_id, private=private, exist_ok=True)
             api.upload_folder(repo_id=repo_id, folder_path=whole, commit_message=f"A {saved.kind} of chainrule")
         except (HfHubHTTPError, HFValidationError) as error:
-            raise ValueError(f"the hub refuses {repo_id}: {' '.join(str(error).split())}") from error
+            status = getattr(getattr(error, "response", None), "status_code", None)
+            why = {401: "the token is wrong or missing", 403: "the token may not write there"}.get(
+                status, "no name that it allows" if status is None else f"its answer is {status}"
+            )
+            raise ValueError(f"the hub refuses {repo_id}: {why}") from error
     return str(url)
 
 

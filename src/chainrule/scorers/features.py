@@ -273,7 +273,8 @@ def _vgg16_lpips(side: int) -> VGG16LPIPS:
         linear = download(LPIPS_URL, file_name="lpips-0.1-vgg.pth")
     except (OSError, RuntimeError) as error:
         raise ValueError(
-            f"the weights of vgg16_lpips cannot be downloaded ({error}); efficientnet_lite0 needs no download"
+            f"the weights of vgg16_lpips cannot be downloaded ({type(error).__name__}); efficientnet_lite0 needs no "
+            "download"
         ) from error
     convolutions = [layer for layer in network.stages.modules() if isinstance(layer, nn.Conv2d)]
     keys = [key.removesuffix(".weight") for key in kernels if key.startswith("features.") and key.endswith(".weight")]

@@ -194,9 +194,9 @@ def load_inception(path: str | Path | None = None, side: int = 0) -> Inception:
             tensors = torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, RuntimeError) as error:
         if path is not None:
-            raise ValueError(f"{path} is no file of weights ({error})") from error
+            raise ValueError(f"{path} is no file of weights, or cannot be read") from error
         raise ValueError(
-            f"the weights of inception cannot be downloaded ({error}); give a path to {FILE}, or take "
+            f"the weights of inception cannot be downloaded ({type(error).__name__}); give a path to {FILE}, or take "
             "efficientnet_lite0, which needs no download"
         ) from error
     network = Inception(side)

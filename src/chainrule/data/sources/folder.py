@@ -14,7 +14,7 @@ from ..account import Finding
 from ..config import DataConfig
 from ..picture_folder import PictureFolder
 from ..source import Source
-from ..tables import TableSource, quiet, reason
+from ..tables import TableSource, quiet
 from ..tree import Listing, is_archive
 
 PRIORITY = 1
@@ -71,7 +71,9 @@ class FolderSource(TableSource):
             with quiet():
                 tables = self.open(scratch)
         except Exception as error:
-            raise ValueError(f"the folder {self.local} cannot be read as a data set ({reason(error)})") from error
+            raise ValueError(
+                f"the folder {self.local} cannot be read as a data set ({type(error).__name__})"
+            ) from error
         return tables if isinstance(tables, dict) else {"train": tables}
 
     def findings(self) -> list[Finding]:

@@ -69,8 +69,7 @@ def load_checkpoint(folder: Path, report: Callable[[str], object]) -> dict[str, 
         try:
             return torch.load(path, map_location="cpu", weights_only=True)
         except Exception as error:
-            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-            report(f"{path} is damaged ({reason.rstrip('.')}); trying the one before it")
+            report(f"{path} is damaged ({type(error).__name__}); trying the one before it")
     if paths:
         raise ValueError(f"no checkpoint in {folder} can be read; remove the folder to start again")
     return None

@@ -7,6 +7,8 @@ from typing import Literal
 
 LEARNING_RATES = {"muon": 2e-3, "adam": 1e-3, "adamw": 1e-3, "adamax": 2e-3, "rmsprop": 1e-3}
 """By optimizer, the learning rate where a recipe gives none: for small models and batches of about 32 images."""
+MAX_BATCH, MAX_STEPS = 1 << 20, 1 << 31
+"""No batch has more images, and no run more steps."""
 WARMUP_STEPS = 100
 """Steps of the warm-up where a recipe gives none; of a short run a tenth of the steps."""
 
@@ -16,6 +18,13 @@ def check_at_least(config: object, smallest: float, *names: str) -> None:
     for name in names:
         if getattr(config, name) < smallest:
             raise ValueError(f"{name} must be at least {smallest}, got {getattr(config, name)}")
+
+
+def check_at_most(config: object, largest: int, *names: str) -> None:
+    """Raises ValueError unless these fields of a config are at most `largest`."""
+    for name in names:
+        if getattr(config, name) > largest:
+            raise ValueError(f"{name} must be at most {largest:,}, got {getattr(config, name):,}")
 
 
 def check_share(config: object, *names: str) -> None:
@@ -75,6 +84,8 @@ class TrainingConfig:
             object.__setattr__(self, "learning_rate", LEARNING_RATES[self.optimizer])
         check_at_least(self, 1, "steps", "batch_size", "save_every", "log_every")
         check_at_least(self, 0, "weight_decay", "gradient_clip", "sample_every", "seed")
+        check_at_most(self, MAX_BATCH, "batch_size")
+        check_at_most(self, MAX_STEPS, "steps")
         check_share(self, "ema_decay")
         if not self.learning_rate > 0:
             raise ValueError(f"learning_rate must be above 0, got {self.learning_rate}")
@@ -112,3 +123,4 @@ class EvaluationConfig:
 
     def __post_init__(self) -> None:
         check_at_least(self, 1, "every", "limit", "batch_size")
+        check_at_most(self, MAX_BATCH, "batch_size")
