@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..data import cache
 from ..data.images import decode
-from ..evaluation import psnr
+from ..evaluation import load_features, psnr
 from ..files import write_file
 from ..images import to_pil
 from ..pictures import png
@@ -26,13 +26,14 @@ from ..zoo import load_tokenizer
 from .look import Example, Look
 
 FEW = 2000
-"""Below this many pictures, a bundled tokenizer is tried."""
+"""Below this many pictures, a bundled tokenizer is tried, and a bundled prior that reads captions."""
+FINE_TUNING_RATE = 5e-4
+"""Learning rate of a bundled prior that is trained further: a quarter of what a new one gets."""
 ENOUGH_PSNR = 24.0
 """dB, mean over the examples, from which a bundled tokenizer is taken."""
-ENOUGH_STEPS = 2000
-"""Steps that the larger models must have time for; otherwise the smaller ones are trained."""
-TOKENIZER_SHARE = 0.35
+TOKENIZER_SHARE = 0.3
 """Share of the training time that the tokenizer gets."""
+FROM_NOTHING = "prior-from-nothing"
 RESERVE = 0.15
 """Share of the whole time for loading, evaluating and the report."""
 
@@ -41,26 +42,44 @@ RESERVE = 0.15
 class StagePlan:
     """A training to come.
 
-    name:    of its recipe and of its run: "tokenizer" or "prior"
+    name:    of its recipe and of its run: "tokenizer", "prior", or "prior-from-nothing", with which a prior that began
+             as a bundled one is compared
     recipe:  all sections; the prior's tokenizer is in the run beside it, see `with_tokenizer`
     seconds: of a step, measured
+    given:   keys that the user has given, such as "training.save_every": they stay
     """
 
     name: str
     recipe: dict[str, Any]
     seconds: float
+    given: tuple[str, ...] = ()
 
     @property
     def steps(self) -> int:
         """Steps that the recipe asks for."""
         return self.recipe["training"]["steps"]
 
+    @property
+    def model(self) -> str:
+        """The name of what is trained, registered or bundled."""
+        section = self.recipe["prior" if "prior" in self.recipe else "tokenizer"]
+        return section.get("name") or section["path"]
+
     def with_steps(self, steps: int) -> StagePlan:
         """The stage with another number of steps; evaluations and checkpoints follow."""
-        every = {"save_every": max(1, round(60 / self.seconds)), "log_every": max(1, steps // 100), "sample_every": 0}
-        training = self.recipe["training"] | {"steps": steps} | every
-        evaluation = {"every": max(1, steps // 10), "limit": 500} | self.recipe["evaluation"]
-        return replace(self, recipe=self.recipe | {"training": training, "evaluation": evaluation})
+        every = {
+            "training": {
+                "save_every": max(1, round(60 / self.seconds)),
+                "log_every": max(1, steps // 100),
+                "sample_every": 0,
+            },
+            "evaluation": {"every": max(1, steps // 10), "limit": 500},
+        }
+        recipe = {
+            name: self.recipe[name] | {k: v for k, v in values.items() if f"{name}.{k}" not in self.given}
+            for name, values in every.items()
+        }
+        return replace(self, recipe=self.recipe | recipe | {"training": recipe["training"] | {"steps": steps}})
 
     def with_tokenizer(self, path: str) -> StagePlan:
         """The stage with the tokenizer of a folder, if it needs one."""
@@ -77,7 +96,7 @@ class FitPlan:
     condition: "label", "caption" or "nothing"
     stages:    trainings one after the other
     bundled:   name of a bundled tokenizer that is used, or None
-    tried:     sentence about a bundled tokenizer that was measured, or ""
+    notes:     sentences about choices that are not plain
     memory:    bytes of this process after the measured steps
     """
 
@@ -87,7 +106,7 @@ class FitPlan:
     condition: str
     stages: tuple[StagePlan, ...]
     bundled: str | None
-    tried: str
+    notes: tuple[str, ...]
     memory: int
 
     def plain(self) -> dict[str, Any]:
@@ -107,13 +126,12 @@ class FitPlan:
             ("system", next(system.title for system in SYSTEMS if system.key == self.system)),
             ("conditioned on", self.condition),
         ]
-        found += [("bundled tokenizer", self.tried)] if self.tried else []
         for stage in self.stages:
-            minutes, name = stage.steps * stage.seconds / 60, stage.recipe.get(stage.name, {}).get("name", "")
-            text = f"{name}, {stage.steps:,} steps of {stage.seconds:.2f} s (measured): {minutes:.1f} minutes"
+            minutes = stage.steps * stage.seconds / 60
+            text = f"{stage.model}, {stage.steps:,} steps of {stage.seconds:.2f} s (measured): {minutes:.1f} minutes"
             found.append((stage.name, text))
         found.append(("memory", f"about {(self.memory + look.count * 3 * look.size**2) / 2**30:.1f} GiB"))
-        return found
+        return found + [("note", sentence) for sentence in self.notes]
 
 
 def make_plan(look: Look, examples: Sequence[Example], wish: Mapping[str, Any]) -> FitPlan:
@@ -129,25 +147,26 @@ def make_plan(look: Look, examples: Sequence[Example], wish: Mapping[str, Any]) 
     system, overrides = _system(wish["system"], look), wish["overrides"]
     if system.pixels:
         look = replace(look, size=min(look.size, 32))
-    sizes = [[_recipe(stage, look, system, overrides) for stage in stages] for stages in _sizes(system, overrides)]
-    size = sizes[0][0]["data"]["size"]
+    stages = _stages(system, overrides, look.size)
+    recipes = [_recipe(stage, look, system, overrides) for stage in stages]
+    size = recipes[0]["data"]["size"]
     if not isinstance(size, int):
         raise ValueError(f"data.size must be one number, the height and width, got {size}")
-    look, seconds = replace(look, size=size), wish["minutes"] * 60 * (1 - RESERVE)
+    look, seconds, notes = replace(look, size=size), wish["minutes"] * 60 * (1 - RESERVE), _without_weights(recipes)
     with cache.scratch() as scratch, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about the examples, not about the folder
         images = _write_examples(scratch / "examples", examples, look)
         own = any(override.startswith("tokenizer.") for override in overrides)
         bundled, tried = (None, "") if own else _bundled(system, look, images)
-        for number, recipes in enumerate(sizes):
-            recipes = [recipe for recipe in recipes if "prior" in recipe or not bundled]
-            last = number == len(sizes) - 1
-            stages = _timed(recipes, scratch / str(number), bundled, seconds, 1 if last else ENOUGH_STEPS)
-            if len(stages) == len(recipes):
-                break
+        if bundled:
+            recipes = _from_bundled(system, recipes, overrides)
+        stages = _timed(recipes, scratch, bundled, seconds, overrides)
+    notes += [tried] if tried else []
+    if len(recipes) > 1 and bundled:
+        notes.append("half of the time trains a prior from nothing, and the better of the two is the model")
     return FitPlan(
         wish=dict(wish), look=look, system=system.key, condition=_condition(system, look), stages=tuple(stages),
-        bundled=bundled, tried=tried, memory=_memory(),
+        bundled=bundled, notes=tuple(notes), memory=_memory(),
     )  # fmt: skip
 
 
@@ -165,17 +184,42 @@ def _condition(system: System, look: Look) -> str:
     return "nothing" if system.wants == "label" and len(look.classes) < 2 else system.wants
 
 
-def _sizes(system: System, overrides: Sequence[str]) -> list[tuple[Mapping[str, Any], ...]]:
-    """The stages of a system, larger ones first: of the recipes of the bundled model, and of the timeline.
-
-    Where the user changes the models, those of the timeline are what changes.
-    """
+def _stages(system: System, overrides: Sequence[str], size: int) -> Sequence[Mapping[str, Any]]:
+    """The stages of a system: the recipes of its bundled model, if that is for images of this size, or else those of
+    the timeline, which are smaller.  Where the user changes the models, those of the timeline are what changes."""
     if not system.bundled or any(override.startswith(("tokenizer.", "prior.")) for override in overrides):
-        return [system.stages]
+        return system.stages
     prior = read_yaml(find_recipe(system.bundled))
-    tokenizer = read_yaml(find_recipe(prior["tokenizer"]["path"]))
-    tokenizer.pop("losses", None)  # they need weights that are not always installed
-    return [(tokenizer, prior | {"tokenizer": {"path": TOKENIZER}}), system.stages]
+    if prior["data"]["size"] != size:
+        return system.stages
+    return read_yaml(find_recipe(prior["tokenizer"]["path"])), prior | {"tokenizer": {"path": TOKENIZER}}
+
+
+def _without_weights(recipes: Sequence[dict[str, Any]]) -> list[str]:
+    """Takes the perceptual loss out of recipes where the weights of its network are not installed, and says so."""
+    found = []
+    for losses in [recipe["losses"] for recipe in recipes if "perceptual" in recipe.get("losses", {})]:
+        try:
+            load_features(losses["perceptual"]["network"])
+        except ValueError as error:
+            del losses["perceptual"]
+            found.append(f"the tokenizer is trained without a perceptual loss, and will be less sharp: {error}")
+    return found
+
+
+def _from_bundled(system: System, recipes: Sequence[dict[str, Any]], overrides: Sequence[str]) -> list[dict[str, Any]]:
+    """The trainings on a bundled tokenizer: of a new prior; then, if captions are read, of the bundled prior.
+
+    A bundled prior of classes knows its own classes only.
+    """
+    (new,) = (recipe for recipe in recipes if "prior" in recipe)
+    if system.wants != "caption" or any(override.startswith(("prior.", "text.")) for override in overrides):
+        return [new]
+    own = any(override.startswith("training.learning_rate=") for override in overrides)
+    training = new["training"] | ({} if own else {"learning_rate": FINE_TUNING_RATE})
+    return [new, {name: new[name] for name in ("data", "evaluation")} | {
+        "prior": {"path": system.bundled}, "training": training,
+    }]  # fmt: skip
 
 
 def _recipe(stage: Mapping[str, Any], look: Look, system: System, overrides: Sequence[str]) -> dict[str, Any]:
@@ -240,23 +284,26 @@ def _bundled(system: System, look: Look, images: Tensor) -> tuple[str | None, st
 
 
 def _timed(
-    recipes: Sequence[dict], scratch: Path, bundled: str | None, seconds: float, least: int
+    recipes: Sequence[dict], scratch: Path, bundled: str | None, seconds: float, overrides: Sequence[str]
 ) -> list[StagePlan]:  # fmt: skip
-    """The recipes with the steps that the time allows, if they give none, up to one that has fewer than `least`."""
-    tokenizer, planned = bundled, []
+    """The recipes with the steps that the time allows, if they give none."""
+    tokenizer, planned, given = bundled, [], tuple(override.split("=")[0].strip() for override in overrides)
     for recipe in recipes:
         name = "prior" if "prior" in recipe else "tokenizer"
-        share = TOKENIZER_SHARE if name == "tokenizer" else 1 - TOKENIZER_SHARE
-        data = recipe["data"] | {"source": str(scratch.parent / "examples"), "split": "train"}
+        if len(recipes) == 1:
+            share = 1.0
+        elif bundled:
+            name, share = "prior" if "path" in recipe["prior"] else FROM_NOTHING, 0.5
+        else:
+            share = TOKENIZER_SHARE if name == "tokenizer" else 1 - TOKENIZER_SHARE
+        data = recipe["data"] | {"source": str(scratch / "examples"), "split": "train"}
         sample = recipe | {"data": data, "evaluation": {"split": "test"}}
         if sample.get("tokenizer", {}).get("path") == TOKENIZER:
             sample["tokenizer"] = {"path": tokenizer}
         measured = time_steps(build_recipe(sample, "the planned recipe"), scratch / name)
-        tokenizer = str(scratch / name)
-        steps = recipe["training"].get("steps") or max(1, int(seconds * (share if len(recipes) > 1 else 1) / measured))
-        if steps < least and "steps" not in recipe["training"]:
-            break
-        planned.append(StagePlan(name=name, recipe=recipe, seconds=measured).with_steps(steps))
+        tokenizer = tokenizer or str(scratch / name)
+        steps = recipe["training"].get("steps") or max(1, int(seconds * share / measured))
+        planned.append(StagePlan(name=name, recipe=recipe, seconds=measured, given=given).with_steps(steps))
     return planned
 
 

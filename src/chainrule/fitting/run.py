@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from ..files import write_file, write_folder
-from ..strict import write_yaml
-from ..training import TrainResult, train
+from ..strict import read_yaml, write_yaml
+from ..training import Diverged, TrainResult, train
+from ..zoo import read_card
+from .doctor import Curves, Doctor, Treatment, too_high
 from .look import look
 from .plan import RESERVE, FitPlan, StagePlan, make_plan
+
+ATTEMPTS = 3
+"""Trainings of a stage at most: the doctor begins one again at most twice."""
 
 
 def fit(
@@ -68,10 +75,9 @@ def fit(
         return None
     if not known:
         write_file(out / "fit.json", json.dumps(plan.plain(), indent=1).encode())
-    results = _train(plan, out, quiet)
-    write_folder(
-        out / "model", lambda target: shutil.copytree(results[-1].folder / "model", target, dirs_exist_ok=True)
-    )
+    results = _train(plan, out, Doctor(out / "doctor.json", quiet), quiet)
+    best = min(results.values(), key=lambda result: result.metrics.get("nats", math.inf))
+    write_folder(out / "model", lambda target: shutil.copytree(best.folder / "model", target, dirs_exist_ok=True))
     return out / "model"
 
 
@@ -103,31 +109,65 @@ def _say(plan: FitPlan, seconds: float, quiet: bool) -> None:
     print(f"Looked and planned in {seconds:.1f} s.", flush=True)
 
 
-def _train(plan: FitPlan, out: Path, quiet: bool) -> list[TrainResult]:
-    """Trains the stages one after the other; a recipe that is in the folder stays as it is."""
-    results: list[TrainResult] = []
+def _train(plan: FitPlan, out: Path, doctor: Doctor, quiet: bool) -> dict[str, TrainResult]:
+    """Trains the stages one after the other; their outcomes by name."""
+    results: dict[str, TrainResult] = {}
     tokenizer = plan.bundled
     for stage in plan.stages:
-        file = out / f"{stage.name}.yaml"
-        if not file.is_file():
-            stage = _within(plan, stage, results)
-            if tokenizer is not None:
-                stage = stage.with_tokenizer(tokenizer)
-            write_file(file, write_yaml(stage.recipe))
-        result = train(file, out / stage.name, quiet=quiet)
-        if result.interrupted:
-            raise KeyboardInterrupt
-        results.append(result)
-        tokenizer = str((result.folder / "model").resolve())
+        if tokenizer is not None:
+            stage = stage.with_tokenizer(tokenizer)
+        result = _train_stage(_within(plan, stage, out), out, doctor, quiet)
+        results[stage.name] = result
+        if stage.name == "tokenizer":
+            tokenizer = str((result.folder / "model").resolve())
     return results
 
 
-def _within(plan: FitPlan, stage: StagePlan, results: Sequence[TrainResult]) -> StagePlan:
+def _train_stage(stage: StagePlan, out: Path, doctor: Doctor, quiet: bool) -> TrainResult:
+    """Trains a stage, anew where the doctor says so; a recipe that is in the folder stays as it is."""
+    for attempt in range(1, ATTEMPTS + 1):
+        name = _attempt(stage, attempt)
+        file, following = out / f"{name}.yaml", out / f"{_attempt(stage, attempt + 1)}.yaml"
+        if not file.is_file():
+            write_file(file, write_yaml(stage.recipe))
+        stage = replace(stage, recipe=read_yaml(file))
+        if following.is_file():
+            continue
+
+        def watch(step: int, metrics: object, run: Path = out / name, steps: int = stage.steps) -> None:
+            doctor.watch(run.name, Curves.read(run), step, steps)
+
+        try:
+            result = train(file, out / name, quiet=quiet, watch=watch if attempt < ATTEMPTS else None)
+        except Diverged as error:
+            if attempt == ATTEMPTS:
+                raise
+            treatment = too_high(str(error).split(";")[0], 0, stage.steps)
+        except Treatment as found:
+            treatment = found
+        else:
+            if result.interrupted:
+                raise KeyboardInterrupt
+            doctor.look_back(name, Curves.read(out / name))
+            return result
+        doctor.say(name, str(treatment))
+        rate = read_yaml(out / name / "recipe.yaml")["training"]["learning_rate"] * treatment.rate
+        again = stage.with_steps(treatment.steps).recipe
+        write_file(following, write_yaml(again | {"training": again["training"] | {"learning_rate": rate}}))
+    raise AssertionError("the last attempt returns or raises")
+
+
+def _attempt(stage: StagePlan, number: int) -> str:
+    return stage.name if number == 1 else f"{stage.name}-{number}"
+
+
+def _within(plan: FitPlan, stage: StagePlan, out: Path) -> StagePlan:
     """A stage with the steps for which there is time after the earlier stages took theirs."""
-    fixed = any(override.startswith("training.steps=") for override in plan.wish["overrides"])
-    if not results or fixed:
+    earlier = plan.stages[: [one.name for one in plan.stages].index(stage.name)]
+    if not earlier or "training.steps" in stage.given:
         return stage
-    taken = sum(result.seconds for result in results)
-    before = sum(earlier.steps * earlier.seconds for earlier in plan.stages[: len(results)])
+    runs = [out / _attempt(one, number) / "model" for one in earlier for number in range(1, ATTEMPTS + 1)]
+    taken = 60 * sum(read_card(str(run))["minutes"] for run in runs if run.is_dir())
+    before = sum(one.steps * one.seconds for one in earlier)
     left = plan.wish["minutes"] * 60 * (1 - RESERVE) - taken
     return stage.with_steps(max(1, int(left / (stage.seconds * max(taken / before, 0.1)))))

@@ -13,7 +13,7 @@ from ..core import entry
 from ..files import owned, write_file, write_folder
 from ..recipe import Recipe, blaming, describe, read_recipe, section_defaults
 from ..strict import read_yaml, to_plain, write_yaml
-from .engine.engine import TrainResult, seconds_per_step, train_task
+from .engine.engine import TrainResult, Watch, seconds_per_step, train_task
 from .engine.hardware import Hardware
 
 MAY_DIFFER = {"training": {"steps", "save_every", "log_every", "sample_every"}, "data": {"source"}}
@@ -28,6 +28,7 @@ def train(
     resume: bool = True,
     hardware: Hardware = Hardware(),
     quiet: bool = False,
+    watch: Watch | None = None,
 ) -> TrainResult:
     """Trains what a recipe says, or resumes the run of this recipe in `out`: `chainrule train` in Python.
 
@@ -40,6 +41,8 @@ def train(
         resume: False refuses a folder that holds a run.
         hardware: where to train.
         quiet: whether to print nothing.
+        watch: called after each evaluation but the last with the steps taken and the metrics; what it raises ends the
+            run, as a kill would.
 
     Returns:
         The outcome; `interrupted` is set when SIGINT or SIGTERM stopped it, and a command should then exit
@@ -47,7 +50,8 @@ def train(
 
     Raises:
         ValueError: a mistake in the recipe, a folder that holds something else, a run of another recipe or one that
-            another process trains, or a loss that is not finite.
+            another process trains.
+        Diverged: a loss that is not finite; it is a ValueError.
         OSError: the folder cannot be written.
     """
     folder = Path(out)
@@ -65,7 +69,7 @@ def train(
         if fabric.is_global_zero:
             write_file(folder / "recipe.yaml", write_yaml(plain))
             write_file(folder / "data.yaml", write_yaml(data))
-        return train_task(task, full.training, folder, full.evaluation.every, fabric, quiet)
+        return train_task(task, full.training, folder, full.evaluation.every, fabric, quiet, watch)
 
 
 def time_steps(recipe: Recipe, folder: Path, count: int = 2) -> float:

@@ -50,6 +50,12 @@ from .schedule import learning_rate
 from .task import Task
 
 STOP_EVERY = 10  # steps after which several processes agree whether to stop
+Watch = Callable[[int, dict[str, float]], object]
+"""Called after each evaluation but the last with the steps taken and the metrics; what it raises ends the run."""
+
+
+class Diverged(ValueError):
+    """A loss, metric or weight that is not finite."""
 
 
 @dataclass(frozen=True)
@@ -77,6 +83,7 @@ def train_task(
     evaluate_every: int,
     fabric: Any,
     quiet: bool = False,
+    watch: Watch | None = None,
 ) -> TrainResult:
     """Trains a task in a folder, from its newest checkpoint if it has one.
 
@@ -87,9 +94,11 @@ def train_task(
         evaluate_every: steps between evaluations.
         fabric: a launched `lightning_fabric.Fabric`.
         quiet: whether to print nothing.
+        watch: see `Watch`.
 
     Raises:
-        ValueError: a batch that the processes cannot share evenly, or a loss that is not finite.
+        ValueError: a batch that the processes cannot share evenly.
+        Diverged: a loss that is not finite.
         OSError: the folder cannot be written.
     """
     if config.batch_size % fabric.world_size:
@@ -97,7 +106,7 @@ def train_task(
             f"batch_size ({config.batch_size}) must be a multiple of the number of processes ({fabric.world_size})"
         )
     with _graceful_stop() as stop, naming(folder):
-        return _Run(task, config, folder, evaluate_every, fabric, quiet).go(stop)
+        return _Run(task, config, folder, evaluate_every, fabric, quiet).go(stop, watch)
 
 
 def seconds_per_step(task: Task, config: TrainingConfig, folder: Path, fabric: Any, count: int) -> float:
@@ -150,7 +159,7 @@ class _Run:
 
     # ------------------------------------------------------------ the loop
 
-    def go(self, stop: _Stop) -> TrainResult:
+    def go(self, stop: _Stop, watch: Watch | None) -> TrainResult:
         config = self.config
         resumed = self._resume()
         self.progress = Progress(config.steps, self.step, config.batch_size, not self.quiet)
@@ -158,7 +167,7 @@ class _Run:
         if resumed:
             self.progress.say(f"going on with {self.folder} after step {self.step} of {config.steps}")
         try:
-            self._train(stop)
+            self._train(stop, watch or (lambda step, metrics: None))
             interrupted = self.step < config.steps
             if interrupted:
                 self._save()
@@ -175,7 +184,7 @@ class _Run:
                 self.board.close()
         return TrainResult(self.step, self.metrics, self.folder, self.seconds, interrupted)
 
-    def _train(self, stop: _Stop) -> None:
+    def _train(self, stop: _Stop, watch: Watch) -> None:
         config = self.config
         with ThreadPoolExecutor(1) as loader:  # reads the next batch during a step
             following = loader.submit(self._batch, self.step)
@@ -189,6 +198,7 @@ class _Run:
                     self._log()
                 if not last and self.step % self.evaluate_every == 0:
                     self._evaluate(final=False)
+                    watch(self.step, self.metrics)
                 if config.sample_every and self.step % config.sample_every == 0:
                     self._preview()
                 if not last and self.step % config.save_every == 0:
@@ -260,7 +270,7 @@ class _Run:
         for offset, numbers in enumerate(values.tolist()):
             row = dict(zip(names, numbers, strict=True))
             if not math.isfinite(row["loss"]):
-                raise ValueError(self._diverged(f"the loss is {row['loss']}", first + offset))
+                raise Diverged(self._diverged(f"the loss is {row['loss']}", first + offset))
             self.pending.append(row)
 
     def _diverged(self, what: str, step: int) -> str:
@@ -290,7 +300,7 @@ class _Run:
             self.metrics = self._judge(lambda model: self.task.evaluate(model, final))
             for name, value in self.metrics.items():
                 if not math.isfinite(value):
-                    raise ValueError(self._diverged(f"the evaluation gives {name} {value}", self.step - 1))
+                    raise Diverged(self._diverged(f"the evaluation gives {name} {value}", self.step - 1))
             if self.metrics:
                 self.tables["evaluation"].add({"step": self.step} | self.metrics)
                 self.board.add("evaluation", self.metrics, self.step)
@@ -328,7 +338,7 @@ class _Run:
         self._check()
         for name, value in self.module.state_dict().items():
             if value.is_floating_point() and not value.sum(dtype=torch.float64).isfinite():
-                raise ValueError(self._diverged(f"the weights {name} are not all finite numbers", self.step - 1))
+                raise Diverged(self._diverged(f"the weights {name} are not all finite numbers", self.step - 1))
         if self.writes:
             state = {
                 "step": self.step,
