@@ -16,6 +16,7 @@ ALLOWED = {  # room: the rooms of the package that it may import
     "kernels": {"files"},
     "images.py": {"core"},
     "pictures.py": {"core", "files", "images"},
+    "pages": set(),
     "progress.py": set(),
     "layers": {"kernels"},
     "tokenizers": {"core", "layers", "kernels"},
@@ -42,11 +43,11 @@ ALLOWED = {  # room: the rooms of the package that it may import
         "strict", "text", "tokenizers", "upscaling", "zoo",
     },
     "timeline": {
-        "core", "data", "decoding", "evaluation", "files", "images", "pictures", "pipeline", "strict",
+        "core", "data", "decoding", "evaluation", "files", "images", "pages", "pictures", "pipeline", "strict",
         "tokenizers", "training", "upscaling", "zoo",
     },
     "fitting": {
-        "core", "data", "evaluation", "files", "images", "pictures", "pipeline", "recipe", "saving", "strict",
+        "core", "data", "evaluation", "files", "images", "pages", "pictures", "pipeline", "recipe", "saving", "strict",
         "timeline", "training", "zoo",
     },
     "catalogue.py": {"core", "evaluation", "saving", "strict", "zoo"},

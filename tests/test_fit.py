@@ -8,6 +8,8 @@ import torch
 
 import chainrule
 from chainrule.fitting import plan as planning
+from chainrule.fitting import run as running
+from chainrule.fitting.doctor import Doctor
 from chainrule.fitting.look import look
 from chainrule.fitting.plan import FitPlan
 from chainrule.images import to_pil
@@ -72,9 +74,58 @@ def test_a_fit_trains_resumes_and_refuses_another_wish(folder, tmp_path, monkeyp
     model = chainrule.fit(folder, 5, out, overrides=TINY, quiet=True)
     assert (out / "fit.json").read_bytes() == kept and FitPlan.from_plain(json.loads(kept)).condition == "label"
     assert chainrule.load(model).sample(1, "cat").shape == (1, 3, 16, 16)
+    page = (out / "report.html").read_text(encoding="utf-8")
+    assert page.count("<img ") == page.count(' alt="') == 5 and "http" not in page
+    assert "1: dog/empty.png" in page and "prior: nats per picture" in page
     assert read_yaml(out / "prior.yaml")["tokenizer"]["path"] == str(out / "tokenizer" / "model")
     with pytest.raises(ValueError, match="holds a fit with minutes"):
         chainrule.fit(folder, 6, out, overrides=TINY, quiet=True)
+
+
+class Killed(BaseException):
+    """As a kill, it lets nothing be saved."""
+
+
+def kill(place: str, number: int, patch: pytest.MonkeyPatch) -> None:
+    """Lets the call `number`, from 0, of a function kill the fit."""
+    owner, name = place.rsplit(".", 1)
+    owner = running if owner == "run" else Doctor
+    original, calls = getattr(owner, name), []
+
+    def call(*arguments, **options):
+        calls.append(name)
+        if len(calls) > number:
+            raise Killed
+        return original(*arguments, **options)
+
+    patch.setattr(owner, name, call)
+
+
+def test_a_fit_that_is_killed_anywhere_ends_as_one_that_is_not(folder, tmp_path, monkeypatch):
+    """Within the tokenizer's training, the prior's, and before what follows: nothing is trained twice."""
+    options = {"overrides": [*TINY, "training.save_every=1"], "quiet": True}
+    chainrule.fit(folder, 5, tmp_path / "whole", **options)
+    out, written = tmp_path / "killed", {}
+    for place, number in (
+        ("run.train", 0), ("Doctor.watch", 1), ("run.train", 1), ("Doctor.watch", 1), ("run.write_folder", 0),
+        ("run.measure", 0), ("run.write_report", 0),
+    ):  # fmt: skip
+        with monkeypatch.context() as patch, pytest.raises(Killed):
+            kill(place, number, patch)
+            chainrule.fit(folder, 5, out, **options)
+        last = {path: path.stat().st_mtime_ns for path in out.rglob("step-00000003.pt")}
+        assert written.items() <= last.items(), place
+        written = last
+    assert len(written) == 2
+    chainrule.fit(folder, 5, out, **options)
+    for name in (
+        "tokenizer/log.csv",
+        "prior/log.csv",
+        "prior/evaluation.csv",
+        "model/prior.safetensors",
+        "figures.json",
+    ):
+        assert (out / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ import torch
 
 import chainrule
 from chainrule.images import to_pil
+from chainrule.pages import Point, scatter
 from chainrule.recipe import read_recipe
 from chainrule.strict import build_dataclass, write_yaml
 from chainrule.timeline import run, timeline
@@ -17,7 +18,6 @@ from chainrule.timeline.architecture import blocks, conditions
 from chainrule.timeline.claims import CLAIMS, Claim, judge
 from chainrule.timeline.measure import Scale, measure_system
 from chainrule.timeline.page import COLUMNS, judged, write_html, write_markdown
-from chainrule.timeline.plots import Point, scatter
 from chainrule.timeline.results import Block, Estimate, SystemResult
 from chainrule.timeline.systems import SYSTEMS, TOKENIZER
 

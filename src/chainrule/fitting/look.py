@@ -38,6 +38,7 @@ class Look:
     size:       a multiple of 8 that nineteen in twenty pictures fill, at most `LARGEST`
     channels:   1 if all pictures are grey, otherwise 3
     sizes:      "height x width" and how many have it, the most frequent first
+    side:       median of the shorter side of the pictures
     aspect:     smallest, median and largest ratio of width to height
     modes:      Pillow's mode, such as RGB, and how many have it
     classes:    names of classes, or their number as words
@@ -56,6 +57,7 @@ class Look:
     size: int
     channels: int
     sizes: tuple[tuple[str, int], ...]
+    side: int
     aspect: tuple[float, float, float]
     modes: tuple[tuple[str, int], ...]
     classes: tuple[str, ...]
@@ -77,7 +79,7 @@ class Look:
             ("modes", _counted(self.modes)),
             ("classes", classes),
             ("captions", captions),
-            ("copies", f"{self.duplicates:,} files are copies of another file"),
+            ("copies", f"{self.duplicates:,}, by their bytes"),
             (
                 "damaged",
                 f"{len(self.damaged):,}: {_some(self.damaged)}" if self.damaged else "none by their first bytes",
@@ -152,7 +154,7 @@ def _describe(
         size=min(LARGEST, max(16, sides[len(sides) // 20] // 8 * 8)),
         channels=1 if all(mode in GREY_MODES for mode in modes) else 3,
         sizes=tuple(Counter(f"{height}x{width}" for width, height in sizes).most_common()),
-        aspect=(ratios[0], ratios[len(ratios) // 2], ratios[-1]),
+        side=sides[len(sides) // 2], aspect=(ratios[0], ratios[len(ratios) // 2], ratios[-1]),
         modes=tuple(modes.most_common()),
         classes=tuple(rows.class_names or map(str, range(rows.num_classes or 0))),
         captions=len(texts), scripts=tuple(Counter(map(_script, texts)).most_common()),

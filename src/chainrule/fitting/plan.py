@@ -29,7 +29,7 @@ FEW = 2000
 """Below this many pictures, a bundled tokenizer is tried, and a bundled prior that reads captions."""
 FINE_TUNING_RATE = 5e-4
 """Learning rate of a bundled prior that is trained further: a quarter of what a new one gets."""
-ENOUGH_PSNR = 24.0
+ENOUGH_PSNR = 21.0
 """dB, mean over the examples, from which a bundled tokenizer is taken."""
 TOKENIZER_SHARE = 0.3
 """Share of the training time that the tokenizer gets."""

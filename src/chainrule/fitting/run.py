@@ -7,18 +7,21 @@ import math
 import os
 import shutil
 import time
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from ..files import write_file, write_folder
-from ..strict import read_yaml, write_yaml
-from ..training import Diverged, TrainResult, train
+from ..recipe import read_recipe
+from ..strict import build_dataclass, read_yaml, write_yaml
+from ..training import Diverged, TrainResult, load_examples, train
 from ..zoo import read_card
 from .doctor import Curves, Doctor, Treatment, too_high
+from .evaluate import Figures, measure
 from .look import look
 from .plan import RESERVE, FitPlan, StagePlan, make_plan
+from .report import measured, write_report
 
 ATTEMPTS = 3
 """Trainings of a stage at most: the doctor begins one again at most twice."""
@@ -38,8 +41,9 @@ def fit(
 
         chainrule.fit("pictures", minutes=60)
 
-    In `out` are fit.json (what was found and planned), tokenizer.yaml and prior.yaml (recipes that `train` runs), the
-    folders tokenizer and prior (their runs), and model.
+    In `out` are report.html, fit.json (what was found and planned), tokenizer.yaml and prior.yaml (recipes that `train`
+    runs), the folders tokenizer and prior (their runs), figures.json, doctor.json where the doctor spoke, pictures, and
+    model.
 
     Args:
         folder: a folder, zip or tar file of pictures, perhaps in a folder per class, perhaps with captions.
@@ -70,14 +74,25 @@ def fit(
     if plan is None:
         since, known = time.monotonic(), False
         plan = make_plan(*look(folder), wish)
-        _say(plan, time.monotonic() - since, quiet)
+        _say(f"Found in {plan.look.source}", plan.look.lines(), quiet)
+        seconds = f"{time.monotonic() - since:.1f} s"
+        _say("Plan", [*plan.lines(), ("looked and planned", seconds)], quiet)
     if plan_only:
         return None
     if not known:
         write_file(out / "fit.json", json.dumps(plan.plain(), indent=1).encode())
-    results = _train(plan, out, Doctor(out / "doctor.json", quiet), quiet)
-    best = min(results.values(), key=lambda result: result.metrics.get("nats", math.inf))
-    write_folder(out / "model", lambda target: shutil.copytree(best.folder / "model", target, dirs_exist_ok=True))
+    doctor = Doctor(out / "doctor.json", quiet)
+    results = _train(plan, out, doctor, quiet)
+    best = min(results, key=lambda name: results[name].metrics.get("nats", math.inf))
+    kept = results[best].folder / "model"
+    write_folder(out / "model", lambda target: shutil.copytree(kept, target, dirs_exist_ok=True))
+    figures = _figures(plan, results, best, out)
+    if figures.detail is not None:
+        doctor.judge_decoder("tokenizer", figures.detail)
+    curves = {result.folder.name: Curves.read(result.folder) for result in results.values()}
+    page = write_report(plan, figures, curves, doctor.notes, out / "pictures")
+    write_file(out / "report.html", page.encode())
+    _say("Measured", measured(figures), quiet)
     return out / "model"
 
 
@@ -99,14 +114,22 @@ def _kept(out: Path, wish: dict[str, Any]) -> FitPlan | None:
     return plan
 
 
-def _say(plan: FitPlan, seconds: float, quiet: bool) -> None:
-    if quiet:
-        return
-    for heading, lines in (("Found", plan.look.lines()), ("Plan", plan.lines())):
-        print(f"{heading} in {plan.look.source}:" if heading == "Found" else f"{heading}:")
-        for title, text in lines:
-            print(f"  {title:<18} {text}")
-    print(f"Looked and planned in {seconds:.1f} s.", flush=True)
+def _say(heading: str, lines: Sequence[tuple[str, str]], quiet: bool) -> None:
+    if not quiet:
+        print("\n".join([f"{heading}:", *(f"  {title:<18} {text}" for title, text in lines)]), flush=True)
+
+
+def _figures(plan: FitPlan, results: Mapping[str, TrainResult], best: str, out: Path) -> Figures:
+    """The figures that are in the folder, or new ones."""
+    file = out / "figures.json"
+    if file.is_file():
+        return build_dataclass(Figures, json.loads(file.read_text(encoding="utf-8")), str(file))
+    recipe = read_recipe(results[best].folder / "recipe.yaml")
+    models = {name: result.folder / "model" for name, result in results.items() if "nats" in result.metrics}
+    examples = load_examples(recipe.data, recipe.evaluation)
+    figures = measure(models, best, examples, plan.wish["minutes"], out / "pictures")
+    write_file(file, json.dumps(asdict(figures), indent=1, ensure_ascii=False).encode())
+    return figures
 
 
 def _train(plan: FitPlan, out: Path, doctor: Doctor, quiet: bool) -> dict[str, TrainResult]:

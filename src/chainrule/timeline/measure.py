@@ -109,7 +109,7 @@ def measure_system(
     bits = Estimate(value=nats.value / math.log(2), error=None if nats.error is None else nats.error / math.log(2))
     quality, learned = record.samples.quality, isinstance(model.tokenizer, LearnedTokenizer)
     minutes, rate = _training(stages)
-    shown = _pictures(subject, out)
+    shown = draw_pictures(subject, out)
     return SystemResult(
         key=system.key, model=name, image_shape=model.tokenizer.image_shape, parameters=_parameters(model),
         codes=model.tokenizer.spec.length, bits=bits, nats=nats, exact=not learned, 
@@ -215,8 +215,12 @@ def _finds_own(drawn: Tensor, real: Tensor, texts: list[str], index: Tensor) -> 
     return torch.tensor(right)
 
 
-def _pictures(subject: Subject, out: Path) -> tuple[str, ...]:
-    """Samples, growing samples, completions and reconstructions; returns the labels or captions of the samples."""
+def draw_pictures(subject: Subject, out: Path) -> tuple[str, ...]:
+    """Writes samples.png, growing.gif, completions.png and, with a learned tokenizer, reconstructions.png into `out`.
+
+    Returns:
+        The labels or captions of the samples.
+    """
     model, test, sampling = subject.model, subject.test, subject.sampling
     index = torch.arange(NUM_SHOWN) * max(len(test) // NUM_SHOWN, 1) % len(test)
     wishes, total, frames = subject.wishes(index), model.prior.spec.length, []

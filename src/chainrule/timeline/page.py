@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 
+from ..pages import Point, document, picture, scatter, table
 from .claims import CLAIMS, Judged, judge, say
-from .plots import Point, scatter
 from .results import Estimate, SystemResult
 from .systems import SYSTEMS, System
 
@@ -74,17 +73,12 @@ def write_html(results: Mapping[str, SystemResult], pictures: Path, introduction
         f"<h1>{TITLE}</h1><p>{escape(introduction)}</p>",
         f'<nav aria-label="Sections"><ul><li><a href="#table">All figures</a></li>{links}'
         '<li><a href="#claims">Claims</a></li><li><a href="#plots">Plots</a></li></ul></nav>',
-        '<h2 id="table">All figures</h2>' + _table([c.title for c in COLUMNS], rows(results)),
+        '<h2 id="table">All figures</h2>' + table([c.title for c in COLUMNS], rows(results)),
         *(_section(system, result, pictures / system.key) for system, result in shown),
         '<h2 id="claims">The claims of the papers</h2>' + _claims(results),
         '<h2 id="plots">Plots</h2>' + "".join(_plots(shown)),
     ]
-    style = Path(__file__).with_name("page.css").read_text(encoding="utf-8")
-    head = (
-        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{TITLE}</title>'
-        f'<meta name="viewport" content="width=device-width, initial-scale=1"><style>{style}</style></head><body>'
-    )
-    return head + "\n".join(body) + "</body></html>\n"
+    return document(TITLE, body)
 
 
 def write_markdown(results: Mapping[str, SystemResult], introduction: str) -> str:
@@ -112,9 +106,11 @@ def _section(system: System, result: SystemResult, pictures: Path) -> str:
         + "</li>"
         for block in result.blocks
     )
+    wishes = f": {', '.join(result.wishes)}" if result.wishes else ""
+    shown = {stem: caption.format(wishes=wishes) for stem, caption in PICTURES.items()}
     figures = "".join(
-        _picture(path, caption.format(wishes=f": {', '.join(result.wishes)}" if result.wishes else ""), system.title)
-        for stem, caption in PICTURES.items()
+        picture(path, caption, f"{system.title}. {caption}")
+        for stem, caption in shown.items()
         for path in sorted(pictures.glob(f"{stem}.*"))
     )
     return (
@@ -123,15 +119,6 @@ def _section(system: System, result: SystemResult, pictures: Path) -> str:
         f'<ul class="blocks" aria-label="Architecture">{blocks}</ul>'
         f"<p>Model: <code>{escape(result.model)}</code>. Conditioned on: {escape(result.conditions)}.</p>"
         f'<div class="pictures">{figures}</div>'
-    )
-
-
-def _picture(path: Path, caption: str, title: str) -> str:
-    kind = {".png": "image/png", ".gif": "image/gif"}[path.suffix]
-    data = base64.b64encode(path.read_bytes()).decode()
-    return (
-        f'<figure><img src="data:{kind};base64,{data}" alt="{escape(f"{title}. {caption}")}">'
-        f"<figcaption>{escape(caption)}</figcaption></figure>"
     )
 
 
@@ -155,8 +142,8 @@ def _plots(shown: Sequence[tuple[System, SystemResult]]) -> list[str]:
         points = [Point(x(result), y(result), system.title) for system, result in shown]
         points = [point for point in points if point.x > 0 and point.y > 0]
         caption = f"{y_title} against {x_title}"
-        picture = scatter(points, x_title, y_title) if points else ""
-        return f"<figure>{picture}<figcaption>{escape(caption)}</figcaption></figure>"
+        drawing = scatter(points, x_title, y_title) if points else ""
+        return f"<figure>{drawing}<figcaption>{escape(caption)}</figcaption></figure>"
 
     def pixels(result: SystemResult) -> int:
         return result.image_shape[1] * result.image_shape[2]
@@ -166,12 +153,6 @@ def _plots(shown: Sequence[tuple[System, SystemResult]]) -> list[str]:
         plot(lambda r: r.codes, lambda r: r.bits.value, "codes per image", "bits per image"),
         plot(pixels, lambda r: r.seconds["16"], "pixels per image", "s per image, batch 16"),
     ]
-
-
-def _table(titles: Sequence[str], cells: Sequence[Sequence[str]]) -> str:
-    head = "".join(f'<th scope="col">{escape(title)}</th>' for title in titles)
-    body = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in cells)
-    return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
 
 
 def _markdown(titles: Sequence[str], cells: Sequence[Sequence[str]]) -> str:
