@@ -142,6 +142,18 @@ def test_a_fit_refuses_what_cannot_be(folder, tmp_path, options, message):
         chainrule.fit(folder, out=tmp_path / "mine", **options)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("key", [system.key for system in planning.SYSTEMS])
+def test_every_system_can_be_fitted(folder, tmp_path, key):
+    for index, path in enumerate(sorted(folder.rglob("*.png"))):
+        path.with_suffix(".txt").write_text(f"a picture of {index}")
+    few = ["training.steps=2", "training.batch_size=2", "evaluation.every=1", "training.save_every=1", "data.size=16"]
+    model = chainrule.load(chainrule.fit(folder, 1, tmp_path / key, system=key, overrides=few, quiet=True))
+    assert model.tokenizer.image_shape == (3, 16, 16)
+    assert read_yaml(tmp_path / key / "prior" / "recipe.yaml")["training"]["save_every"] == 1
+    assert (tmp_path / key / "report.html").is_file()
+
+
 @pytest.mark.parametrize("threshold, name", [(0.0, "emoji_rqvae"), (200.0, None)])
 def test_few_pictures_use_a_bundled_tokenizer_that_keeps_enough_of_them(folder, monkeypatch, threshold, name):
     found, _ = look(folder)

@@ -35,12 +35,12 @@ BATCH = 64
 class Figures:
     """What was measured; None where it does not apply.
 
-    model:         name of the training whose model was kept
+    model:         name of the run whose model was kept
     held_out:      number of held-out pictures that were measured
     nats:          -log p per held-out picture
     error:         its standard error
     training_nats: the same of as many training pictures
-    others:        by the name of each other prior: its held-out nats less `nats`, and the standard error of that
+    others:        by the run of each other prior: its held-out nats less `nats`, and the standard error of that
     psnr:          dB, of reconstructions of held-out pictures, with a learned tokenizer
     detail:        see `doctor.detail`
     codes_used:    share of the codebook's entries that occur
@@ -77,8 +77,8 @@ def measure(models: Mapping[str, Path], kept: str, examples: Examples, minutes: 
     """Measures a model and draws its pictures.
 
     Args:
-        models: folder of the model of each prior, by the name of its training.
-        kept: the training whose model is measured.
+        models: folder of the model of each prior, by the name of its run.
+        kept: the run whose model is measured.
         examples: the pictures for training and those held out.
         minutes: of the whole fit; the number of samples grows with it.
         out: a folder for samples.png, completions.png, nearest.png and, with a learned tokenizer, reconstructions.png.

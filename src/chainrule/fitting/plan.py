@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import warnings
 from collections.abc import Mapping, Sequence
+from copy import deepcopy
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -228,7 +229,7 @@ def _recipe(stage: Mapping[str, Any], look: Look, system: System, overrides: Seq
     Raises:
         ValueError: an override of a section that neither stage has.
     """
-    recipe = {name: dict(section) for name, section in stage.items() if name not in ("data", "evaluation")}
+    recipe = deepcopy({name: section for name, section in stage.items() if name not in ("data", "evaluation")})
     recipe |= {"data": {"source": look.source, "split": look.split, "size": look.size, "channels": look.channels}}
     recipe |= {"evaluation": {"split": look.held_out}}
     dropped = ("steps", "precision", "label_dropout")
@@ -246,6 +247,9 @@ def _recipe(stage: Mapping[str, Any], look: Look, system: System, overrides: Seq
             raise ValueError(f"{override!r} would be ignored; fit knows data, tokenizer, losses, prior, text, training")
         if part in ("data", "training", "evaluation", *mine):
             apply_override(recipe, override)
+    if adversarial := recipe.get("losses", {}).get("adversarial"):  # small images need a smaller discriminator
+        size = recipe["data"]["size"]
+        adversarial.setdefault("num_layers", 2 if isinstance(size, int) and size < 32 else 3)
     return recipe
 
 

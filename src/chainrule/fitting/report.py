@@ -59,7 +59,7 @@ def margin(figures: Figures) -> str:
         return ""
     ((name, (more, error)),) = figures.others.items()
     by = f"{more:.1f} nats per held-out picture" + (f" (standard error {error:.1f})" if error is not None else "")
-    if name == FROM_NOTHING:
+    if name.startswith(FROM_NOTHING):
         return f"Beginning from a bundled prior is better than training from nothing by {by}."
     return f"Training from nothing is better than beginning from a bundled prior by {by}, so it was kept."
 
@@ -133,7 +133,7 @@ def _summary(plan: FitPlan, figures: Figures) -> str:
 def _memorised(figures: Figures) -> str:
     return (
         f"{figures.near:.0%} of {figures.samples:,} samples are nearer to a training picture than 95% of the held-out "
-        "pictures are; of new pictures it would be 5%."
+        "pictures are; of new pictures it would be 5%. Labels and captions are those of training pictures."
     )
 
 

@@ -7,7 +7,7 @@ import math
 import os
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -83,13 +83,12 @@ def fit(
         write_file(out / "fit.json", json.dumps(plan.plain(), indent=1).encode())
     doctor = Doctor(out / "doctor.json", quiet)
     results = _train(plan, out, doctor, quiet)
-    best = min(results, key=lambda name: results[name].metrics.get("nats", math.inf))
-    kept = results[best].folder / "model"
-    write_folder(out / "model", lambda target: shutil.copytree(kept, target, dirs_exist_ok=True))
+    best = min(results, key=lambda result: result.metrics.get("nats", math.inf)).folder
+    write_folder(out / "model", lambda target: shutil.copytree(best / "model", target, dirs_exist_ok=True))
     figures = _figures(plan, results, best, out)
     if figures.detail is not None:
         doctor.judge_decoder("tokenizer", figures.detail)
-    curves = {result.folder.name: Curves.read(result.folder) for result in results.values()}
+    curves = {run.name: Curves.read(run) for run in _runs(plan.stages, out)}
     page = write_report(plan, figures, curves, doctor.notes, out / "pictures")
     write_file(out / "report.html", page.encode())
     _say("Measured", measured(figures), quiet)
@@ -119,28 +118,28 @@ def _say(heading: str, lines: Sequence[tuple[str, str]], quiet: bool) -> None:
         print("\n".join([f"{heading}:", *(f"  {title:<18} {text}" for title, text in lines)]), flush=True)
 
 
-def _figures(plan: FitPlan, results: Mapping[str, TrainResult], best: str, out: Path) -> Figures:
+def _figures(plan: FitPlan, results: Sequence[TrainResult], best: Path, out: Path) -> Figures:
     """The figures that are in the folder, or new ones."""
     file = out / "figures.json"
     if file.is_file():
         return build_dataclass(Figures, json.loads(file.read_text(encoding="utf-8")), str(file))
-    recipe = read_recipe(results[best].folder / "recipe.yaml")
-    models = {name: result.folder / "model" for name, result in results.items() if "nats" in result.metrics}
+    recipe = read_recipe(best / "recipe.yaml")
+    models = {result.folder.name: result.folder / "model" for result in results if "nats" in result.metrics}
     examples = load_examples(recipe.data, recipe.evaluation)
-    figures = measure(models, best, examples, plan.wish["minutes"], out / "pictures")
+    figures = measure(models, best.name, examples, plan.wish["minutes"], out / "pictures")
     write_file(file, json.dumps(asdict(figures), indent=1, ensure_ascii=False).encode())
     return figures
 
 
-def _train(plan: FitPlan, out: Path, doctor: Doctor, quiet: bool) -> dict[str, TrainResult]:
-    """Trains the stages one after the other; their outcomes by name."""
-    results: dict[str, TrainResult] = {}
+def _train(plan: FitPlan, out: Path, doctor: Doctor, quiet: bool) -> list[TrainResult]:
+    """Trains the stages one after the other."""
+    results: list[TrainResult] = []
     tokenizer = plan.bundled
     for stage in plan.stages:
         if tokenizer is not None:
             stage = stage.with_tokenizer(tokenizer)
         result = _train_stage(_within(plan, stage, out), out, doctor, quiet)
-        results[stage.name] = result
+        results.append(result)
         if stage.name == "tokenizer":
             tokenizer = str((result.folder / "model").resolve())
     return results
@@ -184,13 +183,19 @@ def _attempt(stage: StagePlan, number: int) -> str:
     return stage.name if number == 1 else f"{stage.name}-{number}"
 
 
+def _runs(stages: Sequence[StagePlan], out: Path) -> list[Path]:
+    """The folders of the trainings of some stages that have begun, in their order."""
+    runs = [out / _attempt(stage, number) for stage in stages for number in range(1, ATTEMPTS + 1)]
+    return [run for run in runs if run.is_dir()]
+
+
 def _within(plan: FitPlan, stage: StagePlan, out: Path) -> StagePlan:
     """A stage with the steps for which there is time after the earlier stages took theirs."""
     earlier = plan.stages[: [one.name for one in plan.stages].index(stage.name)]
     if not earlier or "training.steps" in stage.given:
         return stage
-    runs = [out / _attempt(one, number) / "model" for one in earlier for number in range(1, ATTEMPTS + 1)]
-    taken = 60 * sum(read_card(str(run))["minutes"] for run in runs if run.is_dir())
+    models = [run / "model" for run in _runs(earlier, out)]
+    taken = 60 * sum(read_card(str(model))["minutes"] for model in models if model.is_dir())
     before = sum(one.steps * one.seconds for one in earlier)
     left = plan.wish["minutes"] * 60 * (1 - RESERVE) - taken
     return stage.with_steps(max(1, int(left / (stage.seconds * max(taken / before, 0.1)))))
