@@ -39,28 +39,43 @@ def check(function, *batches, sizes=SIZES):
             assert torch.equal(alone[i], together[i : i + 1]), (size, i)
 
 
+@pytest.mark.parametrize("backend", ["native", "plain"])
 @torch.no_grad()
-def test_products_round_rows_alike(threads):
+def test_products_round_rows_alike(backend, threads):
     x, add, matrix = torch.randn(16, 258), torch.randn(16, 100), torch.randn(258, 100)
     keys, values = torch.randn(2, 16, 3, 41, 24)
     windows, kernel = torch.randn(16, 5, 2, 9), torch.randn(16, 5, 2, 3)
-    check(lambda x: rows.linear(x, matrix.T.contiguous(), add[0]), x)
-    check(lambda x: rows.matmul(x, matrix), x)
-    check(lambda x: rows.addmm(add[0], x, matrix), x)
-    check(lambda add, x: rows.addmm(add, x, matrix), add, x)
+    check(lambda x: rows.linear(x, matrix.T.contiguous(), add[0], backend), x)
+    check(lambda x: rows.matmul(x, matrix, backend), x)
+    check(lambda x: rows.addmm(add[0], x, matrix, backend), x)
+    check(lambda add, x: rows.addmm(add, x, matrix, backend), add, x)
     check(rows.elu, x)
     check(lambda q, k, v: rows.attend(q, k, v), torch.randn(16, 3, 1, 24), keys, values)
     check(lambda window: rows.convolve_row(window, kernel, None, 1), windows)
 
 
+@pytest.mark.parametrize(("count", "inputs", "outputs"), [(1, 7, 3), (2, 16, 16), (5, 33, 130), (7, 64, 64)])
+@pytest.mark.parametrize("backend", ["native", "plain"])
+@torch.no_grad()
+def test_products_are_those_of_torch(backend, count, inputs, outputs, threads):
+    wide, add = torch.randn(count, 2 * inputs), torch.randn(count, outputs)
+    x = wide[:, inputs:]
+    for matrix in (torch.randn(inputs, outputs), torch.randn(outputs, inputs).T, torch.randn(inputs, 2 * outputs)[:, ::2]):
+        expected = (x.double() @ matrix.double()).float()
+        torch.testing.assert_close(rows.matmul(x, matrix, backend), expected, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(rows.addmm(add, x, matrix, backend), expected + add, rtol=1e-5, atol=1e-5)
+        given = rows.linear(x[:, None], matrix.T, add[0], backend)
+        torch.testing.assert_close(given[:, 0], expected + add[0], rtol=1e-5, atol=1e-5)
+
+
 @torch.no_grad()
 def test_rows_give_what_torch_gives():
-    x, matrix = torch.randn(2, 6), torch.randn(6, 5)
-    torch.testing.assert_close(rows.matmul(x[:, None], matrix), x[:, None] @ matrix)
     q, k, v = torch.randn(2, 3, 1, 8), torch.randn(2, 3, 7, 8), torch.randn(2, 3, 7, 8)
     visible = torch.arange(7) < torch.tensor([4, 7])[:, None, None, None]
     expected = torch.nn.functional.scaled_dot_product_attention(q, k, v, visible)
     torch.testing.assert_close(rows.attend(q, k, v, visible), expected)
+    images, layer = torch.randn(3, 2, 9, 8), torch.nn.Conv2d(2, 4, 3, stride=2, padding=1)
+    torch.testing.assert_close(rows.by_images(layer, images), layer(images))
     window, kernel = torch.randn(2, 3, 2, 9), torch.randn(4, 3, 2, 3)
     row = torch.nn.functional.conv2d(window, kernel, padding=(0, 1), stride=2)[:, :, 0].mT
     torch.testing.assert_close(rows.convolve_row(window, kernel, None, 1, 2), row)

@@ -25,6 +25,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
 
+import torch
+
 from ..files import cache_root, recover_all, temporary_folder, write_file
 
 Backend = Literal["native", "plain"]
@@ -155,6 +157,16 @@ def processor() -> bytes:
         return next((line for line in lines if line.startswith("flags")), "").encode()
     except OSError:
         return b""
+
+
+@functools.cache
+def use_openmp(library: ctypes.CDLL) -> None:
+    """Lets a library that includes `threads.h` work in torch's own threads."""
+    runtimes = sorted(Path(torch.__file__).parent.glob("lib/libgomp*.so*"))
+    if runtimes:
+        openmp = ctypes.CDLL(str(runtimes[0]))
+        functions = (openmp.GOMP_parallel, openmp.omp_get_thread_num, openmp.omp_get_num_threads)
+        library.use_openmp(*(ctypes.cast(function, ctypes.c_void_p) for function in functions))
 
 
 def share(work: Callable[[int], None], num_parts: int, num_threads: int) -> None:

@@ -1,28 +1,51 @@
 """Products and convolutions that round an image alike alone and in any batch.
 
 Libraries choose their instructions by the shape of a product: MKL adds in another order where a thread has 1 to 3 rows,
-and PyTorch takes another convolution for one small image than for two.  A code whose uniform number lies near the
-border between two codes then falls otherwise.  Here products have a multiple of `ROWS` rows, and networks over whole
-images read one image at a time.
+and PyTorch takes another library for one small image than for two.  A code whose uniform number lies near the border
+between two codes then falls otherwise.  Here products are computed by `rows.cpp`, in one order for any batch, and the
+convolutions of networks over whole images are all oneDNN's, which treats each image alike.
 
-Measured for 1 and 2 threads, inputs in multiples of 16 features or at least 16 outputs.  Very small layers of odd
-sizes, and 3 or more threads that share fewer than 32 outputs each, may still round by the batch.  This holds on a CPU;
-on other devices a batch may change the last bits.
+Without compiled code, products have a multiple of `ROWS` rows.  That was measured for 1 and 2 threads, inputs in
+multiples of 16 features or at least 16 outputs; very small layers of odd sizes, and 3 or more threads that share fewer
+than 32 outputs each, may still round by the batch.  All this holds for float32 on a CPU; on other devices a batch may
+change the last bits.
 """
 
 from __future__ import annotations
 
+import ctypes
+import functools
+import os
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.modules.utils import _pair
+from torch.overrides import TorchFunctionMode
 
-ROWS = 4
+from .native import Backend, Kernel, integers, pointers, use_openmp
+
+ROWS = 16
+"""Rows of a product without compiled code are a multiple of this."""
 UNIT = 32
 """Numbers that PyTorch computes at once in elementwise functions."""
+IMAGES = 32
+"""Images that a network over whole images reads at once."""
+PIXELS = 1 << 20
+"""Numbers of images that such a network reads at once."""
 ResultT = TypeVar("ResultT", Tensor, tuple[Tensor, ...])
+
+
+class _Product(ctypes.Structure):
+    _fields_ = [
+        *integers("rows", "inputs", "outputs", "x_stride", "matrix_stride", "add_stride", "transposed", "threads"),
+        *pointers("x", "matrix", "add", "out"),
+    ]
+
+
+KERNEL = Kernel("rows", 1, (_Product,))
 
 
 def by_rows(function: Callable[..., Tensor], *batches: Tensor) -> Tensor:
@@ -34,21 +57,57 @@ def by_rows(function: Callable[..., Tensor], *batches: Tensor) -> Tensor:
     return function(*padded)[:rows]
 
 
-def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, backend: Backend | None = None) -> Tensor:
     """`F.linear` of (..., E)."""
-    return by_rows(lambda x: F.linear(x, weight, bias), x.flatten(0, -2)).unflatten(0, x.shape[:-1])
+    if x.ndim == 2:
+        return _multiply(x, weight.t(), bias, backend)
+    return _multiply(x.flatten(0, -2), weight.t(), bias, backend).unflatten(0, x.shape[:-1])
 
 
-def addmm(add: Tensor, x: Tensor, matrix: Tensor) -> Tensor:
+def addmm(add: Tensor, x: Tensor, matrix: Tensor, backend: Backend | None = None) -> Tensor:
     """`torch.addmm` of a bias (K,) or a batch (B, K), a batch (B, E) and a matrix (E, K)."""
-    if add.ndim == 1:
-        return by_rows(lambda x: torch.addmm(add, x, matrix), x)
-    return by_rows(lambda add, x: torch.addmm(add, x, matrix), add, x)
+    return _multiply(x, matrix, add, backend)
 
 
-def matmul(x: Tensor, matrix: Tensor) -> Tensor:
+def matmul(x: Tensor, matrix: Tensor, backend: Backend | None = None) -> Tensor:
     """x (..., E) @ matrix (E, K)."""
-    return by_rows(lambda x: x @ matrix, x.flatten(0, -2)).unflatten(0, x.shape[:-1])
+    return _multiply(x.flatten(0, -2), matrix, None, backend).unflatten(0, x.shape[:-1])
+
+
+def _multiply(x: Tensor, matrix: Tensor, add: Tensor | None, backend: Backend | None) -> Tensor:
+    """x (B, E) @ matrix (E, K) + add (K,) or (B, K), in compiled code for float32 on a CPU where it can be had."""
+    suits = x.is_cpu and x.dtype == matrix.dtype == torch.float32 and not torch.is_grad_enabled()
+    library = _library(backend, os.environ.get("CHAINRULE_NATIVE")) if suits else None
+    if library is None:
+        if add is None:
+            return by_rows(lambda x: x @ matrix, x)
+        if add.ndim == 1:
+            return by_rows(lambda x: torch.addmm(add, x, matrix), x)
+        return by_rows(lambda add, x: torch.addmm(add, x, matrix), add, x)
+    (x_stride, x_step), (row, column), add_stride, add_data = x.stride(), matrix.stride(), 0, None
+    if x_step != 1:
+        x, x_stride = x.contiguous(), x.shape[1]
+    if row != 1 != column:
+        matrix, (row, column) = matrix.contiguous(), (matrix.shape[1], 1)
+    if add is not None:
+        add = add if add.stride(-1) == 1 else add.contiguous()
+        add_stride, add_data = add.stride(0) if add.ndim == 2 else 0, add.data_ptr()
+    (rows, inputs), outputs, transposed = x.shape, matrix.shape[1], column != 1
+    out = x.new_empty(rows, outputs)
+    library.multiply(ctypes.byref(_Product(
+        rows, inputs, outputs, x_stride, column if transposed else row, add_stride, transposed,
+        torch.get_num_threads(), x.data_ptr(), matrix.data_ptr(), add_data, out.data_ptr(),
+    )))  # fmt: skip
+    return out
+
+
+@functools.cache
+def _library(backend: Backend | None, mode: str | None) -> ctypes.CDLL | None:
+    """The compiled code, once for each value of CHAINRULE_NATIVE."""
+    library = KERNEL.load(backend)
+    if library is not None:
+        use_openmp(library)
+    return library
 
 
 def convolve_row(window: Tensor, kernel: Tensor, bias: Tensor | None, side: int = 0, stride: int = 1) -> Tensor:
@@ -85,8 +144,35 @@ def elu(x: Tensor) -> Tensor:
 
 
 def by_images(function: Callable[..., ResultT], *batches: Tensor) -> ResultT:
-    """function(*batches), computed for one image after the other; it gives a batch or a tuple of batches."""
-    if len(batches[0]) <= 1 or batches[0].device.type != "cpu":
+    """function(*batches), rounded for each image as if it were alone; it gives a batch or a tuple of batches.
+
+    At most `IMAGES` images are computed at once, and fewer of large ones, so that memory has a bound.  Where PyTorch
+    has no oneDNN, images are computed one after the other.
+    """
+    if batches[0].device.type != "cpu":
         return function(*batches)
-    parts = [function(*image) for image in zip(*(batch.split(1) for batch in batches), strict=True)]
+    largest = max(batch[0].numel() for batch in batches)
+    at_once = max(1, min(IMAGES, PIXELS // largest)) if torch.backends.mkldnn.is_available() else 1
+    with _ConvolveByOneDNN():
+        parts = [function(*part) for part in zip(*(batch.split(at_once) for batch in batches), strict=True)]
+    if len(parts) == 1:
+        return parts[0]
     return torch.cat(parts) if isinstance(parts[0], Tensor) else tuple(map(torch.cat, zip(*parts, strict=True)))
+
+
+class _ConvolveByOneDNN(TorchFunctionMode):
+    """Convolutions of float32 by oneDNN, also where PyTorch would take another library."""
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if function is torch.conv2d and args[0].dtype == torch.float32 and torch.backends.mkldnn.is_available():
+            return _convolve(*args, **kwargs)
+        return function(*args, **kwargs)
+
+
+def _convolve(
+    x: Tensor, weight: Tensor, bias: Tensor | None = None, stride: Any = 1, padding: Any = 0, dilation: Any = 1,
+    groups: int = 1,
+) -> Tensor:  # fmt: skip
+    """`torch.conv2d`, by oneDNN; `padding` is in pixels."""
+    return torch.mkldnn_convolution(x, weight, bias, _pair(padding), _pair(stride), _pair(dilation), groups)

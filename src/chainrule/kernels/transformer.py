@@ -19,18 +19,16 @@ Shape letters: B batch, L blocks, E width, H heads, F features of a head, K outp
 from __future__ import annotations
 
 import ctypes
-import functools
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
-from pathlib import Path
 from typing import Literal, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .native import Backend, Kernel, integers, pointers
+from .native import Backend, Kernel, integers, pointers, use_openmp
 from .rows import attend
 from .rows import linear as multiply
 
@@ -286,17 +284,8 @@ def native_library(backend: Backend | None = None) -> ctypes.CDLL | None:
     """The compiled `transformer.cpp`, or None; see `Kernel.load`.  It works in torch's own threads."""
     library = KERNEL.load(backend)
     if library is not None:
-        _use_openmp(library)
+        use_openmp(library)
     return library
-
-
-@functools.cache
-def _use_openmp(library: ctypes.CDLL) -> None:
-    runtimes = sorted(Path(torch.__file__).parent.glob("lib/libgomp*.so*"))
-    if runtimes:
-        openmp = ctypes.CDLL(str(runtimes[0]))
-        functions = (openmp.GOMP_parallel, openmp.omp_get_thread_num, openmp.omp_get_num_threads)
-        library.use_openmp(*(ctypes.cast(function, ctypes.c_void_p) for function in functions))
 
 
 class NativeStep(PackedStep):

@@ -1,0 +1,151 @@
+// Products of a batch of rows with a matrix, rounded alike for any number of rows and threads; rows.py calls them.
+//
+// Each output is one sum over the inputs in an order that depends on the sizes of the matrix alone.
+#include <algorithm>
+#include <cstdint>
+#include <functional>
+
+#include "common.h"
+#include "threads.h"
+
+namespace {
+
+constexpr int kRows = 4;             // rows of the batch at a time
+constexpr int kColumns = 4;          // outputs, or vectors of outputs, at a time
+constexpr int64_t kWorth = 1 << 18;  // multiplications that are worth a second thread
+
+struct Product {
+    int64_t rows, inputs, outputs;
+    int64_t x_stride, matrix_stride, add_stride;  // from one row to the next; of `add`, 0 for a bias of all rows
+    int64_t transposed;                           // the matrix is (outputs, inputs) in memory
+    int64_t threads;
+    const float *x, *matrix, *add;  // add may be null
+    float* out;                     // (rows, outputs), without gaps
+};
+
+// The first `size` numbers, at most a vector, then zeros.
+inline Vector load(const float* p, int64_t size) {
+#if defined(__AVX512F__)
+    return (Vector)_mm512_maskz_loadu_ps((1u << size) - 1, p);
+#else
+    Vector v = {};
+    std::memcpy(&v, p, size * sizeof(float));
+    return v;
+#endif
+}
+inline void store(float* p, Vector v, int64_t size) {
+#if defined(__AVX512F__)
+    _mm512_mask_storeu_ps(p, (1u << size) - 1, (__m512)v);
+#else
+    std::memcpy(p, &v, size * sizeof(float));
+#endif
+}
+
+inline Vector fused(Vector a, Vector b, Vector c) {  // a b + c, rounded alike wherever it stands
+#if defined(__AVX512F__)
+    return (Vector)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
+#else
+    return a * b + c;
+#endif
+}
+typedef float Half __attribute__((vector_size(32)));
+typedef float Quarter __attribute__((vector_size(16)));
+inline float total(Vector v) {
+    Half h[2];
+    std::memcpy(h, &v, sizeof(h));
+    h[0] += h[1];
+    Quarter q[2];
+    std::memcpy(q, h, sizeof(q));
+    q[0] += q[1];
+    return (q[0][0] + q[0][2]) + (q[0][1] + q[0][3]);
+}
+
+// Outputs k .. k + C - 1 of rows b .. b + R - 1, each a product of two rows.
+template <int R, int C>
+void dot(const Product& p, int64_t b, int64_t k) {
+    Vector sum[R][C] = {};
+    const float *x = p.x + b * p.x_stride, *matrix = p.matrix + k * p.matrix_stride;
+    const auto add = [&](auto read, int64_t e) {
+        Vector column[C];
+        UNROLL for (int c = 0; c < C; c++) column[c] = read(matrix + c * p.matrix_stride + e);
+        UNROLL for (int r = 0; r < R; r++) {
+            const Vector value = read(x + r * p.x_stride + e);
+            UNROLL for (int c = 0; c < C; c++) sum[r][c] = fused(value, column[c], sum[r][c]);
+        }
+    };
+    const int64_t rest = p.inputs % kLanes, whole = p.inputs - rest;
+    for (int64_t e = 0; e < whole; e += kLanes) add([](const float* at) { return load(at); }, e);
+    if (rest) add([rest](const float* at) { return load(at, rest); }, whole);
+    UNROLL for (int r = 0; r < R; r++)
+        UNROLL for (int c = 0; c < C; c++) {
+            const float add = p.add ? p.add[(b + r) * p.add_stride + k + c] : 0;
+            p.out[(b + r) * p.outputs + k + c] = total(sum[r][c]) + add;
+        }
+}
+
+// C vectors of outputs, from output k, of rows b .. b + R - 1: rows of the matrix, each times one input.  `last` is the
+// size of the last vector.
+template <int R, int C>
+void combine(const Product& p, int64_t b, int64_t k) {
+    Vector sum[R][C] = {};
+    const int64_t last = std::min(p.outputs - k - (C - 1) * kLanes, kLanes);
+    const auto read = [last](const float* at, Vector (&to)[C]) {
+        UNROLL for (int c = 0; c < C - 1; c++) to[c] = load(at + c * kLanes);
+        to[C - 1] = load(at + (C - 1) * kLanes, last);
+    };
+    if (p.add) UNROLL for (int r = 0; r < R; r++) read(p.add + (b + r) * p.add_stride + k, sum[r]);
+    const float *x = p.x + b * p.x_stride, *line = p.matrix + k;
+    for (int64_t e = 0; e < p.inputs; e++, line += p.matrix_stride) {
+        Vector column[C];
+        read(line, column);
+        UNROLL for (int r = 0; r < R; r++) {
+            const Vector value = Vector{} + x[r * p.x_stride + e];
+            UNROLL for (int c = 0; c < C; c++) sum[r][c] = fused(value, column[c], sum[r][c]);
+        }
+    }
+    UNROLL for (int r = 0; r < R; r++) {
+        float* out = p.out + (b + r) * p.outputs + k;
+        UNROLL for (int c = 0; c < C - 1; c++) store(out + c * kLanes, sum[r][c]);
+        store(out + (C - 1) * kLanes, sum[r][C - 1], last);
+    }
+}
+
+template <int R, int C>
+void tile(const Product& p, int64_t b, int64_t k) {
+    p.transposed ? dot<R, C>(p, b, k) : combine<R, C>(p, b, k);
+}
+template <int C>
+void tiles(const Product& p, int64_t k) {
+    int64_t b = 0;
+    for (; b + kRows <= p.rows; b += kRows) tile<kRows, C>(p, b, k);
+    switch (p.rows - b) {
+        case 3: return tile<3, C>(p, b, k);
+        case 2: return tile<2, C>(p, b, k);
+        case 1: return tile<1, C>(p, b, k);
+    }
+}
+
+// The outputs, in blocks of `kColumns`, from block `begin` to before block `end`.
+void run(const Product& p, int64_t begin, int64_t end) {
+    const int64_t unit = p.transposed ? 1 : kLanes, units = (p.outputs + unit - 1) / unit;
+    for (int64_t block = begin; block < end; block++) {
+        const int64_t k = block * kColumns * unit;
+        switch (std::min<int64_t>(kColumns, units - block * kColumns)) {
+            case 4: tiles<4>(p, k); break;
+            case 3: tiles<3>(p, k); break;
+            case 2: tiles<2>(p, k); break;
+            case 1: tiles<1>(p, k); break;
+        }
+    }
+}
+
+}  // namespace
+
+INTERFACE(1, sizeof(Product))
+
+extern "C" void multiply(const Product* product) {
+    const Product& p = *product;
+    const int64_t unit = kColumns * (p.transposed ? 1 : kLanes), blocks = (p.outputs + unit - 1) / unit;
+    const int64_t threads = p.rows * p.inputs * p.outputs < kWorth ? 1 : std::min(p.threads, blocks);
+    together((int)threads, [&](int id, int threads) { run(p, blocks * id / threads, blocks * (id + 1) / threads); });
+}
