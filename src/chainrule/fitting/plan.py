@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import asdict, dataclass, replace
+from operator import mul
 from pathlib import Path
 from typing import Any
 
@@ -32,10 +33,8 @@ FINE_TUNING_RATE = 5e-4
 """Learning rate of a bundled prior that is trained further: a quarter of what a new one gets."""
 ENOUGH_PSNR = 21.0
 """dB, mean over the examples, from which a bundled tokenizer is taken."""
-TOKENIZER_SHARE = 0.3
-"""Share of the training time that the tokenizer gets."""
 FROM_NOTHING = "prior-from-nothing"
-RESERVE = 0.15
+RESERVE = 0.1
 """Share of the whole time for loading, evaluating and the report."""
 
 
@@ -148,12 +147,12 @@ def make_plan(look: Look, examples: Sequence[Example], wish: Mapping[str, Any]) 
     system, overrides = _system(wish["system"], look), wish["overrides"]
     if system.pixels:
         look = replace(look, size=min(look.size, 32))
-    stages = _stages(system, overrides, look.size)
-    recipes = [_recipe(stage, look, system, overrides) for stage in stages]
-    size = recipes[0]["data"]["size"]
+    size = _recipe(system.stages[0], look, system, overrides)["data"]["size"]
     if not isinstance(size, int):
         raise ValueError(f"data.size must be one number, the height and width, got {size}")
-    look, seconds, notes = replace(look, size=size), wish["minutes"] * 60 * (1 - RESERVE), _without_weights(recipes)
+    look = replace(look, size=size)
+    recipes = [_recipe(stage, look, system, overrides) for stage in _stages(system, overrides, size)]
+    seconds, notes = wish["minutes"] * 60 * (1 - RESERVE), _without_weights(recipes)
     with cache.scratch() as scratch, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about the examples, not about the folder
         images = _write_examples(scratch / "examples", examples, look)
@@ -232,7 +231,7 @@ def _recipe(stage: Mapping[str, Any], look: Look, system: System, overrides: Seq
     recipe = deepcopy({name: section for name, section in stage.items() if name not in ("data", "evaluation")})
     recipe |= {"data": {"source": look.source, "split": look.split, "size": look.size, "channels": look.channels}}
     recipe |= {"evaluation": {"split": look.held_out}}
-    dropped = ("steps", "precision", "label_dropout")
+    dropped = ("precision", "label_dropout")
     recipe["training"] = {key: value for key, value in recipe["training"].items() if key not in dropped}
     recipe["training"] |= {"compile": False}
     if "prior" in recipe:
@@ -248,8 +247,7 @@ def _recipe(stage: Mapping[str, Any], look: Look, system: System, overrides: Seq
         if part in ("data", "training", "evaluation", *mine):
             apply_override(recipe, override)
     if adversarial := recipe.get("losses", {}).get("adversarial"):  # small images need a smaller discriminator
-        size = recipe["data"]["size"]
-        adversarial.setdefault("num_layers", 2 if isinstance(size, int) and size < 32 else 3)
+        adversarial.setdefault("num_layers", 2 if look.size < 32 else 3)
     return recipe
 
 
@@ -290,25 +288,31 @@ def _bundled(system: System, look: Look, images: Tensor) -> tuple[str | None, st
 def _timed(
     recipes: Sequence[dict], scratch: Path, bundled: str | None, seconds: float, overrides: Sequence[str]
 ) -> list[StagePlan]:  # fmt: skip
-    """The recipes with the steps that the time allows, if they give none."""
-    tokenizer, planned, given = bundled, [], tuple(override.split("=")[0].strip() for override in overrides)
-    for recipe in recipes:
-        name = "prior" if "prior" in recipe else "tokenizer"
-        if len(recipes) == 1:
-            share = 1.0
-        elif bundled:
-            name, share = "prior" if "path" in recipe["prior"] else FROM_NOTHING, 0.5
-        else:
-            share = TOKENIZER_SHARE if name == "tokenizer" else 1 - TOKENIZER_SHARE
+    """The recipes with the steps that the time allows, each the same multiple of its own, if the user gives none."""
+    tokenizer, measured, given = bundled, [], tuple(override.split("=")[0].strip() for override in overrides)
+    for number, recipe in enumerate(recipes):
         data = recipe["data"] | {"source": str(scratch / "examples"), "split": "train"}
         sample = recipe | {"data": data, "evaluation": {"split": "test"}}
         if sample.get("tokenizer", {}).get("path") == TOKENIZER:
             sample["tokenizer"] = {"path": tokenizer}
-        measured = time_steps(build_recipe(sample, "the planned recipe"), scratch / name)
-        tokenizer = tokenizer or str(scratch / name)
-        steps = recipe["training"].get("steps") or max(1, int(seconds * share / measured))
-        planned.append(StagePlan(name=name, recipe=recipe, seconds=measured, given=given).with_steps(steps))
-    return planned
+        measured.append(time_steps(build_recipe(sample, "the planned recipe"), scratch / str(number)))
+        tokenizer = tokenizer or str(scratch / str(number))
+    own = [recipe["training"]["steps"] for recipe in recipes]
+    factor = 1 if "training.steps" in given else seconds / sum(map(mul, own, measured))
+    return [
+        StagePlan(name=_name(recipe, recipes), recipe=recipe, seconds=each, given=given).with_steps(
+            max(1, int(factor * steps))
+        )
+        for recipe, each, steps in zip(recipes, measured, own, strict=True)
+    ]
+
+
+def _name(recipe: Mapping[str, Any], recipes: Sequence[Mapping[str, Any]]) -> str:
+    """The name of a stage among the stages."""
+    if "prior" not in recipe:
+        return "tokenizer"
+    begun = any("path" in other.get("prior", {}) for other in recipes)
+    return FROM_NOTHING if begun and "path" not in recipe["prior"] else "prior"
 
 
 def _memory() -> int:

@@ -183,10 +183,10 @@ def _attempt(stage: StagePlan, number: int) -> str:
     return stage.name if number == 1 else f"{stage.name}-{number}"
 
 
-def _runs(stages: Sequence[StagePlan], out: Path) -> list[Path]:
-    """The folders of the trainings of some stages that have begun, in their order."""
-    runs = [out / _attempt(stage, number) for stage in stages for number in range(1, ATTEMPTS + 1)]
-    return [run for run in runs if run.is_dir()]
+def _runs(stages: Sequence[StagePlan], out: Path) -> dict[Path, StagePlan]:
+    """The folders of the trainings of some stages that have saved a model, in their order, with their stages."""
+    runs = {out / _attempt(stage, number): stage for stage in stages for number in range(1, ATTEMPTS + 1)}
+    return {run: stage for run, stage in runs.items() if (run / "model").is_dir()}
 
 
 def _within(plan: FitPlan, stage: StagePlan, out: Path) -> StagePlan:
@@ -194,8 +194,8 @@ def _within(plan: FitPlan, stage: StagePlan, out: Path) -> StagePlan:
     earlier = plan.stages[: [one.name for one in plan.stages].index(stage.name)]
     if not earlier or "training.steps" in stage.given:
         return stage
-    models = [run / "model" for run in _runs(earlier, out)]
-    taken = 60 * sum(read_card(str(model))["minutes"] for model in models if model.is_dir())
-    before = sum(one.steps * one.seconds for one in earlier)
+    cards = [(one.seconds, read_card(str(run / "model"))) for run, one in _runs(earlier, out).items()]
+    taken = 60 * sum(card["minutes"] for _, card in cards)
+    expected = sum(seconds * card["steps"] for seconds, card in cards)
     left = plan.wish["minutes"] * 60 * (1 - RESERVE) - taken
-    return stage.with_steps(max(1, int(left / (stage.seconds * max(taken / before, 0.1)))))
+    return stage.with_steps(max(1, int(left / (stage.seconds * max(taken / expected, 0.1)))))
