@@ -30,6 +30,7 @@ ALLOWED = {  # room: the rooms of the package that it may import
     "pipeline.py": {"core", "decoding", "images", "saving", "text"},
     "scorers": {"core", "images", "layers", "network", "text"},
     "drawing.py": {"decoding", "files", "images", "pictures", "pipeline", "saving", "strict", "zoo"},
+    "bulk.py": {"decoding", "drawing", "files", "pictures", "pipeline", "strict"},
     "zoo.py": {"core", "files", "pipeline", "saving", "scorers", "strict", "upscaling"},
     "evaluation": {
         "core", "data", "decoding", "files", "pipeline", "progress", "saving", "scorers", "strict", "zoo",
@@ -55,9 +56,9 @@ ALLOWED = {  # room: the rooms of the package that it may import
         "core", "data", "decoding", "drawing", "evaluation", "files", "images", "pictures", "pipeline", "strict", "zoo",
     },
     "cli": {
-        "catalogue", "compression", "core", "data", "decoding", "drawing", "evaluation", "files", "fitting", "images",
-        "official", "pictures", "pipeline", "progress", "recipe", "saving", "scorers", "serving", "sizes", "strict",
-        "timeline", "training", "zoo",
+        "bulk", "catalogue", "compression", "core", "data", "decoding", "drawing", "evaluation", "files", "fitting",
+        "images", "official", "pictures", "pipeline", "progress", "recipe", "saving", "scorers", "serving", "sizes",
+        "strict", "timeline", "training", "zoo",
     },
     "__main__.py": {"cli"},
     "__init__.py": {

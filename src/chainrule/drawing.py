@@ -265,8 +265,7 @@ def repeat(path: str | Path, device: str | None = None, on_image: OnImage | None
     upscale = open_upscalers([one.name for one in drawing.upscalers], pipeline, device)
     scorer = None
     if drawing.reranker is not None:
-        labels = None if drawing.labels is None else pipeline.labels_by_name(drawing.labels)
-        scorer = open_judge(drawing.reranker.name, drawing.texts, labels, device)
+        scorer = open_judges(drawing.reranker.name, pipeline, device)(drawing)
     picture = drawing.picture(drawing.draw(pipeline, scorer, on_image), upscale)
     with Image.open(path) as opened:
         before, after = np.asarray(opened.convert("RGB")), np.asarray(picture.convert("RGB"))
@@ -322,21 +321,29 @@ def open_upscalers(names: Sequence[str] | None, pipeline: Pipeline, device: str)
     return upscale
 
 
-def open_judge(
-    name: str, texts: Sequence[str] | None, labels: Sequence[str] | Tensor | None, device: str
-) -> Scorer:  # fmt: skip
-    """A model that scores images by their texts or, without texts, by their labels (`Pipeline.labels_by_name`).
+def open_judges(name: str, pipeline: Pipeline, device: str) -> Callable[[Drawing], Scorer]:
+    """From a drawing to what scores its images by their texts or, without texts, by their labels.
 
     Raises:
-        ValueError: no such model, or one that does not judge by these.
+        ValueError: no such model; from the function: one that does not judge by these.
     """
-    return judge_by(load_scorer(name, device), name, texts, labels)
+    scorer = load_scorer(name, device)
+
+    def judge(drawing: Drawing) -> Scorer:
+        labels = None if drawing.labels is None else pipeline.labels_by_name(drawing.labels)
+        return judge_by(scorer, name, drawing.texts, labels)
+
+    return judge
 
 
 def judge_by(
     scorer: Any, name: str, texts: Sequence[str] | None, labels: Sequence[str] | Tensor | None
 ) -> Scorer:  # fmt: skip
-    """As `open_judge`, of a model that is open."""
+    """A model that scores images, by their texts or, without texts, by their labels (`Pipeline.labels_by_name`).
+
+    Raises:
+        ValueError: a model that does not judge by these.
+    """
     kind, wanted = ("labels", labels) if texts is None else ("texts", texts)
     if not hasattr(scorer, f"for_{kind}"):
         raise ValueError(f"{name} does not judge images by {kind}")

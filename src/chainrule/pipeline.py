@@ -105,8 +105,8 @@ class Pipeline:
             scorer: uint8 (n, C, H, W) -> scores (n,), more is better; image i is one of the i-th label or text.
                 `chainrule.load` gives rerankers and classifiers, which have `.for_texts` and `.for_labels`.
             seed: image i depends on the seed and on i only; or one seed per image, on which alone it then depends.
-            on_image: called as the images grow, the candidates one after the other.  Without it, many images are drawn
-                in batches of `BATCH`, so that memory does not grow with n, but for the images themselves.
+            on_image: called as the images grow, `BATCH` of them at a time: many images are drawn in batches, so that
+                memory does not grow with n, but for the images themselves.  Candidates come one after the other.
             options: the fields of `decoding.Sampling`: temperature, top_k, top_p, guidance, precision.  Guidance needs
                 a model that was trained with labels or texts dropped.
 
@@ -123,8 +123,8 @@ class Pipeline:
 
         def draw(seeds: Sequence[int]) -> Tensor:
             drawn = replace(request, seeds=seeds)
-            parts = [drawn] if on_image is not None else drawn.split(BATCH)
-            return torch.cat([self.decode(part.draw(runner, self._watch(on_image))) for part in parts])
+            watch = self._watch(on_image)
+            return torch.cat([self.decode(part.draw(runner, watch)) for part in drawn.split(BATCH)])
 
         return draw(request.seeds) if scorer is None else keep_best(draw, request.seeds, best_of, scorer)
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -32,6 +33,7 @@ from .output import check_file, check_folder, file_stem, free_name
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from ..decoding import Scorer
     from ..drawing import Drawing
     from ..pipeline import Pipeline
 
@@ -64,7 +66,13 @@ DecoderName = Annotated[
     str | None,
     typer.Option(metavar="MODEL", help="A tokenizer whose decoder was trained further on the model's codes."),
 ]
-Out = Annotated[Path | None, typer.Option(help="A .png file, or with --separate a folder.", show_default="samples.png")]
+Out = Annotated[
+    Path | None,
+    typer.Option(
+        help="A .png file of all images, a .npz file of many (arr_0, uint8), or with --separate a folder.",
+        show_default="samples.png",
+    ),
+]
 Separate = Annotated[bool, typer.Option("--separate", help="One file per image, not enlarged.")]
 Watch = Annotated[Path | None, typer.Option(help="A .gif file of the images as they grow.")]
 
@@ -77,7 +85,10 @@ def sample(
     seeds: Seeds = None, out: Out = None, separate: Separate = False, watch: Watch = None, scale: Scale = None,
     no_metadata: NoMetadata = False, force: Force = False, device: Device = "cpu",
 ) -> None:  # fmt: skip
-    """Draw images and write them as one picture, or one by one; chainrule repeat draws a picture again.
+    """Draw images and write them as one picture, one by one, or as a .npz file; chainrule repeat draws a picture again.
+
+    A .npz file and a folder are written batch by batch: memory does not grow with -n, the same command goes on after
+    it was stopped, and under torchrun the processes share the work.
 
     \b
     Examples:
@@ -88,52 +99,135 @@ def sample(
       chainrule sample shapes_parti --text "a red circle" -n 16 --best 4 --reranker shapes_reranker --watch growing.gif
       chainrule sample runs/mine --label 3 --guidance 3 --best-of 4 --reranker runs/classifier
       chainrule sample runs/mine -n 100 --separate --out images --temperature 0.9
+      chainrule sample runs/mine -n 50000 --out samples.npz
       chainrule sample runs/text --text "a violin, noto style" --guidance 3 --negative "a drum" --precision bfloat16
       chainrule sample runs/text --texts prompts.txt --decoder runs/larger --upscaler runs/double
     """
-    if separate:
-        out = check_folder(out or free_name(f"{file_stem(Path(model).name)}-samples"), force)
-    else:
-        out = check_file(out or free_name("samples", ".png"), ".png", force)
-    if watch is not None:
-        check_file(watch, ".gif", force, "--watch")
     _check_choice(best, best_of, wanted=bool(label is not None or text or texts), reranker=reranker, watch=watch)
+    if out is not None and out.suffix.lower() == ".npz":
+        _check_alone(separate=separate, best=best is not None, watch=watch is not None, scale=scale is not None)
+    out, files = _outputs(Path(model).name, out, separate, watch, force)
 
+    from ..bulk import process
     from ..decoding import Sampling
-    from ..drawing import Drawing, Source, open_judge, open_upscalers
+    from ..drawing import Drawing, Source, open_judges, open_upscalers
 
+    device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if device == "cuda" and process()[1] > 1 else device
     captions = _captions(text, texts)
     numbers = seeds_for(seed, seeds, n, 16 if texts is None else len(captions))
     captions, n = _repeated(captions, len(numbers)), len(numbers)
     pipeline = open_model(model, device)
     if decoder is not None:
         pipeline = pipeline.with_tokenizer(open_tokenizer(decoder, device))
-    labels, enlarged = labels_for(pipeline, label, n), open_upscalers(upscaler, pipeline, device)
-    names = None if labels is None else pipeline.labels_by_name(labels.tolist())
-    judge = None if reranker is None else open_judge(reranker, captions, names, device)
+    labels, upscale = labels_for(pipeline, label, n), open_upscalers(upscaler, pipeline, device)
     drawing = Drawing(
         model=Source.of(model), seeds=tuple(numbers), labels=None if labels is None else tuple(labels.tolist()),
         texts=captions and tuple(captions), negative=negative, sampling=Sampling(**sampling), best_of=best_of,
         reranker=Source.of_reranker(reranker) if best_of > 1 and reranker else None,
         decoder=decoder and Source.of(decoder), upscalers=tuple(map(Source.of, upscaler or ())), device=device,
     )  # fmt: skip
-    groups = None if best is None else images_per_wish(captions or drawing.labels, best)
-    film, since = Film(pipeline, n, watch is not None), time.monotonic()
-    with progress("Sampling", n * best_of * film.length, "codes") as done:
-        images = drawing.draw(pipeline, None if best_of == 1 else judge, film.watching(done))
-    film.frames.append(images)
-    if groups is not None:
-        scores = (judge or pipeline.judge(labels, captions))(images).tolist()
-        kept = [i for group in groups for i in sorted(group, key=lambda i: -scores[i])[:best]]
-        images, film.frames = images[kept], [frame[kept] for frame in film.frames]
-        drawing = drawing.only(*kept)
+    drawing = _in_layout(drawing, pipeline.tokenizer.image_shape[-1], scale, files, captioned=texts is not None)
+    judge = None if reranker is None else open_judges(reranker, pipeline, device)
+    if judge is not None:
+        judge(drawing.only(0))  # a model that does not judge by labels is refused at once
+    work = Work(pipeline, drawing, judge, upscale, metadata=not no_metadata)
+    work.files(out, force) if files and best is None and watch is None else work.picture(out, best, watch, scale)
+
+
+@dataclass
+class Work:
+    """What is to be drawn, with all models open."""
+
+    pipeline: Pipeline
+    drawing: Drawing
+    judge: Callable[[Drawing], Scorer] | None
+    upscale: Callable[[Tensor], Tensor]
+    metadata: bool
+
+    @property
+    def num_codes(self) -> int:
+        """Codes of one image, of all its candidates."""
+        return self.drawing.best_of * self.pipeline.prior.spec.length
+
+    def files(self, out: Path, force: bool) -> None:
+        """Writes a .npz file or a folder, batch by batch."""
+        from ..bulk import Npz, Pictures, draw_many, process
+
+        n, since, codes = len(self.drawing.seeds), time.monotonic(), 0
+        target = Npz(out) if out.suffix.lower() == ".npz" else Pictures(out, n, self.metadata)
+        rank, world = process()
+        with progress("Sampling", n * self.num_codes // world, "codes", quiet=rank > 0) as done:
+
+            def on_codes(count: int) -> None:
+                nonlocal codes
+                done(codes := codes + count)
+
+            judge = self.judge if self.drawing.best_of > 1 else None
+            drawn = draw_many(
+                self.drawing, self.pipeline, target, judge=judge, upscale=self.upscale, force=force, on_codes=on_codes
+            )
+        if rank == 0:
+            before = f", {n - drawn:,} of them drawn before" if world == 1 and drawn < n else ""
+            _say(out, n, n, codes, since, before)
+
+    def picture(self, out: Path, best: int | None, watch: Path | None, scale: int | None) -> None:
+        """Writes one picture of all images, or of the best; or a folder of those."""
+        import torch
+
+        from ..bulk import batches
+
+        drawing, since = self.drawing, time.monotonic()
+        n, images = len(drawing.seeds), []
+        groups = None if best is None else images_per_wish(drawing.texts or drawing.labels, best)
+        film = Film(self.pipeline, n, watch is not None)
+        with progress("Sampling", n * self.num_codes, "codes") as done:
+            for numbers in batches(n):
+                part = drawing.only(*numbers)
+                judge = self.judge(part) if self.judge is not None and drawing.best_of > 1 else None
+                images.append(part.draw(self.pipeline, judge, film.watching(len(numbers), done)))
+        images = torch.cat(images)
+        film.frames.append(images)
+        if groups is not None:
+            judge = self.judge(drawing) if self.judge else self.pipeline.judge(drawing.labels, drawing.texts)
+            scores = judge(images).tolist()
+            kept = [i for group in groups for i in sorted(group, key=lambda i: -scores[i])[:best]]
+            images, film.frames = images[kept], [frame[kept] for frame in film.frames]
+            drawing = drawing.only(*kept)
+        _write(out, drawing, images, self.upscale, not self.metadata)
+        _say(out, len(images), n, n * self.num_codes, since)
+        if watch is not None:
+            film.write(watch, scale)
+
+
+def _say(out: Path, count: int, of: int, codes: int, since: float, before: str = "") -> None:
+    """The line at the end."""
     seconds = time.monotonic() - since
-    drawing = _in_layout(drawing, images.shape[-1], scale, separate, captioned=texts is not None)
-    _write(out, drawing, images, enlarged, no_metadata)
-    count = f"{len(images)} image{'s' * (len(images) > 1)}" + (f" of {n}" if best is not None else "")
-    print(f"{out}: {count} in {seconds:.1f} s ({n * best_of * film.length / seconds:,.0f} codes/s)")
+    images = f"{count:,} image{'s' * (count > 1)}" + (f" of {of:,}" if of > count else "")
+    print(f"{out}: {images} in {seconds:.1f} s ({codes / seconds:,.0f} codes/s{before})")
+
+
+def _check_alone(**others: bool) -> None:
+    """Raises ValueError where options do not go with a .npz file."""
+    if wrong := [name for name, given in others.items() if given]:
+        raise ValueError(f"--{wrong[0]} does not go with a .npz file, which is written batch by batch; leave it out")
+
+
+def _outputs(model: str, out: Path | None, separate: bool, watch: Path | None, force: bool) -> tuple[Path, bool]:
+    """Where to write, and whether it is batch by batch; raises ValueError where that cannot be."""
+    from ..bulk import Npz, Pictures
+
+    stack = out is not None and out.suffix.lower() == ".npz"
+    if separate:
+        out = out or free_name(f"{file_stem(model)}-samples")
+        if not Pictures(out, 1).is_begun():
+            check_folder(out, force)
+    elif stack and not Npz(out).is_begun():
+        check_file(out, ".npz", force)
+    elif not stack:
+        out = check_file(out or free_name("samples", ".png"), ".png", force)
     if watch is not None:
-        film.write(watch, scale)
+        check_file(watch, ".gif", force, "--watch")
+    return out, stack or separate
 
 
 def _check_choice(best: int | None, best_of: int, *, wanted: bool, reranker: str | None, watch: Path | None) -> None:
@@ -193,19 +287,23 @@ class Film:
     """Follows images as they are drawn: counts codes, and keeps frames if they are wanted."""
 
     def __init__(self, pipeline: Pipeline, count: int, wanted: bool) -> None:
-        self.spec, self.count, self.wanted = pipeline.prior.spec, count, wanted
+        from ..pipeline import BATCH
+
+        if wanted and count > BATCH:
+            raise ValueError(f"--watch shows at most {BATCH} images, got {count}")
+        self.spec, self.wanted, self.num_drawn = pipeline.prior.spec, wanted, 0
         self.size, self.length = pipeline.tokenizer.image_shape[1:], pipeline.prior.spec.length
         self.frames: list[Tensor] = []
 
-    def watching(self, done: Callable[[int], None]) -> Callable[[int, Callable[[], Tensor]], None]:
-        """The `on_image` of `Pipeline.sample`; `done` receives the number of codes drawn so far."""
+    def watching(self, count: int, done: Callable[[int], None]) -> Callable[[int, Callable[[], Tensor]], None]:
+        """The `on_image` for `count` images; `done` receives the number of codes drawn so far, of all images."""
         from ..pictures import drawn, hide
 
-        every, num_drawn = -(-self.length // WATCH_FRAMES), 0
+        every = -(-self.length // WATCH_FRAMES)
 
         def on_image(num_known: int, images: Callable[[], Tensor]) -> None:
-            nonlocal num_drawn
-            done(num_drawn := num_drawn + self.count)
+            self.num_drawn += count
+            done(self.num_drawn)
             if self.wanted and num_known % every == 0:
                 self.frames.append(hide(images(), drawn(self.spec, num_known, *self.size)))
 
