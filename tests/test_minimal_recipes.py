@@ -117,3 +117,21 @@ def test_the_size_of_images_is_chosen(tmp_path, sizes, chosen):
     (tmp_path / "notes.txt").write_text("not a picture")
     assert with_size(DataConfig(str(tmp_path)), 64).size == chosen
     assert with_size(DataConfig(str(tmp_path), size=24), 64).size == 24
+
+
+def test_an_evaluation_says_where_the_images_are_others_than_in_training(folder, tmp_path, recwarn):
+    for kind in ("a", "b"):
+        (folder / kind).mkdir()
+        for path in sorted(folder.glob("*.png"))[:12]:
+            path.rename(folder / kind / path.name)
+    train(tmp_path / "one", data={"source": str(folder), "size": 8}, prior={"name": "pixelcnn", "width": 8})
+    evaluate = lambda **options: chainrule.evaluate(tmp_path / "one" / "run", **options).fingerprint  # noqa: E731
+    evaluate()
+    assert not [one for one in recwarn if "not those on which" in str(one.message)]
+    for path in folder.glob("*/*.png"):
+        Image.new("RGB", (20, 16)).save(path)
+    evaluate(limit=2)
+    evaluate(split="train")
+    assert not [one for one in recwarn if "not those on which" in str(one.message)]
+    with pytest.warns(UserWarning, match="not those on which .* was evaluated in training"):
+        evaluate()

@@ -60,7 +60,11 @@ def test_products_round_rows_alike(backend, threads):
 def test_products_are_those_of_torch(backend, count, inputs, outputs, threads):
     wide, add = torch.randn(count, 2 * inputs), torch.randn(count, outputs)
     x = wide[:, inputs:]
-    for matrix in (torch.randn(inputs, outputs), torch.randn(outputs, inputs).T, torch.randn(inputs, 2 * outputs)[:, ::2]):
+    for matrix in (
+        torch.randn(inputs, outputs),
+        torch.randn(outputs, inputs).T,
+        torch.randn(inputs, 2 * outputs)[:, ::2],
+    ):
         expected = (x.double() @ matrix.double()).float()
         torch.testing.assert_close(rows.matmul(x, matrix, backend), expected, rtol=1e-5, atol=1e-5)
         torch.testing.assert_close(rows.addmm(add, x, matrix, backend), expected + add, rtol=1e-5, atol=1e-5)

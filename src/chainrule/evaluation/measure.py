@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import time
+import warnings
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -217,7 +218,13 @@ def _load(config: DataConfig, limit: int | None) -> ImageDataset:
 
 
 def _common(plan: Plan, dataset: ImageDataset) -> dict[str, Any]:
-    """What every record says."""
+    """What every record says; a warning where the images are not those that the model's card names."""
+    if plan.expected not in (None, dataset.fingerprint):
+        warnings.warn(
+            f"these images of {dataset.name} are not those on which {plan.name} was evaluated in training (fingerprint "
+            f"{dataset.fingerprint}, on its card {plan.expected}): the figures cannot be compared with its card's",
+            stacklevel=2,
+        )
     part = plan.model if isinstance(plan.model, Tokenizer) else plan.model.prior
     return {
         "command": plan.command(),

@@ -88,6 +88,7 @@ class Plan:
     seeds:      of binarisation; empty where nothing is drawn
     samples:    how images are drawn and compared, if they are
     features:   of a tokenizer's distances: a name for `load_features`, or "none"
+    expected:   fingerprint of the images on which the model was evaluated in training, where these are asked for
     """
 
     model: Pipeline | Tokenizer
@@ -98,6 +99,7 @@ class Plan:
     seeds: tuple[int, ...] = ()
     samples: SampleSettings | None = None
     features: str = "none"
+    expected: str | None = None
 
     def command(self) -> str:
         """The command line that measures the same again."""
@@ -146,7 +148,7 @@ def _pipeline_plan(model: Pipeline, name: str, settings: EvaluationSettings) -> 
         raise ValueError(f"seeds would be ignored: nothing is drawn with binarize {data.binarize}")
     return Plan(
         model=model, name=name, data=data, limit=settings.limit, batch_size=settings.batch_size or 100, seeds=seeds,
-        samples=samples,
+        samples=samples, expected=_expected(name, settings),
     )  # fmt: skip
 
 
@@ -172,7 +174,7 @@ def _tokenizer_plan(tokenizer: Tokenizer, name: str, settings: EvaluationSetting
     return Plan(
         model=tokenizer, name=name, data=_data(name, tokenizer.image_shape, settings, {"binarize": "none"}),
         limit=settings.limit, batch_size=settings.batch_size or 32,
-        features=settings.features or networks.default_features(),
+        features=settings.features or networks.default_features(), expected=_expected(name, settings),
     )  # fmt: skip
 
 
@@ -197,6 +199,13 @@ def _data(
     values["split"] = settings.split or (recipe.get("evaluation") or {}).get("split") or "test"
     values["binarize"] = settings.binarize or values.get("binarize", "none")
     return build_dataclass(DataConfig, values | change, "evaluate")
+
+
+def _expected(name: str, settings: EvaluationSettings) -> str | None:
+    """The fingerprint on a model's card of its evaluation images, if the settings ask for these and all of them."""
+    if any(value is not None for value in (settings.data, settings.split, settings.size, settings.limit)):
+        return None
+    return (read_card(name).get("trained_on") or {}).get("evaluation")
 
 
 def _trained_on(name: str, source: str) -> str:
