@@ -137,7 +137,7 @@ def test_unknown_choices_are_refused(kernel, monkeypatch):
     with pytest.raises(ValueError, match="backend must be native, plain or None, got 'cuda'"):
         kernel.load("cuda")
     monkeypatch.setenv("CHAINRULE_NATIVE", "on")
-    with pytest.raises(ValueError, match="CHAINRULE_NATIVE must be off or require, got 'on'"):
+    with pytest.raises(ValueError, match="CHAINRULE_NATIVE must be off, require or vectors, got 'on'"):
         kernel.load()
 
 

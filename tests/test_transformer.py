@@ -6,12 +6,13 @@ import pytest
 import torch
 from torch import nn
 
-from chainrule.kernels import transformer
+from chainrule.kernels import packing
 from chainrule.layers.transformer import Block, BlockRunner, Head, initialize
 
 PRECISIONS = ["float32", "bfloat16", "int8"]
 TOLERANCE = {"float32": 2e-5, "bfloat16": 0.02, "int8": 0.05}  # of outputs of deviation 1
-needs_compiler = pytest.mark.skipif(transformer.native_library() is None, reason="no C++ compiler")
+LIBRARY = packing.native_library()
+needs_compiler = pytest.mark.skipif(LIBRARY is None, reason="no C++ compiler")
 forms = pytest.mark.parametrize("backend", ["plain", pytest.param("native", marks=needs_compiler)])
 
 
@@ -56,12 +57,14 @@ def test_steps_equal_the_whole_sequence(backend, precision, width, heads, batch)
 
 
 @needs_compiler
+@pytest.mark.parametrize("instructions", ["", "vectors"])
 @pytest.mark.parametrize("precision", PRECISIONS)
-def test_numbers_depend_neither_on_the_batch_nor_on_threads(precision):
-    blocks, head = stack()
-    made, x = runner(blocks, precision, head, "native"), torch.randn(11, 9, 128)
+def test_numbers_depend_neither_on_the_batch_nor_on_threads(monkeypatch, instructions, precision):
+    monkeypatch.setenv("CHAINRULE_NATIVE", instructions)
+    blocks, head = stack(192)
+    made, x = runner(blocks, precision, head, "native"), torch.randn(37, 9, 192)
     together = run(made, x)
-    for start, end in [(0, 1), (1, 3), (3, 6), (6, 11)]:
+    for start, end in [(0, 1), (1, 3), (3, 6), (6, 11), (11, 28), (1, 36)]:
         assert torch.equal(run(made, x[start:end]), together[start:end])
     before = torch.get_num_threads()
     try:
@@ -70,6 +73,18 @@ def test_numbers_depend_neither_on_the_batch_nor_on_threads(precision):
             assert torch.equal(run(made, x), together)
     finally:
         torch.set_num_threads(before)
+
+
+@pytest.mark.skipif(not LIBRARY or not packing.has_amx(LIBRARY), reason="no AMX")
+def test_amx_gives_what_vectors_give(monkeypatch):
+    blocks, head = stack(192)
+    x = torch.randn(37, 9, 192)
+    amx = {precision: run(runner(blocks, precision, head, "native"), x) for precision in PRECISIONS}
+    monkeypatch.setenv("CHAINRULE_NATIVE", "vectors")
+    vectors = {precision: run(runner(blocks, precision, head, "native"), x) for precision in PRECISIONS}
+    assert torch.equal(amx["float32"], vectors["float32"]) and torch.equal(amx["int8"], vectors["int8"])
+    assert not torch.equal(amx["bfloat16"], vectors["bfloat16"]), "AMX was not used"
+    torch.testing.assert_close(amx["bfloat16"], vectors["bfloat16"], rtol=0, atol=0.02)
 
 
 @needs_compiler

@@ -12,7 +12,7 @@ import torch
 
 from .. import __version__
 from ..kernels.native import processor
-from ..kernels.transformer import KERNEL
+from ..kernels.packing import KERNEL
 
 
 def environment(device: torch.device) -> dict[str, str]:

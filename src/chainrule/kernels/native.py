@@ -5,6 +5,7 @@ CHAINRULE_NATIVE changes what happens without an explicit backend:
 
     off       plain PyTorch everywhere
     require   an error where the code cannot be compiled; otherwise there is one warning per process
+    vectors   compiled code without AMX, the matrix registers of some processors, for comparison
 """
 
 from __future__ import annotations
@@ -55,14 +56,14 @@ class Kernel:
             backend: "native", "plain", or None: compiled code where it can be had.
 
         Raises:
-            ValueError: an unknown backend, or CHAINRULE_NATIVE is neither off nor require.
+            ValueError: an unknown backend, or CHAINRULE_NATIVE is none of off, require and vectors.
             RuntimeError: compiled code is required and cannot be had.
         """
         if backend is not None and backend not in get_args(Backend):
             raise ValueError(f"backend must be native, plain or None, got {backend!r}")
         mode = os.environ.get("CHAINRULE_NATIVE", "")
-        if mode not in ("", "off", "require"):
-            raise ValueError(f"CHAINRULE_NATIVE must be off or require, got {mode!r}")
+        if mode not in ("", "off", "require", "vectors"):
+            raise ValueError(f"CHAINRULE_NATIVE must be off, require or vectors, got {mode!r}")
         if backend == "plain" or (backend is None and mode == "off"):
             return None
         found = _build(self)

@@ -1,26 +1,16 @@
-// The weights of products in three precisions, and the inputs as each multiplies them.
-//
-// Weights are (outputs, inputs) row after row, in float32, bfloat16, or uint8 (128 + a whole number in -127..127, and a
-// scale per output).
+// Products of packed weights with a batch of inputs: what all precisions share, and float32; tiles.h has the others.
 #pragma once
+#include <cmath>
+
 #include "common.h"
 
 namespace {
 
 typedef float Half __attribute__((vector_size(32), aligned(4)));
 typedef float Quarter __attribute__((vector_size(16), aligned(4)));
-typedef int32_t Integers __attribute__((vector_size(64), aligned(1), may_alias));
-typedef int8_t Bytes __attribute__((vector_size(16), aligned(1)));
 
-constexpr int kGroup = 128;  // inputs that share a scale in int8; widths are multiples of its half
+constexpr int kUnit = 32;  // outputs that are not divided among threads
 
-inline Vector fused(Vector a, float b, Vector c) {  // a b + c, rounded alike wherever it stands
-#if defined(__AVX512F__)
-    return (Vector)_mm512_fmadd_ps((__m512)a, _mm512_set1_ps(b), (__m512)c);
-#else
-    return a * b + c;
-#endif
-}
 inline Quarter fold(Vector v) {
     Half h[2];
     std::memcpy(h, &v, 64);
@@ -41,10 +31,10 @@ inline Quarter totals(Vector v0, Vector v1, Vector v2, Vector v3) {
 }
 inline Vector maximum(Vector a, Vector b) { return a > b ? a : b; }
 
-// Asks for R vectors of weights that are needed soon.
-template <int R>
+// Asks for N cache lines of weights that are needed soon.
+template <int N>
 inline void ask(const void* w) {
-    UNROLL for (int r = 0; r < R; r++) __builtin_prefetch((const char*)w + 64 * r, 0, 2);
+    UNROLL for (int n = 0; n < N; n++) __builtin_prefetch((const char*)w + 64 * n, 0, 2);
 }
 
 struct Range {
@@ -52,146 +42,86 @@ struct Range {
     bool has(int64_t i) const { return i >= begin && i < end; }
 };
 
-// How weights are stored: `Inputs` are a batch of vectors in the form that `dot` multiplies with the weights.
+struct Linear {
+    const void* weight;
+    const float *scale, *bias;  // of the outputs: scale in int8 only; bias may be null
+};
+
+// to (batch, outputs) = weight x * scale + bias, or += it.
+struct Product {
+    const Linear& linear;
+    int64_t batch, inputs, outputs;
+    float* to;
+    bool add;
+};
+
+struct Nothing {
+    explicit Nothing(int64_t) {}
+};
+
+// Each precision has `Inputs`, a batch of vectors in the form that it multiplies, whose `places()` hold the rows that `row`
+// gives; `Registers`, which a thread holds while it multiplies them; and `product`, which computes outputs row .. end - 1.
 struct Float32 {
-    typedef float Weight;
     typedef float Cache;
-    static constexpr int batch = 4;
+    static constexpr int kRows = 4;  // outputs at a time, whose weights alternate in parts of 64 bytes
+
     struct Inputs {
-        const float* values;
-        int64_t size;
-        Inputs(int64_t, int64_t) {}
-        void set(const float* x, int64_t, int64_t width) { values = x, size = width; }
+        const int64_t batch;
+        Array<float> values;
+        Inputs(int64_t batch, int64_t width) : batch(batch), values(batch * width) {}
+        int64_t places() const { return batch; }
+        int64_t row(int64_t place) const { return place; }
+        void set(int64_t place, const float* x, int64_t width) {
+            std::memcpy(values.get() + place * width, x, width * sizeof(float));
+        }
     };
+    struct Registers {
+        explicit Registers(const Inputs&) {}
+    };
+
+    static void product(const Product& to, const Inputs& in, int64_t row, int64_t end) {
+        for (; row + kRows <= end; row += kRows) tiles<kRows>(to, in, row);
+        for (; row < end; row++) tiles<1>(to, in, row);
+    }
+
+    template <int R>
+    static void tiles(const Product& to, const Inputs& in, int64_t row) {
+        int64_t b = 0;
+        for (; b + 4 < to.batch; b += 4) tile<R, 4>(to, in, row, b);
+        switch (to.batch - b) {
+            case 1: return tile<R, 1>(to, in, row, b);
+            case 2: return tile<R, 2>(to, in, row, b);
+            case 3: return tile<R, 3>(to, in, row, b);
+            default: return tile<R, 4>(to, in, row, b);
+        }
+    }
+
+    // Outputs row .. row + R - 1 of images b .. b + B - 1, which ask for their share of the weights of the next outputs.
     template <int R, int B>
-    static void dot(Vector (&sum)[R][B], const float* w, const Inputs& in, int64_t b, Range next) {
-        const float* x = in.values + b * in.size;
-        for (int64_t k = 0; k < in.size; k += kLanes) {
-            if (next.has(k)) ask<R>(w + (in.size + k) * R);
+    static void tile(const Product& to, const Inputs& in, int64_t row, int64_t b) {
+        Vector sum[R][B] = {};
+        const Range next{to.inputs * b / to.batch, to.inputs * (b + B) / to.batch};
+        const float *x = in.values.get() + b * to.inputs, *w = (const float*)to.linear.weight + row * to.inputs;
+        for (int64_t k = 0; k < to.inputs; k += kLanes) {
+            if (next.has(k)) ask<R>(w + (to.inputs + k) * R);
             Vector value[B];
-            UNROLL for (int i = 0; i < B; i++) value[i] = load(x + i * in.size + k);
+            UNROLL for (int i = 0; i < B; i++) value[i] = load(x + i * to.inputs + k);
             UNROLL for (int r = 0; r < R; r++) {
                 Vector line = load(w + k * R + r * kLanes);
                 UNROLL for (int i = 0; i < B; i++) sum[r][i] += line * value[i];
             }
         }
-    }
-};
-
-struct Narrow {
-    typedef uint16_t Weight;
-    typedef uint16_t Cache;
-    static constexpr int batch = 4;
-    struct Inputs {
-        Array<uint16_t> values;
-        int64_t size;
-        Inputs(int64_t n, int64_t width) : values(n * width) {}
-        void set(const float* x, int64_t n, int64_t width) {
-            size = width;
-            for (int64_t i = 0; i < n * width; i += kLanes) store(values.get() + i, load(x + i));
-        }
-    };
-    template <int R, int B>
-    static void dot(Vector (&sum)[R][B], const uint16_t* w, const Inputs& in, int64_t b, Range next) {
-        const uint16_t* x = in.values.get() + b * in.size;
-        for (int64_t k = 0; k < in.size; k += 2 * kLanes) {
-            if (next.has(k)) ask<R>(w + (in.size + k) * R);
-#if defined(__AVX512BF16__)
-            __m512bh value[B];
-            UNROLL for (int i = 0; i < B; i++) value[i] = (__m512bh)_mm512_loadu_si512(x + i * in.size + k);
-            UNROLL for (int r = 0; r < R; r++) {
-                __m512bh line = (__m512bh)_mm512_loadu_si512(w + k * R + r * 2 * kLanes);
-                UNROLL for (int i = 0; i < B; i++)
-                    sum[r][i] = (Vector)_mm512_dpbf16_ps((__m512)sum[r][i], line, value[i]);
+        UNROLL for (int i = 0; i < B; i++) {
+            float value[R], *place = to.to + (b + i) * to.outputs + row;
+            if constexpr (R == 4) {
+                Quarter four = totals(sum[0][i], sum[1][i], sum[2][i], sum[3][i]);
+                std::memcpy(value, &four, sizeof(value));
+            } else
+                value[0] = total(sum[0][i]);
+            for (int r = 0; r < R; r++) {
+                const float output = to.linear.bias ? value[r] + to.linear.bias[row + r] : value[r];
+                place[r] = to.add ? place[r] + output : output;
             }
-#else
-            UNROLL for (int r = 0; r < R; r++) {
-                const uint16_t* line = w + k * R + r * 2 * kLanes;
-                UNROLL for (int i = 0; i < B; i++)
-                    sum[r][i] += load(line) * load(x + i * in.size + k) +
-                                 load(line + kLanes) * load(x + i * in.size + k + kLanes);
-            }
-#endif
-        }
-    }
-};
-
-struct Int8 {
-    typedef uint8_t Weight;
-    typedef uint16_t Cache;
-    static constexpr int batch = 3;
-    struct Inputs {
-        Array<int8_t> values;    // x / scale, rounded to -127..127
-        Array<float> scales;     // of each group
-        Array<int32_t> offsets;  // -128 * the sums of fours of a group, since weights are 128 too large
-        int64_t size;
-        Inputs(int64_t n, int64_t width)
-            : values(n * width), scales(n * groups(width)), offsets(n * groups(width) * kLanes) {}
-        static int64_t groups(int64_t width) { return (width + kGroup - 1) / kGroup; }
-        void set(const float* x, int64_t n, int64_t width) {
-            size = width;
-            const Vector round = Vector{} + 12582912.f;
-            const Integers shift = Integers{} + (int32_t)0x80808080;
-            const int64_t count = groups(width);
-            for (int64_t g = 0; g < n * count; g++) {
-                const int64_t first = g % count * kGroup, place = g / count * width + first;
-                const int end = width - first < kGroup ? kGroup / 2 : kGroup;
-                const float* from = x + place;
-                Vector largest = {}, undefined = {};  // the latter becomes NaN with any input that is infinite or NaN
-                for (int k = 0; k < end; k += kLanes) {
-                    Vector v = load(from + k);
-                    largest = maximum(largest, maximum(v, -v)), undefined += v * 0;
-                }
-                float top = 1e-30f;
-                for (int k = 0; k < kLanes; k++) top = largest[k] > top ? largest[k] : top;
-                scales[g] = top / 127 + total(undefined);
-                const Vector inverse = Vector{} + 127 / top;
-                int8_t* to = values.get() + place;
-                for (int k = 0; k < end; k += kLanes) {
-                    Vector v = (load(from + k) * inverse + round) - round;
-                    *(Bytes*)(to + k) = __builtin_convertvector(__builtin_convertvector(v, Integers), Bytes);
-                }
-                Integers sums = {};
-                for (int k = 0; k < end; k += 4 * kLanes) sums = fours(sums, shift, bytes(to + k));
-                *(Integers*)(offsets.get() + g * kLanes) = -sums;
-            }
-        }
-    };
-    static Integers bytes(const void* p) { return *(const Integers*)p; }  // four in each lane
-    static Integers fours(Integers sum, Integers w, Integers x) {  // sum[l] += four products of lane l
-#if defined(__AVX512VNNI__)
-        return (Integers)_mm512_dpbusd_epi32((__m512i)sum, (__m512i)w, (__m512i)x);
-#else
-        const uint8_t* a = (const uint8_t*)&w;
-        const int8_t* b = (const int8_t*)&x;
-        for (int k = 0; k < 4 * kLanes; k++) sum[k / 4] += (int32_t)a[k] * b[k];
-        return sum;
-#endif
-    }
-    template <int R, int B>
-    static void dot(Vector (&sum)[R][B], const uint8_t* w, const Inputs& in, int64_t b, Range next) {
-        const int64_t groups = Inputs::groups(in.size);
-        const int8_t* x = in.values.get() + b * in.size;
-        const float* scale = in.scales.get() + b * groups;
-        const Integers* offset = (const Integers*)in.offsets.get() + b * groups;
-        for (int64_t g = 0; g < groups; g++) {
-            Integers whole[R][B];
-            UNROLL for (int r = 0; r < R; r++)
-                UNROLL for (int i = 0; i < B; i++) whole[r][i] = offset[i * groups + g];
-            UNROLL for (int k = 0; k < kGroup; k += 4 * kLanes) {
-                if (g * kGroup + k == in.size) break;
-                if (next.has(g * kGroup)) ask<R>(w + (in.size + k) * R);
-                Integers value[B];
-                UNROLL for (int i = 0; i < B; i++) value[i] = bytes(x + i * in.size + k);
-                UNROLL for (int r = 0; r < R; r++) {
-                    Integers line = bytes(w + k * R + r * 4 * kLanes);
-                    UNROLL for (int i = 0; i < B; i++) whole[r][i] = fours(whole[r][i], line, value[i]);
-                }
-            }
-            w += kGroup * R, x += kGroup;
-            UNROLL for (int r = 0; r < R; r++)
-                UNROLL for (int i = 0; i < B; i++)
-                    sum[r][i] = fused(__builtin_convertvector(whole[r][i], Vector), scale[i * groups + g], sum[r][i]);
         }
     }
 };

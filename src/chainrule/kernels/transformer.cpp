@@ -1,26 +1,23 @@
 // One token through a stack of transformer blocks on the CPU; transformer.py says what is computed and calls it.
 //
-// The work is bound by reading the weights, once per token for the whole batch. Threads share the outputs of each
-// product and meet at a barrier between products; what is cheap (norms, rounding of the inputs) each does for itself.
+// The work is bound by reading the weights, once per token for the whole batch, and in a large batch by reading the keys
+// and values. Threads share the outputs of each product and meet at a barrier between products.
 // An image's numbers do not depend on how many are in the batch, nor on the number of threads.
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
+#include <deque>
 #include <sys/mman.h>
 
 #include "common.h"
 #include "precisions.h"
 #include "threads.h"
+#include "tiles.h"
 
 namespace {
 
-constexpr int kRows = 4;     // outputs at a time
-constexpr int kUnit = 16;    // outputs that are not divided among threads
+constexpr int64_t kShared = 8;  // rows of a batch whose preparation threads share
 
-struct Linear {
-    const void* weight;
-    const float *scale, *bias;  // scale in int8 only; bias may be null
-};
 struct Norm {
     const float *weight, *shift;  // both null: no norm
 };
@@ -79,6 +76,7 @@ inline Vector gelu(Vector x) {  // erf of Abramowitz and Stegun 7.1.26; absolute
 template <class P>
 struct Step {
     typedef typename P::Cache Cache;
+    typedef typename P::Inputs Inputs;
     const Model& model;
     const Call& call;
     const int64_t batch;
@@ -86,11 +84,16 @@ struct Step {
     Barrier barrier;
     Array<float> heads, mixed, branch;  // (B, 3E), (B, E), (B, E)
     Array<float> hidden, gates;         // (B, hidden)
+    const bool shared;                  // whether threads share the inputs of products, or each has its own
+    std::deque<Inputs> inputs;
 
     Step(const Model& model, const Call& call)
         : model(model), call(call), batch(call.batch), x(call.x), heads(batch * 3 * model.width),
           mixed(batch * model.width), branch(batch * model.width), hidden(batch * model.hidden),
-          gates(batch * model.hidden) {}
+          gates(batch * model.hidden), shared(batch >= kShared) {
+        const int64_t most = std::max(model.hidden, model.width);
+        for (int64_t i = 0; i < (shared ? 1 : call.threads); i++) inputs.emplace_back(batch, most);
+    }
 
     // One vector of `width` features, of which the last `padding` are 0 and stay so; `add` adds it to what is there.
     template <bool add>
@@ -110,43 +113,18 @@ struct Step {
         }
     }
 
-    void normalize(const Norm& norm, float* to) const {
-        for (int64_t b = 0; b < batch; b++)
-            normalize<false>(x + b * model.width, norm, model.width, 0, to + b * model.width);
-    }
-
-    // Outputs row .. row + R - 1 of images b .. b + B - 1, which ask for their share of the weights of the next outputs.
-    template <int R, int B, bool add>
-    void tile(const Linear& linear, const typename P::Inputs& in, int64_t row, int64_t b, float* to,
-              int64_t stride) const {
-        Vector sum[R][B] = {};
-        const Range next{in.size * b / batch, in.size * (b + B) / batch};
-        P::template dot<R, B>(sum, (const typename P::Weight*)linear.weight + row * in.size, in, b, next);
-        UNROLL for (int i = 0; i < B; i++) {
-            float value[R], *place = to + (b + i) * stride + row;
-            if constexpr (R == 4) {
-                Quarter four = totals(sum[0][i], sum[1][i], sum[2][i], sum[3][i]);
-                std::memcpy(value, &four, sizeof(value));
-            } else
-                for (int r = 0; r < R; r++) value[r] = total(sum[r][i]);
-            for (int r = 0; r < R; r++) {
-                const float scale = linear.scale ? linear.scale[row + r] : 1, bias = linear.bias ? linear.bias[row + r] : 0;
-                const float output = std::fma(value[r], scale, bias);  // said, so that it is rounded alike for any B
-                place[r] = add ? place[r] + output : output;
-            }
+    // Inputs of products: vectors of `width` features, of which the last `padding` are 0, or their norm.  Threads share
+    // many vectors; of few, each thread prepares all, which takes less time than to wait.
+    void prepare(const float* from, const Norm& norm, int64_t width, int64_t padding, int id, int threads) {
+        Inputs& in = inputs[shared ? 0 : id];
+        const int64_t places = in.places(), begin = shared ? places * id / threads : 0;
+        Array<float> normal(width);
+        for (int64_t i = begin; i < (shared ? places * (id + 1) / threads : places); i++) {
+            const float* row = from + in.row(i) * width;
+            if (norm.weight) normalize<false>(row, norm, width, padding, normal.get());
+            in.set(i, norm.weight ? normal.get() : row, width);
         }
-    }
-
-    template <int R, bool add>
-    void tiles(const Linear& linear, const typename P::Inputs& in, int64_t row, float* to, int64_t stride) const {
-        int64_t b = 0;
-        for (; b + P::batch < batch; b += P::batch) tile<R, P::batch, add>(linear, in, row, b, to, stride);
-        switch (batch - b) {
-            case 1: return tile<R, 1, add>(linear, in, row, b, to, stride);
-            case 2: return tile<R, 2, add>(linear, in, row, b, to, stride);
-            case 3: return tile<R, 3, add>(linear, in, row, b, to, stride);
-            default: return tile<R, P::batch, add>(linear, in, row, b, to, stride);
-        }
+        if (shared) barrier.wait(threads);
     }
 
     int64_t share(int64_t rows, int id, int threads) const {  // the first row of a thread
@@ -154,19 +132,21 @@ struct Step {
         return first < rows ? first : rows;
     }
 
-    // This thread's share of to (B, rows) = weight x + bias, or += it.
+    // This thread's share of to (B, rows) = weight x + bias, or += it, for the inputs x (B, width).
     template <bool add>
-    void product(const Linear& linear, int64_t rows, const typename P::Inputs& in, int id, int threads,
-                 float* to) const {
-        int64_t row = share(rows, id, threads);
-        const int64_t end = share(rows, id + 1, threads);
-        for (; row + kRows <= end; row += kRows) tiles<kRows, add>(linear, in, row, to, rows);
-        for (; row < end; row++) tiles<1, add>(linear, in, row, to, rows);
+    void product(const Linear& linear, int64_t width, int64_t rows, int id, int threads, float* to) const {
+        const Inputs& in = inputs[shared ? 0 : id];
+        P::product({linear, batch, width, rows, to, add}, in, share(rows, id, threads), share(rows, id + 1, threads));
     }
 
-    // Attention of query `q` to the tokens that are seen.
-    void attend(const float* q, const Cache* key, const Cache* value, const Seen& seen, float* scores,
-                float* to) const {
+    static void ask(const Cache* row, int64_t features) {  // for features of a token
+        for (int64_t f = 0; f < features; f += 64 / sizeof(Cache)) __builtin_prefetch(row + f, 0, 2);
+    }
+
+    // Attention of query `q` to the tokens that are seen.  It asks for the values while it reads the keys, and then for
+    // the keys of the next query.
+    void attend(const float* q, const Cache* key, const Cache* value, const Cache* next, const Seen& seen,
+                float* scores, float* to) const {
         const int64_t n = seen.count;
         const int64_t features = model.width / model.heads;
         const float scale = 1 / std::sqrt((float)features);
@@ -177,6 +157,7 @@ struct Step {
             UNROLL for (int j = 0; j < 4; j++) {
                 const int64_t i = s + j < n ? s + j : n - 1;
                 row[j] = key + seen[i] * features;
+                ask(value + seen[i] * features, features);
             }
             for (int64_t f = 0; f < features; f += kLanes) {
                 const Vector part = load(q + f);
@@ -197,16 +178,18 @@ struct Step {
         }
         const Vector inverse = Vector{} + 1 / total(sum);
         int64_t f = 0;
-        for (; f + 4 * kLanes <= features; f += 4 * kLanes) mix<4>(value + f, seen, scores, inverse, to + f);
-        for (; f < features; f += kLanes) mix<1>(value + f, seen, scores, inverse, to + f);
+        for (; f + 4 * kLanes <= features; f += 4 * kLanes) mix<4>(value + f, next + f, seen, scores, inverse, to + f);
+        for (; f < features; f += kLanes) mix<1>(value + f, next + f, seen, scores, inverse, to + f);
     }
 
     template <int N>  // N vectors of features of the values, weighted
-    void mix(const Cache* value, const Seen& seen, const float* scores, Vector inverse, float* to) const {
+    void mix(const Cache* value, const Cache* next, const Seen& seen, const float* scores, Vector inverse,
+             float* to) const {
         const int64_t features = model.width / model.heads;
         Vector y[N] = {};
         for (int64_t s = 0; s < seen.count; s++) {
             const Cache* row = value + seen[s] * features;
+            ask(next + seen[s] * features, N * kLanes);
             UNROLL for (int i = 0; i < N; i++) y[i] += scores[s] * load(row + i * kLanes);
         }
         UNROLL for (int i = 0; i < N; i++) store(to + i * kLanes, y[i] * inverse);
@@ -223,86 +206,89 @@ struct Step {
             store(value + t * features + f, load(q + 2 * width + f));
         }
         const int64_t count = near ? std::upper_bound(near, far, t) - near : t + 1;
-        attend(q, key, value, Seen{count, t, near}, scores, mixed.get() + b * width + head * features);
+        attend(q, key, value, key + call.capacity * features, Seen{count, t, near}, scores,
+               mixed.get() + b * width + head * features);
     }
 
     void cross(int64_t layer, int64_t b, int64_t head, float* scores) const {
         const int64_t features = model.width / model.heads, place = b * model.width + head * features;
         const int64_t at = ((b * model.layers + layer) * model.heads + head) * call.memory * features;
-        attend(heads.get() + place, (const Cache*)call.memory_keys + at, (const Cache*)call.memory_values + at,
-               Seen{call.lengths[b], 0, nullptr}, scores, mixed.get() + place);
+        const Cache *key = (const Cache*)call.memory_keys + at, *value = (const Cache*)call.memory_values + at;
+        attend(heads.get() + place, key, value, key + call.memory * features, Seen{call.lengths[b], 0, nullptr}, scores,
+               mixed.get() + place);
     }
 
     // x += weight y, or its norm.
-    void add(const Linear& linear, const Norm& norm, const typename P::Inputs& in, int id, int threads) {
+    void add(const Linear& linear, const Norm& norm, int id, int threads) {
         const int64_t width = model.width;
-        if (!norm.weight) return product<true>(linear, width, in, id, threads, x);
-        product<false>(linear, width, in, id, threads, branch.get());
+        if (!norm.weight) return product<true>(linear, width, width, id, threads, x);
+        product<false>(linear, width, width, id, threads, branch.get());
         barrier.wait(threads);
         for (int64_t b = batch * id / threads; b < batch * (id + 1) / threads; b++)
             normalize<true>(branch.get() + b * width, norm, width, 0, x + b * width);
     }
 
-    void run(int id, int threads) {
-        const int64_t width = model.width, size = model.hidden, pairs = batch * model.heads;
-        const int64_t most = std::max(size, width), seen = std::max(call.capacity, call.memory);
-        typename P::Inputs in(batch, most);
-        Array<float> normal(batch * most), scores(seen + 2 * kLanes);
-        for (int64_t l = 0; l < model.layers; l++) {
-            const Layer& layer = model.layer[l];
-            for (int kind = 0; kind < (layer.cross.in.weight ? 2 : 1); kind++) {
-                const Attention& part = kind ? layer.cross : layer.self;
-                normalize(part.norm, normal.get());
-                in.set(normal.get(), batch, width);
-                product<false>(part.in, kind ? width : 3 * width, in, id, threads, heads.get());
-                barrier.wait(threads);
-                for (int64_t pair = pairs * id / threads; pair < pairs * (id + 1) / threads; pair++)
-                    if (kind)
-                        cross(l, pair / model.heads, pair % model.heads, scores.get());
-                    else
-                        self(l, pair / model.heads, pair % model.heads, scores.get());
-                barrier.wait(threads);
-                in.set(mixed.get(), batch, width);
-                add(part.projection, part.out, in, id, threads);
-                barrier.wait(threads);
+    void attention(int64_t l, bool crossing, float* scores, int id, int threads) {
+        const int64_t width = model.width, pairs = batch * model.heads;
+        const Attention& part = crossing ? model.layer[l].cross : model.layer[l].self;
+        prepare(x, part.norm, width, 0, id, threads);
+        product<false>(part.in, width, crossing ? width : 3 * width, id, threads, heads.get());
+        barrier.wait(threads);
+        for (int64_t pair = pairs * id / threads; pair < pairs * (id + 1) / threads; pair++)
+            if (crossing)
+                cross(l, pair / model.heads, pair % model.heads, scores);
+            else
+                self(l, pair / model.heads, pair % model.heads, scores);
+        barrier.wait(threads);
+        prepare(mixed.get(), Norm{}, width, 0, id, threads);
+        add(part.projection, part.out, id, threads);
+        barrier.wait(threads);
+    }
+
+    void mlp(const Layer& layer, int id, int threads) {
+        const int64_t width = model.width, size = model.hidden;
+        prepare(x, layer.norm, width, 0, id, threads);
+        product<false>(layer.expand, width, size, id, threads, hidden.get());
+        if (layer.gate.weight) product<false>(layer.gate, width, size, id, threads, gates.get());
+        for (int64_t b = 0; b < batch; b++)
+            for (int64_t row = share(size, id, threads); row < share(size, id + 1, threads); row += kLanes) {
+                float* h = &hidden[b * size + row];
+                store(h, layer.gate.weight ? gelu(load(&gates[b * size + row])) * load(h) : gelu(load(h)));
             }
-            normalize(layer.norm, normal.get());
-            in.set(normal.get(), batch, width);
-            product<false>(layer.expand, size, in, id, threads, hidden.get());
-            if (layer.gate.weight) product<false>(layer.gate, size, in, id, threads, gates.get());
-            for (int64_t b = 0; b < batch; b++)
-                for (int64_t row = share(size, id, threads); row < share(size, id + 1, threads); row += kLanes) {
-                    float* h = &hidden[b * size + row];
-                    store(h, layer.gate.weight ? gelu(load(&gates[b * size + row])) * load(h) : gelu(load(h)));
-                }
-            barrier.wait(threads);
-            if (layer.hidden_norm.weight)
-                for (int64_t b = 0; b < batch; b++)
-                    normalize<false>(&hidden[b * size], layer.hidden_norm, size, model.padding, &normal[b * size]);
-            in.set(layer.hidden_norm.weight ? normal.get() : hidden.get(), batch, size);
-            product<true>(layer.contract, width, in, id, threads, x);
-            barrier.wait(threads);
+        barrier.wait(threads);
+        prepare(hidden.get(), layer.hidden_norm, size, model.padding, id, threads);
+        product<true>(layer.contract, size, width, id, threads, x);
+        barrier.wait(threads);
+    }
+
+    void run(int id, int threads) {
+        const typename P::Registers registers(inputs[shared ? 0 : id]);
+        Array<float> scores(std::max(call.capacity, call.memory) + 2 * kLanes);
+        for (int64_t l = 0; l < model.layers; l++) {
+            attention(l, false, scores.get(), id, threads);
+            if (model.layer[l].cross.in.weight) attention(l, true, scores.get(), id, threads);
+            mlp(model.layer[l], id, threads);
         }
         if (!model.outputs) return;
-        normalize(model.norm, normal.get());
-        in.set(normal.get(), batch, width);
-        product<false>(model.head, model.outputs, in, id, threads, call.out);
+        prepare(x, model.norm, model.width, 0, id, threads);
+        product<false>(model.head, model.width, model.outputs, id, threads, call.out);
     }
 };
 
 }  // namespace
 
-INTERFACE(2, sizeof(Layer), sizeof(Model), sizeof(Call))
+INTERFACE(3, sizeof(Layer), sizeof(Model), sizeof(Call))
 
 // Keys and values are float32, or bfloat16 with narrower weights.  Gives 0, and does nothing, where a row of the cache is
 // full.
-#define EXPORT(NAME, P)                                                                       \
-    extern "C" int NAME(const Model* model, const Call* call) {                               \
-        for (int64_t b = 0; b < call->batch; b++)                                             \
-            if (call->positions[b] < 0 || call->positions[b] >= call->capacity) return 0;     \
-        Step<P> step(*model, *call);                                                          \
-        together((int)call->threads, [&](int id, int threads) { step.run(id, threads); });    \
-        return 1;                                                                             \
+#define EXPORT(NAME, ...)                                                                  \
+    extern "C" int NAME(const Model* model, const Call* call) {                            \
+        for (int64_t b = 0; b < call->batch; b++)                                          \
+            if (call->positions[b] < 0 || call->positions[b] >= call->capacity) return 0;  \
+        if (call->batch == 0) return 1;                                                    \
+        Step<__VA_ARGS__> step(*model, *call);                                             \
+        together((int)call->threads, [&](int id, int threads) { step.run(id, threads); }); \
+        return 1;                                                                          \
     }
 extern "C" void use_huge_pages(void* memory, int64_t size) {  // they are read 1.7 times as fast here
 #if defined(MADV_HUGEPAGE)
@@ -310,5 +296,9 @@ extern "C" void use_huge_pages(void* memory, int64_t size) {  // they are read 1
 #endif
 }
 EXPORT(step_float32, Float32)
-EXPORT(step_bfloat16, Narrow)
-EXPORT(step_int8, Int8)
+EXPORT(step_bfloat16, Tiled<Narrow, false>)
+EXPORT(step_int8, Tiled<Int8, false>)
+#if defined(HAS_AMX)
+EXPORT(step_bfloat16_amx, Tiled<Narrow, true>)
+EXPORT(step_int8_amx, Tiled<Int8, true>)
+#endif

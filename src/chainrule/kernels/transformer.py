@@ -10,8 +10,9 @@ One token is bound by the bytes of the weights, so narrower weights are faster:
     bfloat16  weights, and inputs of products, of 8 significant bits
     int8      weights of 8 bits with one scale per output; the embedding, norms and attention stay as they are
 
-`NativeStep` is one call of `transformer.cpp`, for float32 models on a CPU, E a multiple of 64 and F of 16.  `PlainStep`
-is its twin in plain torch, for everything else.
+`NativeStep` is one call of `transformer.cpp`, for float32 models on a CPU, E a multiple of 64 and F of 16.  Where the
+processor has AMX, products with narrower weights use it in every batch, so that an image's numbers do not depend on the
+others.  `PlainStep` is its twin in plain torch, for everything else.
 
 Shape letters: B batch, L blocks, E width, H heads, F features of a head, K outputs, S tokens of a memory.
 """
@@ -22,22 +23,20 @@ import ctypes
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
-from typing import Literal, get_args
+from typing import get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .native import Backend, Kernel, integers, pointers, use_openmp
+from . import packing
+from .native import Backend
+from .packing import NATIVE_WIDTH, Precision, native_library, quantize_rows
 from .rows import attend
 from .rows import linear as multiply
 
-Precision = Literal["float32", "bfloat16", "int8"]
 Memory = tuple[Tensor, Tensor, Tensor]
 """Keys and values (B, L, H, S, F) of a memory, and how many of its tokens, the first, are seen: int64 (B,)."""
-HUGE_PAGE = 1 << 21  # bytes
-NATIVE_WIDTH = 64
-"""Widths that compiled code reads are multiples of this."""
 
 
 @dataclass(frozen=True)
@@ -237,73 +236,24 @@ def _add(x: Tensor, bias: Tensor | None) -> Tensor:
     return x if bias is None else x + bias
 
 
-def quantize_rows(weight: Tensor) -> tuple[Tensor, Tensor]:
-    """(K, E) -> int8 (K, E) in -127..127 and the scales (K,) of its rows."""
-    scale = weight.abs().amax(1).clamp(min=torch.finfo(weight.dtype).tiny) / 127
-    return (weight / scale[:, None]).round().to(torch.int8), scale
-
-
-class _Linear(ctypes.Structure):
-    _fields_ = pointers("weight", "scale", "bias")
-
-
-class _Norm(ctypes.Structure):
-    _fields_ = pointers("weight", "shift")
-
-
-class _Attention(ctypes.Structure):
-    _fields_ = [("norm", _Norm), ("out", _Norm), ("input", _Linear), ("projection", _Linear)]
-
-
-class _Layer(ctypes.Structure):
-    _fields_ = [
-        ("own", _Attention), ("cross", _Attention), ("norm", _Norm), ("hidden_norm", _Norm),
-        ("gate", _Linear), ("expand", _Linear), ("contract", _Linear),
-    ]  # fmt: skip
-
-
-class _Model(ctypes.Structure):
-    _fields_ = [
-        *integers("layers", "width", "heads", "outputs", "hidden", "padding"), ("epsilon", ctypes.c_double),
-        ("layer", ctypes.POINTER(_Layer)), ("norm", _Norm), ("head", _Linear),
-        *pointers("distances"), *integers("num_distances"),
-    ]  # fmt: skip
-
-
-class _Call(ctypes.Structure):
-    _fields_ = [
-        *integers("batch", "capacity", "threads"), *pointers("x", "out", "keys", "values", "positions"),
-        *pointers("memory_keys", "memory_values"), *integers("memory"), *pointers("lengths"),
-    ]  # fmt: skip
-
-
-KERNEL = Kernel("transformer", 2, (_Layer, _Model, _Call))
-
-
-def native_library(backend: Backend | None = None) -> ctypes.CDLL | None:
-    """The compiled `transformer.cpp`, or None; see `Kernel.load`.  It works in torch's own threads."""
-    library = KERNEL.load(backend)
-    if library is not None:
-        use_openmp(library)
-    return library
-
-
 class NativeStep(PackedStep):
     """A step in compiled code."""
 
     def __init__(self, stack: Stack, precision: Precision) -> None:
         super().__init__(stack)
         self.library = native_library("native")
-        self.function = getattr(self.library, f"step_{precision}")
+        amx = precision != "float32" and packing.has_amx(self.library)
+        self.function = getattr(self.library, f"step_{precision}_amx" if amx else f"step_{precision}")
         self.cache_type = torch.float32 if precision == "float32" else torch.bfloat16
         linears = [module for module in stack.modules() if isinstance(module, nn.Linear)]
         size = sum((one.out_features + 2 * NATIVE_WIDTH) * (one.in_features + NATIVE_WIDTH) for one in linears)
-        self.weights = _Weights(self.library, size, precision)
+        self.weights = packing.Weights(self.library, size, precision)
         features = stack.layers[0].contract.in_features
         padding = -features % NATIVE_WIDTH
-        self.layers = (_Layer * len(stack.layers))(*(self.weights.layer(layer, padding) for layer in stack.layers))
-        self.model = _Model(
-            len(stack.layers), stack.width, stack.num_heads, 0, features + padding, padding,
+        layers = [self.weights.layer(layer, padding) for layer in stack.layers]
+        self.layers = (packing.Layer * len(layers))(*layers)
+        self.model = packing.Model(
+            len(layers), stack.width, stack.num_heads, 0, features + padding, padding,
             stack.layers[0].attention_norm.eps, self.layers,
         )  # fmt: skip
         if stack.head is not None:
@@ -319,7 +269,7 @@ class NativeStep(PackedStep):
         shape = (batch_size, len(stack.layers), stack.num_heads, capacity, stack.width // stack.num_heads)
         keys, values = (torch.empty(shape, dtype=self.cache_type) for _ in range(2))
         for tensor in (keys, values):
-            _use_huge_pages(self.library, tensor.data_ptr(), tensor.nbytes)
+            packing.use_huge_pages(self.library, tensor.data_ptr(), tensor.nbytes)
         return keys, values
 
     def __call__(
@@ -328,7 +278,7 @@ class NativeStep(PackedStep):
         x = x.to(torch.float32, memory_format=torch.contiguous_format, copy=True)
         y = x.new_empty(len(x), self.model.outputs) if self.model.outputs else x
         assert all(tensor.is_contiguous() for tensor in (keys, values, positions, *(memory or ())))
-        call = _Call(
+        call = packing.Call(
             len(x), keys.shape[3], torch.get_num_threads(), x.data_ptr(), y.data_ptr(), keys.data_ptr(),
             values.data_ptr(), positions.data_ptr(),
         )  # fmt: skip
@@ -338,80 +288,3 @@ class NativeStep(PackedStep):
         done = self.function(ctypes.byref(self.model), ctypes.byref(call))
         assert done, "the cache is full"
         return y
-
-
-class _Weights:
-    """Weights one after the other, as a step reads them, in memory of huge pages; gives their addresses."""
-
-    def __init__(self, library: ctypes.CDLL, num_weights: int, precision: Precision) -> None:
-        self.precision = precision
-        size = num_weights * {"float32": 4, "bfloat16": 2, "int8": 1}[precision]
-        self.bytes = torch.empty(size + HUGE_PAGE, dtype=torch.uint8)
-        self.used = -self.bytes.data_ptr() % HUGE_PAGE
-        _use_huge_pages(library, self.bytes.data_ptr() + self.used, size)
-        self.others: list[Tensor] = []  # small and apart
-
-    def layer(self, layer: StepLayer, padding: int) -> _Layer:
-        own = _Attention(
-            self.norm(layer.attention_norm), self.norm(layer.attention_out_norm),
-            self.linear(layer.query_key_value), self.linear(layer.projection),
-        )  # fmt: skip
-        cross = _Attention(
-            self.norm(layer.cross_norm), self.norm(layer.cross_out_norm),
-            self.linear(layer.query), self.linear(layer.cross_projection),
-        )  # fmt: skip
-        return _Layer(
-            own, cross, self.norm(layer.mlp_norm), self.norm(layer.hidden_norm, padding), *self.mlp(layer, padding)
-        )
-
-    def norm(self, norm: nn.LayerNorm | None, padding: int = 0) -> _Norm:
-        """Gain and shift, with `padding` zeros behind them."""
-        if norm is None:
-            return _Norm()
-        size = norm.normalized_shape
-        pair = (norm.weight, norm.bias) if norm.elementwise_affine else (torch.ones(size), torch.zeros(size))
-        return _Norm(*(self._small(F.pad(tensor.detach(), (0, padding))) for tensor in pair))
-
-    def linear(self, linear: nn.Linear | None) -> _Linear:
-        return _Linear() if linear is None else self._linear(linear.weight.detach(), linear.bias)
-
-    def mlp(self, layer: StepLayer, padding: int) -> tuple[_Linear, _Linear, _Linear]:
-        """Gate, expand and contract, with `padding` features of zero at the end."""
-        gated = layer.hidden_norm is not None
-        expand, contract = layer.expand, layer.contract
-        assert not (gated and expand.bias is not None), "gated MLPs have no biases"
-        halves = expand.weight.detach().chunk(2 if gated else 1)
-        bias = None if expand.bias is None else F.pad(expand.bias.detach(), (0, padding))
-        found = [self._linear(F.pad(half, (0, 0, 0, padding)), bias) for half in halves]
-        last = self._linear(F.pad(contract.weight.detach(), (0, padding)), contract.bias)
-        return found[0] if gated else _Linear(), found[-1], last
-
-    def _linear(self, weight: Tensor, bias: Tensor | None) -> _Linear:
-        place = None if bias is None else self._small(bias)
-        if self.precision != "int8":
-            return _Linear(self._large(weight, getattr(torch, self.precision)), None, place)
-        codes, scale = quantize_rows(weight)
-        return _Linear(self._large(codes.to(torch.int16) + 128, torch.uint8), self._small(scale), place)
-
-    def _small(self, tensor: Tensor) -> int:
-        self.others.append(tensor.detach().clone())
-        return self.others[-1].data_ptr()
-
-    def _large(self, weight: Tensor, dtype: torch.dtype) -> int:
-        """Rows in fours, whose parts of 64 bytes alternate, so that memory is read in order; the rest row by row."""
-        size = weight.numel() * dtype.itemsize
-        place = self.bytes[self.used : self.used + size].view(dtype)
-        self.used += -(-size // 64) * 64
-        fours = len(weight) // 4 * 4
-        tiles = weight[:fours].unflatten(0, (-1, 4)).unflatten(-1, (-1, 64 // dtype.itemsize)).transpose(1, 2)
-        place[: tiles.numel()].view(tiles.shape).copy_(tiles)
-        place[tiles.numel() :].view(-1, weight.shape[1]).copy_(weight[fours:])
-        return place.data_ptr()
-
-
-def _use_huge_pages(library: ctypes.CDLL, address: int, size: int) -> None:
-    """Asks for huge pages where memory, not yet written to, has room for them: it is read faster then."""
-    first = -(-address // HUGE_PAGE) * HUGE_PAGE
-    room = (address + size - first) // HUGE_PAGE * HUGE_PAGE
-    if room > 0:
-        library.use_huge_pages(ctypes.c_void_p(first), ctypes.c_int64(room))

@@ -1,0 +1,361 @@
+// Products with weights in bfloat16 and int8, by AMX or by vectors.
+//
+// A step is 64 bytes of inputs: 16 words, each of 2 inputs in bfloat16 and of 4 in int8.  A tile of weights is one step by
+// 16 outputs, word after word (1 KB); of 32 outputs, the two tiles alternate.  A tile of inputs is one step by up to 16
+// rows.  AMX multiplies whole tiles; vectors have an output in each lane.
+//
+// Weights in int8 are uint8, 128 + a whole number in -127..127, with a scale per output; inputs have a scale per 128.
+// Sums of these 128 are whole numbers, so AMX and vectors give the same numbers.  In bfloat16 they round differently.  In
+// either precision, a row's numbers do not depend on the other rows.
+#pragma once
+#include <algorithm>
+#include <type_traits>
+
+#include "precisions.h"
+#if defined(__AMX_TILE__) && defined(__AMX_INT8__) && defined(__AMX_BF16__) && defined(__linux__)
+#define HAS_AMX 1
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+
+namespace {
+
+typedef int32_t Integers __attribute__((vector_size(64), aligned(1), may_alias));
+typedef int8_t Bytes __attribute__((vector_size(16), aligned(1)));
+
+constexpr int kWords = 16, kStep = 64, kTile = kWords * 64;  // a step in words and in bytes; bytes of a tile of weights
+constexpr int kOutputs = kUnit;                               // two tiles of 16
+constexpr int kHeight = 16;                                   // the most rows of a tile of inputs
+constexpr int kGroup = 2;                                     // steps that share a scale in int8; the last may have one
+
+inline Vector fused(Vector a, float b, Vector c) {  // a b + c, rounded alike wherever it stands
+#if defined(__AVX512F__)
+    return (Vector)_mm512_fmadd_ps((__m512)a, _mm512_set1_ps(b), (__m512)c);
+#else
+    return a * b + c;
+#endif
+}
+inline float greatest(Vector v) {
+#if defined(__AVX512F__)
+    return _mm512_reduce_max_ps((__m512)v);
+#else
+    float top = v[0];
+    for (int k = 1; k < kLanes; k++) top = v[k] > top ? v[k] : top;
+    return top;
+#endif
+}
+inline int32_t total(Integers v) {
+#if defined(__AVX512F__)
+    return _mm512_reduce_add_epi32((__m512i)v);
+#else
+    int32_t sum = 0;
+    for (int k = 0; k < kLanes; k++) sum += v[k];
+    return sum;
+#endif
+}
+inline void ask(const char* w, int k) {  // for a word of two tiles
+    __builtin_prefetch(w + k * 64, 0, 2), __builtin_prefetch(w + kTile + k * 64, 0, 2);
+}
+inline Integers words(const char* p) { return *(const Integers*)p; }
+inline Integers word(const char* p) {  // in all lanes
+    int32_t one;
+    std::memcpy(&one, p, 4);
+    return Integers{} + one;
+}
+
+// Rows of a batch in tiles of equal height; the last tile is filled up with copies of the last row.
+struct Rows {
+    int64_t batch, count, height;
+    Rows(int64_t batch, int64_t most)
+        : batch(batch), count((batch + most - 1) / most), height((batch + count - 1) / count) {}
+    int64_t places() const { return count * height; }
+    int64_t row(int64_t place) const { return place < batch ? place : batch - 1; }
+    int64_t first(int64_t place, int64_t parts) const {  // of a row's parts, of which a tile has all first ones first
+        return place / height * height * parts + place % height;
+    }
+};
+
+#if defined(HAS_AMX)
+// AMX: registers 0 to 3 take sums, 4 and 5 inputs, 6 and 7 weights.
+template <int T> inline void amx_zero() { asm volatile("tilezero %%tmm%c0" ::"i"(T)); }
+template <int T> inline void amx_load(const void* p) {
+    asm volatile("tileloadd (%0,%1,1), %%tmm%c2" ::"r"(p), "r"(64L), "i"(T) : "memory");
+}
+template <int T> inline void amx_store(void* p, long stride) {
+    asm volatile("tilestored %%tmm%c2, (%0,%1,1)" ::"r"(p), "r"(stride), "i"(T) : "memory");
+}
+template <int C, int A, int B> inline void amx_bfloat16() {
+    asm volatile("tdpbf16ps %%tmm%c2, %%tmm%c1, %%tmm%c0" ::"i"(C), "i"(A), "i"(B));
+}
+template <int C, int A, int B> inline void amx_int8() {  // signed inputs, unsigned weights
+    asm volatile("tdpbsud %%tmm%c2, %%tmm%c1, %%tmm%c0" ::"i"(C), "i"(A), "i"(B));
+}
+
+// The shapes of the registers, of this thread, while this lives.
+struct AMX {
+    explicit AMX(int64_t height) {
+        struct {
+            uint8_t palette = 1, start = 0, none[14] = {};
+            uint16_t bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
+            uint8_t rows[16] = {};
+        } config;
+        for (int t = 0; t < 8; t++) config.rows[t] = t < 6 ? height : kWords;
+        asm volatile("ldtilecfg %0" ::"m"(config));
+    }
+    ~AMX() { asm volatile("tilerelease"); }
+    AMX(const AMX&) = delete;
+};
+#else
+struct AMX {};
+#endif
+
+struct Narrow {
+    static constexpr int64_t kSize = 2;  // bytes of a weight
+
+    struct Inputs : Rows {
+        Array<uint16_t> values;
+        Inputs(int64_t batch, int64_t most, int64_t width) : Rows(batch, most), values(places() * width) {}
+        void set(int64_t place, const float* x, int64_t width) {
+            uint16_t* to = values.get() + first(place, width / 32) * 32;
+            for (int64_t k = 0; k < width; k += 32, to += height * 32)
+                store(to, load(x + k)), store(to + kLanes, load(x + k + kLanes));
+        }
+        const char* tile(int64_t t, int64_t steps) const { return (const char*)&values[t * height * steps * 32]; }
+    };
+
+    static Vector twos(Vector sum, Integers w, Integers x) {  // sum[l] += two products of lane l
+#if defined(__AVX512BF16__)
+        return (Vector)_mm512_dpbf16_ps((__m512)sum, (__m512bh)w, (__m512bh)x);
+#else
+        const Integers high = Integers{} + (int32_t)0xffff0000;
+        return sum + (Vector)(w << 16) * (Vector)(x << 16) + (Vector)(w & high) * (Vector)(x & high);
+#endif
+    }
+
+    // Sums (B, 32) of the rows of a tile.  In each step, the words of `next` ask for the weights of the next outputs.
+    template <int B>
+    static void vectors(const Inputs& in, int64_t t, int64_t steps, const char* w, Range next, float* sums) {
+        const char* x = in.tile(t, steps);
+        Vector sum[B][2] = {};
+        for (int64_t s = 0; s < steps; s++, w += 2 * kTile, x += B * kStep) {
+            _Pragma("GCC unroll 2") for (int k = 0; k < kWords; k++) {
+                if (next.has(k)) ask(w + steps * 2 * kTile, k);
+                const Integers first = words(w + k * 64), second = words(w + kTile + k * 64);
+                UNROLL for (int i = 0; i < B; i++) {
+                    const Integers value = word(x + i * kStep + k * 4);
+                    sum[i][0] = twos(sum[i][0], first, value), sum[i][1] = twos(sum[i][1], second, value);
+                }
+            }
+        }
+        UNROLL for (int i = 0; i < B; i++, sums += kOutputs) store(sums, sum[i][0]), store(sums + kLanes, sum[i][1]);
+    }
+#if defined(HAS_AMX)
+    template <int M>
+    static void amx(const Inputs& in, int64_t t, int64_t steps, const char* w, Range next, float* sums) {
+        const char* x = in.tile(t, steps);
+        const int64_t row = in.height * kStep, tile = row * steps;
+        amx_zero<0>(), amx_zero<1>();
+        if (M > 1) amx_zero<2>(), amx_zero<3>();
+        for (int64_t s = 0; s < steps; s++, w += 2 * kTile, x += row) {
+            for (int64_t k = next.begin; k < next.end; k++) ask(w + steps * 2 * kTile, k);
+            amx_load<4>(x), amx_load<6>(w), amx_bfloat16<0, 4, 6>();
+            amx_load<7>(w + kTile), amx_bfloat16<1, 4, 7>();
+            if (M > 1) amx_load<5>(x + tile), amx_bfloat16<2, 5, 6>(), amx_bfloat16<3, 5, 7>();
+        }
+        amx_store<0>(sums, kOutputs * 4), amx_store<1>(sums + kLanes, kOutputs * 4);
+        sums += in.height * kOutputs;
+        if (M > 1) amx_store<2>(sums, kOutputs * 4), amx_store<3>(sums + kLanes, kOutputs * 4);
+    }
+#endif
+};
+
+struct Int8 {
+    static constexpr int64_t kSize = 1;
+
+    struct Inputs : Rows {
+        Array<int8_t> values;    // x / scale, rounded to -127..127
+        Array<float> scales;     // of the groups of a row
+        Array<int32_t> offsets;  // -128 * the sum of the group, since weights are 128 too large
+        Inputs(int64_t batch, int64_t most, int64_t width)
+            : Rows(batch, most), values(places() * width), scales(places() * groups(width / kStep)),
+              offsets(places() * groups(width / kStep)) {}
+        static int64_t groups(int64_t steps) { return (steps + kGroup - 1) / kGroup; }
+        void set(int64_t place, const float* x, int64_t width) {
+            const int64_t steps = width / kStep, group = first(place, groups(steps));
+            int8_t* to = values.get() + first(place, steps) * kStep;
+            for (int64_t g = 0; g < groups(steps); g++) {
+                const int parts = g * kGroup + 1 < steps ? 2 : 1;
+                round(x, parts, to, scales[group + g * height], offsets[group + g * height]);
+                x += parts * kStep, to += parts * height * kStep;
+            }
+        }
+        void round(const float* x, int parts, int8_t* to, float& scale, int32_t& offset) const {
+            Vector largest = {}, undefined = {};  // the latter becomes NaN with any input that is infinite or NaN
+            for (int k = 0; k < parts * kStep; k += kLanes) {
+                Vector v = load(x + k);
+                largest = maximum(largest, maximum(v, -v)), undefined += v * 0;
+            }
+            const float top = std::max(greatest(largest), 1e-30f);
+            scale = top / 127 + total(undefined);
+            const Vector inverse = Vector{} + 127 / top, magic = Vector{} + 12582912.f;
+            Integers sums = {};
+            for (int part = 0; part < parts; part++, x += kStep, to += height * kStep)
+                for (int k = 0; k < kStep; k += kLanes) {
+                    const Vector whole = (load(x + k) * inverse + magic) - magic;
+                    const Integers integers = __builtin_convertvector(whole, Integers);
+                    *(Bytes*)(to + k) = __builtin_convertvector(integers, Bytes);
+                    sums += integers;
+                }
+            offset = -128 * total(sums);
+        }
+        const char* tile(int64_t t, int64_t steps) const { return (const char*)&values[t * height * steps * kStep]; }
+    };
+
+    static Integers fours(Integers sum, Integers w, Integers x) {  // sum[l] += four products of lane l
+#if defined(__AVX512VNNI__)
+        return (Integers)_mm512_dpbusd_epi32((__m512i)sum, (__m512i)w, (__m512i)x);
+#else
+        const uint8_t* a = (const uint8_t*)&w;
+        const int8_t* b = (const int8_t*)&x;
+        for (int k = 0; k < 4 * kLanes; k++) sum[k / 4] += (int32_t)a[k] * b[k];
+        return sum;
+#endif
+    }
+
+    template <int B>
+    static void vectors(const Inputs& in, int64_t t, int64_t steps, const char* w, Range next, float* sums) {
+        const char* x = in.tile(t, steps);
+        const float* scale = &in.scales[t * in.groups(steps) * B];
+        const int32_t* offset = &in.offsets[t * in.groups(steps) * B];
+        Vector sum[B][2] = {};
+        for (int64_t s = 0; s < steps; scale += B, offset += B) {
+            Integers whole[B][2];
+            UNROLL for (int i = 0; i < B; i++) whole[i][0] = whole[i][1] = Integers{} + offset[i];
+            for (int part = 0; part < kGroup && s < steps; part++, s++, w += 2 * kTile, x += B * kStep) {
+                _Pragma("GCC unroll 2") for (int k = 0; k < kWords; k++) {
+                    if (next.has(k)) ask(w + steps * 2 * kTile, k);
+                    const Integers first = words(w + k * 64), second = words(w + kTile + k * 64);
+                    UNROLL for (int i = 0; i < B; i++) {
+                        const Integers value = word(x + i * kStep + k * 4);
+                        whole[i][0] = fours(whole[i][0], first, value), whole[i][1] = fours(whole[i][1], second, value);
+                    }
+                }
+            }
+            UNROLL for (int i = 0; i < B; i++)
+                UNROLL for (int n = 0; n < 2; n++)
+                    sum[i][n] = fused(__builtin_convertvector(whole[i][n], Vector), scale[i], sum[i][n]);
+        }
+        UNROLL for (int i = 0; i < B; i++, sums += kOutputs) store(sums, sum[i][0]), store(sums + kLanes, sum[i][1]);
+    }
+#if defined(HAS_AMX)
+    template <int M>
+    static void amx(const Inputs& in, int64_t t, int64_t steps, const char* w, Range next, float* sums) {
+        alignas(64) int32_t whole[2 * M][kHeight * kLanes];
+        const char* x = in.tile(t, steps);
+        const int64_t row = in.height * kStep, tile = row * steps, place = t * in.groups(steps) * in.height;
+        const float* scale = &in.scales[place];
+        const int32_t* offset = &in.offsets[place];
+        const auto add = [&] {  // the last group of sums
+            UNROLL for (int m = 0; m < M; m++)
+                for (int64_t i = 0; i < in.height; i++)
+                    UNROLL for (int n = 0; n < 2; n++) {
+                        const int64_t other = m * in.groups(steps) * in.height + i;
+                        const Integers value = words((const char*)&whole[2 * m + n][i * kLanes]) + offset[other];
+                        float* sum = sums + (m * in.height + i) * kOutputs + n * kLanes;
+                        store(sum, fused(__builtin_convertvector(value, Vector), scale[other], load(sum)));
+                    }
+            scale += in.height, offset += in.height;
+        };
+        for (int64_t i = 0; i < M * in.height * kOutputs; i += kLanes) store(sums + i, Vector{});
+        for (int64_t s = 0; s < steps;) {
+            const bool first = s == 0;
+            amx_zero<0>(), amx_zero<1>();
+            if (M > 1) amx_zero<2>(), amx_zero<3>();
+            for (int part = 0; part < kGroup && s < steps; part++, s++, w += 2 * kTile, x += row) {
+                for (int64_t k = next.begin; k < next.end; k++) ask(w + steps * 2 * kTile, k);
+                amx_load<4>(x), amx_load<6>(w), amx_int8<0, 4, 6>();
+                amx_load<7>(w + kTile), amx_int8<1, 4, 7>();
+                if (M > 1) amx_load<5>(x + tile), amx_int8<2, 5, 6>(), amx_int8<3, 5, 7>();
+            }
+            if (!first) add();  // while AMX multiplies
+            amx_store<0>(whole[0], 64), amx_store<1>(whole[1], 64);
+            if (M > 1) amx_store<2>(whole[2 * M - 2], 64), amx_store<3>(whole[2 * M - 1], 64);
+        }
+        add();
+    }
+#endif
+};
+
+// One row of sums (32) with scale and bias to its place; scales and biases are filled up to 32.
+inline void finish(const Product& to, const float* sums, int64_t row, int64_t b) {
+    for (int64_t k = 0; k < kOutputs && row + k < to.outputs; k += kLanes) {
+        float *place = to.to + b * to.outputs + row + k, ends[kLanes];
+        const int64_t count = std::min(to.outputs - row - k, kLanes);
+        Vector y = load(sums + k);
+        if (to.linear.scale) y *= load(to.linear.scale + row + k);
+        if (to.linear.bias) y += load(to.linear.bias + row + k);
+        if (count == kLanes) {
+            store(place, to.add ? load(place) + y : y);
+        } else {
+            store(ends, y);
+            for (int64_t i = 0; i < count; i++) place[i] = to.add ? place[i] + ends[i] : ends[i];
+        }
+    }
+}
+
+// A precision by AMX or by vectors.
+template <class P, bool amx>
+struct Tiled {
+    typedef uint16_t Cache;
+    static constexpr int kTiles = amx ? 2 : 1;  // of inputs at a time
+
+    struct Inputs : P::Inputs {
+        Inputs(int64_t batch, int64_t width) : P::Inputs(batch, amx ? kHeight : 8, width) {}
+    };
+    struct Registers : std::conditional_t<amx, AMX, Nothing> {
+        explicit Registers(const Inputs& in) : std::conditional_t<amx, AMX, Nothing>(in.height) {}
+    };
+
+    static void product(const Product& to, const Inputs& in, int64_t row, int64_t end) {
+        alignas(64) float sums[kTiles * kHeight * kOutputs];
+        const int64_t steps = to.inputs * P::kSize / kStep, parts = (in.count + kTiles - 1) / kTiles;
+        for (; row < end; row += kOutputs) {
+            const char* w = (const char*)to.linear.weight + row * steps * kStep;
+            for (int64_t part = 0; part < parts; part++) {
+                const int64_t t = part * kTiles, tiles = std::min<int64_t>(kTiles, in.count - t);
+                const int64_t first = t * in.height, last = std::min(first + tiles * in.height, in.batch);
+                multiply(in, t, tiles, steps, w, {kWords * part / parts, kWords * (part + 1) / parts}, sums);
+                for (int64_t b = first; b < last; b++) finish(to, sums + (b - first) * kOutputs, row, b);
+            }
+        }
+    }
+
+    static void multiply(const Inputs& in, int64_t t, int64_t tiles, int64_t steps, const char* w, Range next,
+                         float* sums) {
+        if constexpr (amx) {
+            if (tiles == 2) return P::template amx<2>(in, t, steps, w, next, sums);
+            return P::template amx<1>(in, t, steps, w, next, sums);
+        } else
+            switch (in.height) {
+                case 1: return P::template vectors<1>(in, t, steps, w, next, sums);
+                case 2: return P::template vectors<2>(in, t, steps, w, next, sums);
+                case 3: return P::template vectors<3>(in, t, steps, w, next, sums);
+                case 4: return P::template vectors<4>(in, t, steps, w, next, sums);
+                case 5: return P::template vectors<5>(in, t, steps, w, next, sums);
+                case 6: return P::template vectors<6>(in, t, steps, w, next, sums);
+                case 7: return P::template vectors<7>(in, t, steps, w, next, sums);
+                default: return P::template vectors<8>(in, t, steps, w, next, sums);
+            }
+    }
+};
+
+}  // namespace
+
+// Whether AMX may be used: compiled in, and allowed by the system, which must be asked once in a process.
+extern "C" int allow_amx() {
+#if defined(HAS_AMX)
+    return syscall(SYS_arch_prctl, 0x1023 /* ARCH_REQ_XCOMP_PERM */, 18 /* XFEATURE_XTILEDATA */) == 0;
+#else
+    return 0;
+#endif
+}
