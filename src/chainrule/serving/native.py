@@ -61,7 +61,7 @@ def router(studio: Studio, settings: Settings) -> APIRouter:
             raise APIError("a mask says what is known of an image: send the image too", param="image")
         drawing = drawing_of(studio, settings, options, options.text, known)
         images = await within(request, settings.timeout, studio.draw(drawing))
-        files = png_files(drawing, images, options.metadata)
+        files = await png_files(drawing, images, options.metadata)
         return {
             "images": [
                 {"png": base64.b64encode(file).decode(), "seed": str(seed)}

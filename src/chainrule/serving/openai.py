@@ -108,7 +108,7 @@ def router(studio: Studio, settings: Settings, store: Store) -> APIRouter:
         if options.partial_images:
             raise APIError("partial_images needs stream", param="partial_images")
         images = await within(request, settings.timeout, studio.draw(drawing))
-        files = png_files(drawing, images, options.metadata)
+        files = await png_files(drawing, images, options.metadata)
         if options.response_format == "url":
             data = [{"url": f"{request.base_url}pictures/{store.add(file)}"} for file in files]
         else:
@@ -138,7 +138,7 @@ async def _events(
     index = 0
     try:
         async for images, done in studio.grow(drawing, options.partial_images, settings.timeout):
-            files = png_files(drawing, images, done and options.metadata)
+            files = await png_files(drawing, images, done and options.metadata)
             for image_index, (file, seed) in enumerate(zip(files, drawing.seeds, strict=True)):
                 more = {"image_index": image_index} | ({"seed": str(seed)} if done else {"partial_image_index": index})
                 yield _event(f"{kind}.{'completed' if done else 'partial_image'}", file, common | more)

@@ -99,7 +99,7 @@ class Page:
             first = self._drawing(model, *values)
             second = self._drawing(other, *self._fitting(other, values), seeds=first.seeds)
             one, two = await asyncio.gather(*(self.studio.draw(drawing) for drawing in (first, second)))
-            left, right = self._items(first, one), self._items(second, two)
+            left, right = await self._items(first, one), await self._items(second, two)
             yield left, right, [*left, *right, *history][:HISTORY]
 
     async def complete(
@@ -182,13 +182,13 @@ class Page:
     async def _grow(self, drawing: Drawing) -> AsyncIterator[Items]:
         frames = 0 if drawing.best_of > 1 else FRAMES
         async for images, done in self.studio.grow(drawing, frames, self.settings.timeout):
-            yield self._items(drawing, images, done)
+            yield await self._items(drawing, images, done)
 
-    def _items(self, drawing: Drawing, images: Tensor, done: bool = True) -> Items:
+    async def _items(self, drawing: Drawing, images: Tensor, done: bool = True) -> Items:
         """Files of pictures, and their seeds as captions."""
         items = []
         stem = "".join(c if c.isalnum() or c in "-_" else "-" for c in drawing.model.name).strip("-")[-40:]
-        for file, seed in zip(png_files(drawing, images, done), drawing.seeds, strict=True):
+        for file, seed in zip(await png_files(drawing, images, done), drawing.seeds, strict=True):
             name = f"{stem}-{seed}-{secrets.token_hex(4)}.png" if done else f"growing-{secrets.token_hex(8)}.png"
             items.append((self.store.write(name, file), f"seed {seed}" if done else ""))
         return items
@@ -227,7 +227,9 @@ class Page:
             choices = [text, label, negative, guidance]
             model.change(self.choices, model, choices, show_progress="hidden")
             page.load(self.choices, model, choices, show_progress="hidden")
-        return page.queue(default_concurrency_limit=16)
+        page.queue(default_concurrency_limit=16)
+        page._queue.sleep_when_free = 0.05  # seconds; at Gradio's 0.001 an idle page slows all that is drawn
+        return page
 
     def _draw_tab(self, history: gr.State, text: gr.Textbox, inputs: list[Any]) -> gr.Gallery:
         with gr.Tab("Draw"):

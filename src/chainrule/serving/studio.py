@@ -161,10 +161,14 @@ class Studio:
         return (await self.engine.compute(tokenizer.decode, codes))[0].cpu()
 
 
-def png_files(drawing: Drawing, images: Tensor, metadata: bool = True) -> list[bytes]:
-    """One PNG file per image, each of which says how it alone is drawn again."""
-    pictures = enumerate(to_pil(images))
-    return [png(one, text_chunks(drawing.only(index) if metadata else None)) for index, one in pictures]
+async def png_files(drawing: Drawing, images: Tensor, metadata: bool = True) -> list[bytes]:
+    """One PNG file per image, each of which says how it alone is drawn again; written in a thread of its own."""
+
+    def write() -> list[bytes]:
+        pictures = enumerate(to_pil(images))
+        return [png(one, text_chunks(drawing.only(index) if metadata else None)) for index, one in pictures]
+
+    return await asyncio.to_thread(write)
 
 
 def _partials(request: Request, length: int, on_partial: OnPartial, count: int) -> Callable[[int, Callable], None]:
