@@ -29,7 +29,7 @@ ALLOWED = {  # room: the rooms of the package that it may import
     "saving": {"core", "files", "kernels", "network", "progress", "strict", "text"},
     "pipeline.py": {"core", "decoding", "images", "saving", "text"},
     "scorers": {"core", "images", "layers", "network", "text"},
-    "drawing.py": {"decoding", "files", "images", "pictures", "pipeline", "saving", "strict", "zoo"},
+    "drawing.py": {"decoding", "files", "images", "pictures", "pipeline", "saving", "strict", "upscaling", "zoo"},
     "bulk.py": {"decoding", "drawing", "files", "pictures", "pipeline", "strict"},
     "zoo.py": {"core", "files", "pipeline", "saving", "scorers", "strict", "upscaling"},
     "evaluation": {

@@ -21,13 +21,14 @@ from chainrule.serving.page import HALVES, PAINTED, Page
 from chainrule.serving.settings import Settings
 from chainrule.serving.store import Store
 from chainrule.serving.studio import Studio
+from chainrule.upscaling.upscaler import Upscaler, UpscalerConfig
 from test_cli import SIDE, tiny
 from test_cli_text import build as text_pipeline
 from test_serving import Running
 
 OPTIONS = {
     "text": "", "label": None, "seeds": "5", "n": 2, "best_of": 1, "negative": "", "guidance": 1, "temperature": 1,
-    "top_k": 0, "top_p": 1,
+    "top_k": 0, "top_p": 1, "upscalers": [],
 }  # fmt: skip
 
 
@@ -123,6 +124,21 @@ def test_errors_are_shown_as_one_sentence(page, folders):
             outcomes(page.draw([], *inputs(folders[model], **given)))
     with pytest.raises(gradio.Error, match="Choose a picture first"):
         outcomes(page.complete([], None, PAINTED, 1, False, *inputs(folders["plain"])))
+
+
+def test_pictures_are_upscaled_where_the_model_fits(folders, tmp_path):
+    double, colour = str(tmp_path / "double"), str(tmp_path / "colour")
+    chainrule.save(Upscaler(UpscalerConfig(image_channels=1, num_blocks=1, width=4, expansion=1)), double)
+    tiny(channels=3).save(colour)
+    settings = Settings(models=(folders["plain"], colour), upscalers=(double,))
+    studio = Studio.open(settings)
+    page, given = Page(studio, settings, Store()), inputs(folders["plain"], upscalers=[double])
+    items, _ = outcomes(page.draw([], *given))[-1]
+    assert [Image.open(path).size for path, _ in items] == 2 * [(2 * SIDE, 2 * SIDE)]
+    assert not repeat(items[0][0]).differences
+    left, right, _ = outcomes(page.compare([], colour, *given))[-1]
+    assert [Image.open(one[0][0]).width for one in (left, right)] == [2 * SIDE, SIDE]
+    studio.engine.close()
 
 
 def test_inputs_are_those_of_the_model(page, folders):

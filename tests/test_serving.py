@@ -7,6 +7,7 @@ import builtins
 import io
 import re
 import socket
+import subprocess
 import sys
 import threading
 import time
@@ -28,6 +29,7 @@ from chainrule.drawing import repeat as draw_again
 from chainrule.images import to_pil
 from chainrule.serving.app import create_app
 from chainrule.serving.settings import Settings
+from chainrule.upscaling.upscaler import Upscaler, UpscalerConfig
 from test_cli import SIDE, refused, tiny
 from test_cli_text import build as text_pipeline
 
@@ -85,8 +87,29 @@ def models(tmp_path_factory) -> dict[str, Pipeline]:
 
 
 @pytest.fixture(scope="module")
-def server(models):
-    running = Running(Settings(models=tuple(models), api_keys=(KEY,), page=False, max_n=5, max_bytes=100_000))
+def doubler(tmp_path_factory) -> tuple[str, Upscaler]:
+    """An upscaler of grey images, which does more than interpolate."""
+    folder = str(tmp_path_factory.mktemp("upscalers") / "doubler")
+    torch.manual_seed(3)
+    upscaler = Upscaler(UpscalerConfig(image_channels=1, num_blocks=1, width=16, expansion=1))
+    torch.nn.init.normal_(upscaler.conv_out.weight, std=0.2)
+    chainrule.save(upscaler, folder)
+    return folder, chainrule.load(folder)
+
+
+@pytest.fixture(scope="module")
+def server(models, doubler):
+    running = Running(
+        Settings(
+            models=tuple(models),
+            upscalers=(doubler[0],),
+            api_keys=(KEY,),
+            page=False,
+            max_n=5,
+            max_bytes=100_000,
+            max_upscaled=(4 * SIDE) ** 2,
+        )
+    )
     yield running
     running.stop()
 
@@ -191,6 +214,31 @@ def test_openai_edits_by_completion(server, models, own_mask):
     assert [opened(one.b64_json).tobytes() for one in found.data] == [one.tobytes() for one in expected]
 
 
+def test_pictures_are_upscaled(server, models, doubler, tmp_path):
+    (name, pipeline), (double, upscaler) = named(models, "plain"), doubler
+    more = {"seed": 5, "upscalers": [double, double]}
+    found = server.client().images.generate(model=name, prompt="", size=f"{4 * SIDE}x{4 * SIDE}", extra_body=more)
+    drawn = pipeline.sample(1, seed=5)
+    path = tmp_path / "large.png"
+    path.write_bytes(base64.b64decode(found.data[0].b64_json))
+    assert Image.open(path).tobytes() == to_pil(upscaler.upscale(upscaler.upscale(drawn)))[0].tobytes()
+    assert not draw_again(path).differences
+    small = base64.b64encode(png_bytes(to_pil(drawn)[0])).decode()
+    value = server.post("/api/upscale", upscalers=[double], image=small).json()
+    assert opened(value["png"]).tobytes() == to_pil(upscaler.upscale(drawn))[0].tobytes()
+    best = server.post("/api/draw", model=name, seed=5, upscalers=[double], label=None).json()
+    assert opened(best["images"][0]["png"]).tobytes() == opened(value["png"]).tobytes()
+
+
+def test_a_stream_shows_partial_images_in_the_size_of_the_model(server, models, doubler):
+    name, _ = named(models, "plain")
+    image, more = ("a.png", half_transparent(tiny().sample(1, seed=9)), "image/png"), {"upscalers": doubler[0]}
+    events = list(
+        server.client().images.edit(model=name, image=image, prompt="", stream=True, partial_images=1, extra_body=more)
+    )
+    assert [opened(one.b64_json).width for one in events] == [SIDE, 2 * SIDE]
+
+
 def test_openai_streams_an_edit(server, models):
     name, _ = named(models, "plain")
     image = ("a.png", half_transparent(tiny().sample(1, seed=9)), "image/png")
@@ -212,6 +260,7 @@ def test_openai_streams_an_edit(server, models):
         ({"extra_body": {"precision": "int8"}}, openai.BadRequestError, "decodes in float32 only"),
         ({"partial_images": 2}, openai.BadRequestError, "partial_images needs stream"),
         ({"extra_body": {"reranker": "x", "best_of": 2}}, openai.BadRequestError, "this server has: none"),
+        ({"extra_body": {"upscalers": ["x"]}}, openai.NotFoundError, "this server has no upscaler 'x'; it has: "),
     ],
 )
 def test_errors_are_one_sentence_in_openais_format(server, models, options, error, sentence):
@@ -250,17 +299,23 @@ def test_native_draws_by_label(server, models):
     assert [one["seed"] for one in value["images"]] == ["3", "4"] and value["drawing"]["labels"] == [1, 1]
 
 
-def test_native_completes(server, models):
+@pytest.mark.parametrize("white", [None, 255, 1])
+def test_native_completes(server, models, white):
+    """By the image's alpha, or by a mask as the command line reads it: of two values the larger is known."""
     name, pipeline = named(models, "plain")
     image = tiny().sample(1, seed=9)
-    data = base64.b64encode(half_transparent(image)).decode()
-    value = server.post("/api/draw", model=name, image=data, seed=3, particles=1, paste=True).json()
     mask = torch.arange(SIDE)[:, None].expand(SIDE, SIDE) < SIDE // 2
+    given = {"image": base64.b64encode(half_transparent(image)).decode()}
+    if white is not None:
+        picture = Image.fromarray((mask.numpy() * white).astype(np.uint8))
+        given["image"] = base64.b64encode(png_bytes(to_pil(image)[0])).decode()
+        given["mask"] = base64.b64encode(png_bytes(picture)).decode()
+    value = server.post("/api/draw", model=name, seed=3, particles=1, paste=True, **given).json()
     expected = to_pil(pipeline.complete(image[0], mask, 1, paste=True, seed=3))
     assert opened(value["images"][0]["png"]).tobytes() == expected[0].tobytes()
 
 
-def test_native_scores_encodes_and_decodes(server, models):
+def test_native_scores_encodes_and_decodes(server, models, doubler):
     name, pipeline = named(models, "classes")
     image = tiny().sample(1, seed=2)
     data = base64.b64encode(png_bytes(to_pil(image)[0])).decode()
@@ -274,6 +329,9 @@ def test_native_scores_encodes_and_decodes(server, models):
         assert opened(value["png"]).tobytes() == to_pil(pipeline.reconstruct(image))[0].tobytes()
     assert server.post("/api/decode", model=name, codes=[[[["x"]]]]).status_code == 400
     assert server.post("/api/decode", model=name, codes=[[[[9]]]]).status_code == 400
+    large = base64.b64encode(png_bytes(Image.new("L", (3 * SIDE, 2 * SIDE)))).decode()
+    refusal = server.post("/api/upscale", upscalers=[doubler[0]], image=large)
+    assert refusal.status_code == 400 and "at most 1,024 pixels" in refusal.json()["error"]["message"]
     described = httpx.get(f"{server.url}/api/models", headers={"Authorization": f"Bearer {KEY}"}).json()
     assert described["models"][name]["class_names"] == ["cat", "dog", "red fish"]
 
@@ -376,6 +434,52 @@ def test_what_takes_too_long_is_given_up(models):
     assert response.status_code == 504 and response.json()["error"]["code"] == "timeout"
     gate.open.set()
     running.stop()
+
+
+def _answers(url: str) -> bool:
+    try:
+        return httpx.get(url).status_code == 200
+    except httpx.TransportError:
+        return False
+
+
+@pytest.mark.slow
+def test_several_workers_edit_and_draw_and_share_pictures_by_url(models, tmp_path):
+    (name, pipeline), log = named(models, "plain"), tmp_path / "log"
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{free.getsockname()[1]}"
+    words = ["serve", name, "--port", url.rpartition(":")[2], "--workers", "2", "--threads", "1", "--no-page"]
+    with log.open("w") as file:
+        process = subprocess.Popen([sys.executable, "-m", "chainrule", *words], stderr=file)
+    image = tiny().sample(1, seed=9)
+    masked = half_transparent(image)
+    mask = torch.arange(SIDE)[:, None].expand(SIDE, SIDE) < SIDE // 2
+
+    def ask(seed: int) -> tuple[bytes, bytes]:
+        """An edit, and a picture by its address, each over a connection of its own, and so by any of the workers."""
+        with openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=9) as client:
+            more = {"extra_body": {"seed": seed, "particles": 3}}
+            edit = client.images.edit(model=name, image=("a.png", masked, "image/png"), prompt="", **more)
+        with openai.OpenAI(base_url=f"{url}/v1", api_key="none") as client:
+            address = client.images.generate(
+                model=name, prompt="", response_format="url", extra_body={"seed": seed}
+            )  # fmt: skip
+        drawn = Image.open(io.BytesIO(httpx.get(address.data[0].url).content))
+        return opened(edit.data[0].b64_json).tobytes(), drawn.tobytes()
+
+    try:
+        while not _answers(f"{url}/readyz"):
+            assert process.poll() is None, log.read_text()
+            time.sleep(0.1)
+        with ThreadPoolExecutor(8) as pool:
+            answers = list(pool.map(ask, range(24)))
+        for seed, (edit, drawn) in enumerate(answers):
+            assert edit == to_pil(pipeline.complete(image[0], mask, particles=3, seed=seed))[0].tobytes()
+            assert drawn == to_pil(pipeline.sample(seed=seed))[0].tobytes()
+    finally:
+        process.terminate()
+        assert process.wait(60) == 0, log.read_text()
 
 
 def test_the_command_line_says_what_is_missing(monkeypatch):

@@ -231,7 +231,7 @@ def test_on_the_command_line(tmp_path, monkeypatch):
     run(*words, "--upscaler", "double", "--out", "completed.png")
     assert Image.open("completed.png").size == (3 * 17 + 1, 18)
     sentence = refused("sample", "grey", "--upscaler", "double")
-    assert "takes images of 3 channels (1 grey, 3 colour), and this model draws 1" in sentence
+    assert "takes images of 3 channels (1 grey, 3 colour), and these have 1" in sentence
     assert "holds a pipeline, but an upscaler is needed" in refused("sample", "grey", "--upscaler", "colour")
     assert "holds an upscaler" in refused("sample", "double")
 

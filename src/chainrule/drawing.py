@@ -33,6 +33,8 @@ from .zoo import load_kind, load_scorer, load_tokenizer
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+    from .upscaling.upscaler import Upscaler
+
 KEY = "chainrule"
 """The keyword of the text chunk."""
 
@@ -305,13 +307,8 @@ def open_upscalers(names: Sequence[str] | None, pipeline: Pipeline, device: str)
         ValueError: no such upscaler, or one for another number of channels.
     """
     models = {name: load_kind(name, "upscaler", device=device) for name in names or ()}
-    channels = pipeline.tokenizer.image_shape[0]
     for name, model in models.items():
-        if model.config.image_channels != channels:
-            raise ValueError(
-                f"the upscaler {name} takes images of {model.config.image_channels} channels (1 grey, 3 colour), and "
-                f"this model draws {channels}; leave --upscaler {name} out"
-            )
+        check_upscaler(name, model, pipeline.tokenizer.image_shape[0])
 
     def upscale(images: Tensor) -> Tensor:
         for name in names or ():
@@ -319,6 +316,16 @@ def open_upscalers(names: Sequence[str] | None, pipeline: Pipeline, device: str)
         return images
 
     return upscale
+
+
+def check_upscaler(name: str, model: Upscaler, channels: int) -> None:
+    """Raises ValueError for an upscaler of images of another number of channels."""
+    own = model.config.image_channels
+    if own != channels:
+        raise ValueError(
+            f"the upscaler {name} takes images of {own} channels (1 grey, 3 colour), and these have {channels}; "
+            f"leave the upscaler {name} out"
+        )
 
 
 def open_judges(name: str, pipeline: Pipeline, device: str) -> Callable[[Drawing], Scorer]:

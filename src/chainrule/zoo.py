@@ -40,9 +40,9 @@ _KINDS: dict[type, Kind] = {Reranker: "reranker", Classifier: "classifier", Upsc
 _USES: dict[Kind, str] = {
     "pipeline": "open it with chainrule.load",
     "tokenizer": "a tokenizer without a prior encodes, decodes and reconstructs, but draws nothing",
-    "reranker": "chainrule sample takes it as --reranker",
-    "classifier": "chainrule sample takes it as --reranker",
-    "upscaler": "chainrule sample takes it as --upscaler",
+    "reranker": "chainrule sample and serve take it as --reranker",
+    "classifier": "chainrule sample and serve take it as --reranker",
+    "upscaler": "chainrule sample and serve take it as --upscaler",
 }
 
 

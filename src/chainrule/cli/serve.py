@@ -13,6 +13,10 @@ Port = Annotated[int, typer.Option(min=1, max=65535, help="Where to listen.")]
 Rerankers = Annotated[
     list[str] | None, typer.Option("--reranker", metavar="MODEL", help="A judge that requests with best_of may name.")
 ]
+Upscalers = Annotated[
+    list[str] | None,
+    typer.Option("--upscaler", metavar="MODEL", help="A model that requests may name to double images."),
+]
 Keys = Annotated[
     list[str] | None,
     typer.Option("--api-key", help="Requests need one of these keys, or of those in CHAINRULE_API_KEYS, with commas."),
@@ -36,10 +40,10 @@ Device = Annotated[str, typer.Option(help="Where to compute: cpu, cuda, cuda:1, 
 
 
 def serve(
-    models: Models, host: Host = "127.0.0.1", port: Port = 8000, rerankers: Rerankers = None, api_key: Keys = None,
-    cors: Origins = None, no_page: Page = False, workers: Workers = 1, threads: Threads = None,
-    max_rows: Rows = 32, max_waiting: Waiting = 256, max_n: MostImages = 16, timeout: Timeout = 300.0,
-    files: Files = "", device: Device = "cpu",
+    models: Models, host: Host = "127.0.0.1", port: Port = 8000, rerankers: Rerankers = None,
+    upscalers: Upscalers = None, api_key: Keys = None, cors: Origins = None, no_page: Page = False,
+    workers: Workers = 1, threads: Threads = None, max_rows: Rows = 32, max_waiting: Waiting = 256,
+    max_n: MostImages = 16, timeout: Timeout = 300.0, files: Files = "", device: Device = "cpu",
 ) -> None:  # fmt: skip
     """Serve models: a page to draw with at /, OpenAI's image endpoints under /v1, and a native API under /api.
 
@@ -47,7 +51,7 @@ def serve(
     Examples:
       chainrule serve emoji_parti mnist_diagonal_bilstm
       chainrule serve runs/mine --host 0.0.0.0 --port 80 --api-key secret --workers 2
-      chainrule serve shapes_parti --reranker shapes_reranker --no-page
+      chainrule serve shapes_parti --reranker shapes_reranker --upscaler shapes_upscaler --no-page
     """
     try:
         from ..serving.app import run
@@ -59,9 +63,9 @@ def serve(
     check_device(device)
     keys = [*(api_key or ()), *filter(None, os.environ.get("CHAINRULE_API_KEYS", "").split(","))]
     settings = Settings(
-        models=tuple(models), rerankers=tuple(rerankers or ()), device=device, api_keys=tuple(keys),
-        cors=tuple(cors or ()), page=not no_page, max_rows=max_rows, max_waiting=max_waiting, max_n=max_n,
-        timeout=timeout, files=files,
+        models=tuple(models), rerankers=tuple(rerankers or ()), upscalers=tuple(upscalers or ()), device=device,
+        api_keys=tuple(keys), cors=tuple(cors or ()), page=not no_page, max_rows=max_rows, max_waiting=max_waiting,
+        max_n=max_n, timeout=timeout, files=files,
     )  # fmt: skip
     print(f"Loading {', '.join(models)}; then listening at http://{host}:{port} until Ctrl-C", flush=True)
     run(settings, host, port, workers, threads)

@@ -255,18 +255,31 @@ def load_images(
 
 
 def load_mask(path: str | Path, height: int, width: int) -> Tensor:
-    """An image file -> bool (height, width); True is known.
-
-    Opaque is known where the image is partly transparent.  Otherwise, of two values the larger is known, and of more
-    the upper half of 0..255: white is known in a mask of black and white, and 1 in a mask of 0 and 1.
+    """The image file of a mask -> bool (height, width); True is known.  See `decode_mask`.
 
     Raises:
         ValueError: a missing or damaged file, another size, or a mask that keeps everything or nothing.
     """
     if not Path(path).is_file():
         raise ValueError(f"there is no image file at {path}")
+    return decode_mask(path, height, width, f"the mask {path}")
+
+
+def decode_mask(source: bytes | str | Path, height: int, width: int, name: str = "the mask") -> Tensor:
+    """An image as a mask -> bool (height, width); True is known.
+
+    Opaque is known where the image is partly transparent.  Otherwise, of two values the larger is known, and of more
+    the upper half of 0..255: white is known in a mask of black and white, and 1 in a mask of 0 and 1.
+
+    Args:
+        source: the encoded bytes or the path of a file.
+        name: by which errors call it.
+
+    Raises:
+        ValueError: a damaged image, another size, or a mask that keeps everything or nothing.
+    """
     try:
-        with Image.open(path) as opened:
+        with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as opened:
             image = _upright(opened)
         if "A" in image.mode or "transparency" in image.info:
             alpha = np.asarray(image.convert("RGBA"))[..., 3]
@@ -278,16 +291,16 @@ def load_mask(path: str | Path, height: int, width: int) -> Tensor:
         if len(levels) > 2 and values.dtype != np.uint8:
             values = _as_bytes(values, image.mode.startswith("I;16"))
     except Exception as error:
-        raise ValueError(f"{path} cannot be read as an image: {why_unreadable(error, path)}") from error
+        raise ValueError(f"{name} cannot be read as an image: {why_unreadable(error, source)}") from error
     if values.shape != (height, width):
         raise ValueError(
-            f"the mask {path} is {values.shape[0]}x{values.shape[1]} but the image is {height}x{width} "
+            f"{name} is {values.shape[0]}x{values.shape[1]} but the image is {height}x{width} "
             "(height x width); make them equal"
         )
     known = values == levels[1] if len(levels) == 2 else values >= 128
     if known.all() or not known.any():
         raise ValueError(
-            f"the mask {path} keeps {'everything' if known.all() else 'nothing'}; it must be white (or opaque) where "
+            f"{name} keeps {'everything' if known.all() else 'nothing'}; it must be white (or opaque) where "
             "the image is kept, and black (or transparent) where it is drawn anew"
         )
     return torch.from_numpy(known)

@@ -16,7 +16,20 @@ from ..pipeline import Pipeline
 from ..strict import to_plain
 from .connection import within
 from .errors import APIError
-from .schemas import Codes, Draw, Score, drawing_of, find_model, from_base64, read_mask, read_picture
+from .schemas import (
+    Codes,
+    Draw,
+    Score,
+    Upscale,
+    check_upscalers,
+    drawing_of,
+    find_model,
+    find_upscalers,
+    from_base64,
+    read_alpha,
+    read_mask,
+    read_picture,
+)
 from .settings import Settings
 from .studio import Studio, png_files
 
@@ -44,7 +57,7 @@ def router(studio: Studio, settings: Settings) -> APIRouter:
     async def models() -> dict[str, Any]:
         """What the models of this server draw and read."""
         found = {name: describe(served.pipeline) for name, served in studio.models.items()}
-        return {"models": found, "rerankers": list(studio.rerankers)}
+        return {"models": found, "rerankers": list(studio.rerankers), "upscalers": list(studio.upscalers)}
 
     @routes.post("/draw")
     async def draw(options: Draw, request: Request) -> dict[str, Any]:
@@ -52,9 +65,13 @@ def router(studio: Studio, settings: Settings) -> APIRouter:
         pipeline, known = find_model(studio, options.model)[1].pipeline, None
         if options.image is not None:
             data = from_base64(options.image, "image")
-            mask_data = data if options.mask is None else from_base64(options.mask, "mask")
-            mask = read_mask(mask_data, pipeline, settings, alpha=options.mask is None)
-            known = Known.of(read_picture(data, pipeline, settings), mask, options.particles, options.paste)
+            shape = pipeline.tokenizer.image_shape
+            image = read_picture(data, settings, shape)
+            if options.mask is None:
+                mask = read_alpha(data, settings, shape[1:])
+            else:
+                mask = read_mask(from_base64(options.mask, "mask"), settings, shape[1:])
+            known = Known.of(image, mask, options.particles, options.paste)
             if options.best_of > 1:
                 raise APIError("best_of chooses among images, not among completions: leave it out", param="best_of")
         elif options.mask is not None:
@@ -107,11 +124,22 @@ def router(studio: Studio, settings: Settings) -> APIRouter:
         name, image = opened(options, only_image=True)
         return {"png": _base64(await within(request, settings.timeout, studio.reconstruct(name, image)))}
 
+    @routes.post("/upscale")
+    async def upscale(options: Upscale, request: Request) -> dict[str, Any]:
+        """A picture at twice its size, or more."""
+        upscalers = find_upscalers(studio, options.upscalers)
+        channels = upscalers[0].model.config.image_channels
+        image = read_picture(from_base64(options.image, "image"), settings, (channels,))
+        check_upscalers(upscalers, settings, image.shape)
+        images = await within(request, settings.timeout, studio.upscale(options.upscalers, image[None]))
+        return {"png": _base64(images[0])}
+
     def opened(options: Score, only_image: bool = False) -> tuple[str, Tensor]:
         name, served = find_model(studio, options.model)
         if only_image and not (options.label is None and options.text is None):
             raise APIError("codes depend on the image alone: leave label and text out", param="label")
-        return name, read_picture(from_base64(options.image, "image"), served.pipeline, settings)
+        shape = served.pipeline.tokenizer.image_shape
+        return name, read_picture(from_base64(options.image, "image"), settings, shape)
 
     return routes
 

@@ -18,7 +18,7 @@ from ..drawing import Drawing, Known
 from ..pipeline import Pipeline
 from .connection import within
 from .errors import APIError, answer
-from .schemas import Edit, Generation, by_prompt, check_size, drawing_of, find_model, read_mask, read_picture
+from .schemas import Edit, Generation, by_prompt, check_size, drawing_of, find_model, read_alpha, read_picture
 from .settings import Settings
 from .store import Store
 from .studio import Studio, png_files
@@ -83,12 +83,14 @@ def router(studio: Studio, settings: Settings, store: Store) -> APIRouter:
         if "image" not in data or not data.keys() <= {"image", "mask"}:
             raise APIError("send one file called image, and perhaps one called mask", param="image")
         try:
-            options = Edit.model_validate(fields | ({"seeds": fields["seeds"].split(",")} if "seeds" in fields else {}))
+            lists = {name: fields[name].split(",") for name in ("seeds", "upscalers") if name in fields}
+            options = Edit.model_validate(fields | lists)
         except ValidationError as error:
             raise RequestValidationError(error.errors()) from None
         pipeline = find_model(studio, options.model)[1].pipeline
-        image = read_picture(data["image"], pipeline, settings)
-        mask = read_mask(data.get("mask", data["image"]), pipeline, settings, alpha=True)
+        shape = pipeline.tokenizer.image_shape
+        image = read_picture(data["image"], settings, shape)
+        mask = read_alpha(data.get("mask", data["image"]), settings, shape[1:])
         options, text = by_prompt(pipeline, options)
         known = Known.of(image, mask, options.particles, options.paste)
         drawing = drawing_of(studio, settings, options, text, known)
@@ -97,7 +99,7 @@ def router(studio: Studio, settings: Settings, store: Store) -> APIRouter:
     async def respond(
         request: Request, options: Generation, drawing: Drawing, pipeline: Pipeline, kind: str
     ) -> Response:
-        size = check_size(pipeline, options.size)
+        size = check_size(pipeline, options.size, len(drawing.upscalers))
         common = {"size": size, "quality": "auto", "background": "opaque", "output_format": "png"}
         usage = _usage(drawing, pipeline)
         if options.stream:

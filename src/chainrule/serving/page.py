@@ -9,6 +9,7 @@ import asyncio
 import functools
 import secrets
 from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import gradio as gr
@@ -46,6 +47,24 @@ SEEDS = "Empty: at random. One number, or one for each image with commas."
 
 Items = list[tuple[str, str]]
 """Pictures for a gallery: path and caption."""
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What the inputs of the page say; Gradio gives their values in this order, see `Page.blocks`."""
+
+    model: str
+    text: str
+    label: str | None
+    seeds: str
+    n: float
+    best_of: float
+    negative: str
+    guidance: float
+    temperature: float
+    top_k: float | None
+    top_p: float | None
+    upscalers: list[str]
 
 
 def look() -> dict[str, Any]:
@@ -88,16 +107,17 @@ class Page:
     async def draw(self, history: Items, *values: Any) -> AsyncIterator[tuple[Items, Items]]:
         """Pictures as they grow; then the pictures and the history with them."""
         async with _shown():
-            drawing = self._drawing(*values)
+            drawing = self._drawing(Inputs(*values))
             async for items in self._grow(drawing):
                 yield items, history
             yield items, [*items, *history][:HISTORY]
 
-    async def compare(self, history: Items, other: str, model: str, *values: Any) -> AsyncIterator[tuple[Items, ...]]:
+    async def compare(self, history: Items, other: str, *values: Any) -> AsyncIterator[tuple[Items, ...]]:
         """Pictures by two models from the same seeds."""
         async with _shown():
-            first = self._drawing(model, *values)
-            second = self._drawing(other, *self._fitting(other, values), seeds=first.seeds)
+            inputs = Inputs(*values)
+            first = self._drawing(inputs)
+            second = replace(self._drawing(self._fitting(other, inputs, len(first.seeds))), seeds=first.seeds)
             one, two = await asyncio.gather(*(self.studio.draw(drawing) for drawing in (first, second)))
             left, right = await self._items(first, one), await self._items(second, two)
             yield left, right, [*left, *right, *history][:HISTORY]
@@ -109,7 +129,8 @@ class Page:
         async with _shown():
             if editor is None or editor.get("background") is None:
                 raise APIError("choose a picture first: upload one, or take the last one that was drawn")
-            _, served = find_model(self.studio, values[0])
+            inputs = Inputs(*values)
+            _, served = find_model(self.studio, inputs.model)
             shape = served.pipeline.tokenizer.image_shape
             mask = torch.ones(shape[1:], dtype=torch.bool)
             if where == PAINTED:
@@ -120,7 +141,7 @@ class Page:
             if mask.all():
                 raise APIError("paint over the part that is to be drawn, or choose a half")
             known = Known.of(_fitted(editor["background"], shape), mask, int(particles), paste)
-            async for items in self._grow(self._drawing(*values, known=known)):
+            async for items in self._grow(self._drawing(inputs, known)):
                 yield items, history
             yield items, [*items, *history][:HISTORY]
 
@@ -151,33 +172,33 @@ class Page:
         label = gr.update(visible=bool(classes), choices=classes, value=classes[0][1] if needed else None)
         return gr.update(visible=reads), label, gr.update(visible=reads), gr.update(visible=guided)
 
-    def _drawing(
-        self, model: str, text: str, label: str | None, seeds_text: str, n: float, best_of: float, negative: str,
-        guidance: float, temperature: float, top_k: float | None, top_p: float | None, *, known: Known | None = None,
-        seeds: Sequence[int] | None = None,
-    ) -> Drawing:  # fmt: skip
+    def _drawing(self, inputs: Inputs, known: Known | None = None) -> Drawing:
         """The drawing of what the inputs say."""
-        pipeline = find_model(self.studio, model)[1].pipeline
-        reads = pipeline.prior.conditions.reads_text
-        given: dict[str, Any] = {"model": model, "temperature": temperature, "label": label or None}
-        given |= {"guidance": guidance, "negative": (negative or None) if guidance != 1 and reads else None}
-        given |= {"top_k": int(top_k) if top_k else None, "top_p": top_p or None, "best_of": int(best_of)}
+        pipeline = find_model(self.studio, inputs.model)[1].pipeline
+        reads, guided = pipeline.prior.conditions.reads_text, inputs.guidance != 1
         try:
-            numbers = list(seeds or [int(one) for one in seeds_text.replace(" ", "").split(",") if one])
+            seeds = [int(one) for one in inputs.seeds.replace(" ", "").split(",") if one]
         except ValueError:
             raise APIError("seeds must be whole numbers with commas") from None
-        given |= {"seeds": numbers} if len(numbers) > 1 else {"n": int(n)} | ({"seed": numbers[0]} if numbers else {})
-        return drawing_of(self.studio, self.settings, Draw(**given), text if reads else None, known)
+        images = {"seeds": seeds} if len(seeds) > 1 else {"n": int(inputs.n), "seed": seeds[0] if seeds else None}
+        options = Draw(
+            model=inputs.model, label=inputs.label or None, best_of=int(inputs.best_of), upscalers=inputs.upscalers,
+            negative=(inputs.negative or None) if guided and reads else None, guidance=inputs.guidance,
+            temperature=inputs.temperature, top_k=int(inputs.top_k or 0) or None, top_p=inputs.top_p or None, **images,
+        )  # fmt: skip
+        return drawing_of(self.studio, self.settings, options, inputs.text if reads else None, known)
 
-    def _fitting(self, model: str, values: Sequence[Any]) -> list[Any]:
-        """The inputs for another model, without what it has not: a class of this name, guidance."""
+    def _fitting(self, model: str, inputs: Inputs, count: int) -> Inputs:
+        """The inputs for `count` images of another model, without what it has not: the class, guidance, upscalers."""
         pipeline = self.studio.models[model].pipeline
-        conditions, fitting = pipeline.prior.conditions, list(values)
-        names = [value for _, value in _classes(pipeline)]
-        fitting[1] = values[1] if values[1] in names else None
-        if not (conditions.reads_text or conditions.null_label):
-            fitting[6] = 1.0
-        return fitting
+        conditions = pipeline.prior.conditions
+        label = inputs.label if inputs.label in [value for _, value in _classes(pipeline)] else None
+        guidance = inputs.guidance if conditions.reads_text or conditions.null_label else 1.0
+        channels, known = pipeline.tokenizer.image_shape[0], self.studio.upscalers
+        upscalers = [name for name in inputs.upscalers if known[name].model.config.image_channels == channels]
+        return replace(
+            inputs, model=model, label=label, guidance=guidance, upscalers=upscalers, seeds="", n=count
+        )  # fmt: skip
 
     async def _grow(self, drawing: Drawing) -> AsyncIterator[Items]:
         frames = 0 if drawing.best_of > 1 else FRAMES
@@ -213,7 +234,11 @@ class Page:
                 temperature = gr.Slider(0, 2, value=1, step=0.05, label="Temperature")
                 top_k = gr.Number(label="Top k (0: all codes)", value=0, precision=0, minimum=0)
                 top_p = gr.Slider(0, 1, value=1, step=0.01, label="Top p")
-            inputs = [model, text, label, seeds, n, best_of, negative, guidance, temperature, top_k, top_p]
+                upscalers = gr.Dropdown(
+                    list(self.studio.upscalers), label="Upscalers, in this order", multiselect=True, value=[],
+                    visible=bool(self.studio.upscalers), elem_id="upscalers",
+                )  # fmt: skip
+            inputs = [model, text, label, seeds, n, best_of, negative, guidance, temperature, top_k, top_p, upscalers]
             last = self._draw_tab(history, text, inputs)
             with gr.Tab("Complete"):
                 self._complete_tab(history, last, inputs)

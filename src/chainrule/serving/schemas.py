@@ -6,6 +6,7 @@ import base64
 import binascii
 import io
 import secrets
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -15,13 +16,13 @@ from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
-from ..data.images import decode
+from ..data.images import decode, decode_mask
 from ..decoding import Sampling, image_seeds
-from ..drawing import Drawing, Known, Source
+from ..drawing import Drawing, Known, check_upscaler
 from ..pipeline import Pipeline
 from .errors import APIError
 from .settings import Settings
-from .studio import Served, Studio
+from .studio import Helper, Served, Studio
 
 MAX_SEED = 2**63 - 1
 
@@ -44,6 +45,7 @@ class Options(BaseModel):
     top_p: float | None = Field(None, gt=0, le=1)
     guidance: float = Field(1.0, description="Above 1 draws towards the text or label; 3 is a start.")
     precision: Literal["float32", "bfloat16", "int8"] = "float32"
+    upscalers: list[str] = Field([], description="Applied one after the other; each doubles the images.")
     metadata: bool = Field(True, description="Whether PNG files say how they were drawn.")
 
     def sampling(self) -> Sampling:
@@ -66,7 +68,7 @@ class Generation(Options):
     """`POST /v1/images/generations`: OpenAI's fields, and this server's."""
 
     prompt: str = Field(description="A text, or for a model of classes the name of a class; empty for any other model.")
-    size: str | None = Field(None, description="The model's own, as 64x64, or auto.")
+    size: str | None = Field(None, description="The model's own, as 64x64, doubled by each upscaler; or auto.")
     response_format: Literal["b64_json", "url"] = "b64_json"
     output_format: Literal["png"] = "png"
     quality: Literal["auto", "standard"] = "auto"
@@ -110,6 +112,15 @@ class Score(BaseModel):
     text: str | None = None
 
 
+class Upscale(BaseModel):
+    """`POST /api/upscale`: an image, base64, of any size."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    upscalers: list[str] = Field(min_length=1, description="Applied one after the other; each doubles the image.")
+    image: str
+
+
 class Codes(BaseModel):
     """`POST /api/decode`: what `/api/encode` gives."""
 
@@ -127,6 +138,23 @@ def find_model(studio: Studio, name: str | None) -> tuple[str, Served]:
         known = ", ".join(studio.models)
         raise APIError(f"this server has no model {name!r}; it has: {known}", 404, "model", "model_not_found")
     return name, studio.models[name]
+
+
+def find_upscalers(studio: Studio, names: Sequence[str]) -> list[Helper]:
+    """The upscalers of a request; raises APIError where there is none of a name."""
+    for name in names:
+        if name not in studio.upscalers:
+            known = ", ".join(studio.upscalers) or "none"
+            raise APIError(f"this server has no upscaler {name!r}; it has: {known}", 404, "upscalers")
+    return [studio.upscalers[name] for name in names]
+
+
+def check_upscalers(upscalers: Sequence[Helper], settings: Settings, shape: Sequence[int]) -> None:
+    """Raises APIError or ValueError where images (C, H, W) cannot be upscaled, or become too large."""
+    for one in upscalers:
+        check_upscaler(one.source.name, one.model, shape[0])
+    if upscalers and shape[1] * shape[2] << 2 * len(upscalers) > settings.max_upscaled:
+        raise APIError(f"upscalers may make at most {settings.max_upscaled:,} pixels of an image", param="upscalers")
 
 
 def drawing_of(
@@ -149,12 +177,15 @@ def drawing_of(
     if reranker is not None and (best_of == 1 or reranker not in studio.rerankers):
         known_names = ", ".join(studio.rerankers) or "none"
         raise APIError(f"a reranker judges with best_of above 1, and this server has: {known_names}", param="reranker")
+    upscalers = find_upscalers(studio, options.upscalers)
+    check_upscalers(upscalers, settings, pipeline.tokenizer.image_shape)
     label = None if options.label is None else (pipeline.label_number(options.label),) * len(seeds)
     return Drawing(
         model=served.source if served.source.name == name else replace(served.source, name=name), seeds=seeds,
         labels=label, texts=None if text is None else (text,) * len(seeds), negative=options.negative,
         sampling=options.sampling(), best_of=best_of, known=known, device=str(pipeline.device),
-        reranker=None if reranker is None else Source.of_reranker(reranker),
+        reranker=None if reranker is None else studio.rerankers[reranker].source,
+        upscalers=tuple(one.source for one in upscalers),
     )  # fmt: skip
 
 
@@ -175,46 +206,55 @@ def by_prompt(pipeline: Pipeline, options: Generation) -> tuple[Generation, str 
     return options.model_copy(update={"label": names.get(prompt.lower(), prompt)}), None
 
 
-def check_size(pipeline: Pipeline, size: str | None) -> str:
-    """The size of a model's images as OpenAI writes it; raises APIError for another one."""
-    _, height, width = pipeline.tokenizer.image_shape
+def check_size(pipeline: Pipeline, size: str | None, num_upscalers: int) -> str:
+    """The size of the images as OpenAI writes it; raises APIError for another one."""
+    height, width = (side << num_upscalers for side in pipeline.tokenizer.image_shape[1:])
     own = f"{width}x{height}"
     if size not in (None, "auto", own):
         raise APIError(f"this model draws images of {own}: leave size out, or send auto or {own}", param="size")
     return own
 
 
-def read_picture(data: bytes, pipeline: Pipeline, settings: Settings, name: str = "image") -> Tensor:
-    """A picture of a model's size and channels: uint8 (C, H, W); raises APIError for anything else."""
-    return _read(data, settings, pipeline.tokenizer.image_shape, name)
+def read_picture(data: bytes, settings: Settings, shape: tuple[int, ...], name: str = "image") -> Tensor:
+    """A picture: uint8 (C, H, W); raises APIError for anything else.
 
-
-def read_mask(data: bytes, pipeline: Pipeline, settings: Settings, alpha: bool) -> Tensor:
-    """Where a picture is known, bool (H, W): where it is opaque, or where it is white."""
-    _, *size = pipeline.tokenizer.image_shape
-    _read(data, settings, (1, *size), "mask")
-    with Image.open(io.BytesIO(data)) as picture:
-        has_alpha = "A" in picture.getbands() or "transparency" in picture.info
-        if alpha and not has_alpha:
-            raise APIError("nothing says what to draw: the mask, or the image, must be transparent there", param="mask")
-        values = picture.convert("RGBA").getchannel("A") if alpha else picture.convert("L")
-        return torch.from_numpy(np.array(values) >= 128)
-
-
-def _read(data: bytes, settings: Settings, shape: tuple[int, int, int], name: str) -> Tensor:
-    channels, height, width = shape
+    Args:
+        shape: its (C, H, W); (C,) for any size.
+    """
+    _check_picture(data, settings, shape[1:], name)
     try:
-        with Image.open(io.BytesIO(data)) as picture:
-            size = picture.size
-        if size[0] * size[1] > settings.max_pixels:
-            raise APIError(f"{name} has more than {settings.max_pixels:,} pixels", 413, name)
-        if size != (width, height):
-            raise APIError(f"{name} is {size[0]}x{size[1]}, but this model needs {width}x{height} pixels", param=name)
-        return torch.from_numpy(decode(data, None, channels).pixels.copy())
-    except APIError:
-        raise
+        return torch.from_numpy(decode(data, None, shape[0]).pixels.copy())
     except Exception:
         raise APIError(f"{name} is no picture that can be read", param=name) from None
+
+
+def read_alpha(data: bytes, settings: Settings, size: tuple[int, int]) -> Tensor:
+    """Where a picture of this height and width is known, bool (H, W): where it is opaque, as OpenAI's masks say it."""
+    _check_picture(data, settings, size, "mask")
+    with Image.open(io.BytesIO(data)) as picture:
+        if not ("A" in picture.getbands() or "transparency" in picture.info):
+            raise APIError("nothing says what to draw: the mask, or the image, must be transparent there", param="mask")
+        return torch.from_numpy(np.array(picture.convert("RGBA").getchannel("A")) >= 128)
+
+
+def read_mask(data: bytes, settings: Settings, size: tuple[int, int]) -> Tensor:
+    """Where a picture of this height and width is known, bool (H, W), by the rules of `data.decode_mask`."""
+    _check_picture(data, settings, size, "mask")
+    return decode_mask(data, *size)
+
+
+def _check_picture(data: bytes, settings: Settings, size: tuple[int, ...], name: str) -> None:
+    """Raises APIError for what is no picture, is too large, or is not of this height and width, if one is given."""
+    try:
+        with Image.open(io.BytesIO(data)) as picture:
+            width, height = picture.size
+    except Exception:
+        raise APIError(f"{name} is no picture that can be read", param=name) from None
+    if width * height > settings.max_pixels:
+        raise APIError(f"{name} has more than {settings.max_pixels:,} pixels", 413, name)
+    if size not in ((), (height, width)):
+        wanted = f"{size[1]}x{size[0]}"
+        raise APIError(f"{name} is {width}x{height}, but this model needs {wanted} pixels", param=name)
 
 
 def from_base64(text: str, name: str) -> bytes:

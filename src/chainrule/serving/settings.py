@@ -13,6 +13,7 @@ class Settings:
 
     models:       names or folders of pipelines; the first is the default
     rerankers:    of models that judge the candidates of best-of
+    upscalers:    of models that double images
     device:       where models compute
     api_keys:     one of them must come with every request for a model; none: everybody may draw
     cors:         origins whose pages may call the API from a browser
@@ -24,11 +25,13 @@ class Settings:
     max_candidates: of best-of, and particles of a completion
     max_bytes:    of the body of a request
     max_pixels:   of a picture that is uploaded
+    max_upscaled: pixels of a picture that upscalers make
     timeout:      seconds until a request is given up
     """
 
     models: tuple[str, ...]
     rerankers: tuple[str, ...] = ()
+    upscalers: tuple[str, ...] = ()
     device: str = "cpu"
     api_keys: tuple[str, ...] = ()
     cors: tuple[str, ...] = ()
@@ -40,11 +43,12 @@ class Settings:
     max_candidates: int = 64
     max_bytes: int = 20_000_000
     max_pixels: int = 16_000_000
+    max_upscaled: int = 1 << 20
     timeout: float = 300.0
 
     def __post_init__(self) -> None:
         if not self.models:
             raise ValueError("name at least one model to serve")
-        check_sizes(self, "max_rows", "max_n", "max_candidates")
+        check_sizes(self, "max_rows", "max_n", "max_candidates", "max_upscaled")
         if not self.timeout > 0 or self.max_bytes < 1 or self.max_pixels < 1 or self.max_waiting < 0:
             raise ValueError("timeout, max_bytes and max_pixels must be above 0, max_waiting at least 0")

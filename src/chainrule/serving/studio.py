@@ -33,6 +33,14 @@ class Served:
     source: Source
 
 
+@dataclass(frozen=True)
+class Helper:
+    """A model that judges or doubles images."""
+
+    model: Any
+    source: Source
+
+
 class Studio:
     """Models by name, and an engine.
 
@@ -40,12 +48,15 @@ class Studio:
         models: by the name that requests give; the first is the default.
         engine: draws.
         rerankers: judges of best-of by the name that requests give, see `zoo.load_scorer`.
+        upscalers: by the name that requests give.
     """
 
     def __init__(
-        self, models: Mapping[str, Served], engine: Engine, rerankers: Mapping[str, Any] | None = None
-    ) -> None:
-        self.models, self.engine, self.rerankers = dict(models), engine, dict(rerankers or {})
+        self, models: Mapping[str, Served], engine: Engine, rerankers: Mapping[str, Helper] | None = None,
+        upscalers: Mapping[str, Helper] | None = None,
+    ) -> None:  # fmt: skip
+        self.models, self.engine = dict(models), engine
+        self.rerankers, self.upscalers = dict(rerankers or {}), dict(upscalers or {})
 
     @classmethod
     def open(cls, settings: Settings) -> Studio:
@@ -54,8 +65,14 @@ class Studio:
             name: Served(load_kind(name, "pipeline", device=settings.device), Source.of(name))
             for name in settings.models
         }
-        rerankers = {name: load_scorer(name, settings.device) for name in settings.rerankers}
-        return cls(models, Engine(settings.max_rows, settings.max_waiting), rerankers)
+        rerankers = {
+            name: Helper(load_scorer(name, settings.device), Source.of_reranker(name)) for name in settings.rerankers
+        }
+        upscalers = {
+            name: Helper(load_kind(name, "upscaler", device=settings.device), Source.of(name))
+            for name in settings.upscalers
+        }
+        return cls(models, Engine(settings.max_rows, settings.max_waiting), rerankers, upscalers)
 
     async def warm(self) -> None:
         """Draws one image by each model, so that no request waits for kernels and packed weights."""
@@ -65,14 +82,26 @@ class Studio:
             await self.engine.compute(served.pipeline.decode, await self.engine.draw(served.pipeline, request))
 
     async def draw(self, drawing: Drawing, on_partial: OnPartial | None = None, num_partial: int = 0) -> Tensor:
-        """The images of a drawing, uint8 (n, C, H, W), as `Drawing.draw` gives them.
+        """The images of a drawing, upscaled if it says so: uint8 (n, C, H, W).
 
         Args:
             on_partial: called in another thread, `num_partial` times at equal distances.
         """
-        pipeline, engine = self.models[drawing.model.name].pipeline, self.engine
         if drawing.best_of > 1:
-            return await self._best(drawing, pipeline)
+            images = await self._best(drawing)
+        else:
+            images = await self._draw(drawing, on_partial, num_partial)
+        return await self.upscale([one.name for one in drawing.upscalers], images)
+
+    async def upscale(self, names: Sequence[str], images: Tensor) -> Tensor:
+        """Images uint8 (n, C, H, W), doubled by each of these upscalers in turn."""
+        for name in names:
+            images = await self.engine.compute(self.upscalers[name].model.upscale, images)
+        return images.cpu()
+
+    async def _draw(self, drawing: Drawing, on_partial: OnPartial | None = None, num_partial: int = 0) -> Tensor:
+        """As `draw`, not yet upscaled, and one candidate for each image."""
+        pipeline, engine = self.models[drawing.model.name].pipeline, self.engine
         given: dict[str, Any] = {}
         if drawing.known is not None:
             image, mask = drawing.known.tensors()
@@ -86,8 +115,9 @@ class Studio:
             images = await engine.compute(pipeline.completed, images, image, mask, *known)
         return images.cpu()
 
-    async def _best(self, drawing: Drawing, pipeline: Pipeline) -> Tensor:
+    async def _best(self, drawing: Drawing) -> Tensor:
         """All candidates are drawn at once; then the best of each image is kept, as in `Pipeline.sample`."""
+        pipeline = self.models[drawing.model.name].pipeline
         texts, labels = drawing.texts, drawing.labels
         if drawing.reranker is None:
             given = drawing.arguments()
@@ -95,14 +125,16 @@ class Studio:
         else:
             name = drawing.reranker.name
             names = None if labels is None else pipeline.labels_by_name(labels)
-            scorer = judge_by(self.rerankers[name], name, texts, names)
+            scorer = judge_by(self.rerankers[name].model, name, texts, names)
         candidates = zip(*(image_seeds(seed, drawing.best_of) for seed in drawing.seeds), strict=True)
-        rounds = await _all([self.draw(replace(drawing, seeds=seeds, best_of=1)) for seeds in candidates])
+        rounds = await _all([self._draw(replace(drawing, seeds=seeds)) for seeds in candidates])
         following = iter(rounds)
         return await self.engine.compute(keep_best, lambda _: next(following), drawing.seeds, drawing.best_of, scorer)
 
     async def grow(self, drawing: Drawing, num_partial: int, seconds: float) -> AsyncIterator[tuple[Tensor, bool]]:
         """Images while they grow, `num_partial` times, and at the end: uint8 (n, C, H, W), and whether they are done.
+
+        Only those at the end are upscaled: what is not yet drawn would show in the pixels beside it.
 
         Raises:
             TimeoutError: they take longer than `seconds`.
