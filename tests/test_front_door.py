@@ -517,9 +517,22 @@ def test_a_colour_profile_of_a_printer_is_used(tmp_path, monkeypatch):
     assert load_images([path])[0, :, 0, 0].tolist() == [0, 0, 255] and asked == [b"profile"]
 
 
-def test_a_damaged_profile_is_no_obstacle(tmp_path):
-    path = saved(tmp_path, Image.new("CMYK", (8, 8)), "cmyk.tif", icc_profile=b"profile")
+@pytest.mark.parametrize("mode, name", [("CMYK", "a.tif"), ("RGB", "a.png")])
+def test_a_damaged_profile_is_no_obstacle(tmp_path, mode, name):
+    path = saved(
+        tmp_path, Image.new(mode, (8, 8), (0,) * len(mode) if mode == "CMYK" else "white"), name, icc_profile=b"x"
+    )
     assert (load_images([path]) == 255).all()
+
+
+def test_colours_of_another_profile_become_srgb(tmp_path):
+    """A profile whose red and blue are exchanged; one of sRGB changes nothing."""
+    srgb = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    red = Image.new("RGB", (8, 8), "red")
+    assert load_images([saved(tmp_path, red, "a.png", icc_profile=srgb)])[0, :, 0, 0].tolist() == [255, 0, 0]
+    other = srgb.replace(b"rXYZ", b"tXYZ").replace(b"bXYZ", b"rXYZ").replace(b"tXYZ", b"bXYZ")
+    other = other.replace(b"s\0R\0G\0B", b"o\0t\0h\0r").replace(b"sRGB", b"othr")
+    assert load_images([saved(tmp_path, red, "b.png", icc_profile=other)])[0, :, 0, 0].tolist() == [0, 0, 255]
 
 
 def test_other_colour_spaces(tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -73,6 +74,8 @@ def test_folders_of_classes_and_captions_are_used(tmp_path, monkeypatch):
     data = {"source": str(tmp_path / "classes"), "size": 8, "levels": 4}
     assert train(tmp_path / "one", data=data, prior=small)["prior"]["num_classes"] == 2
     assert train(tmp_path / "two", data=data, prior=small | {"num_classes": 0})["prior"]["num_classes"] == 0
+    packed = shutil.make_archive(str(tmp_path / "packed"), "zip", tmp_path / "classes")
+    assert train(tmp_path / "zip", data=data | {"source": packed}, prior=small)["prior"]["num_classes"] == 2
     captions = pictures(tmp_path / "captions")
     (captions / "captions.txt").write_text("".join(f"{n}.png\ta picture\n" for n in range(24)))
     parti = {"name": "parti", "encoder_layers": 1, "decoder_layers": 1, "width": 8, "num_heads": 2}

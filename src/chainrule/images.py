@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -11,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .core.checks import check_images
 from .core.values import as_tensor
 
 if TYPE_CHECKING:
@@ -72,15 +72,6 @@ def image_grid(images: Tensor, columns: int | None = None, scale: int = 1) -> np
         top, left = index // columns * height + gap, index % columns * width + gap
         picture[top : top + height - gap, left : left + width - gap] = image
     return picture
-
-
-def check_images(images: Tensor, channels: Sequence[int] = (1, 3), size: Sequence[int] | None = None) -> None:
-    """Raises ValueError unless images are uint8 (B, C, H, W), with C one of `channels`, and (H, W) `size` if given."""
-    height, width = size or ("H", "W")
-    right = images.dtype == torch.uint8 and images.ndim == 4 and images.shape[1] in channels
-    if not right or (size is not None and tuple(images.shape[2:]) != tuple(size)):
-        wanted = f"(B, {' or '.join(map(str, channels))}, {height}, {width})"
-        raise ValueError(f"images must be uint8 {wanted}, got {str(images.dtype)[6:]} {tuple(images.shape)}")
 
 
 def extend(image: Tensor, mask: Tensor) -> Tensor:

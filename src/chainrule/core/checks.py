@@ -1,8 +1,12 @@
-"""Ranges of the fields of configs."""
+"""Ranges of the fields of configs, and the type and shape of images."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
 
 MAX_SIZE = 1 << 20
 """No width, count or size of a layer is larger."""
@@ -49,3 +53,17 @@ def check_heads(config: object, *names: str) -> None:
     for name in names:
         if config.width % getattr(config, name):
             raise ValueError(f"width ({config.width}) must be a multiple of {name} ({getattr(config, name)})")
+
+
+def check_images(
+    images: Tensor, channels: Sequence[int] = (1, 3), size: Sequence[int] | None = None, why: str = ""
+) -> None:
+    """Raises ValueError unless images are uint8 (B, C, H, W), with C one of `channels`, and (H, W) `size` if given.
+
+    `why` says in the error, after the shape, why it must be that.
+    """
+    height, width = size or ("H", "W")
+    right = images.dtype == torch.uint8 and images.ndim == 4 and images.shape[1] in channels
+    if not right or (size is not None and tuple(images.shape[2:]) != tuple(size)):
+        wanted = f"(B, {' or '.join(map(str, channels))}, {height}, {width}){why}"
+        raise ValueError(f"images must be uint8 {wanted}, got {str(images.dtype)[6:]} {tuple(images.shape)}")

@@ -9,6 +9,7 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
+from .checks import check_images
 from .codes import Codes, CodeSpec
 
 
@@ -60,9 +61,7 @@ class Tokenizer(nn.Module, ABC):
 
     def check_images(self, images: Tensor) -> None:
         """Raises ValueError unless `images` is uint8 (B, C, H, W) of this tokenizer's size."""
-        expected = "uint8 (B, {}, {}, {})".format(*self.image_shape)
-        if images.dtype != torch.uint8 or tuple(images.shape[1:]) != self.image_shape or images.ndim != 4:
-            raise ValueError(f"images must be {expected}, got {str(images.dtype)[6:]} {tuple(images.shape)}")
+        check_images(images, self.image_shape[:1], self.image_shape[1:])
 
 
 @runtime_checkable

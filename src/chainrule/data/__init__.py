@@ -8,6 +8,7 @@ from .config import DataConfig
 from .dataset import Batch, ImageDataset
 from .images import load_images, load_mask
 from .loading import load, with_size
+from .picture_folder import folder_names
 from .transforms import augment, binarize, draw_flips
 
 __all__ = [
@@ -19,6 +20,7 @@ __all__ = [
     "augment",
     "binarize",
     "draw_flips",
+    "folder_names",
     "load",
     "load_images",
     "load_mask",

@@ -23,7 +23,7 @@ from ..files import cache_root, naming, recover_all, reserve, temporary_folder, 
 from .account import Account
 from .dataset import ImageDataset
 
-VERSION = 1  # raise it when a change here or in decoding makes old entries wrong
+VERSION = 2  # raise it when a change here or in decoding makes old entries wrong
 DAMAGED = (AttributeError, EOFError, KeyError, OSError, TypeError, ValueError)
 """What reading a damaged file of an entry raises."""
 T = TypeVar("T")

@@ -141,10 +141,18 @@ def _as_mode(image: Image.Image, mode: str) -> Image.Image:
     if "A" in image.mode or "a" in image.mode or "transparency" in image.info:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    if image.mode == "CMYK" and profile:
+    if image.mode in ("CMYK", "RGB") and profile:
         with suppress(ImageCms.PyCMSError, OSError, ImportError):  # a damaged profile: the plain conversion below
-            image = _to_srgb(image, ImageCms.ImageCmsProfile(io.BytesIO(profile)))
+            image = _from_profile(image, profile)
     return image if image.mode == mode else image.convert(mode)
+
+
+def _from_profile(image: Image.Image, profile: bytes) -> Image.Image:
+    """An image in CMYK or RGB of a colour profile as sRGB, which most profiles are already."""
+    opened = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+    if image.mode == "RGB" and "srgb" in ImageCms.getProfileDescription(opened).lower().replace(" ", ""):
+        return image
+    return _to_srgb(image, opened)
 
 
 def _to_srgb(image: Image.Image, profile: object) -> Image.Image:

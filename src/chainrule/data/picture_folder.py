@@ -94,6 +94,14 @@ class PictureFolder(RowSource):
         return rows
 
 
+def folder_names(local: Path) -> set[str]:
+    """Names of the folders that hold files, in a folder and in the archives in it, or in one archive."""
+    if not local.exists():
+        return set()
+    with cache.scratch() as scratch:
+        return {name for file in files_of(Listing(local), scratch)[0] for name in file.folders}
+
+
 @dataclass(kw_only=True)
 class Layout:
     """What folders mean.

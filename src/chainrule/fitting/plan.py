@@ -97,7 +97,7 @@ class FitPlan:
     stages:    trainings one after the other
     bundled:   name of a bundled tokenizer that is used, or None
     notes:     sentences about choices that are not plain
-    memory:    bytes of this process after the measured steps
+    memory:    bytes of this process after the measured steps, or 0 where the system does not say
     """
 
     wish: dict[str, Any]
@@ -130,7 +130,8 @@ class FitPlan:
             minutes = stage.steps * stage.seconds / 60
             text = f"{stage.model}, {stage.steps:,} steps of {stage.seconds:.2f} s (measured): {minutes:.1f} minutes"
             found.append((stage.name, text))
-        found.append(("memory", f"about {(self.memory + look.count * 3 * look.size**2) / 2**30:.1f} GiB"))
+        if self.memory:
+            found.append(("memory", f"about {(self.memory + look.count * 3 * look.size**2) / 2**30:.1f} GiB"))
         return found + [("note", sentence) for sentence in self.notes]
 
 
@@ -316,8 +317,10 @@ def _name(recipe: Mapping[str, Any], recipes: Sequence[Mapping[str, Any]]) -> st
 
 
 def _memory() -> int:
-    """The most bytes that this process has had."""
-    import resource
-
+    """The most bytes that this process has had; 0 where the system does not say, as Windows."""
+    try:
+        import resource
+    except ImportError:
+        return 0
     most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return most if sys.platform == "darwin" else most * 1024

@@ -28,9 +28,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..core import class_numbers
-from ..core.checks import check_shares, check_sizes
+from ..core.checks import check_images, check_shares, check_sizes
 from ..core.values import as_tensor
-from ..images import check_images
 
 GROUP = 16
 """Channels of a group in the normalisation; fewer are slow on CPUs."""

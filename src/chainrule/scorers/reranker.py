@@ -36,9 +36,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..core.checks import check_heads, check_shares, check_sizes
+from ..core.checks import check_heads, check_images, check_shares, check_sizes
 from ..core.values import as_tensor
-from ..images import check_images
 from ..layers.encoder_decoder import MLP, EncoderBlock
 from ..layers.transformer import STD, initialize
 from ..text.bpe import TextTokenizer

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from ..core import Codes, CodeSpec, LearnedTokenizer, Reconstruction
-from ..core.checks import check_sizes
+from ..core.checks import check_images, check_sizes
 from ..core.values import as_codes, as_mask, as_tensor
 from ..kernels.rows import by_images
 from ._codebook import check_codebook
@@ -110,7 +110,8 @@ class CellTokenizer(LearnedTokenizer):
 
     def check_images(self, images: Tensor) -> None:
         """Raises ValueError unless `images` is uint8 (B, c, H, W) of a size that can be encoded."""
-        check_images(images, self.image_shape[0], self.factor)
+        check_images(images, self.image_shape[:1])
+        check_multiples(images.shape[2:], self.factor)
 
 
 class GridTokenizer(CellTokenizer):
@@ -198,13 +199,8 @@ class GridTokenizer(CellTokenizer):
             self.spec.check(codes)
 
 
-def check_images(images: Tensor, channels: int, factor: int = 1) -> None:
-    """Raises ValueError unless `images` is uint8 (B, channels, H, W), H and W multiples of `factor`."""
-    if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != channels:
-        raise ValueError(
-            f"images must be uint8 (B, {channels}, H, W), got {str(images.dtype)[6:]} {tuple(images.shape)}"
-        )
-    sides = images.shape[2:]
+def check_multiples(sides: Sequence[int], factor: int) -> None:
+    """Raises ValueError unless the sides of an image, (H, W), are multiples of `factor`."""
     if all(side >= factor and side % factor == 0 for side in sides):
         return
     below = "x".join(str(max(side // factor, 1) * factor) for side in sides)

@@ -36,7 +36,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..core import Codes, Preset, Reconstruction, register
-from ..core.checks import check_sizes
+from ..core.checks import check_images, check_sizes
 from ..core.values import as_codes
 from ..kernels.rows import by_images
 from ..layers.logit_laplace import logit_laplace_image, logit_laplace_log_prob, map_pixels
@@ -305,12 +305,8 @@ class ViTVQGAN(GridTokenizer):
 
     def check_images(self, images: Tensor) -> None:
         """Raises ValueError unless `images` is uint8 (B, C, H, W) of the one size that the positions are for."""
-        channels, height, width = self.image_shape
-        if images.dtype != torch.uint8 or images.ndim != 4 or tuple(images.shape[1:]) != self.image_shape:
-            raise ValueError(
-                f"images must be uint8 (B, {channels}, {height}, {width}), the only size this tokenizer works "
-                f"at (resize them, or train one for theirs), got {str(images.dtype)[6:]} {tuple(images.shape)}"
-            )
+        why = ", the only size this tokenizer works at (resize them, or train one for theirs)"
+        check_images(images, self.image_shape[:1], self.image_shape[1:], why)
 
     def check_codes(self, codes: Sequence[Tensor]) -> None:
         """Raises ValueError unless `codes` is one grid of the one size that the positions are for."""

@@ -23,10 +23,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..core.checks import check_sizes
+from ..core.checks import check_images, check_sizes
 from ..core.values import as_tensor
 from ..kernels.rows import by_images
-from ..tokenizers._grid import check_images, to_signed, to_uint8
+from ..tokenizers._grid import to_signed, to_uint8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,6 +102,6 @@ class Upscaler(nn.Module):
             ValueError: images of another type or number of channels.
         """
         images = as_tensor(images, "images")
-        check_images(images, self.config.image_channels)
+        check_images(images, [self.config.image_channels])
         weight = self.conv_in.weight
         return by_images(lambda one: to_uint8(self(to_signed(one.to(weight.dtype)))), images.to(weight.device))

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from ...data import DataConfig, ImageDataset, load, with_size
+from ...data import DataConfig, ImageDataset, folder_names, load, with_size
 from ...recipe import Recipe
 from ..engine.config import EvaluationConfig
 from ..engine.task import Adversary, Task
@@ -45,9 +45,8 @@ class Examples:
         """Whether the user has labelled the images: by a column that is named, or by one folder per class."""
         if self.training.labels is None or self.data.label_column is not None:
             return self.training.labels is not None
-        root = Path(self.data.source).expanduser()
-        folders = {path.name for pattern in ("*", "*/*") for path in root.glob(pattern) if path.is_dir()}
-        return bool(self.training.class_names) and folders.issuperset(self.training.class_names)
+        names = self.training.class_names
+        return bool(names) and folder_names(Path(self.data.source).expanduser()).issuperset(names)
 
     def captioned(self) -> Examples:
         """The examples without images that have no caption.

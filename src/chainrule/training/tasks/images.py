@@ -39,7 +39,7 @@ class ImageTask(ExamplesTask):
         return self.losses.adversary_loss(module, batch.images.to(self.device) / 255)
 
 
-def check_images(data: DataConfig, training: TrainingConfig, losses: LossesConfig) -> None:
+def check_recipe(data: DataConfig, training: TrainingConfig, losses: LossesConfig) -> None:
     """Raises ValueError where a recipe has options with which no model that makes images can be trained."""
     if data.binarize != "none":
         raise ValueError("such a model is trained on images as they are; set data.binarize to none")

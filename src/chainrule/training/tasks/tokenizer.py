@@ -21,7 +21,7 @@ from ..engine.config import EvaluationConfig, TrainingConfig
 from ..engine.order import derive_seed
 from .codes import check_shape, fit_to, open_tokenizer
 from .examples import Examples, load_examples, sized
-from .images import ImageTask, check_images
+from .images import ImageTask, check_recipe
 from .losses import ImageLosses, LossesConfig, load_image_losses
 
 PREVIEW_IMAGES = 8
@@ -201,7 +201,7 @@ class TokenizerRecipe(Recipe, kind="tokenizer"):
 
     def build(self, device: Any = None, quiet: bool = True) -> tuple[TokenizerTask, TokenizerRecipe]:
         """See `Recipe`."""
-        check_images(self.data, self.training, self.losses)
+        check_recipe(self.data, self.training, self.losses)
         refined = isinstance(self.tokenizer, RefinedTokenizer)
         if not refined and not issubclass(entry("tokenizers", self.tokenizer.name).model, LearnedTokenizer):
             raise ValueError(f"the tokenizer {self.tokenizer.name} has nothing to learn; add the section 'prior'")

@@ -23,7 +23,7 @@ from ..engine.config import EvaluationConfig, TrainingConfig
 from ..engine.order import derive_seed
 from .codes import open_tokenizer
 from .examples import Examples, load_examples, sized
-from .images import ImageTask, check_images
+from .images import ImageTask, check_recipe
 from .losses import ImageLosses, LossesConfig, load_image_losses
 
 PREVIEW_IMAGES = 12
@@ -130,7 +130,7 @@ class UpscalerRecipe(Recipe, kind="upscaler"):
 
     def build(self, device: Any = None, quiet: bool = True) -> tuple[UpscalerTask, UpscalerRecipe]:
         """See `Recipe`."""
-        check_images(self.data, self.training, self.losses)
+        check_recipe(self.data, self.training, self.losses)
         tokenizer, tokenizer_section, data = None, None, self.data
         if self.tokenizer is not None:
             tokenizer, found = open_tokenizer(self.tokenizer.path, self.tokenizer.hash)
