@@ -27,6 +27,7 @@ class Plan:
     data:       a folder, a hub id, "emoji" or "shapes"
     pixel_size: height and width of the images for models of pixels
     size:       height and width for the others
+    splits:     the images for training and for evaluation
     bundled:    whether bundled models are measured where there are any
     effort:     factor of all training steps
     scale:      how much is measured
@@ -35,6 +36,7 @@ class Plan:
     data: str
     pixel_size: int
     size: int
+    splits: tuple[str, str]
     bundled: bool
     effort: float
     scale: Scale
@@ -42,7 +44,7 @@ class Plan:
     def section(self, system: System) -> dict[str, Any]:
         """The section `data` of the recipes of a system."""
         size = self.pixel_size if system.pixels else self.size
-        return {"source": self.data, "size": size, "channels": 3}
+        return {"source": self.data, "size": size, "channels": 3, "split": self.splits[0]}
 
 
 def timeline(
@@ -105,10 +107,15 @@ def _plan(data: str | None, quick: bool, size: int | None, effort: float) -> Pla
     if data is None and not quick:
         if size not in (None, 64):
             raise ValueError(f"the bundled models of emoji draw 64x64 images, so size cannot be {size}")
-        return Plan(data="emoji", pixel_size=32, size=64, bundled=True, effort=effort, scale=FULL)
-    size = size or 32
-    scale = QUICK if data is None else replace(QUICK, samples=256 if quick else 1000, against="train")
-    return Plan(data=data or "shapes", pixel_size=size // 2, size=size, bundled=False, effort=effort, scale=scale)
+        return Plan(
+            data="emoji", pixel_size=32, size=64, splits=("train", "test"), bundled=True, effort=effort, scale=FULL
+        )  # fmt: skip
+    size, splits, scale = size or 32, ("train[:5000]", "test[:256]"), QUICK
+    if data is not None:
+        splits, scale = ("train", "test"), replace(QUICK, samples=256 if quick else 1000, against="train")
+    return Plan(
+        data=data or "shapes", pixel_size=size // 2, size=size, splits=splits, bundled=False, effort=effort, scale=scale
+    )  # fmt: skip
 
 
 def _obstacle(system: System, plan: Plan) -> str | None:
@@ -162,7 +169,7 @@ def _train(system: System, plan: Plan, folder: Path) -> list[str]:
 
 def _recipe(stage: Mapping[str, Any], plan: Plan, system: System, before: list[str], labelled: bool) -> dict[str, Any]:
     """A stage as a recipe: with the images, the tokenizer of the stage before, and the classes of the images."""
-    recipe = {"data": plan.section(system), **stage}
+    recipe = {"data": plan.section(system), **stage, "evaluation": {"split": plan.splits[1]}}
     training = dict(stage["training"])
     training["steps"] = max(1, round(training["steps"] * plan.effort))
     recipe["training"] = training
