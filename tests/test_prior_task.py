@@ -351,6 +351,22 @@ def test_noise_on_the_codes_that_a_prior_reads(saved, monkeypatch):
         recipe(saved, code_noise=1.0)
 
 
+@pytest.mark.parametrize("classes, dropped, found", [(0, 0.0, (0, False)), ("data", 0.0, (2, False))])
+def test_a_trained_prior_takes_other_classes(saved, tmp_path, classes, dropped, found):
+    fit_recipe(recipe(saved, label_dropout=0.2), tmp_path / "first")
+    mapping = {
+        "data": {"source": "halves"}, "prior": {"path": str(tmp_path / "first"), "num_classes": classes},
+        "training": SIMPLE | {"steps": 2, "batch_size": 8, "label_dropout": dropped},
+    }  # fmt: skip
+    task, _ = build_recipe(mapping, "mine").build()
+    assert (task.model.config.num_classes, task.model.config.null_label) == found
+    weights, old = task.model.state_dict(), chainrule.load(tmp_path / "first").prior.state_dict()
+    other = [name for name, value in weights.items() if not torch.equal(value, old[name])]
+    assert len(other) == (0 if classes == 0 else 2) and all(value.requires_grad for value in task.model.parameters())
+    with pytest.raises(ValueError, match="the prior has num_classes 5 but halves has 2"):
+        build_recipe(mapping | {"prior": mapping["prior"] | {"num_classes": 5}}, "mine").build()
+
+
 def test_a_trained_prior_goes_on_with_other_images(saved, monkeypatch, tmp_path):
     first = fit_recipe(recipe(saved, label_dropout=0.2), tmp_path / "first")
     mapping = {
@@ -366,7 +382,7 @@ def test_a_trained_prior_goes_on_with_other_images(saved, monkeypatch, tmp_path)
     second = fit_recipe(build_recipe(mapping, "mine"), tmp_path / "second")
     after = chainrule.load(tmp_path / "second")
     assert second.steps == 4 and after.prior.config == before.prior.config
-    assert after.card["recipe"]["prior"] == {"path": "first"}
+    assert after.card["recipe"]["prior"] == {"path": "first", "num_classes": None}
     assert any(not torch.equal(a, b) for a, b in zip(after.prior.parameters(), before.prior.parameters(), strict=True))
 
     for section, value in (("tokenizer", {"path": str(saved)}), ("text", {"length": 4})):

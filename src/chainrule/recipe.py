@@ -21,7 +21,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import MISSING, dataclass, fields, is_dataclass
 from pathlib import Path
-from typing import Any, ClassVar, get_type_hints
+from typing import Any, ClassVar, Literal, get_type_hints
 
 from .core import entry
 from .strict import build_dataclass, check_keys, cut, nearest, parse_yaml, read_yaml, rest, shown, to_plain
@@ -127,10 +127,13 @@ class SavedTokenizer:
 class SavedPrior:
     """A trained prior, which is trained further; its tokenizer and the vocabulary of its captions come with it.
 
-    path: a folder that holds one, the folder of a run, or the name of a bundled model
+    path:        a folder that holds one, the folder of a run, or the name of a bundled model
+    num_classes: classes in place of its own, whose weights are new; `data` are those of the images, 0 is none, and left
+                 out it keeps its classes
     """
 
     path: str
+    num_classes: int | Literal["data"] | None = None
 
 
 # ---------------------------------------------------------------- reading

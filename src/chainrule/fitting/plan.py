@@ -28,7 +28,7 @@ from ..zoo import load_tokenizer
 from .look import Example, Look
 
 FEW = 2000
-"""Below this many pictures, a bundled tokenizer is tried, and a bundled prior that reads captions."""
+"""Below this many pictures, a bundled tokenizer and prior are tried."""
 FINE_TUNING_RATE = 5e-4
 """Learning rate of a bundled prior that is trained further: a quarter of what a new one gets."""
 ENOUGH_PSNR = 21.0
@@ -209,17 +209,17 @@ def _without_weights(recipes: Sequence[dict[str, Any]]) -> list[str]:
 
 
 def _from_bundled(system: System, recipes: Sequence[dict[str, Any]], overrides: Sequence[str]) -> list[dict[str, Any]]:
-    """The trainings on a bundled tokenizer: of a new prior; then, if captions are read, of the bundled prior.
-
-    A bundled prior of classes knows its own classes only.
-    """
+    """The trainings on a bundled tokenizer: of a new prior, then of the bundled prior, with other classes."""
     (new,) = (recipe for recipe in recipes if "prior" in recipe)
-    if system.wants != "caption" or any(override.startswith(("prior.", "text.")) for override in overrides):
+    if any(override.startswith(("prior.", "text.")) for override in overrides):
         return [new]
+    begun = {"path": system.bundled}
+    if system.wants == "label":
+        begun["num_classes"] = new["prior"].get("num_classes", 0)
     own = any(override.startswith("training.learning_rate=") for override in overrides)
     training = new["training"] | ({} if own else {"learning_rate": FINE_TUNING_RATE})
     return [new, {name: new[name] for name in ("data", "evaluation")} | {
-        "prior": {"path": system.bundled}, "training": training,
+        "prior": begun, "training": training,
     }]  # fmt: skip
 
 

@@ -336,7 +336,13 @@ class PriorRecipe(Recipe, kind="prior"):
         """The parts of a trained prior."""
         saved, captions = load_kind(self.prior.path, "pipeline"), None
         examples = load_examples(sized(self.data, saved.tokenizer.image_shape), self.evaluation)
-        examples = examples.matched(saved.class_names, saved.num_classes, self.prior.path)
+        prior = saved.prior.requires_grad_(True)
+        if self.prior.num_classes is None:
+            examples = examples.matched(saved.class_names, saved.num_classes, self.prior.path)
+        else:
+            given = self.prior.num_classes
+            count = examples.training.num_classes or 0 if given == "data" else given
+            prior = _with_classes(prior, count, null_label=self.training.label_dropout > 0)
         if saved.text_tokenizer is not None:
             check_captions("prior", examples)
             captions = Captions(saved.text_tokenizer, examples)
@@ -346,7 +352,7 @@ class PriorRecipe(Recipe, kind="prior"):
                 "save it with its text tokenizer"
             )
         recipe = replace(self, data=examples.data)
-        return _Parts(saved.tokenizer, saved.prior.requires_grad_(True), examples, captions, recipe)
+        return _Parts(saved.tokenizer, prior, examples, captions, recipe)
 
     def _new(self) -> _Parts:
         """The tokenizer and a new prior over its codes."""
@@ -415,6 +421,22 @@ class PriorRecipe(Recipe, kind="prior"):
         if self.training.label_dropout and isinstance(config, ClassLabels) and config.num_classes:
             return replace(config, null_label=True)
         return config
+
+
+def _with_classes(prior: Prior, count: int, null_label: bool) -> Prior:
+    """A prior of `count` other classes: weights whose shape depends on their number are new, the others stay.
+
+    Raises:
+        ValueError: a prior that can have no classes.
+    """
+    if not isinstance(prior.config, ClassLabels):
+        raise ValueError(f"{prior.name} has no classes that could be replaced; leave out prior.num_classes")
+    new = type(prior)(prior.spec, replace(prior.config, num_classes=count, null_label=null_label))
+    weights = new.state_dict()
+    known = prior.state_dict().items()
+    same = {name: value for name, value in known if name in weights and weights[name].shape == value.shape}
+    new.load_state_dict(weights | same)
+    return new
 
 
 def _default(config: type, name: str) -> Any:
