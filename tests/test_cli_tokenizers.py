@@ -23,6 +23,7 @@ from chainrule.images import to_pil
 from chainrule.official import Imported, importers
 from chainrule.pictures import _different
 from chainrule.saving.code_file import _pack, _unpack
+from chainrule.tokenizers.pixels import PixelsConfig
 from chainrule.zoo import load_tokenizer, save
 from sizes import tiny
 from test_cli import refused, run
@@ -155,9 +156,12 @@ def test_encode_and_decode_in_bfloat16(here):
         run("encode", "vqgan", "a.png", "--out", f"{precision}.safetensors", "--precision", precision)
     run("decode", "vqgan", "float32.safetensors", "--out", "a2.png", "--precision", "bfloat16")
     run("reconstruct", "vqgan", "a.png", "--precision", "bfloat16")
+    pixels = {"image_height": 16, "image_width": 16, "image_channels": 3, "levels": 4}
+    save(entry("tokenizers", "pixels").model(PixelsConfig(**pixels)), here / "pixels")
     assert "encodes and decodes in float32 only" in refused(
-        "encode", "levels", "a.png", "--out", "c.safetensors", "--precision", "bfloat16"
+        "encode", "pixels", "a.png", "--out", "c.safetensors", "--precision", "bfloat16"
     )
+    run("encode", "levels", "a.png", "--out", "c.safetensors", "--precision", "bfloat16")
 
 
 @pytest.mark.parametrize("size", [2, 3, 256, 257, 16384])

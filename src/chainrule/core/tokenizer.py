@@ -49,8 +49,8 @@ class Tokenizer(nn.Module, ABC):
         """This tokenizer with its weights packed once for `encode` and `decode`; as it is where none is offered.
 
         Args:
-            precision: "float32", the tokenizer itself; one with the networks of VQGAN also offers "bfloat16", which is
-                faster and gives a few other codes, and slightly other images.
+            precision: "float32", the tokenizer itself; one that has networks also offers "bfloat16", which is faster
+                and gives a few other codes, and slightly other images.
 
         Raises:
             ValueError: a precision that this tokenizer has not.

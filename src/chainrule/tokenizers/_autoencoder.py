@@ -11,7 +11,7 @@ All operations keep the memory format of their input and can run in bfloat16; on
     tokenizer.to(memory_format=torch.channels_last)
     with torch.autocast("cpu", torch.bfloat16): ...
 
-and for inference `tokenizer.packed("bfloat16")`, see `packed_autoencoder`.
+and for inference `tokenizer.packed("bfloat16")`, see `_packed_autoencoder`.
 
 Shape letters: B batch, C channels, H height, W width.
 """

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from ..core import Codes, CodeSpec, LearnedTokenizer, Reconstruction
 from ..core.checks import check_images, check_sizes
 from ..core.values import as_codes, as_mask, as_tensor
+from ..kernels.packed_network import packed, twin
 from ..kernels.rows import by_images
 from ._codebook import check_codebook
 from ._vector_quantizer import Quantized
@@ -91,7 +92,12 @@ class CellTokenizer(LearnedTokenizer):
     Args:
         config: as `config` of the tokenizer.
         factor: pixels along each side of a cell, of the coarsest grid if there are several.
+
+    Attributes:
+        networks: names of the parts that `packed` computes in bfloat16.
     """
+
+    networks: tuple[str, ...] = ("encoder", "decoder")
 
     def __init__(self, config: ImageConfig, factor: int) -> None:
         super().__init__()
@@ -103,10 +109,14 @@ class CellTokenizer(LearnedTokenizer):
                 f"the next that are: {' and '.join(str(-(-side // factor) * factor) for side in sides)}"
             )
 
+    def packed(self, precision: str) -> CellTokenizer:
+        """See `Tokenizer`."""
+        return twin(self, precision, lambda: {name: packed(getattr(self, name)) for name in self.networks})
+
     def scale(self, images: Tensor) -> Tensor:
         """uint8 -> float in [-1, 1], of the weights' type and device."""
-        parameter = next(self.parameters())
-        return to_signed(images.to(parameter.device, parameter.dtype))
+        weight = next(tensor for tensor in self.state_dict().values() if tensor.is_floating_point())
+        return to_signed(images.to(weight.device, weight.dtype))
 
     def check_images(self, images: Tensor) -> None:
         """Raises ValueError unless `images` is uint8 (B, c, H, W) of a size that can be encoded."""
@@ -160,7 +170,7 @@ class GridTokenizer(CellTokenizer):
         """What each code adds to the quantized features: one (D, K, C)."""
         grid = self.spec.only
         assert grid.depth == 1, "a tokenizer of several codes per position gives the vectors of each depth itself"
-        codes = torch.arange(grid.codebook_size, device=next(self.parameters()).device)
+        codes = torch.arange(grid.codebook_size, device=self.device)
         return (self.embed(codes.view(1, 1, -1, 1))[:, :, 0].transpose(1, 2),)
 
     @torch.no_grad()

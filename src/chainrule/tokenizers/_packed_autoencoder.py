@@ -1,13 +1,8 @@
-"""The networks of `conv_autoencoder` packed for inference: the same maps, faster and in bfloat16.
+"""The networks of `_autoencoder` packed for inference: the same maps, faster and in bfloat16.
 
-    3x3 convolutions   `winograd.Convolution3x3`, with the normalisation and swish before them, the doubling before
-                       them and the sum after them; what the next normalisation needs is summed on the way
-    1x1 convolutions   matrix products in bfloat16
-    halving            one copy, padded and bfloat16, and a convolution in bfloat16
-    attention          queries, keys and values in bfloat16
-
-Between them maps are float32, channels last, but for bfloat16 ones inside residual blocks; a block's result takes the
-place of its input.
+Each convolution is a `kernels.convolution.Convolution`, with the normalisation and swish before it, the doubling before
+it and the sum after it; what the next normalisation needs is summed on the way, in float32.  Maps are bfloat16,
+channels last, and so are queries, keys and values; a block's result takes the place of its input.
 """
 
 from __future__ import annotations
@@ -19,11 +14,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..kernels.winograd import Convolution3x3, Map, normalization
+from ..kernels.convolution import Algorithm, Convolution, Map, normalization
+from ..kernels.packing import twin
 from ._autoencoder import Attention, ConvAutoencoderConfig, Decoder, Double, Encoder, Halve, Level, ResidualBlock
 from ._grid import GridTokenizer
 
-PRECISIONS = ("float32", "bfloat16")
 Scratch = dict[tuple[int, ...], Tensor]
 """Maps that are free, by shape: large ones are slow to allocate."""
 Stage = Callable[[Map, Scratch], Map]
@@ -65,105 +60,99 @@ class AutoencoderTokenizer(GridTokenizer):
     def last_layer(self) -> nn.Parameter:
         return self.decoder.conv_out.weight
 
-    def packed(self, precision: str) -> AutoencoderTokenizer:
-        if precision not in PRECISIONS:
-            raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}, got {precision!r}")
-        if precision == "float32":
-            return self
-        twin = copy.copy(self)
-        twin._modules = dict(self._modules)
+    def packed(self, precision: str, algorithm: Algorithm | None = None) -> AutoencoderTokenizer:
+        """See `Tokenizer`.
+
+        Args:
+            algorithm: of the convolutions in bfloat16, see `kernels.convolution`; None: the fastest that this CPU has.
+        """
+        if precision == "float32" and algorithm is not None:
+            raise ValueError("an algorithm is for convolutions in bfloat16; leave it out in float32")
+        return twin(self, precision, lambda: self._packed_networks(algorithm))
+
+    def _packed_networks(self, algorithm: Algorithm | None) -> dict[str, nn.Module]:
+        parts = [self.decoder.middle, *reversed(self.decoder.levels)]
+        found = {"decoder": PackedAutoencoder(self.decoder, parts, algorithm)}
         if self.encoder is not None:
-            twin.encoder = PackedNetwork(self.encoder, [*self.encoder.levels, self.encoder.middle])
-        twin.decoder = PackedNetwork(self.decoder, [self.decoder.middle, *reversed(self.decoder.levels)])
-        return twin.eval()
+            parts = [*self.encoder.levels, self.encoder.middle]
+            found["encoder"] = PackedAutoencoder(self.encoder, parts, algorithm)
+        return found
 
 
-class PackedNetwork(nn.Module):
+class PackedAutoencoder(nn.Module):
     """An Encoder or a Decoder packed in bfloat16; `parts` run between its convolutions. Weights are copied."""
 
-    def __init__(self, network: Encoder | Decoder, parts: list[nn.Module]) -> None:
+    def __init__(self, network: Encoder | Decoder, parts: list[nn.Module], algorithm: Algorithm | None) -> None:
         super().__init__()
-        self.conv_in = Convolution3x3(network.conv_in, "bfloat16")
-        self.stages = [stage for part in parts for stage in _stages(part)]
+        self.conv_in = Convolution(network.conv_in, algorithm=algorithm)
+        self.stages = [stage for part in parts for stage in _stages(part, algorithm)]
         self.norm_out = copy.deepcopy(network.norm_out)
-        self.conv_out = Convolution3x3(network.conv_out, "bfloat16")
+        self.conv_out = Convolution(network.conv_out, algorithm=algorithm)
 
     @torch.no_grad()
     def forward(self, x: Tensor) -> Tensor:
         scratch: Scratch = {}
-        m = self.conv_in(x.float().permute(0, 2, 3, 1).contiguous())
+        m = self.conv_in(x.float().permute(0, 2, 3, 1).contiguous(), narrow=True)
         for stage in self.stages:
             m = stage(m, scratch)
         return self.conv_out(m.values, normalization(m, self.norm_out)).values.permute(0, 3, 1, 2).to(x.dtype)
 
 
-def _stages(module: nn.Module) -> list[Stage]:
+def _stages(module: nn.Module, algorithm: Algorithm | None) -> list[Stage]:
     makers = {ResidualBlock: _residual_block, Attention: _attention, Halve: _halve, Double: _double}
     if type(module) in makers:
-        return [makers[type(module)](module)]
+        return [makers[type(module)](module, algorithm)]
     if isinstance(module, nn.Sequential):
-        return [stage for part in module for stage in _stages(part)]
+        return [stage for part in module for stage in _stages(part, algorithm)]
     if isinstance(module, Level):
         pairs = zip(module.blocks, module.attention, strict=True)
-        return [stage for pair in pairs for part in pair for stage in _stages(part)] + _stages(module.resample)
+        parts = [*(part for pair in pairs for part in pair), module.resample]
+        return [stage for part in parts for stage in _stages(part, algorithm)]
     assert isinstance(module, nn.Identity), module
     return []
 
 
-def _residual_block(block: ResidualBlock) -> Stage:
+def _residual_block(block: ResidualBlock, algorithm: Algorithm | None) -> Stage:
     norm1, norm2 = copy.deepcopy(block.norm1), copy.deepcopy(block.norm2)
-    conv1, conv2 = Convolution3x3(block.conv1, "bfloat16"), Convolution3x3(block.conv2, "bfloat16")
-    skip = None if isinstance(block.skip, nn.Identity) else _pointwise(block.skip)
+    conv1, conv2 = (Convolution(conv, algorithm=algorithm) for conv in (block.conv1, block.conv2))
+    skip = None if isinstance(block.skip, nn.Identity) else Convolution(block.skip, algorithm=algorithm)
 
     def stage(x: Map, scratch: Scratch) -> Map:
         shape = (*x.values.shape[:3], conv1.num_outputs)
         h = conv1(x.values, normalization(x, norm1), out=scratch.get(shape), narrow=True)
         scratch[shape] = h.values
-        residual = x.values if skip is None else skip(x.values)
-        return conv2(h.values, normalization(h, norm2), residual, out=residual)
+        residual = x.values if skip is None else skip(x.values, narrow=True).values
+        return conv2(h.values, normalization(h, norm2), residual, out=residual, narrow=True)
 
     return stage
 
 
-def _attention(attention: Attention) -> Stage:
-    norm, qkv, out = copy.deepcopy(attention.norm), _pointwise(attention.qkv), _pointwise(attention.out)
+def _attention(attention: Attention, algorithm: Algorithm | None) -> Stage:
+    norm = copy.deepcopy(attention.norm)
+    qkv, out = (Convolution(conv, algorithm=algorithm) for conv in (attention.qkv, attention.out))
 
     def stage(x: Map, _: Scratch) -> Map:
         scale, shift = normalization(x, norm)
-        normalized = torch.addcmul(shift[:, None, None], x.values, scale[:, None, None])
-        q, k, v = qkv(normalized).bfloat16().flatten(1, 2).unsqueeze(1).chunk(3, dim=-1)
+        normalized = torch.addcmul(shift[:, None, None], x.values, scale[:, None, None]).bfloat16()
+        q, k, v = qkv(normalized, narrow=True).values.flatten(1, 2).unsqueeze(1).chunk(3, dim=-1)
         mixed = F.scaled_dot_product_attention(q, k, v)
-        return Map.of(x.values + out(mixed).view_as(x.values))
+        return out(mixed.view(x.values.shape), residual=x.values, narrow=True)
 
     return stage
 
 
-def _halve(halve: Halve) -> Stage:
+def _halve(halve: Halve, algorithm: Algorithm | None) -> Stage:
     if halve.conv is None:
         return lambda x, _: Map.of(_last(F.avg_pool2d(_first(x.values), 2)))
-    weight = halve.conv.weight.detach().to(torch.bfloat16, memory_format=torch.channels_last)
-    bias = halve.conv.bias.detach().clone()
-
-    def stage(x: Map, _: Scratch) -> Map:
-        batch, height, width, channels = x.values.shape
-        padded = x.values.new_zeros(batch, height + 1, width + 1, channels, dtype=torch.bfloat16)
-        padded[:, :height, :width] = x.values
-        return Map.of(_last(F.conv2d(_first(padded), weight, stride=2)) + bias)
-
-    return stage
+    conv = Convolution(halve.conv, algorithm=algorithm)
+    return lambda x, _: conv(x.values, narrow=True)
 
 
-def _double(double: Double) -> Stage:
+def _double(double: Double, algorithm: Algorithm | None) -> Stage:
     if isinstance(double.conv, nn.Identity):
         return lambda x, _: Map.of(_last(F.interpolate(_first(x.values), scale_factor=2.0, mode="nearest")))
-    conv = Convolution3x3(double.conv, "bfloat16", doubled=True)
-    return lambda x, _: conv(x.values)
-
-
-def _pointwise(conv: nn.Conv2d) -> Callable[[Tensor], Tensor]:
-    """A 1x1 convolution of (..., C) in bfloat16, with results in float32."""
-    weight, bias = conv.weight.detach().flatten(1).bfloat16(), conv.bias.detach().clone()
-    return lambda x: F.linear(x.bfloat16(), weight).float().add_(bias)
+    conv = Convolution(double.conv, doubled=True, algorithm=algorithm)
+    return lambda x, _: conv(x.values, narrow=True)
 
 
 def _first(x: Tensor) -> Tensor:

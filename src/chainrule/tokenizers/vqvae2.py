@@ -139,6 +139,8 @@ class Decoder(nn.Module):
 class VQVAE2(CellTokenizer):
     """A hierarchy of quantized grids; any size of image that is a multiple of the coarsest factor goes."""
 
+    networks = ("encoders", "decoders", "project", "upsample")
+
     def __init__(self, config: VQVAE2Config) -> None:
         super().__init__(config, config.factors[0])
         self.spec = self.spec_of(config.image_height // self.factor, config.image_width // self.factor)
