@@ -126,6 +126,8 @@ def test_packed_tokenizers(algorithm, name):
         features, others = [features], [others]
     for one, other in zip(features, others, strict=True):
         assert other.dtype == torch.float32 and (other - one).norm() < 0.03 * one.norm()
+    alone = [packed.encode(image[None]) for image in images]
+    assert all(torch.equal(torch.cat(one), grid) for *one, grid in zip(*alone, packed.encode(images), strict=True))
     assert [grid.shape for grid in packed.encode(images)] == [grid.shape for grid in codes]
     assert psnr(packed.decode(codes), model.decode(codes)).min() > 35
     with pytest.raises(ValueError, match="multiples of|only size"):

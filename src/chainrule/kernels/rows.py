@@ -165,7 +165,8 @@ class _ConvolveByOneDNN(TorchFunctionMode):
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if function is torch.conv2d and args[0].dtype == torch.float32 and torch.backends.mkldnn.is_available():
+        suits = torch.backends.mkldnn.is_available() and not torch.is_autocast_enabled("cpu")
+        if function is torch.conv2d and args[0].dtype == torch.float32 and suits:
             return _convolve(*args, **kwargs)
         return function(*args, **kwargs)
 

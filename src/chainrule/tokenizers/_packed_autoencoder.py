@@ -19,6 +19,8 @@ from ..kernels.packing import twin
 from ._autoencoder import Attention, ConvAutoencoderConfig, Decoder, Double, Encoder, Halve, Level, ResidualBlock
 from ._grid import GridTokenizer
 
+PIXELS = 1 << 16
+"""Images are computed together while they have no more, as maps should stay in the caches."""
 Scratch = dict[tuple[int, ...], Tensor]
 """Maps that are free, by shape: large ones are slow to allocate."""
 Stage = Callable[[Map, Scratch], Map]
@@ -72,18 +74,27 @@ class AutoencoderTokenizer(GridTokenizer):
 
     def _packed_networks(self, algorithm: Algorithm | None) -> dict[str, nn.Module]:
         parts = [self.decoder.middle, *reversed(self.decoder.levels)]
-        found = {"decoder": PackedAutoencoder(self.decoder, parts, algorithm)}
+        found = {"decoder": PackedAutoencoder(self.decoder, parts, self.factor**2, algorithm)}
         if self.encoder is not None:
             parts = [*self.encoder.levels, self.encoder.middle]
-            found["encoder"] = PackedAutoencoder(self.encoder, parts, algorithm)
+            found["encoder"] = PackedAutoencoder(self.encoder, parts, 1, algorithm)
         return found
 
 
 class PackedAutoencoder(nn.Module):
-    """An Encoder or a Decoder packed in bfloat16; `parts` run between its convolutions. Weights are copied."""
+    """An Encoder or a Decoder packed in bfloat16. Weights are copied.
 
-    def __init__(self, network: Encoder | Decoder, parts: list[nn.Module], algorithm: Algorithm | None) -> None:
+    Args:
+        parts: what runs between its convolutions.
+        pixels: of the image, per position of its input.
+        algorithm: see `Convolution`.
+    """
+
+    def __init__(
+        self, network: Encoder | Decoder, parts: list[nn.Module], pixels: int, algorithm: Algorithm | None
+    ) -> None:
         super().__init__()
+        self.pixels = pixels
         self.conv_in = Convolution(network.conv_in, algorithm=algorithm)
         self.stages = [stage for part in parts for stage in _stages(part, algorithm)]
         self.norm_out = copy.deepcopy(network.norm_out)
@@ -91,6 +102,10 @@ class PackedAutoencoder(nn.Module):
 
     @torch.no_grad()
     def forward(self, x: Tensor) -> Tensor:
+        at_once = max(1, PIXELS // (x.shape[2] * x.shape[3] * self.pixels))
+        return torch.cat([self._compute(part) for part in x.split(at_once)])
+
+    def _compute(self, x: Tensor) -> Tensor:
         scratch: Scratch = {}
         m = self.conv_in(x.float().permute(0, 2, 3, 1).contiguous(), narrow=True)
         for stage in self.stages:
