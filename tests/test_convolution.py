@@ -102,6 +102,8 @@ def test_algorithms():
 
 
 def test_without_compiled_code(monkeypatch):
+    monkeypatch.setenv("CHAINRULE_NATIVE", "vectors")
+    assert "tiles" not in algorithms()
     monkeypatch.setenv("CHAINRULE_NATIVE", "off")
     assert algorithms() == ["library"]
     with pytest.raises(ValueError, match="convolutions by tiles cannot be had here; there are: library"):

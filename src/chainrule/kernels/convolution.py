@@ -2,7 +2,7 @@
 
     y = conv(act(x)) + bias + residual        act(x) = swish(scale x + shift), or x
 
-    tiles      `tiles.cpp`: products of 16 positions and 32 channels by AMX, for each place of the kernel
+    tiles      `convolution_tiles.cpp`: products of 16 positions and 32 channels by AMX, for each place of the kernel
     winograd   `winograd.cpp`: Winograd's F(2x2, 3x3) (Lavin and Gray 2015, arXiv:1509.09308), 3x3 kernels only, with
                16 products per 2x2 results and pair of channels instead of 36; d a 4x4 piece of the input, g the kernel,
                and * element by element:    A^T [(G g G^T) * (B^T d B)] A
@@ -22,6 +22,7 @@ Shape letters: B batch, H height, W width, C channels, K outputs; P phases along
 from __future__ import annotations
 
 import ctypes
+import os
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -159,8 +160,9 @@ class Convolution:
 
 def algorithms() -> list[Algorithm]:
     """What this machine has, the fastest first."""
-    found = [name for name, kernel in KERNELS.items() if (library := kernel.load()) is not None and library.supported()]
-    return [*found, "library"]
+    names = [name for name in KERNELS if name != "tiles" or os.environ.get("CHAINRULE_NATIVE") != "vectors"]
+    found = {name: KERNELS[name].load() for name in names}
+    return [*(name for name, library in found.items() if library is not None and library.supported()), "library"]
 
 
 def check_algorithm(algorithm: str) -> Algorithm:
@@ -182,7 +184,7 @@ def _pointer(tensor: Tensor | None) -> int | None:
 
 
 def _pack_tiles(weight: Tensor) -> Tensor:
-    """Weights (P P, K, C, side, side) in the order in which tiles.cpp reads them.
+    """Weights (P P, K, C, side, side) in the order in which convolution_tiles.cpp reads them.
 
     For every 32 outputs, phase, place of the kernel and 32 channels: one or two tiles of 16 pairs of channels and 16
     outputs.
@@ -218,5 +220,8 @@ class _Call(ctypes.Structure):
     _fields_ = [("shape", _Shape), *pointers("x", "scale", "shift", "weight", "bias", "residual", "y", "sums")]
 
 
-KERNELS = {name: Kernel(name, 1, (_Shape, _Call)) for name in ("tiles", "winograd")}
+KERNELS = {
+    "tiles": Kernel("convolution_tiles", 1, (_Shape, _Call)),
+    "winograd": Kernel("winograd", 1, (_Shape, _Call)),
+}
 """Compiled code, the fastest first."""

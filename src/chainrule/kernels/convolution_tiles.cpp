@@ -4,24 +4,18 @@
 // with what lies around them, into memory that stays in the second cache. Then, for 32 outputs at a time, a tile of
 // 16 positions x 32 channels is read from there for each place of the kernel, and multiplied with the weights; bias and
 // residual are added to the sums of all. An image's numbers do not depend on the batch or on threads.
-#include <algorithm>
-
 #include "convolution.h"
-#if defined(HAS_BFLOAT16) && defined(__AMX_BF16__) && defined(__linux__)
-#define SUPPORTED 1
-#include <sys/syscall.h>
-#include <unistd.h>
-#else
-#define SUPPORTED 0
-#endif
+#include "tiles.h"
 
 INTERFACE(1, sizeof(Shape), sizeof(Call))
 
-#if SUPPORTED
+#if defined(HAS_BFLOAT16) && defined(HAS_AMX)
+extern "C" int supported() { return allow_amx(); }
+
 namespace {
 
 constexpr int64_t kPositions = 16, kChannels = 32, kPanel = 32;  // of a tile, a tile, and a panel of outputs
-constexpr int64_t kTile = 16 * kChannels;                        // numbers of a tile of weights
+constexpr int64_t kWeights = 16 * kChannels;                     // of a tile
 
 struct Tiling : Shape {
     Tiling(const Shape& shape) : Shape(shape) {}
@@ -69,30 +63,30 @@ void read_inputs(const Tiling& s, const Block& b, const X* x, const float* scale
 template <int A, int B>
 inline void products(const Tiling& s, const uint16_t* const (&from)[2], const uint16_t* weight, float* m) {
     const int64_t stride = s.stride() * s.step * sizeof(uint16_t), channels = s.channels();
-    _tile_zero(0);
-    if (B == 2) _tile_zero(1);
-    if (A == 2) _tile_zero(2);
-    if (A == 2 && B == 2) _tile_zero(3);
+    amx_zero<0>();
+    if (B == 2) amx_zero<1>();
+    if (A == 2) amx_zero<2>();
+    if (A == 2 && B == 2) amx_zero<3>();
     for (int64_t row = 0; row < s.side; row++) {
         for (int64_t column = 0; column < s.side; column++) {
             const int64_t at = (row * s.patch_columns() + column) * s.stride();
-            for (int64_t c = 0; c < channels; c += kChannels, weight += B * kTile) {
-                _tile_loadd(4, from[0] + at + c, stride);
-                _tile_loadd(6, weight, 64);
-                _tile_dpbf16ps(0, 4, 6);
-                if (B == 2) _tile_loadd(7, weight + kTile, 64);
-                if (B == 2) _tile_dpbf16ps(1, 4, 7);
-                if (A == 2) _tile_loadd(5, from[1] + at + c, stride);
-                if (A == 2) _tile_dpbf16ps(2, 5, 6);
-                if (A == 2 && B == 2) _tile_dpbf16ps(3, 5, 7);
+            for (int64_t c = 0; c < channels; c += kChannels, weight += B * kWeights) {
+                amx_load<4>(from[0] + at + c, stride);
+                amx_load<6>(weight);
+                amx_bfloat16<0, 4, 6>();
+                if (B == 2) amx_load<7>(weight + kWeights);
+                if (B == 2) amx_bfloat16<1, 4, 7>();
+                if (A == 2) amx_load<5>(from[1] + at + c, stride);
+                if (A == 2) amx_bfloat16<2, 5, 6>();
+                if (A == 2 && B == 2) amx_bfloat16<3, 5, 7>();
             }
         }
     }
     constexpr int64_t kRow = kPanel * sizeof(float);
-    _tile_stored(0, m, kRow);
-    if (B == 2) _tile_stored(1, m + kLanes, kRow);
-    if (A == 2) _tile_stored(2, m + kPositions * kPanel, kRow);
-    if (A == 2 && B == 2) _tile_stored(3, m + kPositions * kPanel + kLanes, kRow);
+    amx_store<0>(m, kRow);
+    if (B == 2) amx_store<1>(m + kLanes, kRow);
+    if (A == 2) amx_store<2>(m + kPositions * kPanel, kRow);
+    if (A == 2 && B == 2) amx_store<3>(m + kPositions * kPanel + kLanes, kRow);
 }
 
 // Results of one tile of positions, from (row, column) on, for up to 32 outputs, from M (16, 32).
@@ -155,18 +149,7 @@ void convolve_block(const Call& call, const Tiling& s, const Block& b, const uin
     }
 }
 
-struct Config {  // of the tiles: all have 16 rows of 64 bytes
-    uint8_t palette = 1, start = 0, reserved[14] = {};
-    uint16_t bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
-    uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
-};
-
 }  // namespace
-
-extern "C" int supported() {  // the system gives tiles to processes that ask
-    constexpr long kRequest = 0x1023, kTileData = 18;
-    return syscall(SYS_arch_prctl, kRequest, kTileData) == 0;
-}
 
 extern "C" int64_t num_blocks(const Call* call) {
     const Tiling s(call->shape);
@@ -178,8 +161,7 @@ extern "C" void convolve(const Call* call, int64_t begin, int64_t end) {
     const Tiling s(call->shape);
     Array<uint16_t> patch(s.patch_rows() * s.patch_columns() * s.stride());
     const int64_t across = s.across(), down = s.down();
-    const Config config;
-    _tile_loadconfig(&config);
+    const AMX registers(kPositions);
     for (int64_t index = begin; index < end; index++) {
         Block b;
         b.image = index / (across * down);
@@ -195,7 +177,6 @@ extern "C" void convolve(const Call* call, int64_t begin, int64_t end) {
         else
             convolve_block<float>(*call, s, b, patch.get(), sums);
     }
-    _tile_release();
 }
 #else
 extern "C" int supported() { return 0; }

@@ -78,8 +78,8 @@ struct Rows {
 #if defined(HAS_AMX)
 // AMX: registers 0 to 3 take sums, 4 and 5 inputs, 6 and 7 weights.
 template <int T> inline void amx_zero() { asm volatile("tilezero %%tmm%c0" ::"i"(T)); }
-template <int T> inline void amx_load(const void* p) {
-    asm volatile("tileloadd (%0,%1,1), %%tmm%c2" ::"r"(p), "r"(64L), "i"(T) : "memory");
+template <int T> inline void amx_load(const void* p, long stride = 64) {
+    asm volatile("tileloadd (%0,%1,1), %%tmm%c2" ::"r"(p), "r"(stride), "i"(T) : "memory");
 }
 template <int T> inline void amx_store(void* p, long stride) {
     asm volatile("tilestored %%tmm%c2, (%0,%1,1)" ::"r"(p), "r"(stride), "i"(T) : "memory");

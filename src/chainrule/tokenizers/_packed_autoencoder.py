@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..kernels.convolution import Algorithm, Convolution, Map, normalization
-from ..kernels.packing import twin
+from ..kernels.packed_network import twin
 from ._autoencoder import Attention, ConvAutoencoderConfig, Decoder, Double, Encoder, Halve, Level, ResidualBlock
 from ._grid import GridTokenizer
 
