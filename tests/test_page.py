@@ -242,4 +242,4 @@ def test_a_mask_is_painted_with_the_mouse(browser):
     page.mouse.up()
     page.wait_for_timeout(1000)
     page.click("#complete")
-    page.locator(".gallery-item img, .thumbnail-item img").last.wait_for(timeout=60_000)
+    page.locator("#completions img").first.wait_for(timeout=60_000)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import builtins
 import io
@@ -28,6 +29,7 @@ from chainrule.drawing import read_origin
 from chainrule.drawing import repeat as draw_again
 from chainrule.images import to_pil
 from chainrule.serving.app import create_app
+from chainrule.serving.engine import Engine
 from chainrule.serving.settings import Settings
 from chainrule.upscaling.upscaler import Upscaler, UpscalerConfig
 from test_cli import SIDE, refused, tiny
@@ -388,6 +390,31 @@ class Gate:
         self.held, self.open = threading.Event(), threading.Event()
         engine._inbox.put(lambda: (self.held.set(), self.open.wait(60)))
         assert self.held.wait(60)
+
+
+def test_codes_that_wait_are_decoded_in_one_batch(models, monkeypatch):
+    (_, pipeline), engine, opened, sizes = named(models, "plain"), Engine(), threading.Event(), []
+    decode = pipeline.decode
+    monkeypatch.setattr(pipeline, "decode", lambda codes: (sizes.append(len(codes[0])), decode(codes))[1])
+    codes = [pipeline.tokenizer.encode(pipeline.sample(count, seed=count)) for count in (1, 2, 3)]
+    wrong = (codes[0][0].float(),)
+    sizes.clear()
+
+    async def ask(given):
+        held = engine.compute(opened.wait, 60)
+        tasks = [asyncio.ensure_future(one) for one in (held, *(engine.decode(pipeline, one) for one in given))]
+        await asyncio.sleep(0.05)
+        tasks[2].cancel()
+        opened.set()
+        return await asyncio.gather(*tasks, return_exceptions=True)
+
+    _, first, left, last = asyncio.run(ask(codes))
+    assert sizes == [4] and isinstance(left, asyncio.CancelledError)
+    for found, expected in ((first, codes[0]), (last, codes[2])):
+        assert torch.equal(found, decode(expected))
+    opened.clear()
+    assert all(isinstance(one, ValueError) for one in asyncio.run(ask([wrong, wrong, wrong]))[1::2])
+    engine.close()
 
 
 def test_more_than_the_queue_takes_is_refused(models):

@@ -2,7 +2,8 @@
 
 The drawing thread takes turns among the batches, one code each.  What comes before and after, such as encoding,
 decoding and judging images, is done in the other thread, one task after the other, so that it never delays the next
-code.  Each task is of one request alone, and so gives the pixels that the request gives alone.
+code.  Codes that wait to be decoded by the same model are decoded in one batch, which takes less time than its images
+one by one; a tokenizer gives the same pixels alone and in a batch.
 """
 
 from __future__ import annotations
@@ -13,10 +14,12 @@ import queue
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from functools import partial
 from typing import Any, TypeVar
 
 import torch
+from torch import Tensor
 
 from ..core import Codes, Runner
 from ..decoding import Batcher, Guided, Job, Request
@@ -24,6 +27,8 @@ from ..decoding.guidance import GuidedRunner
 from ..pipeline import Pipeline
 
 T = TypeVar("T")
+Settle = Callable[[Any], None]
+"""Gives a future its result, or an exception, from any thread."""
 log = logging.getLogger("chainrule.serving")
 
 
@@ -46,7 +51,8 @@ class Engine:
         self._batchers: dict[tuple[int, str, bool], Batcher] = {}
         self._runners: dict[tuple[int, str], Runner] = {}
         self._inbox: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
-        self._futures: dict[Job, Callable[[Codes | Exception], None]] = {}
+        self._futures: dict[Job, Settle] = {}
+        self._undecoded: dict[int, queue.SimpleQueue[tuple[Codes, asyncio.Future, Settle]]] = {}
         self._thread = threading.Thread(target=self._run, name="chainrule-draw", daemon=True)
         self._others = ThreadPoolExecutor(1, "chainrule-compute")
         self._thread.start()
@@ -66,6 +72,14 @@ class Engine:
         call = partial(_without_gradients, function, *args, **options)
         return await asyncio.get_running_loop().run_in_executor(self._others, call)
 
+    async def decode(self, pipeline: Pipeline, codes: Codes) -> Tensor:
+        """The images of codes, uint8 (B, C, H, W), decoded together with others that wait; see `Pipeline.decode`."""
+        future, settle = _settled_elsewhere()
+        waiting = self._undecoded.setdefault(id(pipeline), queue.SimpleQueue())
+        waiting.put((codes, future, settle))
+        self._others.submit(_decode, pipeline, waiting, self.max_rows)
+        return await future
+
     async def draw(
         self, pipeline: Pipeline, request: Request, on_code: Callable[[int, Callable[[], Any]], None] | None = None
     ) -> Codes:
@@ -81,12 +95,7 @@ class Engine:
         job = Job(request, on_code)
         if self.pending + job.num_rows > self.max_rows + self.max_waiting:
             raise Busy
-        loop = asyncio.get_running_loop()
-        future: asyncio.Future[Codes] = loop.create_future()
-
-        def settle(result: Codes | Exception) -> None:
-            loop.call_soon_threadsafe(_settle, future, result)
-
+        future, settle = _settled_elsewhere()
         self.pending += job.num_rows
         try:
             self._inbox.put(partial(self._add, pipeline, job, settle))
@@ -99,7 +108,7 @@ class Engine:
 
     # ---------------------------------------------------------------- in the drawing thread
 
-    def _add(self, pipeline: Pipeline, job: Job, settle: Callable[[Codes | Exception], None]) -> None:
+    def _add(self, pipeline: Pipeline, job: Job, settle: Settle) -> None:
         sampling, count = job.request.sampling, len(job.request.seeds)
         guided = sampling.guidance != 1
         try:
@@ -154,7 +163,35 @@ def _without_gradients(function: Callable[..., T], *args: Any, **options: Any) -
         return function(*args, **options)
 
 
-def _settle(future: asyncio.Future, result: Codes | Exception) -> None:
+@torch.no_grad()
+def _decode(pipeline: Pipeline, waiting: queue.SimpleQueue, max_images: int) -> None:
+    """Decodes what waits, in a batch of about `max_images`; what an earlier call has taken is gone."""
+    taken, count = [], 0
+    with suppress(queue.Empty):
+        while count < max_images:
+            codes, future, settle = waiting.get_nowait()
+            if not future.done():  # nobody has left
+                taken.append((codes, settle))
+                count += len(codes[0])
+    if not taken:
+        return
+    try:
+        images = pipeline.decode(tuple(map(torch.cat, zip(*(codes for codes, _ in taken), strict=True))))
+        parts = images.split([len(codes[0]) for codes, _ in taken])
+    except Exception as error:
+        parts = [error] * len(taken)
+    for part, (_, settle) in zip(parts, taken, strict=True):
+        settle(part)
+
+
+def _settled_elsewhere() -> tuple[asyncio.Future, Settle]:
+    """A future of the running loop, and what settles it from another thread."""
+    loop = asyncio.get_running_loop()
+    future = loop.create_future()
+    return future, lambda result: loop.call_soon_threadsafe(_settle, future, result)
+
+
+def _settle(future: asyncio.Future, result: Any) -> None:
     if future.done():
         return
     if isinstance(result, Exception):

@@ -79,7 +79,7 @@ class Studio:
         for served in self.models.values():
             label = 0 if served.pipeline.num_classes else None
             request = await self.engine.compute(served.pipeline.request, 1, label)
-            await self.engine.compute(served.pipeline.decode, await self.engine.draw(served.pipeline, request))
+            await self.engine.decode(served.pipeline, await self.engine.draw(served.pipeline, request))
 
     async def draw(self, drawing: Drawing, on_partial: OnPartial | None = None, num_partial: int = 0) -> Tensor:
         """The images of a drawing, upscaled if it says so: uint8 (n, C, H, W).
@@ -109,7 +109,7 @@ class Studio:
             given["known"] = await engine.compute(pipeline.known_codes, image, mask, len(drawing.seeds))
         request = await engine.compute(pipeline.request, **drawing.arguments(), **given)
         watch = None if not num_partial else _partials(request, pipeline.prior.spec.length, on_partial, num_partial)
-        images = await engine.compute(pipeline.decode, await engine.draw(pipeline, request, watch))
+        images = await engine.decode(pipeline, await engine.draw(pipeline, request, watch))
         if drawing.known is not None:
             known = given["known"], drawing.known.paste
             images = await engine.compute(pipeline.completed, images, image, mask, *known)
@@ -158,7 +158,7 @@ class Studio:
         """Images so far, uint8 (n, C, H, W), grey where they are not yet drawn."""
         pipeline = self.models[drawing.model.name].pipeline
         spec, size = pipeline.prior.spec, pipeline.tokenizer.image_shape[1:]
-        images = await self.engine.compute(pipeline.decode, spec.unflatten(codes))
+        images = await self.engine.decode(pipeline, spec.unflatten(codes))
         shown = drawn(spec, num_known, *size)
         if drawing.known is not None:
             image, mask = drawing.known.tensors()
