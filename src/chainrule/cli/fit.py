@@ -33,4 +33,5 @@ def fit(
 
     model = fit_folder(folder, minutes, out, system=system, overrides=overrides or (), plan_only=plan)
     if model is not None:
+        print(f"{model.parent / 'report.html'}: the report")
         print(f"{model}: the model; try chainrule sample {model}")

@@ -26,8 +26,8 @@ GUIDANCE = {"guidance": 2.0}
 MOST_HELD_OUT, MOST_SAMPLES, LEAST_SAMPLES, FEW_SAMPLES = 500, 1000, 100, 16
 """Held-out pictures that are measured; samples for a Fréchet distance, at most and at least; and without one."""
 SAMPLES_PER_MINUTE = 20
-SMALL = 16
-"""Height and width at which pictures are compared to find the nearest."""
+SMALL, MOST_COMPARED = 16, 20_000
+"""Height and width at which pictures are compared to find the nearest, and training pictures among which it is found."""
 BATCH = 64
 
 
@@ -165,11 +165,12 @@ def _quality(model: Pipeline, real: Tensor, drawn: Tensor) -> dict[str, Any]:
 
 def _nearest(drawn: Tensor, training: ImageDataset, held_out: ImageDataset, out: Path) -> float:
     """Writes samples above the training pictures that are nearest; returns `Figures.near`."""
-    known = _small(training.images)
+    images = training.images[training.spread(MOST_COMPARED)]
+    known = _small(images)
     distances, nearest = torch.cdist(_small(drawn), known).min(1)
     others = torch.cdist(_small(held_out.images[held_out.spread(MOST_HELD_OUT)]), known).min(1).values
     shown = torch.arange(min(8, len(drawn))) * len(drawn) // min(8, len(drawn))
-    both = torch.cat([drawn[shown], training.images[nearest[shown]]])
+    both = torch.cat([drawn[shown], images[nearest[shown]]])
     write_grid(out / "nearest.png", both, automatic_scale(both.shape[-1]), len(shown))
     return (distances < others.quantile(0.05)).float().mean().item()
 
