@@ -27,7 +27,7 @@ MOST_HELD_OUT, MOST_SAMPLES, LEAST_SAMPLES, FEW_SAMPLES = 500, 1000, 100, 16
 """Held-out pictures that are measured; samples for a Fréchet distance, at most and at least; and without one."""
 SAMPLES_PER_MINUTE = 20
 SMALL, MOST_COMPARED = 16, 20_000
-"""Height and width at which pictures are compared to find the nearest, and training pictures among which it is found."""
+"""Height and width at which pictures are compared to find the nearest, and how many training pictures are."""
 BATCH = 64
 
 
