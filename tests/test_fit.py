@@ -161,3 +161,14 @@ def test_few_pictures_use_a_bundled_tokenizer_that_keeps_enough_of_them(folder, 
     monkeypatch.setattr(planning, "ENOUGH_PSNR", threshold)
     used, sentence = planning._bundled(system, found, torch.zeros(2, 3, 64, 64, dtype=torch.uint8))
     assert used == name and f"{threshold:.0f} are needed" in sentence
+
+
+def test_a_bundled_tokenizer_serves_pictures_of_other_sizes_under_a_prior_that_the_user_changes(
+    folder, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr(planning, "ENOUGH_PSNR", 0.0)
+    small = ["prior.width=16", "prior.num_heads=2", "prior.depth_heads=2", "training.batch_size=2", "training.steps=3"]
+    chainrule.fit(folder, out=tmp_path / "mine", overrides=small, plan_only=True)
+    printed = capsys.readouterr().out
+    assert "16x16" in printed and "emoji_rqvae reconstructs" in printed and "rq_transformer, 3 steps" in printed
+    assert "\n  tokenizer " not in printed

@@ -160,7 +160,7 @@ def make_plan(look: Look, examples: Sequence[Example], wish: Mapping[str, Any]) 
         own = any(override.startswith("tokenizer.") for override in overrides)
         bundled, tried = (None, "") if own else _bundled(system, look, images)
         if bundled:
-            recipes = _from_bundled(system, recipes, overrides)
+            recipes = _from_bundled(system, look, overrides)
         stages = _timed(recipes, scratch, bundled, seconds, overrides)
     notes += [tried] if tried else []
     if len(recipes) > 1 and bundled:
@@ -190,9 +190,13 @@ def _stages(system: System, overrides: Sequence[str], size: int) -> Sequence[Map
     the timeline, which are smaller.  Where the user changes the models, those of the timeline are what changes."""
     if not system.bundled or any(override.startswith(("tokenizer.", "prior.")) for override in overrides):
         return system.stages
+    tokenizer, prior = _bundled_stages(system)
+    return (tokenizer, prior) if prior["data"]["size"] == size else system.stages
+
+
+def _bundled_stages(system: System) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
+    """The recipes of the tokenizer and of the prior of a system's bundled model."""
     prior = read_yaml(find_recipe(system.bundled))
-    if prior["data"]["size"] != size:
-        return system.stages
     return read_yaml(find_recipe(prior["tokenizer"]["path"])), prior | {"tokenizer": {"path": TOKENIZER}}
 
 
@@ -208,10 +212,14 @@ def _without_weights(recipes: Sequence[dict[str, Any]]) -> list[str]:
     return found
 
 
-def _from_bundled(system: System, recipes: Sequence[dict[str, Any]], overrides: Sequence[str]) -> list[dict[str, Any]]:
-    """The trainings on a bundled tokenizer: of a new prior, then of the bundled prior, with other classes."""
-    (new,) = (recipe for recipe in recipes if "prior" in recipe)
-    if any(override.startswith(("prior.", "text.")) for override in overrides):
+def _from_bundled(system: System, look: Look, overrides: Sequence[str]) -> list[dict[str, Any]]:
+    """The trainings on a bundled tokenizer: of a new prior, then of the bundled prior, with other classes.
+
+    The bundled prior is for images of one size, and for a user who changes nothing of it.
+    """
+    _, stage = _bundled_stages(system)
+    new = _recipe(stage, look, system, overrides)
+    if stage["data"]["size"] != look.size or any(one.startswith(("prior.", "text.")) for one in overrides):
         return [new]
     begun = {"path": system.bundled}
     if system.wants == "label":
@@ -277,7 +285,11 @@ def _bundled(system: System, look: Look, images: Tensor) -> tuple[str | None, st
         return None, ""
     name = read_yaml(find_recipe(system.bundled))["tokenizer"]["path"]
     tokenizer = load_tokenizer(name)
-    if tokenizer.image_shape != tuple(images.shape[1:]):
+    if tokenizer.image_shape[0] != images.shape[1]:
+        return None, ""
+    try:
+        tokenizer = tokenizer.at_size(*images.shape[2:])
+    except ValueError:  # a size that it cannot have
         return None, ""
     with torch.no_grad():
         value = psnr(images, tokenizer.decode(tokenizer.encode(images))).mean().item()
