@@ -1,7 +1,9 @@
-// Products of a batch of rows with a matrix, rounded alike for any number of rows and threads; rows.py calls them.
+// Products of a batch of rows with a matrix, rounded alike for any number of rows and threads; rows.py calls them, and
+// chain.py several of them, one after the other.
 //
 // Each output is one sum over the inputs in an order that depends on the sizes of the matrix alone.
 #include <algorithm>
+#include <cmath>
 #include <cstdint>
 #include <functional>
 
@@ -16,11 +18,30 @@ constexpr int64_t kWorth = 1 << 18;  // multiplications that are worth a second 
 
 struct Product {
     int64_t rows, inputs, outputs;
-    int64_t x_stride, matrix_stride, add_stride;  // from one row to the next; of `add`, 0 for a bias of all rows
-    int64_t transposed;                           // the matrix is (outputs, inputs) in memory
+    int64_t x_stride, matrix_stride, add_stride, out_stride;  // from one row to the next
+    int64_t transposed;                                       // the matrix is (outputs, inputs) in memory
     int64_t threads;
-    const float *x, *matrix, *add;  // add may be null
-    float* out;                     // (rows, outputs), without gaps
+    const float *x, *matrix;
+    const float *bias, *add;  // of all rows, and of each; either may be null
+    float* out;
+};
+
+// Where numbers of each image lie: in a buffer, at `offset` from the image's first, and `step` further for each column.
+struct Place {
+    int64_t buffer, offset, step;  // buffer -1: nowhere
+};
+enum Function { kNone, kRelu, kGate };  // gate: tanh of the first half times the sigmoid of the second
+struct Link {
+    Place x, add, out;
+    int64_t inputs, outputs;
+    int64_t before, after;  // functions of the input, and of the result
+    const float *matrix, *bias;
+};
+struct Call {
+    int64_t count, rows, column, threads;
+    const Link* links;
+    float* const* buffers;
+    const int64_t* strides;  // of the buffers, from one image to the next
 };
 
 // The first `size` numbers, at most a vector, then zeros.
@@ -78,8 +99,8 @@ void dot(const Product& p, int64_t b, int64_t k) {
     if (rest) add([rest](const float* at) { return load(at, rest); }, whole);
     UNROLL for (int r = 0; r < R; r++)
         UNROLL for (int c = 0; c < C; c++) {
-            const float add = p.add ? p.add[(b + r) * p.add_stride + k + c] : 0;
-            p.out[(b + r) * p.outputs + k + c] = total(sum[r][c]) + add;
+            const float bias = p.bias ? p.bias[k + c] : 0, add = p.add ? p.add[(b + r) * p.add_stride + k + c] : 0;
+            p.out[(b + r) * p.out_stride + k + c] = total(sum[r][c]) + bias + add;
         }
 }
 
@@ -87,13 +108,17 @@ void dot(const Product& p, int64_t b, int64_t k) {
 // size of the last vector.
 template <int R, int C>
 void combine(const Product& p, int64_t b, int64_t k) {
-    Vector sum[R][C] = {};
+    Vector sum[R][C] = {}, bias[C] = {};
     const int64_t last = std::min(p.outputs - k - (C - 1) * kLanes, kLanes);
     const auto read = [last](const float* at, Vector (&to)[C]) {
         UNROLL for (int c = 0; c < C - 1; c++) to[c] = load(at + c * kLanes);
         to[C - 1] = load(at + (C - 1) * kLanes, last);
     };
     if (p.add) UNROLL for (int r = 0; r < R; r++) read(p.add + (b + r) * p.add_stride + k, sum[r]);
+    if (p.bias) {
+        read(p.bias + k, bias);
+        UNROLL for (int r = 0; r < R; r++) UNROLL for (int c = 0; c < C; c++) sum[r][c] += bias[c];
+    }
     const float *x = p.x + b * p.x_stride, *line = p.matrix + k;
     for (int64_t e = 0; e < p.inputs; e++, line += p.matrix_stride) {
         Vector column[C];
@@ -104,7 +129,7 @@ void combine(const Product& p, int64_t b, int64_t k) {
         }
     }
     UNROLL for (int r = 0; r < R; r++) {
-        float* out = p.out + (b + r) * p.outputs + k;
+        float* out = p.out + (b + r) * p.out_stride + k;
         UNROLL for (int c = 0; c < C - 1; c++) store(out + c * kLanes, sum[r][c]);
         store(out + (C - 1) * kLanes, sum[r][C - 1], last);
     }
@@ -139,13 +164,52 @@ void run(const Product& p, int64_t begin, int64_t end) {
     }
 }
 
-}  // namespace
-
-INTERFACE(1, sizeof(Product))
-
-extern "C" void multiply(const Product* product) {
-    const Product& p = *product;
+void multiply_one(const Product& p) {
     const int64_t unit = kColumns * (p.transposed ? 1 : kLanes), blocks = (p.outputs + unit - 1) / unit;
     const int64_t threads = p.rows * p.inputs * p.outputs < kWorth ? 1 : std::min(p.threads, blocks);
+    if (threads == 1) return run(p, 0, blocks);
     together((int)threads, [&](int id, int threads) { run(p, blocks * id / threads, blocks * (id + 1) / threads); });
+}
+
+inline float sigmoid(float x) { return 1 / (1 + std::exp(-x)); }
+
+}  // namespace
+
+INTERFACE(2, sizeof(Product), sizeof(Link), sizeof(Call))
+
+extern "C" void multiply(const Product* product) { multiply_one(*product); }
+
+extern "C" void run_chain(const Call* call) {
+    int64_t most = 0;
+    for (int64_t i = 0; i < call->count; i++) most = std::max({most, call->links[i].inputs, call->links[i].outputs});
+    Array<float> inputs(call->rows * most), results(call->rows * most);
+    for (int64_t i = 0; i < call->count; i++) {
+        const Link& link = call->links[i];
+        const auto at = [&](const Place& place) -> float* {
+            return place.buffer < 0 ? nullptr
+                                    : call->buffers[place.buffer] + place.offset + call->column * place.step;
+        };
+        const auto stride = [&](const Place& place) { return place.buffer < 0 ? 0 : call->strides[place.buffer]; };
+        float* out = at(link.out);
+        const int64_t out_stride = stride(link.out);
+        Product p{call->rows, link.inputs, link.outputs, stride(link.x), link.outputs, stride(link.add), out_stride, 0,
+                  call->threads, at(link.x), link.matrix, link.bias, at(link.add), out};
+        if (link.before == kRelu) {
+            for (int64_t b = 0; b < call->rows; b++)
+                for (int64_t e = 0; e < link.inputs; e++)
+                    inputs[b * link.inputs + e] = std::max(p.x[b * p.x_stride + e], 0.f);
+            p.x = inputs.get(), p.x_stride = link.inputs;
+        }
+        if (link.after == kGate) p.out = results.get(), p.out_stride = link.outputs;
+        multiply_one(p);
+        const int64_t half = link.outputs / 2;
+        for (int64_t b = 0; b < call->rows && link.after; b++) {
+            float* to = out + b * out_stride;
+            const float* from = p.out + b * p.out_stride;
+            if (link.after == kRelu)
+                for (int64_t k = 0; k < link.outputs; k++) to[k] = std::max(to[k], 0.f);
+            else
+                for (int64_t k = 0; k < half; k++) to[k] = (2 * sigmoid(2 * from[k]) - 1) * sigmoid(from[half + k]);
+        }
+    }
 }

@@ -40,12 +40,33 @@ ResultT = TypeVar("ResultT", Tensor, tuple[Tensor, ...])
 
 class _Product(ctypes.Structure):
     _fields_ = [
-        *integers("rows", "inputs", "outputs", "x_stride", "matrix_stride", "add_stride", "transposed", "threads"),
-        *pointers("x", "matrix", "add", "out"),
-    ]
+        *integers("rows", "inputs", "outputs", "x_stride", "matrix_stride", "add_stride", "out_stride", "transposed"),
+        *integers("threads"), *pointers("x", "matrix", "bias", "add", "out"),
+    ]  # fmt: skip
 
 
-KERNEL = Kernel("rows", 1, (_Product,))
+class Place(ctypes.Structure):
+    """Where numbers of each image lie; see `chain.Part`."""
+
+    _fields_ = integers("buffer", "offset", "step")
+
+
+class Link(ctypes.Structure):
+    """One product of a chain; see `chain.Link`."""
+
+    _fields_ = [
+        ("x", Place), ("add", Place), ("out", Place), *integers("inputs", "outputs", "before", "after"),
+        *pointers("matrix", "bias"),
+    ]  # fmt: skip
+
+
+class Call(ctypes.Structure):
+    """A chain for one column of a batch."""
+
+    _fields_ = [*integers("count", "rows", "column", "threads"), *pointers("links", "buffers", "strides")]
+
+
+KERNEL = Kernel("rows", 2, (_Product, Link, Call))
 
 
 def by_rows(function: Callable[..., Tensor], *batches: Tensor) -> Tensor:
@@ -77,33 +98,36 @@ def matmul(x: Tensor, matrix: Tensor, backend: Backend | None = None) -> Tensor:
 def _multiply(x: Tensor, matrix: Tensor, add: Tensor | None, backend: Backend | None) -> Tensor:
     """x (B, E) @ matrix (E, K) + add (K,) or (B, K), in compiled code for float32 on a CPU where it can be had."""
     suits = x.is_cpu and x.dtype == matrix.dtype == torch.float32 and not torch.is_grad_enabled()
-    library = _library(backend, os.environ.get("CHAINRULE_NATIVE")) if suits else None
+    library = compiled(backend, os.environ.get("CHAINRULE_NATIVE")) if suits else None
     if library is None:
         if add is None:
             return by_rows(lambda x: x @ matrix, x)
         if add.ndim == 1:
             return by_rows(lambda x: torch.addmm(add, x, matrix), x)
         return by_rows(lambda add, x: torch.addmm(add, x, matrix), add, x)
-    (x_stride, x_step), (row, column), add_stride, add_data = x.stride(), matrix.stride(), 0, None
+    (x_stride, x_step), (row, column), add_stride, bias_data, add_data = x.stride(), matrix.stride(), 0, None, None
     if x_step != 1:
         x, x_stride = x.contiguous(), x.shape[1]
     if row != 1 != column:
         matrix, (row, column) = matrix.contiguous(), (matrix.shape[1], 1)
     if add is not None:
         add = add if add.stride(-1) == 1 else add.contiguous()
-        add_stride, add_data = add.stride(0) if add.ndim == 2 else 0, add.data_ptr()
+        if add.ndim == 1:
+            bias_data = add.data_ptr()
+        else:
+            add_stride, add_data = add.stride(0), add.data_ptr()
     (rows, inputs), outputs, transposed = x.shape, matrix.shape[1], column != 1
     out = x.new_empty(rows, outputs)
     library.multiply(ctypes.byref(_Product(
-        rows, inputs, outputs, x_stride, column if transposed else row, add_stride, transposed,
-        torch.get_num_threads(), x.data_ptr(), matrix.data_ptr(), add_data, out.data_ptr(),
+        rows, inputs, outputs, x_stride, column if transposed else row, add_stride, outputs, transposed,
+        torch.get_num_threads(), x.data_ptr(), matrix.data_ptr(), bias_data, add_data, out.data_ptr(),
     )))  # fmt: skip
     return out
 
 
 @functools.cache
-def _library(backend: Backend | None, mode: str | None) -> ctypes.CDLL | None:
-    """The compiled code, once for each value of CHAINRULE_NATIVE."""
+def compiled(backend: Backend | None, mode: str | None) -> ctypes.CDLL | None:
+    """The compiled `rows.cpp`, or None for plain PyTorch, looked for once for each value of CHAINRULE_NATIVE."""
     library = KERNEL.load(backend)
     if library is not None:
         use_openmp(library)

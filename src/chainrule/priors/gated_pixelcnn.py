@@ -26,7 +26,8 @@ from torch import Tensor, nn
 
 from ..core import ClassLabels, CodeSpec, Context, Preset, check_float32, register
 from ..core.checks import MAX_SIZE, check_odd, check_range, check_sizes
-from ..kernels.rows import addmm, by_images, linear
+from ..kernels.chain import Chain, Link, Part, gate
+from ..kernels.rows import by_images, linear
 from ..layers.masked import AboveConv2d, LeftConv2d
 from ._raster import FREE_CHANNELS, RasterPrior, RasterRunner, embed_condition, taps_left, window_above
 
@@ -55,12 +56,6 @@ class GatedPixelCNNConfig(ClassLabels):
         check_sizes(self, "num_layers", "width", "head_width")
         check_odd(self, "kernel_size")
         check_range(self, 0, MAX_SIZE, "spatial_channels", "embedding_dim")
-
-
-def gate(x: Tensor, dim: int = 1) -> Tensor:
-    """tanh of the first half of the channels times sigmoid of the second; tanh a = 2 sigmoid 2a - 1 is faster here."""
-    filtered, gated = x.chunk(2, dim)
-    return (2 * torch.sigmoid(2 * filtered) - 1) * torch.sigmoid(gated)
 
 
 class GatedLayer(nn.Module):
@@ -148,17 +143,16 @@ class LayerState:
     """What a layer keeps of what it has read."""
 
     rows: Tensor  # (B, in, kernel rows, W), the vertical stack's last input rows
-    above: Tensor  # (B, W, 2p), what this row's horizontal stack takes from above
-    left: Tensor  # (B, left * p), horizontal inputs of the pixels to the left (not of the first layer)
-    centre: Tensor  # (B, p), and of this pixel
     condition: Tensor | None  # (B, 4p, 1 or H, 1 or W)
 
 
 @dataclass
 class NetworkState:
-    """What all layers keep."""
+    """What all layers keep; n layers of width p."""
 
     layers: list[LayerState]
+    above: Tensor  # (B, n, W, 2p), what this row's horizontal stack takes from above
+    row: Tensor  # (B, n, left + W, p), this row's horizontal inputs of the layers after the first, after zeros
 
 
 class GatedPixelCNNRunner(RasterRunner):
@@ -166,36 +160,46 @@ class GatedPixelCNNRunner(RasterRunner):
 
     def __init__(self, prior: GatedPixelCNN) -> None:
         super().__init__(prior)
-        self.layers = [
-            (
-                layer.horizontal.matrix(),
-                torch.cat([layer.residual.matrix(), layer.skip.matrix()], dim=1),
-                torch.cat([layer.residual.bias, layer.skip.bias]),
-            )
-            for layer in prior.layers
+        p, width, left, links = prior.config.width, prior.grid.width, prior.layers[-1].horizontal.left, []
+        first, last = prior.head
+        skips, hidden, out = Part(0, p), Part(0, 2 * p), Part(0, 2 * p + len(first.bias))
+        self.taps, gated = out.offset + len(last.bias), Part(0, 0)
+        for index, layer in enumerate(prior.layers):
+            row = index * (left + width) * p
+            x = Part(1, row, p) if index else Part(0, self.taps)
+            above = Part(2, index * width * 2 * p, 2 * p)
+            links += [
+                Link(x=x, matrix=layer.horizontal.matrix(), add=above, out=gated, after="gate"),
+                Link(x=gated, matrix=layer.skip.matrix(), bias=layer.skip.bias, add=skips if index else None, out=skips),
+            ]
+            if index + 1 < len(prior.layers):
+                own, following = (Part(1, (i * (left + width) + left) * p, p) for i in (index, index + 1))
+                add = own if index else None
+                matrix, bias = layer.residual.matrix(), layer.residual.bias
+                links.append(Link(x=gated, matrix=matrix, bias=bias, add=add, out=following))
+        links += [
+            Link(x=skips, matrix=first.matrix(), bias=first.bias, out=hidden, before="relu", after="relu"),
+            Link(x=hidden, matrix=last.matrix(), bias=last.bias, out=out),
         ]
-        self.head = [(layer.matrix(), layer.bias) for layer in prior.head]
+        self.chain, self.out = Chain(links), out.offset
 
     def start_network(self, inputs: Tensor, context: Context) -> NetworkState:
         batch_size, _, _, width = inputs.shape
-        p = self.prior.config.width
-        states = []
-        for index, layer in enumerate(self.prior.layers):
-            rows = layer.vertical.weight.shape[2]
-            states.append(
-                LayerState(
-                    inputs.new_zeros(batch_size, p if index else 0, rows, width),
-                    inputs.new_zeros(batch_size, width, 2 * p),
-                    inputs.new_zeros(batch_size, layer.horizontal.left * p),
-                    inputs.new_zeros(batch_size, p),
-                    embed_condition(layer.label, layer.spatial and partial(by_images, layer.spatial), context),
-                )
+        p, num_layers, left = self.prior.config.width, len(self.prior.layers), self.prior.layers[-1].horizontal.left
+        states = [
+            LayerState(
+                inputs.new_zeros(batch_size, p if index else 0, layer.vertical.weight.shape[2], width),
+                embed_condition(layer.label, layer.spatial and partial(by_images, layer.spatial), context),
             )
-        return NetworkState(states)
+            for index, layer in enumerate(self.prior.layers)
+        ]
+        above = inputs.new_zeros(batch_size, num_layers, width, 2 * p)
+        return NetworkState(states, above, inputs.new_zeros(batch_size, num_layers, left + width, p))
 
     def start_row(self, inputs: Tensor, row: int, network: NetworkState) -> None:
         v = None
-        for layer, state in zip(self.prior.layers, network.layers, strict=True):
+        network.row.zero_()
+        for index, (layer, state) in enumerate(zip(self.prior.layers, network.layers, strict=True)):
             if v is None:
                 window = window_above(inputs, row, layer.vertical.rows)
             else:
@@ -207,24 +211,12 @@ class GatedPixelCNNRunner(RasterRunner):
                 for_v, for_h = condition.chunk(2, 2)
                 above = above + for_v
             down = linear(above, layer.down.weight.flatten(1), layer.down.bias)
-            state.above = down if for_h is None else down + for_h
-            state.left.zero_()
-            state.centre.zero_()
+            network.above[:, index] = down if for_h is None else down + for_h
             v = gate(above, 2).mT.unsqueeze(2)
 
     def pixel(self, inputs: Tensor, row: int, column: int, depth: int, network: NetworkState) -> Tensor:
-        p = self.prior.config.width
         taps = taps_left(inputs, row, column, self.prior.layers[0].horizontal.left)
-        h = skips = None
-        for state, (left, out, bias) in zip(network.layers, self.layers, strict=True):
-            if h is not None:
-                if depth == 0:
-                    state.left = torch.cat([state.left[:, p:], state.centre], 1)
-                state.centre = h
-                taps = torch.cat([state.left, h], 1)
-            y, skip = addmm(bias, gate(addmm(state.above[:, column], taps, left)), out).chunk(2, 1)
-            skips = skip if skips is None else skips + skip
-            h = y if h is None else h + y
-        for matrix, bias in self.head:
-            skips = addmm(bias, F.relu(skips), matrix)
-        return skips
+        work = inputs.new_empty(len(inputs), self.taps + taps.shape[1])
+        work[:, self.taps :] = taps
+        self.chain(column, work, network.row.flatten(1), network.above.flatten(1))
+        return work[:, self.out : self.taps]

@@ -23,7 +23,8 @@ from torch import Tensor, nn
 
 from ..core import ClassLabels, CodeSpec, Context, Preset, check_float32, register
 from ..core.checks import MAX_SIZE, check_range, check_sizes
-from ..kernels.rows import addmm, matmul
+from ..kernels.chain import Chain, Link, Part
+from ..kernels.rows import matmul
 from ..layers.masked import AboveConv2d, LeftConv2d
 from ._raster import InputConv2d, RasterPrior, RasterRunner, taps_left, window_above
 
@@ -111,21 +112,14 @@ class PixelCNN(RasterPrior):
 
 
 @dataclass
-class BlockState:
-    """What a block keeps of what it has read."""
-
-    previous: Tensor  # (B, h, 1, W), the block's 3x3 input in the row above
-    current: Tensor  # (B, h, 1, W), and in this row, as far as it is known
-    above: Tensor  # (B, W, h), what this row takes from the row above
-
-
-@dataclass
 class NetworkState:
-    """What all blocks keep."""
+    """What all blocks keep; n blocks of width h, whose 3x3 inputs stand after a column of zeros."""
 
     label: list[Tensor]  # per block (B, h), or empty
     above: Tensor  # (B, W, 2h), what this row's first layer takes from the rows above
-    blocks: list[BlockState]
+    previous: Tensor  # (B, n, W + 1, h), the blocks' 3x3 inputs in the row above
+    current: Tensor  # (B, n, W + 1, h), and in this row, as far as it is known
+    from_above: Tensor  # (B, n, W, h), what this row takes from the row above
 
 
 class PixelCNNRunner(RasterRunner):
@@ -134,40 +128,47 @@ class PixelCNNRunner(RasterRunner):
     def __init__(self, prior: PixelCNN) -> None:
         super().__init__(prior)
         self.input = prior.input.left.matrix()
-        self.blocks = [(block.reduce.matrix(), block.left.matrix(), block.expand.matrix()) for block in prior.blocks]
-        self.head = [layer.matrix() for layer in prior.head]
+        width, hidden, links = prior.grid.width, prior.config.width, []
+        x, inside = Part(0, 0), Part(0, 2 * hidden)
+        for index, block in enumerate(prior.blocks):
+            row = index * (width + 1) * hidden
+            y, before = Part(1, row + hidden, hidden), Part(1, row, hidden)
+            above = Part(2, index * width * hidden, hidden)
+            links += [
+                Link(x=x, matrix=block.reduce.matrix(), bias=block.reduce.bias, out=y, before="relu", after="relu"),
+                Link(x=before, matrix=block.left.matrix(), add=above, out=inside, after="relu"),
+                Link(x=inside, matrix=block.expand.matrix(), bias=block.expand.bias, add=x, out=x),
+            ]
+        first, last = prior.head
+        links += [
+            Link(x=x, matrix=first.matrix(), bias=first.bias, out=inside, before="relu", after="relu"),
+            Link(x=inside, matrix=last.matrix(), bias=last.bias, out=(out := Part(0, 2 * hidden + len(first.bias)))),
+        ]
+        self.chain, self.out, self.size = Chain(links), out.offset, out.offset + len(last.bias)
 
     def start_network(self, inputs: Tensor, context: Context) -> NetworkState:
         batch_size, _, _, width = inputs.shape
-        hidden = self.prior.config.width
+        num_blocks, hidden = len(self.prior.blocks), self.prior.config.width
         label = [] if context.label is None else [block.label(context.label) for block in self.prior.blocks]
-        blocks = [
-            BlockState(
-                inputs.new_zeros(batch_size, hidden, 1, width),
-                inputs.new_zeros(batch_size, hidden, 1, width),
-                inputs.new_zeros(batch_size, width, hidden),
-            )
-            for _ in self.prior.blocks
-        ]
-        return NetworkState(label, inputs.new_zeros(batch_size, width, 2 * hidden), blocks)
+        return NetworkState(
+            label,
+            inputs.new_zeros(batch_size, width, 2 * hidden),
+            inputs.new_zeros(batch_size, num_blocks, width + 1, hidden),
+            inputs.new_zeros(batch_size, num_blocks, width + 1, hidden),
+            inputs.new_zeros(batch_size, num_blocks, width, hidden),
+        )
 
     def start_row(self, inputs: Tensor, row: int, network: NetworkState) -> None:
         above = self.prior.input.above
         network.above = above.row(window_above(inputs, row, above.rows))
-        for index, (block, state) in enumerate(zip(self.prior.blocks, network.blocks, strict=True)):
-            state.previous, state.current = state.current, state.previous
-            state.above = block.above.row(state.previous)
-            if network.label:
-                state.above = state.above + network.label[index][:, None]
+        network.previous, network.current = network.current, network.previous
+        for index, block in enumerate(self.prior.blocks):
+            taken = block.above.row(network.previous[:, index, 1:].mT.unsqueeze(2))
+            network.from_above[:, index] = taken + network.label[index][:, None] if network.label else taken
 
     def pixel(self, inputs: Tensor, row: int, column: int, depth: int, network: NetworkState) -> Tensor:
-        x = network.above[:, column] + matmul(taps_left(inputs, row, column, self.prior.input.left.left), self.input)
-        for block, state, (reduce, left, expand) in zip(self.prior.blocks, network.blocks, self.blocks, strict=True):
-            y = F.relu(addmm(block.reduce.bias, F.relu(x), reduce))
-            state.current[:, :, 0, column] = y
-            before = state.current[:, :, 0, column - 1] if column else torch.zeros_like(y)
-            y = addmm(state.above[:, column], torch.cat([before, y], 1), left)
-            x = x + addmm(block.expand.bias, F.relu(y), expand)
-        for layer, matrix in zip(self.prior.head, self.head, strict=True):
-            x = addmm(layer.bias, F.relu(x), matrix)
-        return x
+        known = taps_left(inputs, row, column, self.prior.input.left.left)
+        work = inputs.new_empty(len(inputs), self.size)
+        work[:, : network.above.shape[2]] = network.above[:, column] + matmul(known, self.input)
+        self.chain(column, work, network.current.flatten(1), network.from_above.flatten(1))
+        return work[:, self.out :]
