@@ -23,12 +23,13 @@ if TYPE_CHECKING:
     from .serving.page import demo
     from .sizes import create, presets
     from .training.run import train
+    from .variation import vary
     from .zoo import load, push, save
 
 __all__ = [
     "Pipeline", "compare", "compress", "convert", "create", "decode", "decompress", "demo", "encode", "evaluate",
     "fit", "grid", "info", "load", "models", "presets", "push", "reconstruct", "repeat", "save", "score", "to_pil",
-    "train",
+    "train", "vary",
 ]  # fmt: skip
 
 _HOMES = {
@@ -38,7 +39,7 @@ _HOMES = {
     "fit": "fitting.run", "grid": "images", "info": "catalogue", "load": "zoo", "models": "saving.hub",
     "presets": "sizes", "push": "zoo",
     "reconstruct": "evaluation.reconstruction", "repeat": "evaluation.measure", "save": "zoo",
-    "score": "evaluation.scoring", "to_pil": "images", "train": "training.run",
+    "score": "evaluation.scoring", "to_pil": "images", "train": "training.run", "vary": "variation",
 }  # fmt: skip
 
 

@@ -28,6 +28,7 @@ from .pipeline import OnImage, Pipeline
 from .saving.hub import find, is_local
 from .saving.weights import weights_sha256
 from .strict import build_dataclass, to_plain
+from .variation import redraw
 from .zoo import load_kind, load_scorer, load_tokenizer
 
 if TYPE_CHECKING:
@@ -70,18 +71,20 @@ class Known:
 
     image, mask: PNG files in base64: the image, and white where it is known
     particles, paste: see `Pipeline.complete`
+    whole:       whether the known codes are those of the whole image, see `variation.redraw`
     """
 
     image: str
     mask: str
     particles: int = 1
     paste: bool = False
+    whole: bool = False
 
     @classmethod
-    def of(cls, image: Tensor, mask: Tensor, particles: int = 1, paste: bool = False) -> Known:
+    def of(cls, image: Tensor, mask: Tensor, particles: int = 1, paste: bool = False, whole: bool = False) -> Known:
         """Of an image uint8 (C, H, W) and a mask bool (H, W)."""
         white = mask[None].to(torch.uint8) * 255
-        return cls(image=_to_base64(image), mask=_to_base64(white), particles=particles, paste=paste)
+        return cls(image=_to_base64(image), mask=_to_base64(white), particles=particles, paste=paste, whole=whole)
 
     def tensors(self) -> tuple[Tensor, Tensor]:
         """The image uint8 (C, H, W) and the mask bool (H, W)."""
@@ -161,8 +164,10 @@ class Drawing:
         if self.known is None:
             return pipeline.sample(best_of=self.best_of, scorer=scorer, on_image=on_image, **self.arguments())
         image, mask = self.known.tensors()
-        known = {"particles": self.known.particles, "paste": self.known.paste}
-        return pipeline.complete(image, mask, on_image=on_image, **known, **self.arguments())
+        given = {"particles": self.known.particles, "on_image": on_image} | self.arguments()
+        if self.known.whole:
+            return redraw(pipeline, image, mask, **given)
+        return pipeline.complete(image, mask, paste=self.known.paste, **given)
 
     def picture(self, images: Tensor, upscale: Callable[[Tensor], Tensor]) -> Image:
         """The images in the layout of the file."""

@@ -123,7 +123,7 @@ class Pipeline:
 
         def draw(seeds: Sequence[int]) -> Tensor:
             drawn = replace(request, seeds=seeds)
-            watch = self._watch(on_image)
+            watch = self.watch(on_image)
             return torch.cat([self.decode(part.draw(runner, watch)) for part in drawn.split(BATCH)])
 
         return draw(request.seeds) if scorer is None else keep_best(draw, request.seeds, best_of, scorer)
@@ -185,7 +185,7 @@ class Pipeline:
         request = self.request(
             n, label, text=text, negative=negative, seed=seed, known=known, particles=particles, **options
         )
-        drawn = request.draw(request.sampling.runner(self.prior), self._watch(on_image))
+        drawn = request.draw(request.sampling.runner(self.prior), self.watch(on_image))
         return self.completed(self.decode(drawn), image, mask, known, paste)
 
     def completed(self, images: Tensor, image: Tensor, mask: Tensor, known: Known, paste: bool = False) -> Tensor:
@@ -431,7 +431,8 @@ class Pipeline:
         """Numbers of classes as names, by which another model finds them, or as int64 (B,) where there are none."""
         return torch.tensor(numbers) if self.class_names is None else [self.class_names[one] for one in numbers]
 
-    def _watch(self, on_image: OnImage | None) -> OnCode | None:
+    def watch(self, on_image: OnImage | None) -> OnCode | None:
+        """What `decoding` calls after each code, so that `on_image` sees the images so far."""
         if on_image is None:
             return None
         return lambda t, codes: on_image(t + 1, lambda: self.decode(self.prior.spec.unflatten(codes.clone())))

@@ -34,6 +34,7 @@ from .score import score
 from .serve import serve
 from .timeline import timeline
 from .train import train
+from .vary import vary
 
 NO_MEMORY = re.compile("out of memory|not enough memory|allocate memory|size calculation overflowed", re.IGNORECASE)
 OF_DEVICE = re.compile(r"cuda|mps|xpu|nvidia|driver|device", re.IGNORECASE)
@@ -134,7 +135,7 @@ def _about(context: typer.Context, version: Version = False, debug: Debug = Fals
         raise typer.Exit(2)
 
 
-PICTURES = sample, complete, repeat, score, reconstruct, encode, decode, compress, decompress
+PICTURES = sample, complete, vary, repeat, score, reconstruct, encode, decode, compress, decompress
 TRAINING = fit, train, evaluate, compare, timeline, recipes, presets
 for command in (models, info, *PICTURES, *TRAINING, convert, push, serve, demo):
     app.command()(command)
