@@ -54,8 +54,9 @@ def test_a_look_counts_captions_and_their_scripts(tmp_path):
 
 
 def test_a_plan_prints_and_writes_nothing(folder, tmp_path, capsys):
-    assert chainrule.fit(folder, out=tmp_path / "mine", overrides=TINY, plan_only=True) is None
+    assert chainrule.fit(folder, out=tmp_path / "mine", overrides=[*TINY, "data.resize=pad"], plan_only=True) is None
     printed = capsys.readouterr().out
+    assert "16x16, colour, padded with white to a square" in printed
     assert "RQ-Transformer" in printed and "3 steps" in printed and "conditioned on     label" in printed
     assert not (tmp_path / "mine").exists()
 

@@ -34,6 +34,8 @@ FINE_TUNING_RATE = 5e-4
 ENOUGH_PSNR = 21.0
 """dB, mean over the examples, from which a bundled tokenizer is taken."""
 FROM_NOTHING = "prior-from-nothing"
+RESIZED = {"crop": "cut to a square", "pad": "padded with white to a square", "stretch": "stretched to a square"}
+"""What `data.resize` means for pictures of another shape."""
 RESERVE = 0.1
 """Share of the whole time for loading, evaluating and the report."""
 
@@ -120,9 +122,10 @@ class FitPlan:
 
     def lines(self) -> list[tuple[str, str]]:
         """The plan as pairs of a title and a description."""
-        look = self.look
+        look, colour = self.look, "grey" if self.look.channels == 1 else "colour"
+        data = self.stages[0].recipe["data"] if self.stages else {}
         found = [
-            ("image size", f"{look.size}x{look.size}, {'grey' if look.channels == 1 else 'colour'}, the centre is cut"),
+            ("image size", f"{look.size}x{look.size}, {colour}, {RESIZED[data.get('resize', 'crop')]}"),
             ("system", next(system.title for system in SYSTEMS if system.key == self.system)),
             ("conditioned on", self.condition),
         ]
@@ -156,7 +159,7 @@ def make_plan(look: Look, examples: Sequence[Example], wish: Mapping[str, Any]) 
     seconds, notes = wish["minutes"] * 60 * (1 - RESERVE), _without_weights(recipes)
     with cache.scratch() as scratch, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about the examples, not about the folder
-        images = _write_examples(scratch / "examples", examples, look)
+        images = _write_examples(scratch / "examples", examples, look, recipes[0]["data"].get("resize", "crop"))
         own = any(override.startswith("tokenizer.") for override in overrides)
         bundled, tried = (None, "") if own else _bundled(system, look, images)
         if bundled:
@@ -260,12 +263,13 @@ def _recipe(stage: Mapping[str, Any], look: Look, system: System, overrides: Seq
     return recipe
 
 
-def _write_examples(folder: Path, examples: Sequence[Example], look: Look) -> Tensor:
+def _write_examples(folder: Path, examples: Sequence[Example], look: Look, resize: str) -> Tensor:
     """Writes examples as a folder that recipes read; the images that could be decoded, uint8 (N, C, H, W)."""
     images = []
     for index, example in enumerate(examples):
         try:
-            images.append(torch.from_numpy(decode(example.source, (look.size, look.size), look.channels).pixels))
+            picture = decode(example.source, (look.size, look.size), look.channels, resize)
+            images.append(torch.from_numpy(picture.pixels))
         except Exception:  # whatever Pillow raises on a damaged file, which training names
             continue
         label = "" if len(look.classes) < 2 else str(example.label)
