@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from chainrule.kernels.chain import Chain, Link, Part, gate
+from chainrule.kernels.scan import lstm_cell
 
 
 def links():
@@ -53,6 +54,18 @@ def test_compiled_code_rounds_an_image_alike_alone_and_in_a_batch():
         run(1, *alone)
         for one, other in zip(alone, together, strict=True):
             assert torch.equal(one[0], other[i])
+
+
+@pytest.mark.parametrize("backend", ["native", "plain"])
+@torch.no_grad()
+def test_lstm_gates_become_states_and_cells(backend):
+    matrix, buffer = torch.randn(3, 20), torch.randn(4, 18)
+    h, c = lstm_cell(buffer[:, :3] @ matrix, buffer[:, 3:8])
+    link = Link(
+        x=Part(0, 0), matrix=matrix, out=Part(0, 8), after="lstm", cells=Part(0, 3), new_cells=Part(0, 13)
+    )  # fmt: skip
+    Chain([link], backend)(0, buffer)
+    torch.testing.assert_close(buffer[:, 8:], torch.cat([h, c], 1))
 
 
 @torch.no_grad()

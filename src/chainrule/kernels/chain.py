@@ -22,8 +22,9 @@ from torch import Tensor
 
 from . import rows
 from .native import Backend
+from .scan import lstm_cell
 
-FUNCTIONS = ("none", "relu", "gate")
+FUNCTIONS = ("none", "relu", "gate", "lstm")
 
 
 def gate(x: Tensor, dim: int = 1) -> Tensor:
@@ -54,11 +55,14 @@ class Part:
 class Link:
     """One product.
 
-    x, add, out: E numbers, K numbers, and where the K numbers of the result go, after "gate" K / 2; add may be out
+    x, add, out: E numbers, K numbers, and where the K numbers of the result go, after "gate" K / 2 and after "lstm" the
+                 K / 4 states; add may be out
     matrix:      (E, K)
     bias:        (K,)
     before:      of x
-    after:       of the result
+    after:       of the result; "lstm" is `scan.lstm_cell`
+    cells:       K / 4 numbers, of "lstm" only
+    new_cells:   where they go
     """
 
     x: Part
@@ -67,7 +71,9 @@ class Link:
     bias: Tensor | None = None
     add: Part | None = None
     before: Literal["none", "relu"] = "none"
-    after: Literal["none", "relu", "gate"] = "none"
+    after: Literal["none", "relu", "gate", "lstm"] = "none"
+    cells: Part | None = None
+    new_cells: Part | None = None
 
 
 class Chain:
@@ -105,7 +111,11 @@ class Chain:
             x = F.relu(x) if link.before == "relu" else x
             y = rows.matmul(x, matrix, "plain") if bias is None else rows.addmm(bias, x, matrix, "plain")
             y = y if link.add is None else y + link.add.of(buffers, column, outputs)
-            y = {"none": lambda y: y, "relu": F.relu, "gate": gate}[link.after](y)
+            if link.cells is not None:
+                y, c = lstm_cell(y, link.cells.of(buffers, column, outputs // 4))
+                link.new_cells.of(buffers, column, outputs // 4).copy_(c)
+            elif link.after != "none":
+                y = F.relu(y) if link.after == "relu" else gate(y)
             link.out.of(buffers, column, y.shape[1]).copy_(y)
 
 
@@ -115,6 +125,7 @@ def _pack(link: Link, kept: tuple[Tensor, Tensor | None]) -> rows.Link:
 
     matrix, bias = kept
     return rows.Link(
-        place(link.x), place(link.add), place(link.out), *matrix.shape, FUNCTIONS.index(link.before),
-        FUNCTIONS.index(link.after), matrix.data_ptr(), None if bias is None else bias.data_ptr(),
+        *map(place, (link.x, link.add, link.out, link.cells, link.new_cells)), *matrix.shape,
+        FUNCTIONS.index(link.before), FUNCTIONS.index(link.after), matrix.data_ptr(),
+        None if bias is None else bias.data_ptr(),
     )  # fmt: skip

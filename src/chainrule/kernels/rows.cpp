@@ -30,9 +30,11 @@ struct Product {
 struct Place {
     int64_t buffer, offset, step;  // buffer -1: nowhere
 };
-enum Function { kNone, kRelu, kGate };  // gate: tanh of the first half times the sigmoid of the second
+// Gate: tanh of the first half times the sigmoid of the second.  LSTM: of the gates output, forget, input and content, with
+// the cells at `cells`, which go on to `new_cells`.
+enum Function { kNone, kRelu, kGate, kLstm };
 struct Link {
-    Place x, add, out;
+    Place x, add, out, cells, new_cells;
     int64_t inputs, outputs;
     int64_t before, after;  // functions of the input, and of the result
     const float *matrix, *bias;
@@ -175,7 +177,7 @@ inline float sigmoid(float x) { return 1 / (1 + std::exp(-x)); }
 
 }  // namespace
 
-INTERFACE(2, sizeof(Product), sizeof(Link), sizeof(Call))
+INTERFACE(3, sizeof(Product), sizeof(Link), sizeof(Call))
 
 extern "C" void multiply(const Product* product) { multiply_one(*product); }
 
@@ -200,16 +202,25 @@ extern "C" void run_chain(const Call* call) {
                     inputs[b * link.inputs + e] = std::max(p.x[b * p.x_stride + e], 0.f);
             p.x = inputs.get(), p.x_stride = link.inputs;
         }
-        if (link.after == kGate) p.out = results.get(), p.out_stride = link.outputs;
+        if (link.after >= kGate) p.out = results.get(), p.out_stride = link.outputs;
         multiply_one(p);
-        const int64_t half = link.outputs / 2;
+        const float* cells = at(link.cells);
+        float* new_cells = at(link.new_cells);
         for (int64_t b = 0; b < call->rows && link.after; b++) {
             float* to = out + b * out_stride;
             const float* from = p.out + b * p.out_stride;
             if (link.after == kRelu)
                 for (int64_t k = 0; k < link.outputs; k++) to[k] = std::max(to[k], 0.f);
-            else
-                for (int64_t k = 0; k < half; k++) to[k] = (2 * sigmoid(2 * from[k]) - 1) * sigmoid(from[half + k]);
+            if (link.after == kGate)
+                for (int64_t k = 0, half = link.outputs / 2; k < half; k++)
+                    to[k] = (2 * sigmoid(2 * from[k]) - 1) * sigmoid(from[half + k]);
+            if (link.after == kLstm)
+                for (int64_t k = 0, size = link.outputs / 4; k < size; k++) {
+                    const float old = cells[b * stride(link.cells) + k];
+                    const float c = sigmoid(from[size + k]) * old + sigmoid(from[2 * size + k]) * std::tanh(from[3 * size + k]);
+                    new_cells[b * stride(link.new_cells) + k] = c;
+                    to[k] = sigmoid(from[k]) * std::tanh(c);
+                }
         }
     }
 }

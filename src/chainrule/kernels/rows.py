@@ -55,9 +55,10 @@ class Link(ctypes.Structure):
     """One product of a chain; see `chain.Link`."""
 
     _fields_ = [
-        ("x", Place), ("add", Place), ("out", Place), *integers("inputs", "outputs", "before", "after"),
+        *((name, Place) for name in ("x", "add", "out", "cells", "new_cells")),
+        *integers("inputs", "outputs", "before", "after"),
         *pointers("matrix", "bias"),
-    ]  # fmt: skip
+    ]
 
 
 class Call(ctypes.Structure):
@@ -66,7 +67,7 @@ class Call(ctypes.Structure):
     _fields_ = [*integers("count", "rows", "column", "threads"), *pointers("links", "buffers", "strides")]
 
 
-KERNEL = Kernel("rows", 2, (_Product, Link, Call))
+KERNEL = Kernel("rows", 3, (_Product, Link, Call))
 
 
 def by_rows(function: Callable[..., Tensor], *batches: Tensor) -> Tensor:

@@ -170,8 +170,10 @@ class GatedPixelCNNRunner(RasterRunner):
             above = Part(2, index * width * 2 * p, 2 * p)
             links += [
                 Link(x=x, matrix=layer.horizontal.matrix(), add=above, out=gated, after="gate"),
-                Link(x=gated, matrix=layer.skip.matrix(), bias=layer.skip.bias, add=skips if index else None, out=skips),
-            ]
+                Link(
+                    x=gated, matrix=layer.skip.matrix(), bias=layer.skip.bias, add=skips if index else None, out=skips
+                ),
+            ]  # fmt: skip
             if index + 1 < len(prior.layers):
                 own, following = (Part(1, (i * (left + width) + left) * p, p) for i in (index, index + 1))
                 add = own if index else None

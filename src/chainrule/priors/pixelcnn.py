@@ -17,14 +17,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..core import ClassLabels, CodeSpec, Context, Preset, check_float32, register
 from ..core.checks import MAX_SIZE, check_range, check_sizes
 from ..kernels.chain import Chain, Link, Part
-from ..kernels.rows import matmul
 from ..layers.masked import AboveConv2d, LeftConv2d
 from ._raster import InputConv2d, RasterPrior, RasterRunner, taps_left, window_above
 
@@ -127,9 +125,10 @@ class PixelCNNRunner(RasterRunner):
 
     def __init__(self, prior: PixelCNN) -> None:
         super().__init__(prior)
-        self.input = prior.input.left.matrix()
-        width, hidden, links = prior.grid.width, prior.config.width, []
-        x, inside = Part(0, 0), Part(0, 2 * hidden)
+        width, hidden, (first, last) = prior.grid.width, prior.config.width, prior.head
+        x, inside, out = Part(0, 0), Part(0, 2 * hidden), Part(0, 2 * hidden + max(hidden, len(first.bias)))
+        taps = Part(0, out.offset + len(last.bias))
+        links = [Link(x=taps, matrix=prior.input.left.matrix(), add=Part(3, 0, 2 * hidden), out=x)]
         for index, block in enumerate(prior.blocks):
             row = index * (width + 1) * hidden
             y, before = Part(1, row + hidden, hidden), Part(1, row, hidden)
@@ -139,12 +138,11 @@ class PixelCNNRunner(RasterRunner):
                 Link(x=before, matrix=block.left.matrix(), add=above, out=inside, after="relu"),
                 Link(x=inside, matrix=block.expand.matrix(), bias=block.expand.bias, add=x, out=x),
             ]
-        first, last = prior.head
         links += [
             Link(x=x, matrix=first.matrix(), bias=first.bias, out=inside, before="relu", after="relu"),
-            Link(x=inside, matrix=last.matrix(), bias=last.bias, out=(out := Part(0, 2 * hidden + len(first.bias)))),
+            Link(x=inside, matrix=last.matrix(), bias=last.bias, out=out),
         ]
-        self.chain, self.out, self.size = Chain(links), out.offset, out.offset + len(last.bias)
+        self.chain, self.out, self.taps = Chain(links), out.offset, taps.offset
 
     def start_network(self, inputs: Tensor, context: Context) -> NetworkState:
         batch_size, _, _, width = inputs.shape
@@ -167,8 +165,8 @@ class PixelCNNRunner(RasterRunner):
             network.from_above[:, index] = taken + network.label[index][:, None] if network.label else taken
 
     def pixel(self, inputs: Tensor, row: int, column: int, depth: int, network: NetworkState) -> Tensor:
-        known = taps_left(inputs, row, column, self.prior.input.left.left)
-        work = inputs.new_empty(len(inputs), self.size)
-        work[:, : network.above.shape[2]] = network.above[:, column] + matmul(known, self.input)
-        self.chain(column, work, network.current.flatten(1), network.from_above.flatten(1))
-        return work[:, self.out :]
+        taps = taps_left(inputs, row, column, self.prior.input.left.left)
+        work = inputs.new_empty(len(inputs), self.taps + taps.shape[1])
+        work[:, self.taps :] = taps
+        self.chain(column, work, *(one.flatten(1) for one in (network.current, network.from_above, network.above)))
+        return work[:, self.out : self.taps]

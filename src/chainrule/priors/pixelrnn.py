@@ -46,6 +46,7 @@ from torch import Tensor, nn
 
 from ..core import ClassLabels, Codes, CodeSpec, Context, GridSpec, Position, Preset, check_float32, register
 from ..core.checks import MAX_SIZE, check_range, check_sizes
+from ..kernels.chain import Chain, Link, Part
 from ..kernels.rows import addmm, linear, matmul
 from ..kernels.scan import NUM_TAPS, lstm_cell, lstm_scan, neighbours_above
 from ..layers.masked import LeftConv2d
@@ -78,7 +79,7 @@ class PixelRNNConfig(ClassLabels):
 
 @dataclass
 class LayerState:
-    """What a layer remembers of the row in progress."""
+    """What a layer remembers of the row in progress, as views of what `NetworkState` keeps."""
 
     condition: Tensor  # (B, H or 1, W or 1, gates), what label and spatial condition add
     inputs: Tensor  # (B, W, 2h), the layer's input; from the next column on still that of the row above
@@ -86,6 +87,22 @@ class LayerState:
     c: Tensor  # (B, W, h), cells, likewise
     above: Tensor  # (B, W, 4h), what this row's gates take from the row above
     beside: Tensor  # (B, W, h); row: the cells of the row above; diagonal: the second direction's states, moved down
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Where a layer's numbers at a pixel lie, and one pixel to the left; before the first there are zeros."""
+
+    work: Part  # 4h numbers
+    inputs: Part
+    inputs_left: Part
+    h: Part
+    h_left: Part
+    c: Part
+    c_left: Part
+    above: Part
+    beside: Part
+    out: Part  # 2h numbers, the layer's result
 
 
 class Scan(nn.Module):
@@ -145,27 +162,21 @@ class Layer(nn.Module, ABC):
         y = matmul(h, matrix)
         return x + y if self.residual else y  # a sum in float32, whatever the product is in
 
-    def init(self, batch_size: int, width: int, hidden: int, context: Context) -> LayerState:
-        """The state before the first pixel."""
-
-        def zeros(*shape: int) -> Tensor:
-            return self.up.weight.new_zeros(batch_size, *shape)
-
-        condition = self.condition(context)
-        if condition is None:
-            condition = zeros(1, 1, 4 * hidden * len(self.scans))
-        return LayerState(
-            condition, zeros(width, 2 * hidden), zeros(width, hidden), zeros(width, hidden),
-            zeros(width, 4 * hidden), zeros(width, hidden),
-        )  # fmt: skip
+    def up_links(self, parts: Parts, states: Sequence[Part]) -> list[Link]:
+        """The layer's result: of its input where that is added, and of the sum of some states."""
+        matrix, add, links = self.up.matrix(), parts.inputs if self.residual else None, []
+        for state in states:
+            links.append(Link(x=state, matrix=matrix, add=add, out=parts.out))
+            add = parts.out
+        return links
 
     @abstractmethod
     def start_row(self, row: int, state: LayerState) -> None:
         """Evaluates what the pixels of `row` take from the row above; `state` holds that row complete."""
 
     @abstractmethod
-    def pixel(self, x: Tensor, column: int, state: LayerState, matrices: list[Tensor]) -> Tensor:
-        """The layer at one pixel: (B, 2h) -> (B, h), with the matrices of `self.scans[0].input` and `self.up`."""
+    def links(self, parts: Parts) -> list[Link]:
+        """The layer at one pixel."""
 
 
 class RowLayer(Layer):
@@ -177,16 +188,15 @@ class RowLayer(Layer):
     def start_row(self, row: int, state: LayerState) -> None:
         (scan,) = self.scans
         above = matmul(neighbours_above(state.h), scan.weight.flatten(0, 1))
-        state.above = above + scan.input.bias + _row(state.condition, row)
-        state.beside = state.c.clone()
+        state.above.copy_(above + scan.input.bias + _row(state.condition, row))
+        state.beside.copy_(state.c)
 
-    def pixel(self, x: Tensor, column: int, state: LayerState, matrices: list[Tensor]) -> Tensor:
-        state.inputs[:, column] = x
-        left = state.inputs[:, column - 1] if column else torch.zeros_like(x)
-        z = addmm(state.above[:, column], torch.cat([left, x], dim=1), matrices[0])
-        h, state.c[:, column] = lstm_cell(z, state.beside[:, column])
-        state.h[:, column] = h
-        return h
+    def links(self, parts: Parts) -> list[Link]:
+        gates = Link(
+            x=parts.inputs_left, matrix=self.scans[0].input.matrix(), add=parts.above, after="lstm", out=parts.h,
+            cells=parts.beside, new_cells=parts.c,
+        )  # fmt: skip
+        return [gates, *self.up_links(parts, [parts.h])]
 
 
 class DiagonalLayer(Layer):
@@ -207,18 +217,18 @@ class DiagonalLayer(Layer):
                 h, c = lstm_cell(addmm(above[:, column], h, second.weight[1]), c)
                 state.beside[:, column] = h
         condition = _row(state.condition.chunk(2, dim=-1)[0], row)
-        state.above = matmul(state.h, first.weight[0]) + first.input.bias + condition
+        state.above.copy_(matmul(state.h, first.weight[0]) + first.input.bias + condition)
 
-    def pixel(self, x: Tensor, column: int, state: LayerState, matrices: list[Tensor]) -> Tensor:
-        state.inputs[:, column] = x
-        z = addmm(state.above[:, column], x, matrices[0])
-        c = torch.zeros_like(state.c[:, 0])
-        if column:
-            z = addmm(z, state.h[:, column - 1], self.scans[0].weight[1])
-            c = state.c[:, column - 1]
-        h, state.c[:, column] = lstm_cell(z, c)
-        state.h[:, column] = h
-        return h + state.beside[:, column]
+    def links(self, parts: Parts) -> list[Link]:
+        scan = self.scans[0]
+        return [
+            Link(x=parts.inputs, matrix=scan.input.matrix(), add=parts.above, out=parts.work),
+            Link(
+                x=parts.h_left, matrix=scan.weight[1].detach(), add=parts.work, after="lstm", out=parts.h,
+                cells=parts.c_left, new_cells=parts.c,
+            ),
+            *self.up_links(parts, [parts.h, parts.beside]),
+        ]  # fmt: skip
 
 
 class PixelRNN(RasterPrior):
@@ -259,10 +269,20 @@ class PixelRNN(RasterPrior):
 
 @dataclass
 class NetworkState:
-    """What all layers keep."""
+    """What all layers keep, n of them; see `LayerState`.  Before the pixels of some stands a column of zeros."""
 
-    above: Tensor  # (B, W, 2h), what this row's first layer takes from the rows above
-    layers: list[LayerState]
+    first: Tensor  # (B, W, 2h), what this row's first layer takes from the rows above
+    conditions: list[Tensor]  # per layer
+    inputs: Tensor  # (B, n, W + 1, 2h)
+    h: Tensor  # (B, n, W + 1, h)
+    c: Tensor  # (B, n, W + 1, h)
+    above: Tensor  # (B, n, W, 4h)
+    beside: Tensor  # (B, n, W, h)
+
+    def layer(self, index: int) -> LayerState:
+        """What one layer keeps."""
+        shifted = (each[:, index, 1:] for each in (self.inputs, self.h, self.c))
+        return LayerState(self.conditions[index], *shifted, self.above[:, index], self.beside[:, index])
 
 
 class PixelRNNRunner(RasterRunner):
@@ -270,30 +290,59 @@ class PixelRNNRunner(RasterRunner):
 
     def __init__(self, prior: PixelRNN) -> None:
         super().__init__(prior)
-        self.input = prior.input.left.matrix()
-        self.layers = [[layer.scans[0].input.matrix(), layer.up.matrix()] for layer in prior.layers]
-        self.head = [layer.matrix() for layer in prior.head]
+        h, width, (first, last) = prior.config.width, prior.grid.width, prior.head
+        x, work = Part(0, 0), Part(0, 2 * h)
+        out = Part(0, work.offset + max(4 * h, len(first.bias)))
+        taps = Part(0, out.offset + len(last.bias))
+
+        def pixel(buffer: int, layer: int, size: int, shift: int) -> Part:
+            """A pixel of a layer in a buffer with a column of zeros, or the pixel to the left."""
+            return Part(buffer, (layer * (width + 1) + shift) * size, size)
+
+        links = [Link(x=taps, matrix=prior.input.left.matrix(), add=Part(6, 0, 2 * h), out=pixel(1, 0, 2 * h, 1))]
+        for index, layer in enumerate(prior.layers):
+            links += layer.links(
+                Parts(
+                    work=work, inputs=pixel(1, index, 2 * h, 1), inputs_left=pixel(1, index, 2 * h, 0),
+                    h=pixel(2, index, h, 1), h_left=pixel(2, index, h, 0), c=pixel(3, index, h, 1),
+                    c_left=pixel(3, index, h, 0), above=Part(4, index * width * 4 * h, 4 * h),
+                    beside=Part(5, index * width * h, h),
+                    out=pixel(1, index + 1, 2 * h, 1) if index + 1 < len(prior.layers) else x,
+                )
+            )  # fmt: skip
+        links += [
+            Link(x=x, matrix=first.matrix(), bias=first.bias, out=work, before="relu", after="relu"),
+            Link(x=work, matrix=last.matrix(), bias=last.bias, out=out),
+        ]
+        self.chain, self.out, self.taps = Chain(links), out.offset, taps.offset
 
     def start_network(self, inputs: Tensor, context: Context) -> NetworkState:
         batch_size, _, _, width = inputs.shape
-        hidden = self.prior.config.width
-        states = [layer.init(batch_size, width, hidden, context) for layer in self.prior.layers]
-        return NetworkState(inputs.new_zeros(batch_size, width, 2 * hidden), states)
+        layers, h = self.prior.layers, self.prior.config.width
+
+        def zeros(columns: int, size: int) -> Tensor:
+            return inputs.new_zeros(batch_size, len(layers), columns, size)
+
+        conditions = [layer.condition(context) for layer in layers]
+        nothing = inputs.new_zeros(batch_size, 1, 1, 4 * h * len(layers[0].scans))
+        return NetworkState(
+            inputs.new_zeros(batch_size, width, 2 * h), [nothing if one is None else one for one in conditions],
+            zeros(width + 1, 2 * h), zeros(width + 1, h), zeros(width + 1, h), zeros(width, 4 * h), zeros(width, h),
+        )  # fmt: skip
 
     def start_row(self, inputs: Tensor, row: int, network: NetworkState) -> None:
         above = self.prior.input.above
-        network.above = above.row(window_above(inputs, row, above.rows))
-        for layer, state in zip(self.prior.layers, network.layers, strict=True):
-            layer.start_row(row, state)
+        network.first = above.row(window_above(inputs, row, above.rows))
+        for index, layer in enumerate(self.prior.layers):
+            layer.start_row(row, network.layer(index))
 
     def pixel(self, inputs: Tensor, row: int, column: int, depth: int, network: NetworkState) -> Tensor:
-        x = network.above[:, column] + matmul(taps_left(inputs, row, column, self.prior.input.left.left), self.input)
-        for layer, state, own in zip(self.prior.layers, network.layers, self.layers, strict=True):
-            h = layer.pixel(x, column, state, own)
-            x = layer.project(x, h, own[1])
-        for layer, matrix in zip(self.prior.head, self.head, strict=True):
-            x = addmm(layer.bias, F.relu(x), matrix)
-        return x
+        taps = taps_left(inputs, row, column, self.prior.input.left.left)
+        work = inputs.new_empty(len(inputs), self.taps + taps.shape[1])
+        work[:, self.taps :] = taps
+        kept = (network.inputs, network.h, network.c, network.above, network.beside, network.first)
+        self.chain(column, work, *(each.flatten(1) for each in kept))
+        return work[:, self.out : self.taps]
 
 
 COLOUR32, COLOUR64 = CodeSpec.single(32, 32, 3, 256), CodeSpec.single(64, 64, 3, 256)
