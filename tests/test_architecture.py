@@ -28,9 +28,13 @@ ALLOWED = {  # room: the rooms of the package that it may import
     "data": {"files", "network"},
     "saving": {"core", "files", "kernels", "network", "progress", "strict", "text"},
     "pipeline.py": {"core", "decoding", "images", "saving", "text"},
+    "larger.py": {"core", "pipeline"},
     "variation.py": {"core", "decoding", "pipeline"},
     "scorers": {"core", "images", "layers", "network", "text"},
-    "drawing.py": {"decoding", "files", "images", "pictures", "pipeline", "saving", "strict", "upscaling", "variation", "zoo"},
+    "drawing.py": {
+        "decoding", "files", "images", "larger", "pictures", "pipeline", "saving", "strict", "upscaling", "variation",
+        "zoo",
+    },
     "bulk.py": {"decoding", "drawing", "files", "pictures", "pipeline", "strict"},
     "zoo.py": {"core", "files", "pipeline", "saving", "scorers", "strict", "upscaling"},
     "evaluation": {
@@ -58,8 +62,8 @@ ALLOWED = {  # room: the rooms of the package that it may import
     },
     "cli": {
         "bulk", "catalogue", "compression", "core", "data", "decoding", "drawing", "evaluation", "files", "fitting",
-        "images", "official", "pictures", "pipeline", "progress", "recipe", "saving", "scorers", "serving", "sizes",
-        "strict", "timeline", "training", "variation", "zoo",
+        "images", "larger", "official", "pictures", "pipeline", "progress", "recipe", "saving", "scorers", "serving",
+        "sizes", "strict", "timeline", "training", "variation", "zoo",
     },
     "__main__.py": {"cli"},
     "__init__.py": {

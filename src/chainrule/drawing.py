@@ -23,6 +23,7 @@ from torch import Tensor
 from .decoding import Sampling, Scorer
 from .files import parse_json
 from .images import grid, to_pil
+from .larger import at_size
 from .pictures import captioned, enlarge, hide
 from .pipeline import OnImage, Pipeline
 from .saving.hub import find, is_local
@@ -116,6 +117,7 @@ class Drawing:
     decoder:       the tokenizer that decodes in the place of the model's own
     upscalers:     applied one after the other
     known:         of completions
+    size:          height and width, where `larger.at_size` has changed them
     """
 
     model: Source
@@ -129,6 +131,7 @@ class Drawing:
     decoder: Source | None = None
     upscalers: tuple[Source, ...] = ()
     known: Known | None = None
+    size: tuple[int, int] | None = None
     layout: Layout = field(default_factory=Layout)
     device: str = "cpu"
     versions: dict[str, str] = field(default_factory=versions)
@@ -269,6 +272,8 @@ def repeat(path: str | Path, device: str | None = None, on_image: OnImage | None
     pipeline = load_kind(drawing.model.name, "pipeline", device=device)
     if drawing.decoder is not None:
         pipeline = pipeline.with_tokenizer(load_tokenizer(drawing.decoder.name, device))
+    if drawing.size is not None:
+        pipeline = at_size(pipeline, *drawing.size)
     upscale = open_upscalers([one.name for one in drawing.upscalers], pipeline, device)
     scorer = None
     if drawing.reranker is not None:

@@ -55,6 +55,18 @@ def labels_for(model: Pipeline, label: str | None, count: int) -> Tensor | None:
     return torch.tensor([numbers[index % len(numbers)] for index in range(count)])
 
 
+def size_of(text: str | None) -> tuple[int, int] | None:
+    """The option --size as (height, width)."""
+    if text is None:
+        return None
+    try:
+        numbers = [int(part) for part in text.split("x")]
+        height, width = numbers * 2 if len(numbers) == 1 else numbers
+    except ValueError:
+        raise ValueError(f"--size must be a number such as 28, or height x width such as 28x32, got {text!r}") from None
+    return height, width
+
+
 def read_image(path: Path, tokenizer: Tokenizer, resize: bool, any_size: bool = False) -> Tensor:
     """An image file, in grey or colour as the tokenizer is: uint8 (C, H, W), of its size or of `any_size` it takes.
 

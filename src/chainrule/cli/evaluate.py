@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .common import check_device
+from .common import check_device, size_of
 from .options import MAX_IMAGES, MAX_SEED, Device, Features, Force, Json, with_sampling
 from .output import check_file, file_stem, print_json, print_table, to_json
 
@@ -72,7 +72,7 @@ def evaluate(
       chainrule evaluate --from mnist_pixelcnn-test.json
     """
     options = {
-        "split": split, "size": _size(size), "binarize": binarize, "limit": limit, "seeds": seeds, "seed": seed,
+        "split": split, "size": size_of(size), "binarize": binarize, "limit": limit, "seeds": seeds, "seed": seed,
         "samples": samples, "against": against, "sampling": sampling, "features": features, "batch_size": batch_size,
         "strict": strict,
     }  # fmt: skip
@@ -98,18 +98,6 @@ def evaluate(
     else:
         _print(result)
         print(f"{record}: the record")
-
-
-def _size(text: str | None) -> tuple[int, int] | None:
-    """The option --size."""
-    if text is None:
-        return None
-    try:
-        numbers = [int(part) for part in text.split("x")]
-        height, width = numbers * 2 if len(numbers) == 1 else numbers
-    except ValueError:
-        raise ValueError(f"--size must be a number such as 28, or height x width such as 28x32, got {text!r}") from None
-    return height, width
 
 
 def _repeat(

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..progress import progress
-from .common import labels_for, open_model, open_tokenizer, read_texts, seeds_for
+from .common import labels_for, open_model, open_tokenizer, read_texts, seeds_for, size_of
 from .options import (
     MAX_IMAGES,
     Device,
@@ -73,6 +73,14 @@ Out = Annotated[
         show_default="samples.png",
     ),
 ]
+Size = Annotated[
+    str | None,
+    typer.Option(
+        metavar="HxW",
+        help="Height and width of larger images, drawn through a window (gpt).",
+        show_default="the model's",
+    ),
+]
 Separate = Annotated[bool, typer.Option("--separate", help="One file per image, not enlarged.")]
 Watch = Annotated[Path | None, typer.Option(help="A .gif file of the images as they grow.")]
 
@@ -81,9 +89,9 @@ Watch = Annotated[Path | None, typer.Option(help="A .gif file of the images as t
 def sample(
     model: Model, n: Number = None, label: Label = None, text: Text = None, texts: Texts = None,
     negative: Negative = None, *, sampling: dict[str, Any], best: Best = None, best_of: BestOf = 1,
-    reranker: RerankerName = None, decoder: DecoderName = None, upscaler: Upscale = None, seed: Seed = 0,
-    seeds: Seeds = None, out: Out = None, separate: Separate = False, watch: Watch = None, scale: Scale = None,
-    no_metadata: NoMetadata = False, force: Force = False, device: Device = "cpu",
+    reranker: RerankerName = None, decoder: DecoderName = None, size: Size = None, upscaler: Upscale = None,
+    seed: Seed = 0, seeds: Seeds = None, out: Out = None, separate: Separate = False, watch: Watch = None,
+    scale: Scale = None, no_metadata: NoMetadata = False, force: Force = False, device: Device = "cpu",
 ) -> None:  # fmt: skip
     """Draw images and write them as one picture, one by one, or as a .npz file; chainrule repeat draws a picture again.
 
@@ -101,6 +109,7 @@ def sample(
       chainrule sample runs/mine -n 100 --separate --out images --temperature 0.9
       chainrule sample runs/mine -n 50000 --out samples.npz
       chainrule sample runs/text --text "a violin, noto style" --guidance 3 --negative "a drum" --precision bfloat16
+      chainrule sample runs/gpt --size 64x128 --out wide.png
       chainrule sample runs/text --texts prompts.txt --decoder runs/larger --upscaler runs/double
     """
     _check_choice(best, best_of, wanted=bool(label is not None or text or texts), reranker=reranker, watch=watch)
@@ -111,6 +120,7 @@ def sample(
     from ..bulk import process
     from ..decoding import Sampling
     from ..drawing import Drawing, Source, open_judges, open_upscalers
+    from ..larger import at_size
 
     device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if device == "cuda" and process()[1] > 1 else device
     captions = _captions(text, texts)
@@ -119,12 +129,15 @@ def sample(
     pipeline = open_model(model, device)
     if decoder is not None:
         pipeline = pipeline.with_tokenizer(open_tokenizer(decoder, device))
+    if (larger := size_of(size)) is not None:
+        pipeline = at_size(pipeline, *larger)
     labels, upscale = labels_for(pipeline, label, n), open_upscalers(upscaler, pipeline, device)
     drawing = Drawing(
         model=Source.of(model), seeds=tuple(numbers), labels=None if labels is None else tuple(labels.tolist()),
         texts=captions and tuple(captions), negative=negative, sampling=Sampling(**sampling), best_of=best_of,
         reranker=Source.of_reranker(reranker) if best_of > 1 and reranker else None,
-        decoder=decoder and Source.of(decoder), upscalers=tuple(map(Source.of, upscaler or ())), device=device,
+        decoder=decoder and Source.of(decoder), upscalers=tuple(map(Source.of, upscaler or ())), size=larger,
+        device=device,
     )  # fmt: skip
     drawing = _in_layout(drawing, pipeline.tokenizer.image_shape[-1], scale, files, captioned=texts is not None)
     judge = None if reranker is None else open_judges(reranker, pipeline, device)

@@ -65,6 +65,14 @@ class Prior(nn.Module, ABC):
             ValueError: a precision that this model does not have.
         """
 
+    def sliding(self, height: int, width: int) -> Prior:
+        """This prior over a grid of another size, each code drawn within a window of the size of the prior's own.
+
+        Raises:
+            ValueError: a prior without such a window, as here, or a size that it does not allow.
+        """
+        raise ValueError(f"{self.name} draws images of the size it was trained on only; gpt draws larger ones, too")
+
     def log_prob(self, codes: Codes, context: Context = Context()) -> Tensor:
         """log p(codes | context) in nats, summed over positions: float (B,).
 

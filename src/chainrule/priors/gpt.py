@@ -128,6 +128,9 @@ class GPT(Prior):
         logits = self.head(x[:, self.prefix_length - 1 :])
         return (logits.unflatten(1, self.spec.only.shape),)
 
+    def sliding(self, height: int, width: int) -> SlidingWindow:
+        return SlidingWindow(self, height, width)
+
     def runner(self, precision: Precision = "float32") -> GPTRunner:
         return GPTRunner(self, precision)
 
