@@ -89,7 +89,7 @@ def parse_json(text: str, where: str) -> Any:
     try:
         return json.loads(text)
     except json.JSONDecodeError as error:
-        why = f"{error.msg} in line {error.lineno}, column {error.colno}"
+        why = f"the error is in line {error.lineno}, column {error.colno}"
     except RecursionError:
         why = "it is nested too deeply"
     except ValueError:
