@@ -72,7 +72,7 @@ class Kernel:
         if backend == "native" or mode == "require":
             raise RuntimeError(f"the compiled code was required, but {found}")
         _warn(
-            f"{found}, so transformers, PixelRNN and convolutional decoders run in plain PyTorch, which is several "
+            f"{found}, so transformers, PixelRNN, PixelCNN and decoders run in plain PyTorch, which is several "
             "times slower on a CPU; install g++, or set CHAINRULE_NATIVE=off to hide this warning"
         )
         return None
