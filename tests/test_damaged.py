@@ -113,15 +113,19 @@ def model_case(chance: random.Random, models: Path) -> list[str]:
 
 
 def recipe_case(chance: random.Random, models: Path) -> list[str]:
-    recipe = yaml.safe_load(RECIPE)
+    recipe, more = yaml.safe_load(RECIPE), ["training.steps=1"]  # where the change takes it away
     Path("pictures").symlink_to(models / "pictures")
-    if chance.random() < 0.8:
-        Path("r.yaml").write_text(write_yaml(altered(recipe, chance)))
-    else:
-        Path("r.yaml").write_bytes(damaged(RECIPE.encode(), chance))
     section = chance.choice(list(recipe))
-    override = f"{section}.{chance.choice(list(recipe[section]))}={chance.choice(VALUES)}".replace("\0", "")
-    return ["train", "r.yaml", "--out", "run", "--quiet", *[override] * (chance.random() < 0.3)]
+    if chance.random() < 0.3:
+        more += [f"{section}.{chance.choice(list(recipe[section]))}={chance.choice(VALUES)}".replace("\0", "")]
+    if chance.random() < 0.2:
+        Path("r.yaml").write_bytes(damaged(RECIPE.encode(), chance))
+    else:
+        recipe = altered(recipe, chance)
+        Path("r.yaml").write_text(write_yaml(recipe))
+        training = recipe.get("training") if isinstance(recipe, dict) else None
+        more = more[isinstance(training, dict) and "steps" in training :]
+    return ["train", "r.yaml", *more, "--out", "run", "--quiet"]
 
 
 def image_case(chance: random.Random, models: Path) -> list[str]:
