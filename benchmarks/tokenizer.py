@@ -6,7 +6,8 @@ PyTorch's settings.
     python benchmarks/tokenizer.py --tokenizer dvae/dalle   # any preset of any tokenizer with networks
     python benchmarks/tokenizer.py --checkpoint FILE        # of a release that `chainrule convert` knows
 
-All ways run in one process, in turn, and the shortest of `--rounds` counts:
+All ways run in one process, in turn, and the shortest of `--rounds` counts; with OMP_NUM_THREADS=1 that is time of the
+processor, which other programs do not change much:
 
     float32     the tokenizer as it is: (B, C, H, W) in memory
     bfloat16    all weights and maps in bfloat16, channels last
@@ -84,9 +85,11 @@ def way(tokenizer: Tokenizer, name: str):
 
 
 def seconds(function) -> float:
-    start = time.perf_counter()
+    """Of a clock; of the processor where there is one thread, as other programs may run."""
+    clock = time.thread_time if torch.get_num_threads() == 1 else time.perf_counter
+    start = clock()
     function()
-    return time.perf_counter() - start
+    return clock() - start
 
 
 @torch.no_grad()
