@@ -77,6 +77,19 @@ def test_bfloat16_is_that_of_its_float32(order, mirrored):
 
 @needs_compiler
 @pytest.mark.parametrize(("order", "mirrored"), ORDERS)
+@pytest.mark.parametrize(("hidden", "height", "width"), [(32, 1, 1), (32, 3, 40), (64, 37, 5)])
+def test_products_by_amx_round_factors_only(order, mirrored, hidden, height, width, monkeypatch):
+    z, weight = arguments(order, height, width, 3, hidden=hidden, dtype=torch.float32)
+    z, weight = z.detach().bfloat16().requires_grad_(), (weight.detach() * 0.3).requires_grad_()
+    weights = torch.randn(3, height, width, hidden, generator=torch.Generator().manual_seed(1))
+    found = outcomes(lstm_scan, [z, weight], weights, order, mirrored)
+    monkeypatch.setenv("CHAINRULE_NATIVE", "vectors")
+    for one, other in zip(found, outcomes(lstm_scan, [z, weight], weights, order, mirrored), strict=True):
+        assert one.dtype == other.dtype and (one - other).float().norm() <= 1e-2 * other.float().norm()
+
+
+@needs_compiler
+@pytest.mark.parametrize(("order", "mirrored"), ORDERS)
 def test_numerical_gradient(order, mirrored):
     tensors = arguments(order, 3, 3, batch=1)
     assert torch.autograd.gradcheck(lambda *t: lstm_scan(*t, order, mirrored), tensors, fast_mode=True)

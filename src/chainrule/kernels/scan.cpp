@@ -3,6 +3,7 @@
 // One image at a time: its maps fit in the cache, and images need no synchronisation, so that callers run
 // ranges of images in threads. All arrays are contiguous, features last: h of them (a multiple of 16) in c, out
 // and dout, 4h in z, dz and gates. z and dz may be in bfloat16, everything else is in float or double.
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
@@ -128,6 +129,34 @@ void gather(const Scan& scan, const Pixel* p, int m, int sign, const T* map, int
         }
 }
 
+// A pixel's gates r (4h), from their sums, its cells and its state.
+template <class T>
+inline void update(T* r, const T* last, T* next, T* s, int64_t h) {
+#pragma GCC ivdep
+    for (int64_t u = 0; u < h; u++) {
+        T o = sigmoid(r[u]), f = sigmoid(r[h + u]), in = sigmoid(r[2 * h + u]), g = tangent(r[3 * h + u]);
+        T value = f * last[u] + in * g;
+        r[u] = o, r[h + u] = f, r[2 * h + u] = in, r[3 * h + u] = g;
+        next[u] = value, s[u] = o * tangent(value);
+    }
+}
+
+// The gradient r (4h) of a pixel's gates q, and what its cells hand on, from tanh of its cells and the gradient e of its
+// state.
+template <class T>
+inline void differentiate(const T* q, const T* bent, const T* last, const T* later, const T* e, T* r, T* kept, int64_t h) {
+#pragma GCC ivdep
+    for (int64_t u = 0; u < h; u++) {
+        T o = q[u], f = q[h + u], in = q[2 * h + u], g = q[3 * h + u], s = bent[u];
+        T dc = later[u] + e[u] * o * (1 - s * s);
+        r[u] = e[u] * s * o * (1 - o);
+        r[h + u] = dc * last[u] * f * (1 - f);
+        r[2 * h + u] = dc * g * in * (1 - in);
+        r[3 * h + u] = dc * in * (1 - g * g);
+        kept[u] = dc * f;
+    }
+}
+
 template <class T, class Z>
 void forward(const Scan& scan, const Z* z, const T* weight, T* gates, T* c, T* out, int64_t begin, int64_t end) {
     const int64_t size = scan.size(), h = scan.hidden;
@@ -153,13 +182,7 @@ void forward(const Scan& scan, const Z* z, const T* weight, T* gates, T* c, T* o
                     const int64_t here = scan.at(p[i]) * h, from = scan.at(p[i], scan.cell(), 1);
                     const T* last = from < 0 ? zeros.data() : cell + from * h;
                     T *r = q[i], *next = cell + here, *s = state + here;
-#pragma GCC ivdep
-                    for (int64_t u = 0; u < h; u++) {
-                        T o = sigmoid(r[u]), f = sigmoid(r[h + u]), in = sigmoid(r[2 * h + u]), g = tangent(r[3 * h + u]);
-                        T value = f * last[u] + in * g;
-                        r[u] = o, r[h + u] = f, r[2 * h + u] = in, r[3 * h + u] = g;
-                        next[u] = value, s[u] = o * tangent(value);
-                    }
+                    update(r, last, next, s, h);
                 }
             }
     }
@@ -171,7 +194,7 @@ void backward(const Scan& scan, const T* dout, const T* weight, const T* gates, 
               T* dweight, int64_t begin, int64_t end) {
     const int64_t size = scan.size(), h = scan.hidden;
     const std::vector<T> zeros(4 * h, T(0));
-    std::vector<T> gradient(size * 4 * h), carry(size * h), dh(kRows * h);
+    std::vector<T> gradient(size * 4 * h), carry(size * h), dh(kRows * h), bent(h);
     for (int64_t b = begin; b < end; b++) {
         const T *gate = gates + b * size * 4 * h, *cell = c + b * size * h, *state = out + b * size * h;
         Pixel p[kRows];
@@ -195,15 +218,8 @@ void backward(const Scan& scan, const T* dout, const T* weight, const T* gates, 
                     const T *later = to < 0 ? zeros.data() : carry.data() + to * h;
                     T *r = gradient.data() + here * 4 * h, *kept = carry.data() + here * h;
 #pragma GCC ivdep
-                    for (int64_t u = 0; u < h; u++) {
-                        T o = q[u], f = q[h + u], in = q[2 * h + u], g = q[3 * h + u], s = tangent(now[u]);
-                        T dc = later[u] + e[u] * o * (1 - s * s);
-                        r[u] = e[u] * s * o * (1 - o);
-                        r[h + u] = dc * last[u] * f * (1 - f);
-                        r[2 * h + u] = dc * g * in * (1 - in);
-                        r[3 * h + u] = dc * in * (1 - g * g);
-                        kept[u] = dc * f;
-                    }
+                    for (int64_t u = 0; u < h; u++) bent[u] = tangent(now[u]);
+                    differentiate(q, bent.data(), last, later, e, r, kept, h);
                 }
             }
         for (int k = 0; k < scan.taps(); k++)
@@ -212,6 +228,12 @@ void backward(const Scan& scan, const T* dout, const T* weight, const T* gates, 
         for (int64_t i = 0; i < size * 4 * h; i++) result[i] = Z(gradient[i]);
     }
 }
+
+}  // namespace
+
+#include "scan_tiles.h"
+
+namespace {
 
 struct Call {
     Scan scan;
@@ -237,3 +259,14 @@ INTERFACE(1, sizeof(Scan), sizeof(Call))
 EXPORT(float32, float, float)
 EXPORT(float64, double, double)
 EXPORT(bfloat16, float, BFloat16)
+
+#if defined(HAS_AMX)
+extern "C" void forward_tiles(const Call* p, int64_t begin, int64_t end) {
+    forward_tiles(p->scan, (const BFloat16*)p->z, (const float*)p->weight, (float*)p->gates, (float*)p->c,
+                  (float*)p->out, begin, end);
+}
+extern "C" void backward_tiles(const Call* p, int64_t begin, int64_t end) {
+    backward_tiles(p->scan, (const float*)p->dout, (const float*)p->weight, (const float*)p->gates, (const float*)p->c,
+                   (const float*)p->out, (BFloat16*)p->dz, (float*)p->dweight, begin, end);
+}
+#endif

@@ -12,7 +12,9 @@ input, and state-to-state weights U_k,
 What lies outside the map is zero.
 
 Two implementations agree.  `reference_scan` is plain differentiable torch, for any device.  On the CPU,
-`scan.cpp` takes each image through the cache, forward and backward, where it can be compiled (see `native`).
+`scan.cpp` takes each image through the cache, forward and backward, where it can be compiled (see `native`).  Where z
+is in bfloat16, the features are a multiple of 32 and the processor has AMX, states, weights and gradients of gates are
+rounded to bfloat16 as factors of products, as autocast does with layers; cells, gates and sums stay float32.
 
 Shape letters: B batch, H height, W width, h state features.
 """
@@ -20,6 +22,7 @@ Shape letters: B batch, H height, W width, h state features.
 from __future__ import annotations
 
 import ctypes
+import os
 from collections.abc import Callable
 
 import torch
@@ -43,7 +46,7 @@ def lstm_scan(z: Tensor, weight: Tensor, order: str, mirrored: bool = False, bac
         backend: "native", "plain" or None: compiled code on the CPU where it can be had and h is a multiple of 16.
 
     Returns:
-        (B, H, W, h), the states; at least float32, in which the recurrence is computed whatever the type of z.
+        (B, H, W, h), the states; at least float32, in which the recurrence is computed, but for products by AMX.
 
     Raises:
         ValueError: "native", and the states are not on the CPU or h is not a multiple of 16.
@@ -134,7 +137,7 @@ class _NativeScan(torch.autograd.Function):
         ctx.scan = _Scan(height, width, num_features, diagonal, mirrored)
         ctx.input_type = z.dtype
         call = _call(ctx.scan, z=z, weight=weight, gates=gates, c=c, out=out)
-        _run("forward", z.dtype, batch, lambda part: call)
+        _run("forward", z.dtype, ctx.scan, batch, lambda part: call)
         ctx.save_for_backward(weight, gates, c, out)
         return out
 
@@ -146,7 +149,8 @@ class _NativeScan(torch.autograd.Function):
         dz = torch.empty_like(gates, dtype=ctx.input_type)
         dweight = weight.new_zeros(_num_parts(len(out)), *weight.shape)  # each part of the batch has its own sum
         given = {"weight": transposed, "gates": gates, "c": c, "out": out, "dout": dout, "dz": dz}
-        _run("backward", ctx.input_type, len(out), lambda part: _call(ctx.scan, **given, dweight=dweight[part]))
+        calls = [_call(ctx.scan, **given, dweight=part) for part in dweight]
+        _run("backward", ctx.input_type, ctx.scan, len(out), calls.__getitem__)
         return dz, dweight.sum(0), None, None
 
 
@@ -158,10 +162,17 @@ def _num_parts(batch: int) -> int:
     return min(batch, torch.get_num_threads() * 4) if torch.get_num_threads() > 1 else 1
 
 
-def _run(name: str, dtype: torch.dtype, batch: int, call: Callable[[int], _Call]) -> None:
+def _has_tiles(library: ctypes.CDLL) -> bool:
+    """Whether compiled code uses AMX: processor and system allow it, and CHAINRULE_NATIVE is not vectors."""
+    return os.environ.get("CHAINRULE_NATIVE") != "vectors" and hasattr(library, "forward_tiles") and library.allow_amx()
+
+
+def _run(name: str, dtype: torch.dtype, scan: _Scan, batch: int, call: Callable[[int], _Call]) -> None:
     """Calls the compiled function for a type of z on parts of the batch, in threads."""
     num_parts = _num_parts(batch)
-    function = getattr(KERNEL.load("native"), f"{name}_{NATIVE_TYPES[dtype]}")
+    library = KERNEL.load("native")
+    tiles = dtype == torch.bfloat16 and scan.hidden % 32 == 0 and _has_tiles(library)
+    function = getattr(library, f"{name}_{'tiles' if tiles else NATIVE_TYPES[dtype]}")
 
     def work(part: int) -> None:
         cuts = (batch * part // num_parts, batch * (part + 1) // num_parts)
