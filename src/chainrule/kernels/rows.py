@@ -168,16 +168,19 @@ def elu(x: Tensor) -> Tensor:
     return F.elu(F.pad(x, (0, -columns % UNIT)))[:, :columns] if columns % UNIT else F.elu(x)
 
 
-def by_images(function: Callable[..., ResultT], *batches: Tensor) -> ResultT:
+def by_images(function: Callable[..., ResultT], *batches: Tensor, growth: int = 1) -> ResultT:
     """function(*batches), rounded for each image as if it were alone; it gives a batch or a tuple of batches.
 
     At most `IMAGES` images are computed at once, and fewer of large ones, so that memory has a bound.  Where PyTorch
     has no oneDNN, images are computed one after the other.
+
+    Args:
+        growth: pixels of an image per number of the largest batch, where these are codes.
     """
     if batches[0].device.type != "cpu":
         return function(*batches)
-    largest = max(batch[0].numel() for batch in batches)
-    at_once = max(1, min(IMAGES, PIXELS // largest)) if torch.backends.mkldnn.is_available() else 1
+    largest = growth * max(batch[:1].numel() for batch in batches)
+    at_once = max(1, min(IMAGES, PIXELS // max(largest, 1))) if torch.backends.mkldnn.is_available() else 1
     with _ConvolveByOneDNN():
         parts = [function(*part) for part in zip(*(batch.split(at_once) for batch in batches), strict=True)]
     if len(parts) == 1:

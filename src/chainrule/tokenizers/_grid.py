@@ -185,7 +185,7 @@ class GridTokenizer(CellTokenizer):
         """One grid (B, h, w, D), of any h and w -> uint8 (B, c, f h, f w)."""
         codes = as_codes(codes)
         self.check_codes(codes)
-        return by_images(lambda one: to_uint8(self.decode_features(self.embed(one))), codes[0])
+        return by_images(lambda one: to_uint8(self.decode_features(self.embed(one))), codes[0], growth=self.factor**2)
 
     def reconstruction(self, images: Tensor, progress: float) -> Reconstruction:
         self.check_images(images)

@@ -281,7 +281,7 @@ class ViTVQGAN(GridTokenizer):
     def decode(self, codes: Codes) -> Tensor:
         codes = as_codes(codes)
         self.check_codes(codes)
-        pixels = by_images(lambda one: self.decode_features(self.embed(one)), codes[0])
+        pixels = by_images(lambda one: self.decode_features(self.embed(one)), codes[0], growth=self.factor**2)
         return (pixels.clamp(0, 1) * 255).round().to(torch.uint8)
 
     @property

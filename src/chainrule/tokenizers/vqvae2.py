@@ -208,7 +208,10 @@ class VQVAE2(CellTokenizer):
     def decode(self, codes: Codes) -> Tensor:
         codes = as_codes(codes)
         self.check_codes(codes)
-        return by_images(lambda *codes: to_uint8(self.decode_features(self.embed(codes))), *codes)
+        return by_images(
+            lambda *codes: to_uint8(self.decode_features(self.embed(codes))), *codes,
+            growth=min(self.config.factors) ** 2,
+        )  # fmt: skip
 
     @property
     def last_layer(self) -> nn.Parameter:
