@@ -109,11 +109,14 @@ def speeds(name: str, batch_size: int, rounds: int, rerun_codes: int) -> dict:
 
 def step_speeds(batch_size: int, steps: int) -> dict:
     prior, found = model(), {}
+    features = prior.config.width // prior.config.num_heads
     previous = torch.zeros(batch_size, dtype=torch.int64)
     for way in ways("compiled", "vectors"):
         runner, times = packed(prior, way), []
         state = runner.init_state(batch_size, Context())
-        state.cache.keys.normal_(), state.cache.values.normal_(), state.cache.lengths.fill_(prior.spec.length // 2)
+        for cache in (state.cache.keys, state.cache.values):
+            cache.copy_(runner.blocks.form.cached(torch.randn(*cache.shape[:-1], features)))
+        state.cache.lengths.fill_(prior.spec.length // 2)
         for _ in range(steps):
             start = clock()
             _, state = runner.step(previous, state)

@@ -9,6 +9,9 @@ namespace {
 typedef float Half __attribute__((vector_size(32), aligned(4)));
 typedef float Quarter __attribute__((vector_size(16), aligned(4)));
 
+typedef int32_t Integers __attribute__((vector_size(64), aligned(1), may_alias));
+typedef int8_t Bytes __attribute__((vector_size(16), aligned(1)));
+
 constexpr int kUnit = 32;  // outputs that are not divided among threads
 
 inline Quarter fold(Vector v) {
@@ -30,6 +33,41 @@ inline Quarter totals(Vector v0, Vector v1, Vector v2, Vector v3) {
     return __builtin_shufflevector(e, f, 0, 2, 4, 6) + __builtin_shufflevector(e, f, 1, 3, 5, 7);
 }
 inline Vector maximum(Vector a, Vector b) { return a > b ? a : b; }
+inline float greatest(Vector v) {
+#if defined(__AVX512F__)
+    return _mm512_reduce_max_ps((__m512)v);
+#else
+    float top = v[0];
+    for (int k = 1; k < kLanes; k++) top = v[k] > top ? v[k] : top;
+    return top;
+#endif
+}
+
+// Eight bits: the largest absolute value of n numbers, at least 1e-30, or NaN where one of them is infinite or NaN; and
+// numbers times `inverse`, rounded to whole ones.
+inline float largest(const float* x, int64_t n) {
+    Vector top = {}, undefined = {};
+    for (int64_t k = 0; k < n; k += kLanes) {
+        const Vector v = load(x + k);
+        top = maximum(top, maximum(v, -v)), undefined += v * 0;
+    }
+    const float found = greatest(top);
+    return (found > 1e-30f ? found : 1e-30f) + total(undefined);
+}
+inline Integers rounded(Vector x, float inverse) {
+    const Vector magic = Vector{} + 12582912.f, whole = (x * (Vector{} + inverse) + magic) - magic;
+    return __builtin_convertvector(whole, Integers);
+}
+inline void store(int8_t* p, Integers v) { *(Bytes*)p = __builtin_convertvector(v, Bytes); }
+inline Vector load(const int8_t* p) {
+#if defined(__AVX512F__)
+    return (Vector)_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i*)p)));
+#else
+    float wide[kLanes];
+    for (int k = 0; k < kLanes; k++) wide[k] = p[k];
+    return load(wide);
+#endif
+}
 
 // Asks for N cache lines of weights that are needed soon.
 template <int N>
@@ -53,6 +91,30 @@ struct Product {
     int64_t batch, inputs, outputs;
     float* to;
     bool add;
+};
+
+// The keys or values of a token, of one head, as the cache holds them: features, in int8 with a scale behind them.
+template <class T>
+struct Token {
+    static int64_t size(int64_t features) { return features; }
+    static float scale(const T*, int64_t) { return 1; }
+    static void set(T* to, const float* x, int64_t features) {
+        for (int64_t f = 0; f < features; f += kLanes) store(to + f, load(x + f));
+    }
+};
+template <>
+struct Token<int8_t> {
+    static int64_t size(int64_t features) { return features + sizeof(float); }
+    static float scale(const int8_t* token, int64_t features) {
+        float scale;
+        std::memcpy(&scale, token + features, sizeof(scale));
+        return scale;
+    }
+    static void set(int8_t* to, const float* x, int64_t features) {
+        const float top = largest(x, features), scale = top / 127;
+        for (int64_t f = 0; f < features; f += kLanes) store(to + f, rounded(load(x + f), 127 / top));
+        std::memcpy(to + features, &scale, sizeof(scale));
+    }
 };
 
 struct Nothing {

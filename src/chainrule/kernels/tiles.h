@@ -20,9 +20,6 @@
 
 namespace {
 
-typedef int32_t Integers __attribute__((vector_size(64), aligned(1), may_alias));
-typedef int8_t Bytes __attribute__((vector_size(16), aligned(1)));
-
 constexpr int kWords = 16, kStep = 64, kTile = kWords * 64;  // a step in words and in bytes; bytes of a tile of weights
 constexpr int kOutputs = kUnit;                               // two tiles of 16
 constexpr int kHeight = 16;                                   // the most rows of a tile of inputs
@@ -33,15 +30,6 @@ inline Vector fused(Vector a, float b, Vector c) {  // a b + c, rounded alike wh
     return (Vector)_mm512_fmadd_ps((__m512)a, _mm512_set1_ps(b), (__m512)c);
 #else
     return a * b + c;
-#endif
-}
-inline float greatest(Vector v) {
-#if defined(__AVX512F__)
-    return _mm512_reduce_max_ps((__m512)v);
-#else
-    float top = v[0];
-    for (int k = 1; k < kLanes; k++) top = v[k] > top ? v[k] : top;
-    return top;
 #endif
 }
 inline int32_t total(Integers v) {
@@ -110,6 +98,7 @@ struct AMX {};
 #endif
 
 struct Narrow {
+    typedef uint16_t Cache;
     static constexpr int64_t kSize = 2;  // bytes of a weight
 
     struct Inputs : Rows {
@@ -170,6 +159,7 @@ struct Narrow {
 };
 
 struct Int8 {
+    typedef int8_t Cache;
     static constexpr int64_t kSize = 1;
 
     struct Inputs : Rows {
@@ -190,21 +180,14 @@ struct Int8 {
             }
         }
         void round(const float* x, int parts, int8_t* to, float& scale, int32_t& offset) const {
-            Vector largest = {}, undefined = {};  // the latter becomes NaN with any input that is infinite or NaN
-            for (int k = 0; k < parts * kStep; k += kLanes) {
-                Vector v = load(x + k);
-                largest = maximum(largest, maximum(v, -v)), undefined += v * 0;
-            }
-            const float top = std::max(greatest(largest), 1e-30f);
-            scale = top / 127 + total(undefined);
-            const Vector inverse = Vector{} + 127 / top, magic = Vector{} + 12582912.f;
+            const float top = largest(x, parts * kStep), inverse = 127 / top;
+            scale = top / 127;
             Integers sums = {};
             for (int part = 0; part < parts; part++, x += kStep, to += height * kStep)
                 for (int k = 0; k < kStep; k += kLanes) {
-                    const Vector whole = (load(x + k) * inverse + magic) - magic;
-                    const Integers integers = __builtin_convertvector(whole, Integers);
-                    *(Bytes*)(to + k) = __builtin_convertvector(integers, Bytes);
-                    sums += integers;
+                    const Integers whole = rounded(load(x + k), inverse);
+                    store(to + k, whole);
+                    sums += whole;
                 }
             offset = -128 * total(sums);
         }
@@ -306,7 +289,7 @@ inline void finish(const Product& to, const float* sums, int64_t row, int64_t b)
 // A precision by AMX or by vectors.
 template <class P, bool amx>
 struct Tiled {
-    typedef uint16_t Cache;
+    typedef typename P::Cache Cache;
     static constexpr int kTiles = amx ? 2 : 1;  // of inputs at a time
 
     struct Inputs : P::Inputs {

@@ -43,9 +43,9 @@ struct Model {
 struct Call {
     int64_t batch, capacity, threads;
     float *x, *out;            // (B, E) states; (B, K) outputs
-    void *keys, *values;       // (B, L, H, capacity, F)
+    void *keys, *values;       // (B, L, H, capacity) tokens, each of F features, see `Token`
     const int64_t* positions;  // (B,) of the new token, before which all tokens are filled
-    void *memory_keys, *memory_values;  // (B, L, H, memory, F) for cross attention
+    void *memory_keys, *memory_values;  // (B, L, H, memory) tokens, for cross attention
     int64_t memory;
     const int64_t* lengths;  // (B,) tokens of the memory that are seen, from the first
 };
@@ -77,6 +77,7 @@ template <class P>
 struct Step {
     typedef typename P::Cache Cache;
     typedef typename P::Inputs Inputs;
+    typedef Token<Cache> Cached;
     const Model& model;
     const Call& call;
     const int64_t batch;
@@ -148,7 +149,7 @@ struct Step {
     void attend(const float* q, const Cache* key, const Cache* value, const Cache* next, const Seen& seen,
                 float* scores, float* to) const {
         const int64_t n = seen.count;
-        const int64_t features = model.width / model.heads;
+        const int64_t features = model.width / model.heads, size = Cached::size(features);
         const float scale = 1 / std::sqrt((float)features);
         const int64_t padded = (n + kLanes - 1) / kLanes * kLanes;  // scores beyond n are not used
         for (int64_t s = 0; s < n; s += 4) {
@@ -156,14 +157,17 @@ struct Step {
             const Cache* row[4];
             UNROLL for (int j = 0; j < 4; j++) {
                 const int64_t i = s + j < n ? s + j : n - 1;
-                row[j] = key + seen[i] * features;
-                ask(value + seen[i] * features, features);
+                row[j] = key + seen[i] * size;
+                ask(value + seen[i] * size, size);
             }
             for (int64_t f = 0; f < features; f += kLanes) {
                 const Vector part = load(q + f);
                 UNROLL for (int j = 0; j < 4; j++) sum[j] += part * load(row[j] + f);
             }
-            *(Quarter*)(scores + s) = totals(sum[0], sum[1], sum[2], sum[3]) * scale;
+            Quarter four = totals(sum[0], sum[1], sum[2], sum[3]) * scale;
+            if constexpr (std::is_same_v<Cache, int8_t>)
+                UNROLL for (int j = 0; j < 4; j++) four[j] *= Cached::scale(row[j], features);
+            *(Quarter*)(scores + s) = four;
         }
         for (int64_t s = n; s < padded; s++) scores[s] = -INFINITY;
         Vector largest = load(scores), sum = {};
@@ -178,43 +182,44 @@ struct Step {
         }
         const Vector inverse = Vector{} + 1 / total(sum);
         int64_t f = 0;
-        for (; f + 4 * kLanes <= features; f += 4 * kLanes) mix<4>(value + f, next + f, seen, scores, inverse, to + f);
-        for (; f < features; f += kLanes) mix<1>(value + f, next + f, seen, scores, inverse, to + f);
+        for (; f + 4 * kLanes <= features; f += 4 * kLanes) mix<4>(f, value, next, seen, scores, inverse, to);
+        for (; f < features; f += kLanes) mix<1>(f, value, next, seen, scores, inverse, to);
     }
 
-    template <int N>  // N vectors of features of the values, weighted
-    void mix(const Cache* value, const Cache* next, const Seen& seen, const float* scores, Vector inverse,
-             float* to) const {
-        const int64_t features = model.width / model.heads;
+    template <int N>  // N vectors of features of the values, from feature `first`, weighted
+    void mix(int64_t first, const Cache* value, const Cache* next, const Seen& seen, const float* scores,
+             Vector inverse, float* to) const {
+        const int64_t features = model.width / model.heads, size = Cached::size(features);
         Vector y[N] = {};
         for (int64_t s = 0; s < seen.count; s++) {
-            const Cache* row = value + seen[s] * features;
-            ask(next + seen[s] * features, N * kLanes);
-            UNROLL for (int i = 0; i < N; i++) y[i] += scores[s] * load(row + i * kLanes);
+            const int64_t place = seen[s] * size;
+            const float weight = scores[s] * Cached::scale(value + place, features);
+            ask(next + place + first, N * kLanes);
+            UNROLL for (int i = 0; i < N; i++) y[i] += weight * load(value + place + first + i * kLanes);
         }
-        UNROLL for (int i = 0; i < N; i++) store(to + i * kLanes, y[i] * inverse);
+        UNROLL for (int i = 0; i < N; i++) store(to + first + i * kLanes, y[i] * inverse);
     }
 
     void self(int64_t layer, int64_t b, int64_t head, float* scores) const {
         const int64_t width = model.width, features = width / model.heads;
-        const int64_t at = ((b * model.layers + layer) * model.heads + head) * call.capacity * features;
+        const int64_t size = Cached::size(features), room = call.capacity * size;
+        const int64_t at = ((b * model.layers + layer) * model.heads + head) * room;
         const int64_t t = call.positions[b], *near = model.distances, *far = near + model.num_distances;
         const float* q = heads.get() + b * 3 * width + head * features;
         Cache *key = (Cache*)call.keys + at, *value = (Cache*)call.values + at;
-        for (int64_t f = 0; f < features; f += kLanes) {
-            store(key + t * features + f, load(q + width + f));
-            store(value + t * features + f, load(q + 2 * width + f));
-        }
+        Cached::set(key + t * size, q + width, features);
+        Cached::set(value + t * size, q + 2 * width, features);
         const int64_t count = near ? std::upper_bound(near, far, t) - near : t + 1;
-        attend(q, key, value, key + call.capacity * features, Seen{count, t, near}, scores,
+        attend(q, key, value, key + room, Seen{count, t, near}, scores,
                mixed.get() + b * width + head * features);
     }
 
     void cross(int64_t layer, int64_t b, int64_t head, float* scores) const {
         const int64_t features = model.width / model.heads, place = b * model.width + head * features;
-        const int64_t at = ((b * model.layers + layer) * model.heads + head) * call.memory * features;
+        const int64_t room = call.memory * Cached::size(features);
+        const int64_t at = ((b * model.layers + layer) * model.heads + head) * room;
         const Cache *key = (const Cache*)call.memory_keys + at, *value = (const Cache*)call.memory_values + at;
-        attend(heads.get() + place, key, value, key + call.memory * features, Seen{call.lengths[b], 0, nullptr}, scores,
+        attend(heads.get() + place, key, value, key + room, Seen{call.lengths[b], 0, nullptr}, scores,
                mixed.get() + place);
     }
 
@@ -279,8 +284,7 @@ struct Step {
 
 INTERFACE(3, sizeof(Layer), sizeof(Model), sizeof(Call))
 
-// Keys and values are float32, or bfloat16 with narrower weights.  Gives 0, and does nothing, where a row of the cache is
-// full.
+// Keys and values are in the precision of the weights.  Gives 0, and does nothing, where a row of the cache is full.
 #define EXPORT(NAME, ...)                                                                  \
     extern "C" int NAME(const Model* model, const Call* call) {                            \
         for (int64_t b = 0; b < call->batch; b++)                                          \

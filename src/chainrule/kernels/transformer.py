@@ -8,7 +8,8 @@ One token is bound by the bytes of the weights, so narrower weights are faster:
 
     float32   the weights as they are (a float64 model stays float64)
     bfloat16  weights, and inputs of products, of 8 significant bits
-    int8      weights of 8 bits with one scale per output; the embedding, norms and attention stay as they are
+    int8      weights of 8 bits with one scale per output; the embedding, norms and attention stay as they are, but
+              compiled code holds keys and values in 8 bits, too, with a scale per token and head
 
 `NativeStep` is one call of `transformer.cpp`, for float32 models on a CPU, E a multiple of 64 and F of 16.  Where the
 processor has AMX, products with narrower weights use it in every batch, so that an image's numbers do not depend on the
@@ -36,7 +37,8 @@ from .rows import attend
 from .rows import linear as multiply
 
 Memory = tuple[Tensor, Tensor, Tensor]
-"""Keys and values (B, L, H, S, F) of a memory, and how many of its tokens, the first, are seen: int64 (B,)."""
+"""Keys and values of a memory as `PackedStep.cached` gives them, (B, L, H, S, cache_size), and how many of its tokens,
+the first, are seen: int64 (B,)."""
 
 
 @dataclass(frozen=True)
@@ -106,18 +108,25 @@ class Stack:
 class PackedStep(ABC):
     """The weights of a stack as one step reads them; no tensor of the batch.
 
-    cache_type: of keys and values
+    cache_type:  of keys and values
+    cache_size:  numbers that the cache has for F features
     """
 
     cache_type: torch.dtype
+    cache_size: int
 
     def __init__(self, stack: Stack) -> None:
         self.stack = stack
+        self.cache_size = stack.width // stack.num_heads
+
+    def cached(self, x: Tensor) -> Tensor:
+        """Keys or values (..., F) as the cache holds them, (..., cache_size)."""
+        return x.to(self.cache_type)
 
     def init_cache(self, batch_size: int, capacity: int) -> tuple[Tensor, Tensor]:
-        """Keys and values (B, L, H, capacity, F) for at most `capacity` tokens."""
+        """Keys and values (B, L, H, capacity, cache_size) for at most `capacity` tokens."""
         stack = self.stack
-        shape = (batch_size, len(stack.layers), stack.num_heads, capacity, stack.width // stack.num_heads)
+        shape = (batch_size, len(stack.layers), stack.num_heads, capacity, self.cache_size)
         device = stack.layers[0].query_key_value.weight.device
         keys, values = (torch.zeros(shape, dtype=self.cache_type, device=device) for _ in range(2))
         return keys, values
@@ -129,7 +138,7 @@ class PackedStep(ABC):
         """One token (B, E) -> (B, K), or (B, E) without a head.
 
         Args:
-            keys, values: the caches (B, L, H, capacity, F), into which the token is entered.
+            keys, values: the caches (B, L, H, capacity, cache_size), into which the token is entered.
             positions: int64 (B,), of the token in its row of the cache; all before it are filled.
             memory: for cross-attention.
         """
@@ -244,7 +253,8 @@ class NativeStep(PackedStep):
         self.library = native_library("native")
         amx = precision != "float32" and packing.has_amx(self.library)
         self.function = getattr(self.library, f"step_{precision}_amx" if amx else f"step_{precision}")
-        self.cache_type = torch.float32 if precision == "float32" else torch.bfloat16
+        self.cache_type = getattr(torch, precision)
+        self.cache_size += 4 if precision == "int8" else 0
         linears = [module for module in stack.modules() if isinstance(module, nn.Linear)]
         size = sum((one.out_features + 2 * NATIVE_WIDTH) * (one.in_features + NATIVE_WIDTH) for one in linears)
         self.weights = packing.Weights(self.library, size, precision)
@@ -264,9 +274,16 @@ class NativeStep(PackedStep):
             self.distances = stack.distances.contiguous()
             self.model.distances, self.model.num_distances = self.distances.data_ptr(), len(self.distances)
 
+    def cached(self, x: Tensor) -> Tensor:
+        """As `Token` of precisions.h: in int8, the scale is in the last four bytes."""
+        if self.cache_type != torch.int8:
+            return x.to(self.cache_type)
+        codes, scale = quantize_rows(x.float().flatten(0, -2))
+        return torch.cat([codes, scale[:, None].view(torch.int8)], 1).unflatten(0, x.shape[:-1])
+
     def init_cache(self, batch_size: int, capacity: int) -> tuple[Tensor, Tensor]:
         stack = self.stack
-        shape = (batch_size, len(stack.layers), stack.num_heads, capacity, stack.width // stack.num_heads)
+        shape = (batch_size, len(stack.layers), stack.num_heads, capacity, self.cache_size)
         keys, values = (torch.empty(shape, dtype=self.cache_type) for _ in range(2))
         for tensor in (keys, values):
             packing.use_huge_pages(self.library, tensor.data_ptr(), tensor.nbytes)

@@ -142,7 +142,7 @@ class DecoderBlock(nn.Module):
 class CrossState:
     """What a `CrossRunner` remembers of the tokens read so far, and the memory, whose seen tokens come first.
 
-    memory: keys and values (B, L, H, S, F), and how many tokens are seen, int64 (B,)
+    memory: keys and values, and how many tokens are seen, int64 (B,); see `kernels.transformer.Memory`
     """
 
     cache: KVCache
@@ -185,7 +185,7 @@ class CrossRunner:
         seen = mask[:, 0, 0]
         memory = memory.take_along_dim((~seen).long().argsort(dim=1, stable=True).unsqueeze(-1), 1)
         read = zip(*(block.cross.read(memory) for block in self.blocks), strict=True)
-        keys, values = (torch.stack(tensors, 1).to(self.form.cache_type).contiguous() for tensors in read)
+        keys, values = (self.form.cached(torch.stack(tensors, 1)).contiguous() for tensors in read)
         return CrossState(KVCache.empty(self.form, len(memory), capacity), (keys, values, seen.sum(1)))
 
     @torch.no_grad()

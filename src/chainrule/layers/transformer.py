@@ -109,8 +109,8 @@ def initialize(module: nn.Module) -> None:
 class KVCache:
     """Keys and values of the tokens read so far; images may have read different numbers of tokens."""
 
-    keys: Tensor  # (B, L, H, capacity, F)
-    values: Tensor  # (B, L, H, capacity, F)
+    keys: Tensor  # (B, L, H, capacity, F), in int8 with four bytes more; see `PackedStep.cached`
+    values: Tensor  # likewise
     lengths: Tensor  # int64 (B,), tokens read
 
     @classmethod
@@ -162,7 +162,9 @@ class BlockRunner:
         if count == 0:
             return
         for index, block in enumerate(self.blocks):
-            x, cache.keys[:, index, :, :count], cache.values[:, index, :, :count] = block.read(x)
+            x, k, v = block.read(x)
+            cache.keys[:, index, :, :count] = self.form.cached(k)
+            cache.values[:, index, :, :count] = self.form.cached(v)
 
     @torch.no_grad()
     def step(self, x: Tensor, cache: KVCache) -> Tensor:
