@@ -62,20 +62,7 @@ def router(studio: Studio, settings: Settings) -> APIRouter:
     @routes.post("/draw")
     async def draw(options: Draw, request: Request) -> dict[str, Any]:
         """Draws images, or completes one."""
-        pipeline, known = find_model(studio, options.model)[1].pipeline, None
-        if options.image is not None:
-            data = from_base64(options.image, "image")
-            shape = pipeline.tokenizer.image_shape
-            image = read_picture(data, settings, shape)
-            if options.mask is None:
-                mask = read_alpha(data, settings, shape[1:])
-            else:
-                mask = read_mask(from_base64(options.mask, "mask"), settings, shape[1:])
-            known = Known.of(image, mask, options.particles, options.paste)
-            if options.best_of > 1:
-                raise APIError("best_of chooses among images, not among completions: leave it out", param="best_of")
-        elif options.mask is not None:
-            raise APIError("a mask says what is known of an image: send the image too", param="image")
+        known = _known(options, find_model(studio, options.model)[1].pipeline, settings)
         drawing = drawing_of(studio, settings, options, options.text, known)
         images = await within(request, settings.timeout, studio.draw(drawing))
         files = await png_files(drawing, images, options.metadata)
@@ -90,7 +77,7 @@ def router(studio: Studio, settings: Settings) -> APIRouter:
     @routes.post("/score")
     async def score(options: Score, request: Request) -> dict[str, Any]:
         """How probable a picture is, and where it is surprising."""
-        name, image = opened(options)
+        name, image = _opened(studio, settings, options)
         work = studio.score(name, image, options.label, options.text)
         scores, colours = await within(request, settings.timeout, work)
         return {
@@ -104,7 +91,7 @@ def router(studio: Studio, settings: Settings) -> APIRouter:
     @routes.post("/encode")
     async def encode(options: Score, request: Request) -> dict[str, Any]:
         """The codes of a picture."""
-        name, image = opened(options, only_image=True)
+        name, image = _opened(studio, settings, options, only_image=True)
         codes = await within(request, settings.timeout, studio.encode(name, image))
         return {"codes": [grid[0].tolist() for grid in codes]}
 
@@ -121,7 +108,7 @@ def router(studio: Studio, settings: Settings) -> APIRouter:
     @routes.post("/reconstruct")
     async def reconstruct(options: Score, request: Request) -> dict[str, Any]:
         """What the codes of a picture keep of it."""
-        name, image = opened(options, only_image=True)
+        name, image = _opened(studio, settings, options, only_image=True)
         return {"png": _base64(await within(request, settings.timeout, studio.reconstruct(name, image)))}
 
     @routes.post("/upscale")
@@ -134,14 +121,33 @@ def router(studio: Studio, settings: Settings) -> APIRouter:
         images = await within(request, settings.timeout, studio.upscale(options.upscalers, image[None]))
         return {"png": _base64(images[0])}
 
-    def opened(options: Score, only_image: bool = False) -> tuple[str, Tensor]:
-        name, served = find_model(studio, options.model)
-        if only_image and not (options.label is None and options.text is None):
-            raise APIError("codes depend on the image alone: leave label and text out", param="label")
-        shape = served.pipeline.tokenizer.image_shape
-        return name, read_picture(from_base64(options.image, "image"), settings, shape)
-
     return routes
+
+
+def _known(options: Draw, pipeline: Pipeline, settings: Settings) -> Known | None:
+    """What is known of an image that is to be completed."""
+    if options.image is None:
+        if options.mask is not None:
+            raise APIError("a mask says what is known of an image: send the image too", param="image")
+        return None
+    data, shape = from_base64(options.image, "image"), pipeline.tokenizer.image_shape
+    image = read_picture(data, settings, shape)
+    if options.mask is None:
+        mask = read_alpha(data, settings, shape[1:])
+    else:
+        mask = read_mask(from_base64(options.mask, "mask"), settings, shape[1:])
+    if options.best_of > 1:
+        raise APIError("best_of chooses among images, not among completions: leave it out", param="best_of")
+    return Known.of(image, mask, options.particles, options.paste)
+
+
+def _opened(studio: Studio, settings: Settings, options: Score, only_image: bool = False) -> tuple[str, Tensor]:
+    """The name of a model, and a picture in its shape."""
+    name, served = find_model(studio, options.model)
+    if only_image and not (options.label is None and options.text is None):
+        raise APIError("codes depend on the image alone: leave label and text out", param="label")
+    shape = served.pipeline.tokenizer.image_shape
+    return name, read_picture(from_base64(options.image, "image"), settings, shape)
 
 
 def _base64(image: Tensor) -> str:
