@@ -91,15 +91,12 @@ class LayerState:
 
 @dataclass(frozen=True)
 class Parts:
-    """Where a layer's numbers at a pixel lie, and one pixel to the left; before the first there are zeros."""
+    """Where a layer's numbers at a pixel lie; of two parts, the second is one pixel to the left, zeros at first."""
 
     work: Part  # 4h numbers
-    inputs: Part
-    inputs_left: Part
-    h: Part
-    h_left: Part
-    c: Part
-    c_left: Part
+    inputs: tuple[Part, Part]
+    h: tuple[Part, Part]
+    c: tuple[Part, Part]
     above: Part
     beside: Part
     out: Part  # 2h numbers, the layer's result
@@ -164,7 +161,7 @@ class Layer(nn.Module, ABC):
 
     def up_links(self, parts: Parts, states: Sequence[Part]) -> list[Link]:
         """The layer's result: of its input where that is added, and of the sum of some states."""
-        matrix, add, links = self.up.matrix(), parts.inputs if self.residual else None, []
+        matrix, add, links = self.up.matrix(), parts.inputs[0] if self.residual else None, []
         for state in states:
             links.append(Link(x=state, matrix=matrix, add=add, out=parts.out))
             add = parts.out
@@ -192,11 +189,9 @@ class RowLayer(Layer):
         state.beside.copy_(state.c)
 
     def links(self, parts: Parts) -> list[Link]:
-        gates = Link(
-            x=parts.inputs_left, matrix=self.scans[0].input.matrix(), add=parts.above, after="lstm", out=parts.h,
-            cells=parts.beside, new_cells=parts.c,
-        )  # fmt: skip
-        return [gates, *self.up_links(parts, [parts.h])]
+        matrix, cells = self.scans[0].input.matrix(), {"cells": parts.beside, "new_cells": parts.c[0]}
+        gates = Link(x=parts.inputs[1], matrix=matrix, add=parts.above, after="lstm", out=parts.h[0], **cells)
+        return [gates, *self.up_links(parts, [parts.h[0]])]
 
 
 class DiagonalLayer(Layer):
@@ -222,12 +217,12 @@ class DiagonalLayer(Layer):
     def links(self, parts: Parts) -> list[Link]:
         scan = self.scans[0]
         return [
-            Link(x=parts.inputs, matrix=scan.input.matrix(), add=parts.above, out=parts.work),
+            Link(x=parts.inputs[0], matrix=scan.input.matrix(), add=parts.above, out=parts.work),
             Link(
-                x=parts.h_left, matrix=scan.weight[1].detach(), add=parts.work, after="lstm", out=parts.h,
-                cells=parts.c_left, new_cells=parts.c,
+                x=parts.h[1], matrix=scan.weight[1].detach(), add=parts.work, after="lstm", out=parts.h[0],
+                cells=parts.c[1], new_cells=parts.c[0],
             ),
-            *self.up_links(parts, [parts.h, parts.beside]),
+            *self.up_links(parts, [parts.h[0], parts.beside]),
         ]  # fmt: skip
 
 
@@ -291,25 +286,21 @@ class PixelRNNRunner(RasterRunner):
     def __init__(self, prior: PixelRNN) -> None:
         super().__init__(prior)
         h, width, (first, last) = prior.config.width, prior.grid.width, prior.head
-        x, work = Part(0, 0), Part(0, 2 * h)
-        out = Part(0, work.offset + max(4 * h, len(first.bias)))
+        x, work, out = Part(0, 0), Part(0, 2 * h), Part(0, 2 * h + max(4 * h, len(first.bias)))
         taps = Part(0, out.offset + len(last.bias))
 
-        def pixel(buffer: int, layer: int, size: int, shift: int) -> Part:
-            """A pixel of a layer in a buffer with a column of zeros, or the pixel to the left."""
-            return Part(buffer, (layer * (width + 1) + shift) * size, size)
+        def pixel(buffer: int, layer: int, size: int) -> tuple[Part, Part]:
+            """A pixel of a layer in a buffer with a column of zeros, and the pixel to the left."""
+            start = layer * (width + 1) * size
+            return Part(buffer, start + size, size), Part(buffer, start, size)
 
-        links = [Link(x=taps, matrix=prior.input.left.matrix(), add=Part(6, 0, 2 * h), out=pixel(1, 0, 2 * h, 1))]
+        links = [Link(x=taps, matrix=prior.input.left.matrix(), add=Part(6, 0, 2 * h), out=pixel(1, 0, 2 * h)[0])]
         for index, layer in enumerate(prior.layers):
-            links += layer.links(
-                Parts(
-                    work=work, inputs=pixel(1, index, 2 * h, 1), inputs_left=pixel(1, index, 2 * h, 0),
-                    h=pixel(2, index, h, 1), h_left=pixel(2, index, h, 0), c=pixel(3, index, h, 1),
-                    c_left=pixel(3, index, h, 0), above=Part(4, index * width * 4 * h, 4 * h),
-                    beside=Part(5, index * width * h, h),
-                    out=pixel(1, index + 1, 2 * h, 1) if index + 1 < len(prior.layers) else x,
-                )
-            )  # fmt: skip
+            links += layer.links(Parts(
+                work=work, inputs=pixel(1, index, 2 * h), h=pixel(2, index, h), c=pixel(3, index, h),
+                above=Part(4, index * width * 4 * h, 4 * h), beside=Part(5, index * width * h, h),
+                out=pixel(1, index + 1, 2 * h)[0] if index + 1 < len(prior.layers) else x,
+            ))  # fmt: skip
         links += [
             Link(x=x, matrix=first.matrix(), bias=first.bias, out=work, before="relu", after="relu"),
             Link(x=work, matrix=last.matrix(), bias=last.bias, out=out),
