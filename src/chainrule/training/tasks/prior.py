@@ -406,20 +406,16 @@ class PriorRecipe(Recipe, kind="prior"):
 
     def _prior_config(self, examples: Examples, reader: TextTokenizer | None, learned: bool) -> Any:
         """The config of a new prior; `learned` says whether its codes are those of a learned tokenizer."""
-        found = entry("priors", self.prior.name)
-        words = {
-            "num_classes": examples.training.num_classes,
-            "text_length": reader and reader.length,
-            "text_vocab_size": reader and reader.text_vocab_size,
-        }
-        implied = {"num_classes": words["num_classes"]} if examples.labels_are_meant else {}
-        if learned and _default(found.config, "embedding_dim") == 0:
+        classes = {"num_classes": examples.training.num_classes}
+        text = {"text_length": reader and reader.length, "text_vocab_size": reader and reader.text_vocab_size}
+        implied = dict(classes) if examples.labels_are_meant else {}
+        if learned and _default(entry("priors", self.prior.name).config, "embedding_dim") == 0:
             implied["embedding_dim"] = EMBEDDING_DIM
         if reader is not None:
-            implied |= {name: words[name] for name in ("text_length", "text_vocab_size")}
-        config = self.prior.config("priors", implied, words)
+            implied |= text
+        config = self.prior.config("priors", implied, classes | text)
         if self.training.label_dropout and isinstance(config, ClassLabels) and config.num_classes:
-            return replace(config, null_label=True)
+            config = replace(config, null_label=True)
         return config
 
 
@@ -432,9 +428,8 @@ def _with_classes(prior: Prior, count: int, null_label: bool) -> Prior:
     if not isinstance(prior.config, ClassLabels):
         raise ValueError(f"{prior.name} has no classes that could be replaced; leave out prior.num_classes")
     new = type(prior)(prior.spec, replace(prior.config, num_classes=count, null_label=null_label))
-    weights = new.state_dict()
-    known = prior.state_dict().items()
-    same = {name: value for name, value in known if name in weights and weights[name].shape == value.shape}
+    weights, old = new.state_dict(), prior.state_dict()
+    same = {name: value for name, value in old.items() if name in weights and weights[name].shape == value.shape}
     new.load_state_dict(weights | same)
     return new
 
