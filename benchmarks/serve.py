@@ -93,7 +93,7 @@ def start(threads: int) -> dict:
 async def throughput(server: Server, rounds: int) -> dict:
     """Images per second of 16 clients, against `sample` with 16 images in this process; and what an image costs.
 
-    The seconds of the CPU tell more than those of the clock where other programs run beside it.
+    Where other programs share the machine, compare CPU time: elapsed time includes theirs.
     """
     model, texts = chainrule.load(PART), [PROMPTS[i % 4] for i in range(16)]
     offline: dict[int, list[float]] = {1: [], torch.get_num_threads(): []}

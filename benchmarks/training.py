@@ -4,8 +4,8 @@
     python benchmarks/training.py gated_pixelcnn        # one of them
     python benchmarks/training.py gated_pixelcnn --large    # in the size of benchmarks/sizes.py
 
-The priors over pixels are those of the MNIST recipes; stage_one is the VQGAN of `emoji_vqgan`, with its perceptual
-network (of random weights) and its discriminator, which takes a step too; stage_two is the GPT of `emoji_gpt`.
+The priors over pixels have the sizes of the MNIST recipes.  stage_one trains the VQGAN of the recipe `emoji_vqgan`: its
+perceptual network has random weights, and its discriminator takes a step too.  stage_two trains the GPT of `emoji_gpt`.
 
 Both settings run in one process, turn by turn.  "Plain" is eager mode, float32, default memory format, and for
 the PixelRNNs the scan in plain PyTorch, for the gated PixelCNN torch.tanh; "best" is what the recipes train with.

@@ -144,7 +144,7 @@ class Npz(Target):
 
 
 class Pictures(Target):
-    """A folder of PNG files, 000.png and so on, each of which says how it is drawn.
+    """A folder of PNG files: 000.png, 001.png and so on.  Their text chunks say how they were drawn.
 
     Args:
         folder: made if need be.

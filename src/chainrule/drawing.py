@@ -72,7 +72,7 @@ class Known:
 
     image, mask: PNG files in base64: the image, and white where it is known
     particles, paste: see `Pipeline.complete`
-    whole:       whether the known codes are those of the whole image, see `variation.redraw`
+    whole:       whether the whole image was encoded, and not the known part alone; see `variation.redraw`
     """
 
     image: str

@@ -157,6 +157,12 @@ class Mean:
     value: float
     standard_error: float | None
 
+    @classmethod
+    def of(cls, values: Tensor) -> Mean:
+        """The mean of one value per image, (N,)."""
+        error = (values.std() / math.sqrt(len(values))).item() if len(values) > 1 else None
+        return cls(values.mean().item(), error)
+
 
 @dataclass(frozen=True)
 class TokenizerQuality:
@@ -225,9 +231,9 @@ def tokenizer_quality(
         on_batch(start + len(images))
     found = {name: torch.cat([row[name] for row in rows]).cpu().double() for name in row}
     return TokenizerQuality(
-        psnr=_mean(found["psnr"]),
-        ssim=_mean(found["ssim"]),
-        perceptual=None if network is None else _mean(found["perceptual"]),
+        psnr=Mean.of(found["psnr"]),
+        ssim=Mean.of(found["ssim"]),
+        perceptual=None if network is None else Mean.of(found["perceptual"]),
         frechet=None if network is None or count < 2 else frechet_distance(found["images"], found["reconstructions"]),
         features=None if network is None else network.title,
         codebooks=counts.use(),
@@ -236,10 +242,6 @@ def tokenizer_quality(
         decode_seconds=100 * seconds[1] / count,
         num_images=count,
     )
-
-
-def _mean(values: Tensor) -> Mean:
-    return Mean(values.mean().item(), (values.std() / math.sqrt(len(values))).item() if len(values) > 1 else None)
 
 
 def _now(device: torch.device) -> float:

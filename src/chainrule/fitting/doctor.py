@@ -159,8 +159,10 @@ def overfits_since(curves: Curves) -> int | None:
 
 
 def detail(images: Tensor, reconstructions: Tensor) -> float:
-    """Contrast of the edges of reconstructions, as a share of that of the images, both uint8 (B, C, H, W); 1 for equal
-    images, 0 for even grey ones."""
+    """The contrast of edges in reconstructions divided by the contrast of edges in the images.
+
+    It is 1 for perfect reconstructions and 0 for even grey ones.  Both are uint8 (B, C, H, W).
+    """
 
     def edges(pictures: Tensor) -> float:
         values = pictures.double()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import astuple, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..core import LearnedTokenizer
 from ..data import ImageDataset, binarize
-from ..evaluation import CodeCounts, generation_quality, load_features, pooled_features, psnr
+from ..evaluation import CodeCounts, Mean, generation_quality, load_features, pooled_features, psnr
 from ..pictures import automatic_scale, write_grid
 from ..pipeline import Pipeline
 from ..timeline.measure import Subject, draw_pictures
@@ -89,7 +89,7 @@ def measure(models: Mapping[str, Path], kept: str, examples: Examples, minutes: 
     subject = Subject(model, held_out, GUIDANCE if guided else {})
     nats = _nats(model, held_out)
     others = {
-        name: _mean(_nats(load_kind(str(folder), "pipeline"), held_out) - nats)
+        name: astuple(Mean.of(_nats(load_kind(str(folder), "pipeline"), held_out) - nats))
         for name, folder in models.items()
         if name != kept
     }
@@ -99,7 +99,7 @@ def measure(models: Mapping[str, Path], kept: str, examples: Examples, minutes: 
     index = training.spread(count if enough else FEW_SAMPLES)
     drawn = _draw(replace(subject, test=training), index)
     wishes = draw_pictures(subject, out)
-    value, error = _mean(nats)
+    value, error = astuple(Mean.of(nats))
     return Figures(
         model=kept, held_out=len(nats), nats=value, error=error, others=others, wishes=wishes, samples=len(drawn),
         training_nats=_nats(model, training).mean().item(), near=_nearest(drawn, training, held_out, out),
@@ -122,11 +122,6 @@ def _nats(model: Pipeline, images: ImageDataset) -> Tensor:
         -model.log_prob(images.images[index], **subject.wishes(index)).double()
         for index in images.spread(MOST_HELD_OUT).split(BATCH)
     ])  # fmt: skip
-
-
-def _mean(values: Tensor) -> tuple[float, float | None]:
-    error = (values.std() / len(values) ** 0.5).item() if len(values) > 1 else None
-    return values.mean().item(), error
 
 
 def _draw(subject: Subject, index: Tensor) -> Tensor:

@@ -25,6 +25,8 @@ struct VectorOf {
     static constexpr int lanes = 64 / sizeof(T);
 };
 typedef VectorOf<float>::type Vector;
+typedef float Half __attribute__((vector_size(32), aligned(4)));
+typedef float Quarter __attribute__((vector_size(16), aligned(4)));
 typedef uint32_t Words __attribute__((vector_size(64), aligned(4)));
 typedef uint16_t Shorts __attribute__((vector_size(32), aligned(2)));
 
@@ -43,6 +45,26 @@ inline void store(uint16_t* p, Vector v) {  // to the nearest, ties to even
     Words bits = (Words)v;
     bits = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
     *(Shorts*)p = __builtin_convertvector(bits, Shorts);
+}
+
+inline Vector fused(Vector a, Vector b, Vector c) {  // a b + c, rounded alike wherever it stands
+#if defined(__AVX512F__)
+    return (Vector)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
+#else
+    return a * b + c;
+#endif
+}
+inline Quarter fold(Vector v) {
+    Half h[2];
+    std::memcpy(h, &v, 64);
+    Half half = h[0] + h[1];
+    Quarter q[2];
+    std::memcpy(q, &half, 32);
+    return q[0] + q[1];
+}
+inline float total(Vector v) {
+    Quarter q = fold(v);
+    return (q[0] + q[2]) + (q[1] + q[3]);
 }
 
 // One bfloat16.

@@ -106,7 +106,18 @@ def _build(kernel: Kernel) -> ctypes.CDLL | str:
     expected = [kernel.version, *map(ctypes.sizeof, kernel.structures), -1]
     found = [library.interface(ctypes.c_int64(index)) for index in range(len(expected))]
     assert found == expected, f"{kernel.name}.cpp has interface {found}, not {expected}"
+    if hasattr(library, "use_openmp"):
+        _give_openmp(library)
     return library
+
+
+def _give_openmp(library: ctypes.CDLL) -> None:
+    """Lets a library that includes `threads.h` work in torch's own threads."""
+    runtimes = sorted(Path(torch.__file__).parent.glob("lib/libgomp*.so*"))
+    if runtimes:
+        openmp = ctypes.CDLL(str(runtimes[0]))
+        functions = (openmp.GOMP_parallel, openmp.omp_get_thread_num, openmp.omp_get_num_threads)
+        library.use_openmp(*(ctypes.cast(function, ctypes.c_void_p) for function in functions))
 
 
 def _find(name: str, compiler: list[str]) -> ctypes.CDLL:
@@ -158,16 +169,6 @@ def processor() -> bytes:
         return next((line for line in lines if line.startswith("flags")), "").encode()
     except OSError:
         return b""
-
-
-@functools.cache
-def use_openmp(library: ctypes.CDLL) -> None:
-    """Lets a library that includes `threads.h` work in torch's own threads."""
-    runtimes = sorted(Path(torch.__file__).parent.glob("lib/libgomp*.so*"))
-    if runtimes:
-        openmp = ctypes.CDLL(str(runtimes[0]))
-        functions = (openmp.GOMP_parallel, openmp.omp_get_thread_num, openmp.omp_get_num_threads)
-        library.use_openmp(*(ctypes.cast(function, ctypes.c_void_p) for function in functions))
 
 
 def share(work: Callable[[int], None], num_parts: int, num_threads: int) -> None:

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .native import Backend, Kernel, integers, pointers, use_openmp
+from .native import Backend, Kernel, integers, pointers
 
 if TYPE_CHECKING:
     from .transformer import StepLayer
@@ -82,11 +82,8 @@ KERNEL = Kernel("transformer", 3, (Layer, Model, Call))
 
 
 def native_library(backend: Backend | None = None) -> ctypes.CDLL | None:
-    """The compiled `transformer.cpp`, or None; see `Kernel.load`.  It works in torch's own threads."""
-    library = KERNEL.load(backend)
-    if library is not None:
-        use_openmp(library)
-    return library
+    """The compiled `transformer.cpp`, or None; see `Kernel.load`."""
+    return KERNEL.load(backend)
 
 
 def has_amx(library: ctypes.CDLL) -> bool:

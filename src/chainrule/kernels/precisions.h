@@ -6,26 +6,11 @@
 
 namespace {
 
-typedef float Half __attribute__((vector_size(32), aligned(4)));
-typedef float Quarter __attribute__((vector_size(16), aligned(4)));
-
 typedef int32_t Integers __attribute__((vector_size(64), aligned(1), may_alias));
 typedef int8_t Bytes __attribute__((vector_size(16), aligned(1)));
 
 constexpr int kUnit = 32;  // outputs that are not divided among threads
 
-inline Quarter fold(Vector v) {
-    Half h[2];
-    std::memcpy(h, &v, 64);
-    Half half = h[0] + h[1];
-    Quarter q[2];
-    std::memcpy(q, &half, 32);
-    return q[0] + q[1];
-}
-inline float total(Vector v) {
-    Quarter q = fold(v);
-    return (q[0] + q[2]) + (q[1] + q[3]);
-}
 inline Quarter totals(Vector v0, Vector v1, Vector v2, Vector v3) {
     Quarter a = fold(v0), b = fold(v1), c = fold(v2), d = fold(v3);
     Quarter e = __builtin_shufflevector(a, b, 0, 1, 4, 5) + __builtin_shufflevector(a, b, 2, 3, 6, 7);

@@ -64,25 +64,6 @@ inline void store(float* p, Vector v, int64_t size) {
 #endif
 }
 
-inline Vector fused(Vector a, Vector b, Vector c) {  // a b + c, rounded alike wherever it stands
-#if defined(__AVX512F__)
-    return (Vector)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
-#else
-    return a * b + c;
-#endif
-}
-typedef float Half __attribute__((vector_size(32)));
-typedef float Quarter __attribute__((vector_size(16)));
-inline float total(Vector v) {
-    Half h[2];
-    std::memcpy(h, &v, sizeof(h));
-    h[0] += h[1];
-    Quarter q[2];
-    std::memcpy(q, h, sizeof(q));
-    q[0] += q[1];
-    return (q[0][0] + q[0][2]) + (q[0][1] + q[0][3]);
-}
-
 // Outputs k .. k + C - 1 of rows b .. b + R - 1, each a product of two rows.
 template <int R, int C>
 void dot(const Product& p, int64_t b, int64_t k) {

@@ -25,7 +25,7 @@ from torch import Tensor
 from torch.nn.modules.utils import _pair
 from torch.overrides import TorchFunctionMode
 
-from .native import Backend, Kernel, integers, pointers, use_openmp
+from .native import Backend, Kernel, integers, pointers
 
 ROWS = 16
 """Rows of a product without compiled code are a multiple of this."""
@@ -129,10 +129,7 @@ def _multiply(x: Tensor, matrix: Tensor, add: Tensor | None, backend: Backend | 
 @functools.cache
 def compiled(backend: Backend | None, mode: str | None) -> ctypes.CDLL | None:
     """The compiled `rows.cpp`, or None for plain PyTorch, looked for once for each value of CHAINRULE_NATIVE."""
-    library = KERNEL.load(backend)
-    if library is not None:
-        use_openmp(library)
-    return library
+    return KERNEL.load(backend)
 
 
 def convolve_row(window: Tensor, kernel: Tensor, bias: Tensor | None, side: int = 0, stride: int = 1) -> Tensor:

@@ -25,13 +25,6 @@ constexpr int kOutputs = kUnit;                               // two tiles of 16
 constexpr int kHeight = 16;                                   // the most rows of a tile of inputs
 constexpr int kGroup = 2;                                     // steps that share a scale in int8; the last may have one
 
-inline Vector fused(Vector a, float b, Vector c) {  // a b + c, rounded alike wherever it stands
-#if defined(__AVX512F__)
-    return (Vector)_mm512_fmadd_ps((__m512)a, _mm512_set1_ps(b), (__m512)c);
-#else
-    return a * b + c;
-#endif
-}
 inline int32_t total(Integers v) {
 #if defined(__AVX512F__)
     return _mm512_reduce_add_epi32((__m512i)v);
@@ -226,7 +219,7 @@ struct Int8 {
             }
             UNROLL for (int i = 0; i < B; i++)
                 UNROLL for (int n = 0; n < 2; n++)
-                    sum[i][n] = fused(__builtin_convertvector(whole[i][n], Vector), scale[i], sum[i][n]);
+                    sum[i][n] = fused(__builtin_convertvector(whole[i][n], Vector), Vector{} + scale[i], sum[i][n]);
         }
         UNROLL for (int i = 0; i < B; i++, sums += kOutputs) store(sums, sum[i][0]), store(sums + kLanes, sum[i][1]);
     }
@@ -245,7 +238,7 @@ struct Int8 {
                         const int64_t other = m * in.groups(steps) * in.height + i;
                         const Integers value = words((const char*)&whole[2 * m + n][i * kLanes]) + offset[other];
                         float* sum = sums + (m * in.height + i) * kOutputs + n * kLanes;
-                        store(sum, fused(__builtin_convertvector(value, Vector), scale[other], load(sum)));
+                        store(sum, fused(__builtin_convertvector(value, Vector), Vector{} + scale[other], load(sum)));
                     }
             scale += in.height, offset += in.height;
         };

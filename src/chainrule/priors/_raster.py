@@ -10,6 +10,7 @@ Shape letters: B batch, D codes per pixel, E input channels of a code, H height,
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..core import Codes, CodeSpec, Conditions, Context, Prior, Runner
+from ..kernels.chain import Chain, Link, Part
 from ..layers.masked import AboveConv2d, LeftConv2d
 
 FREE_CHANNELS = 3
@@ -122,6 +124,41 @@ class RasterRunner(Runner):
         state.t += 1
         codebook_size = prior.grid.codebook_size
         return logits[:, here.depth * codebook_size : (here.depth + 1) * codebook_size], state
+
+
+class ChainRunner(RasterRunner):
+    """A raster prior whose pixel is a chain of products; buffer 0 of the chain is a work buffer of the pixel.
+
+    Attributes:
+        chain: whose last result is the logits.
+        left: how many pixels to the left it reads, beside the pixel itself.
+        out, taps: where in the work buffer the logits begin, and behind them what is read of these pixels.
+    """
+
+    chain: Chain
+    left: int
+    out: int
+    taps: int
+
+    @abstractmethod
+    def buffers(self, network: Any) -> Sequence[Tensor]:
+        """The buffers after the work buffer, (B, ...) each without gaps."""
+
+    def pixel(self, inputs: Tensor, row: int, column: int, depth: int, network: Any) -> Tensor:
+        taps = taps_left(inputs, row, column, self.left)
+        work = inputs.new_empty(len(inputs), self.taps + taps.shape[1])
+        work[:, self.taps :] = taps
+        self.chain(column, work, *(buffer.flatten(1) for buffer in self.buffers(network)))
+        return work[:, self.out : self.taps]
+
+
+def head_links(head: Sequence[LeftConv2d], x: Part, hidden: Part, out: Part) -> list[Link]:
+    """The two layers from features to logits, each after a ReLU."""
+    first, last = head
+    return [
+        Link(x=x, matrix=first.matrix(), bias=first.bias, out=hidden, before="relu", after="relu"),
+        Link(x=hidden, matrix=last.matrix(), bias=last.bias, out=out),
+    ]
 
 
 class InputConv2d(nn.Module):

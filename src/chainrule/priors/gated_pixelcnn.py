@@ -17,6 +17,7 @@ prior this is, have no order and enter as learned vectors (`embedding_dim`).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -29,7 +30,7 @@ from ..core.checks import MAX_SIZE, check_odd, check_range, check_sizes
 from ..kernels.chain import Chain, Link, Part, gate
 from ..kernels.rows import by_images, linear
 from ..layers.masked import AboveConv2d, LeftConv2d
-from ._raster import FREE_CHANNELS, RasterPrior, RasterRunner, embed_condition, taps_left, window_above
+from ._raster import FREE_CHANNELS, ChainRunner, RasterPrior, embed_condition, head_links, window_above
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -155,7 +156,7 @@ class NetworkState:
     row: Tensor  # (B, n, left + W, p), this row's horizontal inputs of the layers after the first, after zeros
 
 
-class GatedPixelCNNRunner(RasterRunner):
+class GatedPixelCNNRunner(ChainRunner):
     """A gated PixelCNN with its kernels laid out for one pixel."""
 
     def __init__(self, prior: GatedPixelCNN) -> None:
@@ -179,11 +180,8 @@ class GatedPixelCNNRunner(RasterRunner):
                 add = own if index else None
                 matrix, bias = layer.residual.matrix(), layer.residual.bias
                 links.append(Link(x=gated, matrix=matrix, bias=bias, add=add, out=following))
-        links += [
-            Link(x=skips, matrix=first.matrix(), bias=first.bias, out=hidden, before="relu", after="relu"),
-            Link(x=hidden, matrix=last.matrix(), bias=last.bias, out=out),
-        ]
-        self.chain, self.out = Chain(links), out.offset
+        links += head_links(prior.head, skips, hidden, out)
+        self.chain, self.left, self.out = Chain(links), prior.layers[0].horizontal.left, out.offset
 
     def start_network(self, inputs: Tensor, context: Context) -> NetworkState:
         batch_size, _, _, width = inputs.shape
@@ -216,9 +214,5 @@ class GatedPixelCNNRunner(RasterRunner):
             network.above[:, index] = down if for_h is None else down + for_h
             v = gate(above, 2).mT.unsqueeze(2)
 
-    def pixel(self, inputs: Tensor, row: int, column: int, depth: int, network: NetworkState) -> Tensor:
-        taps = taps_left(inputs, row, column, self.prior.layers[0].horizontal.left)
-        work = inputs.new_empty(len(inputs), self.taps + taps.shape[1])
-        work[:, self.taps :] = taps
-        self.chain(column, work, network.row.flatten(1), network.above.flatten(1))
-        return work[:, self.out : self.taps]
+    def buffers(self, network: NetworkState) -> Sequence[Tensor]:
+        return network.row, network.above

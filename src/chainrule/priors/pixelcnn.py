@@ -15,6 +15,7 @@ per block, as the gated PixelCNN does.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch.nn.functional as F
@@ -24,7 +25,7 @@ from ..core import ClassLabels, CodeSpec, Context, Preset, check_float32, regist
 from ..core.checks import MAX_SIZE, check_range, check_sizes
 from ..kernels.chain import Chain, Link, Part
 from ..layers.masked import AboveConv2d, LeftConv2d
-from ._raster import InputConv2d, RasterPrior, RasterRunner, taps_left, window_above
+from ._raster import ChainRunner, InputConv2d, RasterPrior, head_links, window_above
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,7 +121,7 @@ class NetworkState:
     from_above: Tensor  # (B, n, W, h), what this row takes from the row above
 
 
-class PixelCNNRunner(RasterRunner):
+class PixelCNNRunner(ChainRunner):
     """A PixelCNN with its kernels laid out for one pixel."""
 
     def __init__(self, prior: PixelCNN) -> None:
@@ -138,11 +139,8 @@ class PixelCNNRunner(RasterRunner):
                 Link(x=before, matrix=block.left.matrix(), add=above, out=inside, after="relu"),
                 Link(x=inside, matrix=block.expand.matrix(), bias=block.expand.bias, add=x, out=x),
             ]
-        links += [
-            Link(x=x, matrix=first.matrix(), bias=first.bias, out=inside, before="relu", after="relu"),
-            Link(x=inside, matrix=last.matrix(), bias=last.bias, out=out),
-        ]
-        self.chain, self.out, self.taps = Chain(links), out.offset, taps.offset
+        links += head_links(prior.head, x, inside, out)
+        self.chain, self.left, self.out, self.taps = Chain(links), prior.input.left.left, out.offset, taps.offset
 
     def start_network(self, inputs: Tensor, context: Context) -> NetworkState:
         batch_size, _, _, width = inputs.shape
@@ -164,9 +162,5 @@ class PixelCNNRunner(RasterRunner):
             taken = block.above.row(network.previous[:, index, 1:].mT.unsqueeze(2))
             network.from_above[:, index] = taken + network.label[index][:, None] if network.label else taken
 
-    def pixel(self, inputs: Tensor, row: int, column: int, depth: int, network: NetworkState) -> Tensor:
-        taps = taps_left(inputs, row, column, self.prior.input.left.left)
-        work = inputs.new_empty(len(inputs), self.taps + taps.shape[1])
-        work[:, self.taps :] = taps
-        self.chain(column, work, *(one.flatten(1) for one in (network.current, network.from_above, network.above)))
-        return work[:, self.out : self.taps]
+    def buffers(self, network: NetworkState) -> Sequence[Tensor]:
+        return network.current, network.from_above, network.above

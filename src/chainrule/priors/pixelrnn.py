@@ -51,7 +51,7 @@ from ..kernels.rows import addmm, linear, matmul
 from ..kernels.scan import NUM_TAPS, lstm_cell, lstm_scan, neighbours_above
 from ..layers.masked import LeftConv2d
 from ._cascade import Cascade, certain
-from ._raster import InputConv2d, RasterPrior, RasterRunner, taps_left, window_above
+from ._raster import ChainRunner, InputConv2d, RasterPrior, head_links, window_above
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -280,7 +280,7 @@ class NetworkState:
         return LayerState(self.conditions[index], *shifted, self.above[:, index], self.beside[:, index])
 
 
-class PixelRNNRunner(RasterRunner):
+class PixelRNNRunner(ChainRunner):
     """A PixelRNN with its kernels laid out for one pixel."""
 
     def __init__(self, prior: PixelRNN) -> None:
@@ -301,11 +301,8 @@ class PixelRNNRunner(RasterRunner):
                 above=Part(4, index * width * 4 * h, 4 * h), beside=Part(5, index * width * h, h),
                 out=pixel(1, index + 1, 2 * h)[0] if index + 1 < len(prior.layers) else x,
             ))  # fmt: skip
-        links += [
-            Link(x=x, matrix=first.matrix(), bias=first.bias, out=work, before="relu", after="relu"),
-            Link(x=work, matrix=last.matrix(), bias=last.bias, out=out),
-        ]
-        self.chain, self.out, self.taps = Chain(links), out.offset, taps.offset
+        links += head_links(prior.head, x, work, out)
+        self.chain, self.left, self.out, self.taps = Chain(links), prior.input.left.left, out.offset, taps.offset
 
     def start_network(self, inputs: Tensor, context: Context) -> NetworkState:
         batch_size, _, _, width = inputs.shape
@@ -327,13 +324,8 @@ class PixelRNNRunner(RasterRunner):
         for index, layer in enumerate(self.prior.layers):
             layer.start_row(row, network.layer(index))
 
-    def pixel(self, inputs: Tensor, row: int, column: int, depth: int, network: NetworkState) -> Tensor:
-        taps = taps_left(inputs, row, column, self.prior.input.left.left)
-        work = inputs.new_empty(len(inputs), self.taps + taps.shape[1])
-        work[:, self.taps :] = taps
-        kept = (network.inputs, network.h, network.c, network.above, network.beside, network.first)
-        self.chain(column, work, *(each.flatten(1) for each in kept))
-        return work[:, self.out : self.taps]
+    def buffers(self, network: NetworkState) -> Sequence[Tensor]:
+        return network.inputs, network.h, network.c, network.above, network.beside, network.first
 
 
 COLOUR32, COLOUR64 = CodeSpec.single(32, 32, 3, 256), CodeSpec.single(64, 64, 3, 256)

@@ -172,8 +172,8 @@ def _completions(subject: Subject, count: int) -> dict[str, Any]:
     strangers = model.sample(count, seed=1, **wishes, **sampling)
     half = images.shape[2] // 2
     return {
-        "completion": _mean(psnr(images[:, :, half:], completed[:, :, half:].cpu())),
-        "strangers": _mean(psnr(images[:, :, half:], strangers[:, :, half:].cpu())),
+        "completion": _estimate(Mean.of(psnr(images[:, :, half:], completed[:, :, half:].cpu()))),
+        "strangers": _estimate(Mean.of(psnr(images[:, :, half:], strangers[:, :, half:].cpu()))),
     }
 
 
@@ -192,9 +192,9 @@ def _captions(subject: Subject, scale: Scale) -> dict[str, Any]:
     for name, options in settings.items():
         drawn = model.sample(len(index), text=texts, seed=2, **{**subject.sampling, **options})
         right = _finds_own(normalize(pooled_features(drawn.cpu(), network)), real, test.texts, index)
-        found[name] = _mean(right.double())
+        found[name] = _estimate(Mean.of(right.double()))
     gain = model.agreement(test.images[index], texts)
-    return {"obedience": found, "text_gain": _mean(gain.double())}
+    return {"obedience": found, "text_gain": _estimate(Mean.of(gain.double()))}
 
 
 def _upscaled(count: int = 64) -> dict[str, Estimate]:
@@ -202,7 +202,7 @@ def _upscaled(count: int = 64) -> dict[str, Estimate]:
     upscaler, images = load_kind("shapes_upscaler", "upscaler"), load(DataConfig("shapes", "test", 64)).images[:count]
     small = halve(images)
     doubled = {"upscaler": upscaler.upscale(small), "bicubic": to_uint8(bicubic(to_signed(small)))}
-    return {name: _mean(psnr(images, value)) for name, value in doubled.items()}
+    return {name: _estimate(Mean.of(psnr(images, value))) for name, value in doubled.items()}
 
 
 def _finds_own(drawn: Tensor, real: Tensor, texts: list[str], index: Tensor) -> Tensor:
@@ -256,11 +256,6 @@ def _upper_half(images: Tensor) -> Tensor:
     known = torch.zeros(images.shape[2:], dtype=torch.bool)
     known[: images.shape[2] // 2] = True
     return known
-
-
-def _mean(values: Tensor) -> Estimate:
-    error = (values.std() / len(values) ** 0.5).item() if len(values) > 1 else None
-    return Estimate(value=values.mean().item(), error=error)
 
 
 def _estimate(mean: Mean) -> Estimate:
