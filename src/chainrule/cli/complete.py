@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -31,6 +32,9 @@ from .output import check_file, free_name, print_json, print_table
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from ..drawing import Drawing, Layout
+    from ..pipeline import Pipeline
 
 Image = Annotated[Path, typer.Argument(metavar="IMAGE", help="The image to complete.")]
 Mask = Annotated[Path | None, typer.Option(help="An image of the same size: its white pixels are kept.")]
@@ -75,8 +79,7 @@ def complete(
 
     from ..data import load_mask
     from ..decoding import Sampling
-    from ..drawing import Drawing, Known, Layout, Source, open_upscalers, text_chunks
-    from ..pictures import automatic_scale, write_png
+    from ..drawing import Drawing, Known, Source, open_upscalers
 
     numbers = seeds_for(seed, seeds, n, 6)
     n, pipeline = len(numbers), open_model(model, device)
@@ -89,22 +92,45 @@ def complete(
         model=Source.of(model), seeds=tuple(numbers), labels=None if labels is None else tuple(labels.tolist()),
         texts=None if text is None else (text,) * n, negative=negative, sampling=Sampling(**sampling),
         known=Known.of(known_image, known, particles, paste), upscalers=tuple(map(Source.of, upscaler or ())),
-        layout=Layout(
-            kind="completions", scale=scale or automatic_scale(width << len(upscaler or ())),
-            columns=n + 2 if n <= 8 else None,
-        ), device=device,
+        layout=layout_of(n, width, scale, upscaler), device=device,
     )  # fmt: skip
-    total = n * pipeline.prior.spec.length
-    with progress("Completing", total, "codes") as done:
-        completions = drawing.draw(pipeline, on_image=lambda num_known, _: done(n * num_known))
-        done(total)
+    completions = draw_with_progress("Completing", drawing, pipeline)
     nats = pipeline.log_prob(completions, labels, text=text).tolist()
-    write_png(out, drawing.picture(completions, enlarged), text_chunks(None if no_metadata else drawing))
+    write_drawing(out, drawing, completions, enlarged, not no_metadata)
     if json:
         print_json({"out": str(out), "completions": [{"log_prob": value} for value in nats]})
         return
     print_table(["completion", "log p (nats)"], [[str(i + 1), f"{value:.2f}"] for i, value in enumerate(nats)])
     print(f"{out}: the image, what is kept, {n} {'completion' if n == 1 else 'completions'}")
+
+
+def layout_of(n: int, width: int, scale: int | None, upscalers: list[str] | None) -> Layout:
+    """A picture of an image, of what is kept, and of n images that go with it, in one row if they are few."""
+    from ..drawing import Layout
+    from ..pictures import automatic_scale
+
+    scale = scale or automatic_scale(width << len(upscalers or ()))
+    return Layout(kind="completions", scale=scale, columns=n + 2 if n <= 8 else None)
+
+
+def draw_with_progress(title: str, drawing: Drawing, pipeline: Pipeline) -> Tensor:
+    """Draws all images of a drawing under a bar, uint8 (n, C, H, W)."""
+    n = len(drawing.seeds)
+    total = n * pipeline.prior.spec.length
+    with progress(title, total, "codes") as done:
+        images = drawing.draw(pipeline, on_image=lambda num_known, _: done(n * num_known))
+        done(total)
+    return images
+
+
+def write_drawing(
+    out: Path, drawing: Drawing, images: Tensor, enlarged: Callable[[Tensor], Tensor], metadata: bool
+) -> None:  # fmt: skip
+    """Writes the picture of a drawing, which says how it was drawn where `metadata` is true."""
+    from ..drawing import text_chunks
+    from ..pictures import write_png
+
+    write_png(out, drawing.picture(images, enlarged), text_chunks(drawing if metadata else None))
 
 
 def kept(text: str, height: int, width: int) -> Tensor:

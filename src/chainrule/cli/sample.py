@@ -13,6 +13,7 @@ import typer
 
 from ..progress import progress
 from .common import labels_for, open_model, open_tokenizer, read_texts, seeds_for, size_of
+from .complete import write_drawing
 from .options import (
     MAX_IMAGES,
     Device,
@@ -206,7 +207,7 @@ class Work:
             kept = [i for group in groups for i in sorted(group, key=lambda i: -scores[i])[:best]]
             images, film.frames = images[kept], [frame[kept] for frame in film.frames]
             drawing = drawing.only(*kept)
-        _write(out, drawing, images, self.upscale, not self.metadata)
+        _write(out, drawing, images, self.upscale, self.metadata)
         _say(out, len(images), n, n * self.num_codes, since)
         if watch is not None:
             film.write(watch, scale)
@@ -331,15 +332,11 @@ class Film:
         print(f"{path}: {len(self.frames)} frames")
 
 
-def _write(out: Path, drawing: Drawing, images: Tensor, upscale: Callable[[Tensor], Tensor], no_metadata: bool) -> None:
+def _write(out: Path, drawing: Drawing, images: Tensor, upscale: Callable[[Tensor], Tensor], metadata: bool) -> None:
     """Writes a picture of all images, or a folder of them."""
-    from ..drawing import text_chunks
-    from ..pictures import write_png
-
-    files = {out: (drawing, images)}
     if drawing.layout.kind == "single":
-        digits = len(str(len(images) - 1))
-        each = range(len(images))
-        files = {out / f"{i:0{digits}d}.png": (drawing.only(i), images[i : i + 1]) for i in each}
-    for path, (one, pixels) in files.items():
-        write_png(path, one.picture(pixels, upscale), text_chunks(None if no_metadata else one))
+        from ..bulk import Pictures
+
+        Pictures(out, len(images), metadata).write(range(len(images)), drawing, upscale(images))
+    else:
+        write_drawing(out, drawing, images, upscale, metadata)

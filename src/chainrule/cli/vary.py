@@ -7,9 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
-from ..progress import progress
 from .common import labels_for, open_model, read_image, seeds_for
-from .complete import Particles
+from .complete import Particles, draw_with_progress, layout_of, write_drawing
 from .options import (
     MAX_IMAGES,
     Device,
@@ -53,8 +52,7 @@ def vary(
     out = check_file(out or free_name("variations", ".png"), ".png", force)
 
     from ..decoding import Sampling
-    from ..drawing import Drawing, Known, Layout, Source, open_upscalers, text_chunks
-    from ..pictures import automatic_scale, write_png
+    from ..drawing import Drawing, Known, Source, open_upscalers
     from ..variation import kept
 
     numbers = seeds_for(seed, seeds, n, 6)
@@ -66,14 +64,8 @@ def vary(
         texts=None if text is None else (text,) * n, negative=negative, sampling=Sampling(**sampling),
         known=Known.of(read_image(image, pipeline.tokenizer, resize), mask, particles, whole=True),
         upscalers=tuple(map(Source.of, upscaler or ())), device=device,
-        layout=Layout(
-            kind="completions", scale=scale or automatic_scale(mask.shape[1] << len(upscaler or ())),
-            columns=n + 2 if n <= 8 else None,
-        ),
+        layout=layout_of(n, mask.shape[1], scale, upscaler),
     )  # fmt: skip
-    total = n * pipeline.prior.spec.length
-    with progress("Varying", total, "codes") as done:
-        variations = drawing.draw(pipeline, on_image=lambda num_known, _: done(n * num_known))
-        done(total)
-    write_png(out, drawing.picture(variations, enlarged), text_chunks(None if no_metadata else drawing))
+    variations = draw_with_progress("Varying", drawing, pipeline)
+    write_drawing(out, drawing, variations, enlarged, not no_metadata)
     print(f"{out}: the image, what is kept, {n} {'variation' if n == 1 else 'variations'}")
