@@ -265,15 +265,43 @@ def test_truncated_checkpoint_falls_back(unbroken, tmp_path, capsys):
         run(tmp_path)
 
 
+def table(folder, name="log.csv"):
+    """The header and the numbers of a table of a run."""
+    header, *rows = (folder / name).read_text().splitlines()
+    return header, torch.tensor([[float(value) for value in row.split(",")] for row in rows])
+
+
+def test_a_batch_in_parts_trains_as_the_whole(tmp_path):
+    for toy in (Toy, Duel):
+        for parts in (1, 4):
+            config = replace(CONFIG, accumulate=parts, steps=8, log_every=1)
+            duel = toy(dropout=0.0)
+            if duel.adversary:  # batch normalisation sees one part at a time
+                duel.adversary.module[1] = nn.Identity()
+            run(tmp_path / f"{toy.__name__}-{parts}", config, duel)
+        (header, whole), (_, cut) = (table(tmp_path / f"{toy.__name__}-{parts}") for parts in (1, 4))
+        roots = header.split(",").index("root")  # the mean of roots is not the root of the mean
+        whole[:, roots] = cut[:, roots] = 0
+        torch.testing.assert_close(whole, cut, rtol=1e-5, atol=1e-5)
+
+
+def test_float16_scales_the_loss(tmp_path):
+    run(tmp_path, replace(CONFIG, precision="float16", steps=12, log_every=1), Duel())
+    losses = table(tmp_path)[1][:, 2]
+    assert losses.isfinite().all() and losses[-1] < losses[0]
+    state = torch.load(list_checkpoints(tmp_path / "checkpoints")[0], weights_only=True)
+    assert state["scaling"]["scale"] > 1 and state["adversary"]["scaling"]["scale"] > 1
+    run(tmp_path, replace(CONFIG, precision="float16", steps=14), Duel())
+
+
 def test_two_processes_are_one_with_the_doubled_batch(tmp_path):
     whole = replace(CONFIG, steps=12)
     run(tmp_path / "one", whole, Toy(dropout=0.0))
     child = run_in_child(tmp_path / "two", "none", "steps=12", "dropout=0", processes=2)
     assert child.returncode == 0, child.stderr
     for name in ("log.csv", "evaluation.csv"):
-        one, two = ((tmp_path / n / name).read_text().splitlines() for n in ("one", "two"))
-        assert one[0] == two[0]
-        one, two = (torch.tensor([[float(v) for v in row.split(",")] for row in rows[1:]]) for rows in (one, two))
+        (header, one), (same_header, two) = (table(tmp_path / n, name) for n in ("one", "two"))
+        assert header == same_header
         if name == "log.csv":  # the mean of roots is not the root of the mean
             one, two = one[:, [0, 1, 2, 4]], two[:, [0, 1, 2, 4]]
         torch.testing.assert_close(one, two, rtol=1e-5, atol=1e-6)

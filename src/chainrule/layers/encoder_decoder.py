@@ -109,6 +109,8 @@ BlockMLP = MLP | GatedMLP
 class EncoderBlock(nn.Module):
     """Self-attention and an MLP, each added to its input; `dropout` is a share of what is added."""
 
+    is_layer = True  # training.checkpointing recomputes it
+
     def __init__(self, width: int, num_heads: int, mlp: BlockMLP, norm: Norm, out_norm: Norm, dropout: float) -> None:
         super().__init__()
         self.attention = SelfAttention(width, num_heads, norm, out_norm)
@@ -123,6 +125,8 @@ class EncoderBlock(nn.Module):
 
 class DecoderBlock(nn.Module):
     """Self-attention, cross-attention and an MLP, each added to its input; `dropout` is a share of what is added."""
+
+    is_layer = True  # training.checkpointing recomputes it
 
     def __init__(self, width: int, num_heads: int, mlp: BlockMLP, norm: Norm, out_norm: Norm, dropout: float) -> None:
         super().__init__()

@@ -51,6 +51,8 @@ class Block(nn.Module):
         activation: of the MLP.
     """
 
+    is_layer = True  # training.checkpointing recomputes it
+
     def __init__(
         self, width: int, num_heads: int, dropout: float = 0.0, attention_dropout: float = 0.0,
         visible: Tensor | None = None, activation: Callable[[Tensor], Tensor] = F.gelu,

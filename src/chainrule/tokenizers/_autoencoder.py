@@ -137,6 +137,8 @@ class Double(nn.Module):
 class Level(nn.Module):
     """Residual blocks, attention after each where the level has it, and a change of resolution at its end."""
 
+    is_layer = True  # training.checkpointing recomputes it
+
     def __init__(
         self, channels: int, out: int, num_blocks: int, attention: bool, resample: nn.Module,
         config: ConvAutoencoderConfig,

@@ -114,6 +114,8 @@ def conv(in_channels: int, out_channels: int, kernel_size: int) -> nn.Conv2d:
 class Block(nn.Module):
     """A pre-activation bottleneck block of four convolutions."""
 
+    is_layer = True  # training.checkpointing recomputes it
+
     def __init__(self, in_channels: int, out_channels: int, kernel_sizes: tuple[int, ...], gain: float) -> None:
         super().__init__()
         inside = out_channels // 4

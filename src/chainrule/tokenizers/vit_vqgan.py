@@ -152,6 +152,8 @@ def feed_forward(in_width: int, mlp_width: int, out_width: int, activation: type
 class Block(nn.Module):
     """x + attention(norm(x)), then x + mlp(norm(x))."""
 
+    is_layer = True  # training.checkpointing recomputes it
+
     def __init__(self, size: TransformerSize, head_width: int, activation: type[nn.Module]) -> None:
         super().__init__()
         self.attention_norm = nn.LayerNorm(size.width)

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from .config import TrainingConfig
-from .hardware import autocast
+from .learner import Learner
 from .schedule import schedule_factor
 from .task import Adversary
 
@@ -24,40 +25,38 @@ class AdversaryTraining:
     """
 
     def __init__(self, adversary: Adversary, config: TrainingConfig, fabric: Any) -> None:
-        self.adversary, self.config, self.fabric = adversary, config, fabric
-        module = adversary.module.to(fabric.device)
-        if config.channels_last:
-            module = module.to(memory_format=torch.channels_last)
-        self.module = module.train()
-        self.optimizer = torch.optim.Adam(
-            module.parameters(), lr=adversary.learning_rate, betas=adversary.betas, fused=True
+        self.adversary, self.config = adversary, config
+        options = {"lr": adversary.learning_rate, "betas": adversary.betas, "fused": config.precision != "float16"}
+        self.learner = Learner(
+            adversary.module.train(), lambda module: torch.optim.Adam(module.parameters(), **options), config, fabric
         )
-        self.autocast = autocast(config.precision, fabric.device)
-        self.wrapped = fabric.setup_module(module)
 
-    def take_step(self, step: int, loss_of: Callable[[nn.Module], Tensor]) -> Tensor:
-        """One step, unless it has not begun; returns the loss, 0 before.
+    @contextmanager
+    def frozen(self) -> Iterator[None]:
+        """Keeps the loss of the model from adding to the adversary's gradients."""
+        self.learner.module.requires_grad_(False)
+        yield
+        self.learner.module.requires_grad_(True)
+
+    def add_gradient(
+        self, step: int, loss_of: Callable[[nn.Module], Tensor], share: float, last: bool
+    ) -> Tensor:  # fmt: skip
+        """Adds the gradient of a part of the batch, unless the adversary has not begun; returns the loss, 0 before.
 
         Args:
             step: number of the model's step, from 0.
             loss_of: the adversary's loss, of the module to call.
+            share: of the batch.
+            last: whether this is the last part of the batch.
         """
-        if step / self.config.steps < self.adversary.start:
-            return torch.zeros((), device=self.fabric.device)
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.adversary.learning_rate * schedule_factor(self.config, step)
-        self.optimizer.zero_grad()
-        with self.autocast():
-            loss = loss_of(self.wrapped)
-        self.fabric.backward(loss)
-        self.optimizer.step()
-        return loss.detach()
+        if not self._has_begun(step):
+            return torch.zeros((), device=self.learner.fabric.device)
+        return self.learner.add_gradient(lambda module: (loss_of(module), {}), share, last)["loss"]
 
-    def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint keeps."""
-        return {"module": self.module.state_dict(), "optimizer": self.optimizer.state_dict()}
+    def take_step(self, step: int) -> None:
+        """One step of the optimizer, unless the adversary has not begun."""
+        if self._has_begun(step):
+            self.learner.take_step(self.adversary.learning_rate * schedule_factor(self.config, step))
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restores what `state_dict` returned."""
-        self.module.load_state_dict(state["module"])
-        self.optimizer.load_state_dict(state["optimizer"])
+    def _has_begun(self, step: int) -> bool:
+        return step / self.config.steps >= self.adversary.start

@@ -40,6 +40,11 @@ class TrainingConfig:
 
     steps:            number of optimizer steps
     batch_size:       images per step, over all processes together
+    accumulate:       parts into which a process cuts its images of a step, to need less memory; their gradients are
+                      added up.  What a model takes from a whole batch, as batch normalisation and codebooks learned by
+                      averages do, it takes from each part
+    checkpointing:    whether the activations inside layers are computed again in the backward pass, to need less memory
+                      (Chen et al. 2016, arXiv:1604.06174); transformers, dvae and the convolutional autoencoders can
     learning_rate:    at the peak of the schedule; auto is the entry of `LEARNING_RATES` for the optimizer
     optimizer:        muon, adam, adamw, adamax or rmsprop
     betas:            of the Adams (in muon, too); left out, the optimizer's default
@@ -51,7 +56,8 @@ class TrainingConfig:
     decay_share:      share of the steps over which wsd decays, 0..1
     gradient_clip:    largest norm of the whole gradient; 0 is no limit
     ema_decay:        of the exponential moving average of the weights, which is evaluated and saved; 0 is none
-    precision:        float32; bfloat16 (autocast: weights stay float32); auto is bfloat16 where the hardware has it
+    precision:        float32; bfloat16 or float16 (autocast: weights stay float32), float16 with a loss that is scaled
+                      so that small gradients do not vanish; auto is bfloat16 where the hardware has it, else float32
     compile:          torch.compile of the model; auto where there is a C++ compiler and more than 500 steps repay it
     channels_last:    whether filters are stored with the channels last, which makes most convolutions faster
     seed:             of the weights, the order of the images and all noise
@@ -62,6 +68,8 @@ class TrainingConfig:
 
     steps: int = 2000
     batch_size: int = 32
+    accumulate: int = 1
+    checkpointing: bool = False
     learning_rate: float | Literal["auto"] = "auto"
     optimizer: Literal["muon", "adam", "adamw", "adamax", "rmsprop"] = "muon"
     betas: tuple[float, float] | None = None
@@ -71,7 +79,7 @@ class TrainingConfig:
     decay_share: float | None = None
     gradient_clip: float = 1.0
     ema_decay: float = 0.99
-    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     compile: Literal["auto"] | bool = "auto"
     channels_last: bool = False
     seed: int = 0
@@ -82,7 +90,7 @@ class TrainingConfig:
     def __post_init__(self) -> None:
         if self.learning_rate == "auto":
             object.__setattr__(self, "learning_rate", LEARNING_RATES[self.optimizer])
-        check_at_least(self, 1, "steps", "batch_size", "save_every", "log_every")
+        check_at_least(self, 1, "steps", "batch_size", "accumulate", "save_every", "log_every")
         check_at_least(self, 0, "weight_decay", "gradient_clip", "sample_every", "seed")
         check_at_most(self, MAX_BATCH, "batch_size")
         check_at_most(self, MAX_STEPS, "steps")

@@ -28,7 +28,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -42,10 +42,10 @@ from .adversary import AdversaryTraining
 from .average import Average
 from .checkpoint import load_checkpoint, save_checkpoint
 from .config import TrainingConfig
-from .hardware import autocast, compiled, wants_compile
+from .hardware import compiled, recompute_layers, wants_compile
+from .learner import Learner, build_optimizer
 from .log import Progress, Table, TensorBoard, format_metrics
-from .muon import Muon
-from .order import batch_generator, batch_indices, derive_seed
+from .order import batch_generator, batch_indices, batch_parts, derive_seed
 from .schedule import learning_rate
 from .task import Task
 
@@ -101,9 +101,11 @@ def train_task(
         Diverged: a loss that is not finite.
         OSError: the folder cannot be written.
     """
-    if config.batch_size % fabric.world_size:
+    if config.batch_size % (fabric.world_size * config.accumulate):
+        parts = f" times accumulate ({config.accumulate})" if config.accumulate > 1 else ""
         raise ValueError(
             f"batch_size ({config.batch_size}) must be a multiple of the number of processes ({fabric.world_size})"
+            f"{parts}"
         )
     with _graceful_stop() as stop, naming(folder):
         return _Run(task, config, folder, evaluate_every, fabric, quiet).go(stop, watch)
@@ -133,19 +135,18 @@ class _Run:
         self.quiet: bool = quiet or not self.writes
 
         task.setup(fabric.device)
-        module = task.model.to(fabric.device)
-        if config.channels_last:
-            module = module.to(memory_format=torch.channels_last)
-        self.module: nn.Module = module
-        self.average = Average(module, config.ema_decay)
-        self.optimizer = _optimizer(module, config)
-        self.autocast = autocast(config.precision, fabric.device)
-        self.compiled = wants_compile(module, config)
-        self.model = fabric.setup_module(compiled(module, fabric.device) if self.compiled else module)
+        self.learner = Learner(
+            task.model, lambda module: build_optimizer(module, config), config, fabric, config.gradient_clip
+        )
+        self.average = Average(self.learner.module, config.ema_decay)
+        if config.checkpointing:
+            recompute_layers(self.learner.module)
+        self.compiled = wants_compile(task.model, config)
+        if self.compiled:
+            self.learner.wrap(compiled(self.learner.module, fabric.device))
         self.adversary = AdversaryTraining(task.adversary, config, fabric) if task.adversary else None
 
-        share = config.batch_size // fabric.world_size
-        self.part = slice(fabric.global_rank * share, (fabric.global_rank + 1) * share)
+        self.parts = batch_parts(config.batch_size, fabric.world_size, fabric.global_rank, config.accumulate)
         self.tables = {"log": Table(folder / "log.csv"), "evaluation": Table(folder / "evaluation.csv")}
         self.step, self.finished = 0, False
         self.since = time.monotonic()  # the beginning, less the time of earlier processes
@@ -204,42 +205,50 @@ class _Run:
                 if not last and self.step % config.save_every == 0:
                     self._save()
 
-    def _batch(self, step: int) -> Any:
+    def _batch(self, step: int) -> list[Any]:
+        """What this process gets of a step's batch, in as many parts as the recipe says."""
         config, size = self.config, self.task.num_examples
         indices = batch_indices(config.seed, step, config.batch_size, size)
-        return self.task.batch(indices, self.part, batch_generator(config.seed, step))
+        return [self.task.batch(indices, part, batch_generator(config.seed, step)) for part in self.parts]
 
-    def _take_step(self, batch: Any) -> None:
+    def _take_step(self, batches: list[Any]) -> None:
         """One step of the optimizer, number `self.step` from 0."""
-        for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate(self.config, self.step)
-        row = self._compute_gradient(batch)
-        if self.config.gradient_clip:
-            row["gradient_norm"] = nn.utils.clip_grad_norm_(self.module.parameters(), self.config.gradient_clip)
-        self.optimizer.step()
+        learners = [self.learner, self.adversary.learner] if self.adversary else [self.learner]
+        torch.manual_seed(derive_seed(self.config.seed, "step", self.step, self.fabric.global_rank))  # dropout
+        self.learner.module.train()
+        for learner in learners:
+            learner.optimizer.zero_grad()
+        rows = [self._add_gradients(batch, batch is batches[-1]) for batch in batches]
+        row = {name: sum(row[name] for row in rows) / len(rows) for name in rows[0]}
+        norm = self.learner.take_step(learning_rate(self.config, self.step))
+        if norm is not None:
+            row["gradient_norm"] = norm
         self.average.update()
         if self.adversary:
-            row["adversary"] = self.adversary.take_step(self.step, lambda m: self.task.adversary_loss(m, batch))
+            self.adversary.take_step(self.step)
+            row["adversary"] = row.pop("adversary")  # the last column
         self.recent.append(row)
         self.step += 1
 
-    def _compute_gradient(self, batch: Any) -> dict[str, torch.Tensor]:
-        """Fills the gradients; returns what is to be logged."""
-        torch.manual_seed(derive_seed(self.config.seed, "step", self.step, self.fabric.global_rank))  # dropout
-        self.model.train()
-        self.optimizer.zero_grad()
-        try:
-            with self.autocast():
-                loss, metrics = self.task.loss(self.model, batch, self.step / self.config.steps)
-            self.fabric.backward(loss)
-        except Exception as error:
-            if not self._may_do_without_compiling(error):
-                raise
-            reason = str(error).strip().splitlines()[0]
-            self.progress.say(f"the model cannot be compiled here ({reason}); going on without")
-            self.compiled, self.model = False, self.fabric.setup_module(self.module)
-            return self._compute_gradient(batch)
-        return {"loss": loss.detach()} | {name: value.detach() for name, value in metrics.items()}
+    def _add_gradients(self, batch: Any, last: bool) -> dict[str, torch.Tensor]:
+        """Adds the gradients of a part of the batch; returns what is to be logged."""
+        share, progress = 1 / len(self.parts), self.step / self.config.steps
+        with self.adversary.frozen() if self.adversary else nullcontext():
+            try:
+                row = self.learner.add_gradient(lambda m: self.task.loss(m, batch, progress), share, last)
+            except Exception as error:
+                if not self._may_do_without_compiling(error):
+                    raise
+                reason = str(error).strip().splitlines()[0]
+                self.progress.say(f"the model cannot be compiled here ({reason}); going on without")
+                self.compiled = False
+                self.learner.wrap(self.learner.module)
+                row = self.learner.add_gradient(lambda m: self.task.loss(m, batch, progress), share, last)
+        if self.adversary:
+            row["adversary"] = self.adversary.add_gradient(
+                self.step, lambda m: self.task.adversary_loss(m, batch), share, last
+            )
+        return row
 
     def _may_do_without_compiling(self, error: Exception) -> bool:
         if not self.compiled or self.config.compile is True:
@@ -336,10 +345,11 @@ class _Run:
     def _save(self) -> None:
         """Writes a checkpoint and the model that users load; raises ValueError where weights are not finite."""
         self._check()
-        for name, value in self.module.state_dict().items():
+        for name, value in self.learner.module.state_dict().items():
             if value.is_floating_point() and not value.sum(dtype=torch.float64).isfinite():
                 raise Diverged(self._diverged(f"the weights {name} are not all finite numbers", self.step - 1))
         if self.writes:
+            learner = self.learner.state_dict()
             state = {
                 "step": self.step,
                 "seconds": self.seconds,
@@ -347,12 +357,13 @@ class _Run:
                 "metrics": self.metrics,
                 "pending": self.pending,
                 "tables": {name: table.size() for name, table in self.tables.items()},
-                "model": self.module.state_dict(),
                 "average": self.average.state_dict(),
-                "optimizer": self.optimizer.state_dict(),
+                "model": learner["module"],
+                "optimizer": learner["optimizer"],
+                "scaling": learner["scaling"],
             }
             if self.adversary:
-                state["adversary"] = self.adversary.state_dict()
+                state["adversary"] = self.adversary.learner.state_dict()
             save_checkpoint(self.folder / "checkpoints", self.step, state)
             card = {"steps": self.step, "minutes": round(self.seconds / 60, 2), "metrics": self.metrics}
             self._judge(
@@ -374,43 +385,14 @@ class _Run:
             return False
         if state["step"] > self.config.steps:
             raise ValueError(f"{self.folder} has taken {state['step']} steps already, more than {self.config.steps}")
-        self.module.load_state_dict(state["model"])
+        self.learner.load_state_dict(state | {"module": state["model"]})
         self.average.load_state_dict(state["average"])
-        self.optimizer.load_state_dict(state["optimizer"])
         if self.adversary:
-            self.adversary.load_state_dict(state["adversary"])
+            self.adversary.learner.load_state_dict(state["adversary"])
         self.step, self.metrics, self.pending = state["step"], state["metrics"], state["pending"]
         self.since -= state["seconds"]
         self.finished = state["finished"] and self.step == self.config.steps
         return True
-
-
-# ---------------------------------------------------------------- parts
-
-
-def _optimizer(module: nn.Module, config: TrainingConfig) -> torch.optim.Optimizer:
-    """The optimizer of the config; weight decay for matrices and filters only."""
-    if config.optimizer == "muon":
-        betas = {} if config.betas is None else {"betas": config.betas}
-        return Muon(module, config.learning_rate, config.weight_decay, **betas)
-    parameters = [p for p in module.parameters() if p.requires_grad]
-    groups = [
-        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": config.weight_decay},
-        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
-    ]
-    groups = [group for group in groups if group["params"]]
-    options: dict[str, Any] = {"lr": config.learning_rate}
-    if config.betas is not None:
-        options["betas"] = config.betas
-    if config.optimizer in ("adam", "adamw"):
-        options["fused"] = True
-    classes = {
-        "adam": torch.optim.Adam,
-        "adamw": torch.optim.AdamW,
-        "adamax": torch.optim.Adamax,
-        "rmsprop": torch.optim.RMSprop,
-    }
-    return classes[config.optimizer](groups, **options)
 
 
 class _Stop:

@@ -8,10 +8,12 @@ import shutil
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from .config import TrainingConfig
 
@@ -57,8 +59,16 @@ def autocast(precision: str, device: torch.device) -> Callable[[], AbstractConte
     """A function that opens the context of a precision."""
     if precision == "auto":
         precision = "bfloat16" if _has_bfloat16(device) else "float32"
-    enabled = precision == "bfloat16"
-    return lambda: torch.autocast(device.type, dtype=torch.bfloat16, enabled=enabled)
+    kinds = {"bfloat16": torch.bfloat16, "float16": torch.float16}
+    enabled = precision in kinds
+    return lambda: torch.autocast(device.type, dtype=kinds.get(precision, torch.bfloat16), enabled=enabled)
+
+
+def loss_scaling(precision: str, device: torch.device) -> Any:
+    """Fabric's `Precision` that computes gradients and takes steps: in float16 the loss is scaled, else it is not."""
+    from lightning_fabric.plugins.precision import MixedPrecision, Precision
+
+    return MixedPrecision("16-mixed", device.type) if precision == "float16" else Precision()
 
 
 def _has_bfloat16(device: torch.device) -> bool:
@@ -75,6 +85,19 @@ def wants_compile(module: nn.Module, config: TrainingConfig) -> bool:
         return config.compile
     compilers = [name for name in ("g++", "clang++", "c++") if shutil.which(name)]
     return bool(compilers) and config.steps > COMPILE_FROM and getattr(module, "compile_training", True)
+
+
+def recompute_layers(module: nn.Module) -> None:
+    """Makes the layers of a module, marked by `is_layer`, compute their activations again in the backward pass.
+
+    Raises:
+        ValueError: no layer is marked.
+    """
+    layers = [layer for layer in module.modules() if getattr(layer, "is_layer", False)]
+    if not layers:
+        raise ValueError("checkpointing would be ignored: the model has no layers that can be recomputed; leave it out")
+    for layer in layers:
+        layer.forward = partial(checkpoint, layer.forward, use_reentrant=False)
 
 
 def compiled(module: nn.Module, device: torch.device) -> nn.Module:

@@ -43,3 +43,10 @@ def batch_indices(seed: int, step: int, batch_size: int, num_examples: int) -> T
 def batch_generator(seed: int, step: int) -> torch.Generator:
     """The generator of what is drawn for the whole batch of a step (binarisation, flips)."""
     return torch.Generator().manual_seed(derive_seed(seed, "batch", step))
+
+
+def batch_parts(batch_size: int, processes: int, process: int, count: int) -> list[slice]:
+    """The part of a batch of `batch_size` images that a process works on, cut into `count` parts of equal size."""
+    size = batch_size // processes // count
+    starts = range(process * count * size, (process + 1) * count * size, size)
+    return [slice(start, start + size) for start in starts]
