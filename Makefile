@@ -11,7 +11,7 @@ demo: $(VENV)/installed
 	$(BIN)/chainrule demo --out demo --force
 
 test: $(VENV)/installed
-	$(BIN)/pytest
+	$(BIN)/pytest -n auto --dist worksteal
 
 test-slow: $(VENV)/installed
 	$(BIN)/pytest -m slow

@@ -5,9 +5,11 @@ import os
 import pytest
 import torch
 
+from chainrule.cli.app import keep_freed_memory
 from chainrule.files import cache_root
 
 torch.set_num_threads(1)
+keep_freed_memory()  # as the command line does
 
 
 @pytest.fixture(autouse=True)

@@ -160,8 +160,8 @@ class Pipeline:
 
     def complete(
         self, image: Tensor, mask: Tensor, n: int = 1, label: int | str | Sequence[int | str] | Tensor | None = None,
-        *, text: str | Sequence[str] | None = None, negative: str | Sequence[str] | None = None, particles: int = 1,
-        paste: bool = False, seed: int | Sequence[int] = 0, on_image: OnImage | None = None, **options: Any,
+        *, text: str | Sequence[str] | None = None, particles: int = 1, paste: bool = False,
+        on_image: OnImage | None = None, **options: Any,
     ) -> Tensor:  # fmt: skip
         """Draws the unknown part of an image, n times; the known part is kept as the tokenizer sees it.
 
@@ -173,7 +173,8 @@ class Pipeline:
             mask: bool (H, W), True where the image is known; or 1 there, or 255, and else 0.
             paste: whether known pixels are those of `image` itself, and not those of its reconstruction; with a learned
                 tokenizer a seam may show.
-            text, negative, seed, options: as in `sample`.
+            label, text, on_image: as in `sample`.
+            options: `seed`, `negative` and the options of sampling, as in `sample`.
             particles: with more than 1, sequential Monte Carlo makes what is drawn agree with known pixels
                 that come later in raster order (see `decoding.complete`).
 
@@ -182,9 +183,7 @@ class Pipeline:
         """
         n, image, mask = _count(n), as_tensor(image, "image"), as_mask(mask)
         known = self.known_codes(image, mask, n)
-        request = self.request(
-            n, label, text=text, negative=negative, seed=seed, known=known, particles=particles, **options
-        )
+        request = self.request(n, label, text=text, known=known, particles=particles, **options)
         drawn = request.draw(request.sampling.runner(self.prior), self.watch(on_image))
         return self.completed(self.decode(drawn), image, mask, known, paste)
 

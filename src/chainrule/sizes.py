@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
 
-from .core import CodeSpec, Entry, Preset, Prior, Tokenizer, entries, find_entry
+from .core import CodeSpec, Prior, Tokenizer, entries, find_entry
 from .strict import build_dataclass, to_plain
 
 
@@ -69,12 +70,15 @@ def presets(name: str | None = None) -> list[PresetInfo]:
         ValueError: no such model.
     """
     found = [*entries("tokenizers").values(), *entries("priors").values()] if name is None else [find_entry(name)]
-    return [_info(entry, size, preset) for entry in found for size, preset in entry.presets.items()]
+    return [_info(entry.name, preset) for entry in found for preset in entry.presets]
 
 
-def _info(entry: Entry, name: str, preset: Preset) -> PresetInfo:
+@cache
+def _info(model_name: str, preset_name: str) -> PresetInfo:
+    entry = find_entry(model_name)
+    preset = entry.presets[preset_name]
     with torch.device("meta"):
         model = entry.model(preset.config) if preset.spec is None else entry.model(preset.spec, preset.config)
     kind = "tokenizer" if isinstance(model, Tokenizer) else "prior"
     count = sum(parameter.numel() for parameter in model.parameters())
-    return PresetInfo(entry.name, name, kind, count, model.spec.to_dict())
+    return PresetInfo(model_name, preset_name, kind, count, model.spec.to_dict())

@@ -141,7 +141,7 @@ for command in (models, info, *PICTURES, *TRAINING, convert, push, serve, demo):
     app.command()(command)
 
 
-def _keep_freed_memory() -> None:
+def keep_freed_memory() -> None:
     """Has the C library of Linux keep what is freed: where large blocks are given back, as is usual, each new one costs
     a page fault per 4 kB, which was more than half of the time of some convolutions."""
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
@@ -152,7 +152,7 @@ def _keep_freed_memory() -> None:
 
 def main() -> None:
     """The entry point; what a terminal cannot show is escaped."""
-    _keep_freed_memory()
+    keep_freed_memory()
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")

@@ -40,20 +40,20 @@ class LeftConv2d(nn.Module):
         left: pixels to the left that are read.
         mask: "A" or "B", what group d of the output reads of the centre pixel.
         groups: D, codes per pixel.
-        in_blocks, out_blocks: stacked maps with D groups each.
+        blocks: stacked maps with D groups each, of the input and of the output.
         free: trailing input channels that hold nothing of any code and are visible to all groups.
     """
 
     def __init__(
         self, in_channels: int, out_channels: int, left: int, mask: str, groups: int = 1,
-        in_blocks: int = 1, out_blocks: int = 1, free: int = 0, bias: bool = True,
+        blocks: tuple[int, int] = (1, 1), free: int = 0, bias: bool = True,
     ) -> None:  # fmt: skip
         super().__init__()
         assert mask in ("A", "B")
         self.left = left
         with torch.device("cpu"):  # real numbers also where the model is built without any (meta device)
-            source = torch.cat([channel_groups(in_channels - free, groups, in_blocks), torch.full((free,), -1)])
-            target = channel_groups(out_channels, groups, out_blocks)
+            source = torch.cat([channel_groups(in_channels - free, groups, blocks[0]), torch.full((free,), -1)])
+            target = channel_groups(out_channels, groups, blocks[1])
             centre = source[None] < target[:, None] if mask == "A" else source[None] <= target[:, None]
             visible = torch.ones(out_channels, in_channels, 1, left + 1)
             visible[..., left] = centre[..., None].float()

@@ -70,7 +70,7 @@ class GatedLayer(nn.Module):
         self.vertical = AboveConv2d(in_channels or p, 2 * p, half, half, current=not first)
         self.horizontal = LeftConv2d(
             in_channels or p, 2 * p, half, "A" if first else "B", groups,
-            out_blocks=2, free=FREE_CHANNELS if first else 0, bias=False,
+            blocks=(1, 2), free=FREE_CHANNELS if first else 0, bias=False,
         )  # fmt: skip
         self.down = nn.Conv2d(2 * p, 2 * p, 1)
         self.residual, self.skip = (LeftConv2d(p, p, 0, "B", groups) for _ in range(2))

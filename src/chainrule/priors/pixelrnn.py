@@ -109,7 +109,7 @@ class Scan(nn.Module):
         super().__init__()
         self.order, self.mirrored = order, mirrored
         left = 1 if order == "row" else 0
-        self.input = LeftConv2d(2 * hidden, 4 * hidden, left, "B", groups, out_blocks=4)
+        self.input = LeftConv2d(2 * hidden, 4 * hidden, left, "B", groups, blocks=(1, 4))
         taps = NUM_TAPS[order]
         bound = (taps * hidden) ** -0.5
         self.weight = nn.Parameter(torch.empty(taps, hidden, 4 * hidden).uniform_(-bound, bound))

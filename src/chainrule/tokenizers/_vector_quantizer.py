@@ -11,7 +11,7 @@ Shape letters: B batch, C channels of a vector, h w grid, D depth, K codes, N ve
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -61,26 +61,22 @@ class VectorQuantizer(nn.Module):
         codebook_size: K.
         embedding_dim: C, channels of the map.
         metric: "euclidean", or "cosine": vectors and codes are first scaled to length 1, and so is the result.
-        learning: "ema" or "loss", see above.
         beta: weight of the commitment (0.25 in 1711.00937; 0.1 to 2 work alike there).
         legacy_beta: taming-transformers weights the codebook term with beta and the commitment with 1 instead.
-        decay: g, of the usage and of the averages.
-        restart_below: share of the mean usage below which a code is restarted; 0 is never.
-        spread: weight of `spread_loss`, which has the encoder use all codes alike; 0 (the papers) is none.
+        spread: weight of `codebook_spread`, which has the encoder use all codes alike; 0 (the papers) is none.
+        learning: `learning`, `decay` and `restart_below` of the `Codebook`.
     """
 
     def __init__(
         self, codebook_size: int, embedding_dim: int, *, metric: Literal["euclidean", "cosine"] = "euclidean",
-        learning: Literal["ema", "loss"] = "ema", beta: float = 0.25, legacy_beta: bool = False, decay: float = 0.99,
-        restart_below: float = 0.1, spread: float = 0.0,
+        beta: float = 0.25, legacy_beta: bool = False, spread: float = 0.0, **learning: Any,
     ) -> None:  # fmt: skip
         super().__init__()
-        check_codebook(metric=metric, learning=learning, beta=beta, legacy_beta=legacy_beta, spread=spread)
         self.metric, self.beta, self.legacy_beta, self.spread = metric, beta, legacy_beta, spread
-        self.codebook = Codebook(
-            codebook_size, embedding_dim, learning=learning, decay=decay, restart_below=restart_below,
-            unit=metric == "cosine",
-        )  # fmt: skip
+        self.codebook = Codebook(codebook_size, embedding_dim, unit=metric == "cosine", **learning)
+        check_codebook(
+            metric=metric, learning=self.codebook.learning, beta=beta, legacy_beta=legacy_beta, spread=spread
+        )
 
     def forward(self, z: Tensor) -> Quantized:
         """(B, C, h, w) -> Quantized; in training mode the codebook learns."""
