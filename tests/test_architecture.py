@@ -28,6 +28,7 @@ ALLOWED = {  # room: the rooms of the package that it may import
     "data": {"files", "network"},
     "saving": {"core", "files", "kernels", "network", "progress", "strict", "text"},
     "pipeline.py": {"core", "decoding", "images", "saving", "text"},
+    "adapters.py": {"core", "layers", "pipeline", "saving", "strict"},
     "larger.py": {"core", "pipeline"},
     "variation.py": {"core", "decoding", "pipeline"},
     "scorers": {"core", "images", "layers", "network", "text"},
@@ -36,7 +37,7 @@ ALLOWED = {  # room: the rooms of the package that it may import
         "zoo",
     },
     "bulk.py": {"decoding", "drawing", "files", "pictures", "pipeline", "strict"},
-    "zoo.py": {"core", "files", "pipeline", "saving", "scorers", "strict", "upscaling"},
+    "zoo.py": {"adapters", "core", "files", "pipeline", "saving", "scorers", "strict", "upscaling"},
     "evaluation": {
         "core", "data", "decoding", "files", "pipeline", "progress", "saving", "scorers", "strict", "zoo",
     },
@@ -45,8 +46,8 @@ ALLOWED = {  # room: the rooms of the package that it may import
     "recipe.py": {"core", "strict"},
     "official": {"core", "files", "pipeline", "priors", "strict", "text", "tokenizers", "zoo"},
     "training": {
-        "core", "data", "evaluation", "files", "images", "pipeline", "progress", "recipe", "saving", "scorers",
-        "strict", "text", "tokenizers", "upscaling", "zoo",
+        "adapters", "core", "data", "evaluation", "files", "images", "layers", "pipeline", "progress", "recipe",
+        "saving", "scorers", "strict", "text", "tokenizers", "upscaling", "zoo",
     },
     "timeline": {
         "core", "data", "decoding", "evaluation", "files", "images", "pages", "pictures", "pipeline", "strict",

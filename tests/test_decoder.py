@@ -159,11 +159,10 @@ def test_it_can_be_done_again(here):
     ("name", "sections", "sentence"),
     [
         ("vqvae2", {}, "vqvae2 has no decoder that could change while its codes stay"),
-        ("pixels", {}, "pixels has no decoder that could change while its codes stay"),
+        ("pixels", {}, "the tokenizer pixels has nothing to learn; add the section 'prior'"),
         ("vqvae", {"tokenizer": {"path": "old", "decoder": {"embedding_dim": 5}}},
          "'tokenizer.decoder.embedding_dim' is not the decoder's alone; .* width, residual_width, num_blocks"),
         ("vqvae", {"tokenizer": {"path": "old", "decoder": {"num_blocks": -1}}}, "'tokenizer.decoder': .*num_blocks"),
-        ("vqvae", {"tokenizer": {"path": "old"}}, "trained already; add the section 'prior', or say in 'tokenizer.dec"),
         ("vqvae", {"prior": {"name": "gpt"}, "losses": None}, "unknown key 'decoder' in 'tokenizer'"),
     ],
 )  # fmt: skip

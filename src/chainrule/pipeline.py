@@ -320,7 +320,8 @@ class Pipeline:
             prior=prior_part(self.prior), text_tokenizer=text_part(self.text_tokenizer), class_names=self.class_names,
             card=self.card if card is None else card,
         )  # fmt: skip
-        write_model(folder, saved, {"tokenizer": self.tokenizer, "prior": self.prior}, self.text_tokenizer, dtype)
+        weights = {"tokenizer": self.tokenizer.state_dict(), "prior": self.prior.state_dict()}
+        write_model(folder, saved, weights, self.text_tokenizer, dtype)
 
     def push_to_hub(self, repo_id: str, *, private: bool = False, token: str | None = None) -> str:
         """Uploads the pipeline to the Hugging Face hub; arguments, result and errors as for `chainrule.push`."""

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from .adapters import find_base, read_adapted
 from .core import Tokenizer
 from .files import read_whole
 from .pipeline import Pipeline
@@ -80,6 +81,8 @@ def load_kind(
 def _read(folder: Path, kinds: Sequence[Kind]) -> Model:
     saved = read_model(folder)
     _check_kind(folder, saved, kinds)
+    if saved.adapter is not None:
+        return read_adapted(folder, saved, _read_base(folder, saved))
     if saved.kind == "pipeline":
         return Pipeline(
             read_tokenizer(folder, saved.tokenizer), read_prior(folder, saved.prior), saved.class_names, saved.card,
@@ -95,12 +98,25 @@ def _read(folder: Path, kinds: Sequence[Kind]) -> Model:
     return read_module(folder, "upscaler", saved.upscaler, Upscaler, UpscalerConfig)
 
 
+def _read_base(folder: Path, saved: SavedModel) -> Pipeline:
+    """The pipeline that an adapter changes, which is none itself."""
+
+    def read(base: Path) -> Pipeline:
+        if read_model(base).adapter is not None:
+            raise ValueError(f"{base} is an adapter itself; save it whole, chainrule.save(chainrule.load(…), …)")
+        return _read(base, ("pipeline",))
+
+    return read_whole(find_base(folder, saved.adapter), read)
+
+
 def load_tokenizer(name: str | os.PathLike, device: str = "cpu") -> Tokenizer:
     """The tokenizer of a saved model, with or without a prior; arguments and errors as for `load`."""
 
     def read(folder: Path) -> Tokenizer:
         saved = read_model(folder)
         _check_kind(folder, saved, ("tokenizer", "pipeline"))
+        if saved.adapter is not None:
+            return _read_base(folder, saved).tokenizer
         return read_tokenizer(folder, saved.tokenizer)
 
     return read_whole(find(name), read).to(device)
@@ -148,12 +164,12 @@ def save(
         model.save(folder, dtype, card)
     elif isinstance(model, Tokenizer):
         saved = SavedModel(kind="tokenizer", tokenizer=tokenizer_part(model), card=card)
-        write_model(folder, saved, {"tokenizer": model}, dtype=dtype)
+        write_model(folder, saved, {"tokenizer": model.state_dict()}, dtype=dtype)
     else:
         kind: Kind = _KINDS[type(model)]
         text = model.text_tokenizer if kind == "reranker" else None
         parts = {kind: Part(config=to_plain(model.config)), "text_tokenizer": text_part(text)}
-        write_model(folder, SavedModel(kind=kind, card=card, **parts), {kind: model}, text, dtype)
+        write_model(folder, SavedModel(kind=kind, card=card, **parts), {kind: model.state_dict()}, text, dtype)
 
 
 def push(

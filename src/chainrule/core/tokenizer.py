@@ -18,11 +18,17 @@ class Tokenizer(nn.Module, ABC):
 
     Images are uint8 (B, C, H, W) on both sides; a tokenizer scales to its own range inside.
     `image_shape` is the (C, H, W) it was made for and `spec` the codes of such an image.
+
+    Attributes:
+        config: that it was built by.
+        encoder_config: that what encodes was built by, where `with_decoder` gave this tokenizer another one; else None.
     """
 
     name: str  # set by the registry
     spec: CodeSpec
     image_shape: tuple[int, int, int]
+    config: Any
+    encoder_config: Any = None
 
     @property
     def device(self) -> torch.device:
@@ -58,6 +64,30 @@ class Tokenizer(nn.Module, ABC):
         if precision != "float32":
             raise ValueError(f"{self.name} encodes and decodes in float32 only, not in {precision}")
         return self
+
+    def at_size(self, height: int, width: int) -> Tokenizer:
+        """This tokenizer made for images of another size, with the same weights, for a prior at that size.
+
+        Args:
+            height, width: of the images, in pixels.
+
+        Raises:
+            ValueError: a size that its strides do not allow, or weights that belong to one size.
+        """
+        if (height, width) == self.image_shape[1:]:
+            return self
+        size = {"image_height": height, "image_width": width}
+        other = type(self)(replace(self.encoder_config or self.config, **size))
+        if self.encoder_config is not None:
+            other = other.with_decoder(replace(self.config, **size))
+        mine, new = self.state_dict(), other.state_dict()
+        if any(value.shape != new[key].shape for key, value in mine.items()):
+            raise ValueError(
+                f"this {self.name} works on images of {self.image_shape[1]}x{self.image_shape[2]} only, since it has "
+                f"weights for each of their places, and not on {height}x{width}"
+            )
+        other.load_state_dict(mine)
+        return other.to(self.device).train(self.training)
 
     def check_images(self, images: Tensor) -> None:
         """Raises ValueError unless `images` is uint8 (B, C, H, W) of this tokenizer's size."""
@@ -100,14 +130,10 @@ class LearnedTokenizer(Tokenizer):
     """A tokenizer that is trained (stage one).
 
     Attributes:
-        config: that it was built by.
-        encoder_config: that what encodes was built by, where `with_decoder` gave this tokenizer another one; else None.
         decoder_parts: names of the modules that have no part in encoding; () if that cannot be told apart.
         decoder_options: fields of the config that only they depend on.
     """
 
-    config: Any
-    encoder_config: Any = None
     decoder_parts: tuple[str, ...] = ()
     decoder_options: tuple[str, ...] = ()
 
@@ -134,30 +160,6 @@ class LearnedTokenizer(Tokenizer):
         alike = {key: value for key, value in mine.items() if key in new and value.shape == new[key].shape}
         other.load_state_dict(alike, strict=False)
         return other
-
-    def at_size(self, height: int, width: int) -> LearnedTokenizer:
-        """This tokenizer made for images of another size, with the same weights, for a prior at that size.
-
-        Args:
-            height, width: of the images, in pixels.
-
-        Raises:
-            ValueError: a size that its strides do not allow, or weights that belong to one size.
-        """
-        if (height, width) == self.image_shape[1:]:
-            return self
-        size = {"image_height": height, "image_width": width}
-        other = type(self)(replace(self.encoder_config or self.config, **size))
-        if self.encoder_config is not None:
-            other = other.with_decoder(replace(self.config, **size))
-        mine, new = self.state_dict(), other.state_dict()
-        if any(value.shape != new[key].shape for key, value in mine.items()):
-            raise ValueError(
-                f"this {self.name} works on images of {self.image_shape[1]}x{self.image_shape[2]} only, since it has "
-                f"weights for each of their places, and not on {height}x{width}"
-            )
-        other.load_state_dict(mine)
-        return other.to(self.device).train(self.training)
 
     def same_codes(self, other: Tokenizer) -> bool:
         """Whether another tokenizer encodes as this one does: by the same weights, bit for bit."""

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ..core import CodeSpec, Prior, Tokenizer, entry
 from ..files import decode_text, write_folder
@@ -81,6 +81,21 @@ class PriorPart(Part):
 
 
 @dataclass(frozen=True, kw_only=True)
+class AdapterPart:
+    """A prior that is a small change of another model's, whose tokenizer it has: see `chainrule.adapters`.
+
+    base:        the model that is changed: a bundled one, a hub id, or a folder
+    hash:        `prior_hash` of its prior
+    rank, alpha: see `layers.lora`
+    """
+
+    base: str
+    hash: str
+    rank: int
+    alpha: float
+
+
+@dataclass(frozen=True, kw_only=True)
 class TextPart(Part):
     """A text tokenizer.
 
@@ -99,6 +114,7 @@ class SavedModel:
     format:      version of the format
     kind:        what the folder holds
     tokenizer, prior, text_tokenizer, reranker, classifier, upscaler: the parts, see `PARTS`
+    adapter:     where the weights lie that are not in the folder of a pipeline; None: all are there
     class_names: names of the classes of a prior
     card:        what is known of the model (data, licence, recipe, minutes, figures), any plain values
     """
@@ -111,6 +127,7 @@ class SavedModel:
     reranker: Part | None = None
     classifier: Part | None = None
     upscaler: Part | None = None
+    adapter: AdapterPart | None = None
     class_names: tuple[str, ...] | None = None
     card: Mapping[str, Any] = field(default_factory=dict)
 
@@ -123,15 +140,16 @@ class SavedModel:
             raise ValueError(f"{extra[0]!r} is no part of a {self.kind}")
         if self.kind == "pipeline" and self.tokenizer.hash is None:
             raise ValueError("'tokenizer.hash' is missing, which a pipeline needs")
-        if self.class_names is not None and self.kind != "pipeline":
-            raise ValueError(f"'class_names' is no part of a {self.kind}")
+        for name in ("class_names", "adapter"):
+            if getattr(self, name) is not None and self.kind != "pipeline":
+                raise ValueError(f"{name!r} is no part of a {self.kind}")
 
 
 # ---------------------------------------------------------------- writing
 
 
 def write_model(
-    folder: str | os.PathLike, saved: SavedModel, modules: Mapping[str, nn.Module],
+    folder: str | os.PathLike, saved: SavedModel, weights: Mapping[str, Mapping[str, Tensor]],
     text_tokenizer: TextTokenizer | None = None, dtype: torch.dtype | None = None,
 ) -> None:  # fmt: skip
     """Writes a model; a folder that holds one is replaced as a whole.
@@ -139,7 +157,7 @@ def write_model(
     Args:
         folder: new, empty, or a saved model.
         saved: what config.yaml is to hold.
-        modules: the weights of the parts.
+        weights: of each part that has a file, by name.
         text_tokenizer: writes files of its own.
         dtype: type of the weights in the files, see `chainrule.save`; it leaves a pipeline's tokenizer as it is, since
             the prior knows its codes.
@@ -152,13 +170,13 @@ def write_model(
     check_replaceable(folder)
     plain = {key: value for key, value in asdict(saved).items() if value is not None}
     for name, part in plain.items():
-        if name in modules or name == "text_tokenizer":
+        if isinstance(getattr(saved, name), Part):
             plain[name] = {key: value for key, value in part.items() if value is not None}
 
     def write(new: Path) -> None:
-        for name, module in modules.items():
+        for name, tensors in weights.items():
             narrow = None if (saved.kind, name) == ("pipeline", "tokenizer") else dtype
-            write_weights(module, new / f"{name}.safetensors", narrow)
+            write_weights(tensors, new / f"{name}.safetensors", narrow)
         for name, content in ({} if text_tokenizer is None else text_tokenizer.files()).items():
             (new / name).write_text(content, encoding="utf-8")
         write_config(new, plain)
@@ -319,7 +337,7 @@ def read_module(folder: Path, name: str, part: Part, build: Callable[[Any], nn.M
 def _with_weights(build: Callable[[], M], path: Path) -> M:
     """A module with the weights of a file; no memory is taken for it before the shapes of both are seen to agree."""
     with torch.device("meta"):
-        check_weights(build(), path)
+        check_weights(build().state_dict(), path)
     module = build()
     read_weights(module, path)
     return module

@@ -22,14 +22,14 @@ FLOATS = ("F64", "F32", "F16", "BF16")
 """Types of floating point numbers, as safetensors calls them."""
 
 
-def write_weights(part: nn.Module, path: Path, dtype: torch.dtype | None = None) -> None:
-    """Writes the weights of a part, if it has any; floats as `dtype` has it, see `chainrule.save`.
+def write_weights(weights: Mapping[str, Tensor], path: Path, dtype: torch.dtype | None = None) -> None:
+    """Writes the weights of a part by name, if it has any; floats as `dtype` has it, see `chainrule.save`.
 
     Raises:
         ValueError: weights that are nan or infinite.
         OSError: the file cannot be written.
     """
-    tensors = {key: value.detach().cpu().contiguous() for key, value in part.state_dict().items()}
+    tensors = {key: value.detach().cpu().contiguous() for key, value in weights.items()}
     _check_finite(tensors, "the model is not saved")
     if dtype is torch.int8:
         tensors = _to_int8(tensors)
@@ -48,12 +48,16 @@ def read_weights(part: nn.Module, path: Path) -> None:
 
     A part that has no weights needs no file.
     """
-    if not part.state_dict():
-        return
-    check_weights(part, path)
+    if part.state_dict():
+        part.load_state_dict(read_tensors(part.state_dict(), path))
+
+
+def read_tensors(wanted: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
+    """The tensors of a file, which have the names and shapes of `wanted`; errors as for `read_weights`."""
+    check_weights(wanted, path)
     tensors = _from_int8(load_file(path))
     _check_finite(tensors, f"{path} is damaged, or of a training that diverged")
-    part.load_state_dict(tensors)
+    return tensors
 
 
 def read_shapes(path: Path) -> dict[str, tuple[tuple[int, ...], str]]:
@@ -78,9 +82,8 @@ def read_shapes(path: Path) -> dict[str, tuple[tuple[int, ...], str]]:
     return {key: value for key, value in found.items() if not key.endswith(SCALE)}
 
 
-def check_weights(part: nn.Module, path: Path) -> None:
-    """Raises ValueError unless a file holds the weights of a part, which may be on the device "meta"."""
-    wanted = part.state_dict()
+def check_weights(wanted: Mapping[str, Tensor], path: Path) -> None:
+    """Raises ValueError unless a file holds tensors like `wanted`, which may be on the device "meta"."""
     found = read_shapes(path) if wanted else {}
     for key, value in wanted.items():
         shape, dtype = found.get(key, ("nothing", ""))

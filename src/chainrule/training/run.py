@@ -72,6 +72,8 @@ def train(
         if fabric.is_global_zero:
             write_file(folder / "recipe.yaml", write_yaml(plain))
             write_file(folder / "data.yaml", write_yaml(data))
+            for note in () if quiet else task.notes:
+                print(note)
         return train_task(task, full.training, folder, full.evaluation.every, fabric, quiet, watch)
 
 

@@ -14,7 +14,7 @@ class Average:
         average <- average + (1 - d_n) (weights - average),    d_n = min(decay, (1 + n) / (10 + n))
 
     at its n-th update, n = 0, 1, ...; the rise of d_n makes the average forget the initial weights.
-    Buffers are copied.  With `decay` 0 the average is the module itself.
+    Buffers are copied, and parameters that do not learn are shared.  With `decay` 0 the average is the module itself.
 
     Attributes:
         module: the averaged module, in evaluation mode unless it is the trained one.
@@ -23,7 +23,13 @@ class Average:
 
     def __init__(self, module: nn.Module, decay: float) -> None:
         self.source, self.decay, self.num_updates = module, decay, 0
-        self.module = module if decay == 0 else copy.deepcopy(module).eval().requires_grad_(False)
+        frozen = {id(parameter): parameter for parameter in module.parameters() if not parameter.requires_grad}
+        self.module = module if decay == 0 else copy.deepcopy(module, frozen).eval().requires_grad_(False)
+        self._pairs = [
+            (mine, theirs)
+            for mine, theirs in zip(self.module.parameters(), module.parameters(), strict=True)
+            if mine is not theirs
+        ]
 
     @torch.no_grad()
     def update(self) -> None:
@@ -31,7 +37,7 @@ class Average:
         if self.decay == 0:
             return
         decay = min(self.decay, (1 + self.num_updates) / (10 + self.num_updates))
-        torch._foreach_lerp_(list(self.module.parameters()), list(self.source.parameters()), 1 - decay)
+        torch._foreach_lerp_(*(list(each) for each in zip(*self._pairs, strict=True)), 1 - decay)
         for mine, theirs in zip(self.module.buffers(), self.source.buffers(), strict=True):
             mine.copy_(theirs)
         self.num_updates += 1

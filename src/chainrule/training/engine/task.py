@@ -33,11 +33,13 @@ class Task(Protocol):
         model: the module that is trained and averaged.
         adversary: what is trained against it, or None.
         num_examples: number of training examples.
+        notes: what a user should know at the start, a sentence each.
     """
 
     model: nn.Module
     adversary: Adversary | None
     num_examples: int
+    notes: tuple[str, ...] = ()
 
     def identity(self) -> dict[str, Any]:
         """What a resumed run must find again, plain values by name: above all, fingerprints of the data."""

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ...core import Codes, GridSpec, LearnedTokenizer, Tokenizer
+from ...core import Codes, GridSpec, Tokenizer
 from ...data import ImageDataset, binarize
 from ...data.cache import cached_arrays, create_array
 from ...progress import progress
@@ -20,13 +20,13 @@ IMAGES_AT_ONCE = 32
 
 
 def fit_to(tokenizer: Tokenizer, examples: Examples) -> Tokenizer:
-    """A trained tokenizer for the size of these images, see `LearnedTokenizer.at_size`.
+    """A trained tokenizer for the size of these images, see `Tokenizer.at_size`.
 
     Raises:
         ValueError: a size that it cannot have, or another number of channels.
     """
     channels, height, width = examples.training.image_shape
-    if isinstance(tokenizer, LearnedTokenizer) and channels == tokenizer.image_shape[0]:
+    if channels == tokenizer.image_shape[0]:
         try:
             return tokenizer.at_size(height, width)
         except ValueError as error:

@@ -122,6 +122,7 @@ class ExamplesTask(Task):
 
     adversary: Adversary | None = None
     captions: Captions | None = None
+    notes: tuple[str, ...] = ()
 
     def __init__(self, model: nn.Module, examples: Examples, card: Mapping[str, Any]) -> None:
         self.model, self.card = model, card

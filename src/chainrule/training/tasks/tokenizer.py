@@ -145,10 +145,11 @@ def _advice(tokenizer: LearnedTokenizer, usage: float, level: int, size: int) ->
 
 @dataclass(frozen=True, kw_only=True)
 class RefinedTokenizer:
-    """A trained tokenizer whose decoder is trained further, and nothing else.
+    """A trained tokenizer that is trained further: as a whole, or its decoder and nothing else.
 
     path:    a folder that holds one, the folder of a run, or the name of a bundled model
-    decoder: fields of its config that change; {} for none
+    decoder: fields of its config that change, {} for none: only what decodes is trained, and the codes stay.  Left out,
+             all of it is trained, and its codes become others than those that a prior knows
     hash:    its sha256, checked where it is given; a run writes down the one that it has found
     """
 
@@ -156,17 +157,14 @@ class RefinedTokenizer:
     hash: str | None = None
     decoder: dict[str, Any] | None = None
 
-    def __post_init__(self) -> None:
-        if self.decoder is None:
-            raise ValueError(
-                "the tokenizer of a 'path' is trained already; add the section 'prior', or say in 'tokenizer.decoder' "
-                "how its decoder is to change"
-            )
-
     def open(self) -> tuple[LearnedTokenizer, RefinedTokenizer]:
-        """The tokenizer with the new decoder, and this section with all fields of it."""
+        """The tokenizer, with the new decoder if there is one, and this section with all fields of it."""
         tokenizer, found = open_tokenizer(self.path, self.hash)
-        if not isinstance(tokenizer, LearnedTokenizer) or not tokenizer.decoder_parts:
+        if self.decoder is None and isinstance(tokenizer, LearnedTokenizer):
+            return tokenizer.requires_grad_(True), replace(self, hash=found)
+        if not isinstance(tokenizer, LearnedTokenizer):
+            raise ValueError(f"the tokenizer {tokenizer.name} has nothing to learn; add the section 'prior'")
+        if not tokenizer.decoder_parts:
             raise ValueError(
                 f"{tokenizer.name} has no decoder that could change while its codes stay; leave out 'tokenizer.decoder'"
             )
@@ -187,7 +185,7 @@ class TokenizerRecipe(Recipe, kind="tokenizer"):
     """What to train a tokenizer on.
 
     data:       the images
-    tokenizer:  a new one, or a trained one whose decoder is trained further
+    tokenizer:  a new one, or a trained one that is trained further
     losses:     what it minimises besides its own loss
     training:   how to train
     evaluation: when to evaluate
@@ -216,7 +214,14 @@ class TokenizerRecipe(Recipe, kind="tokenizer"):
             check_shape(tokenizer, examples)
         recipe = replace(self, data=examples.data, tokenizer=tokenizer_section)
         losses = load_image_losses(self.losses, examples.training.image_shape)
-        return TokenizerTask(tokenizer, examples, losses, examples.card(recipe), decoder_only=refined), recipe
+        decoder_only = refined and self.tokenizer.decoder is not None
+        task = TokenizerTask(tokenizer, examples, losses, examples.card(recipe), decoder_only)
+        if refined and not decoder_only:
+            task.notes = (
+                "the whole tokenizer is trained: its codes change, and priors over its old codes do not fit it; "
+                "'tokenizer.decoder: {}' keeps the codes",
+            )
+        return task, recipe
 
     def _new(self, examples: Examples) -> tuple[LearnedTokenizer, NewModel]:
         name, config = self.tokenizer.name, self.tokenizer.config("tokenizers", examples.image_fields())
