@@ -53,9 +53,10 @@ ALLOWED = {  # room: the rooms of the package that it may import
         "core", "data", "decoding", "evaluation", "files", "images", "pages", "pictures", "pipeline", "strict",
         "tokenizers", "training", "upscaling", "zoo",
     },
+    "planning": {"core", "data", "recipe", "sizes", "strict", "training"},
     "fitting": {
-        "core", "data", "evaluation", "files", "images", "pages", "pictures", "pipeline", "recipe", "saving", "strict",
-        "timeline", "training", "zoo",
+        "core", "data", "evaluation", "files", "images", "pages", "pictures", "pipeline", "planning", "recipe",
+        "saving", "strict", "timeline", "training", "zoo",
     },
     "catalogue.py": {"core", "evaluation", "saving", "strict", "zoo"},
     "serving": {
@@ -63,8 +64,8 @@ ALLOWED = {  # room: the rooms of the package that it may import
     },
     "cli": {
         "bulk", "catalogue", "compression", "core", "data", "decoding", "drawing", "evaluation", "files", "fitting",
-        "images", "larger", "official", "pictures", "pipeline", "progress", "recipe", "saving", "scorers", "serving",
-        "sizes", "strict", "timeline", "training", "variation", "zoo",
+        "images", "larger", "official", "pictures", "pipeline", "planning", "progress", "recipe", "saving", "scorers",
+        "serving", "sizes", "strict", "timeline", "training", "variation", "zoo",
     },
     "__main__.py": {"cli"},
     "__init__.py": {

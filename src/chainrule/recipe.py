@@ -18,10 +18,12 @@ import os
 import pkgutil
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import MISSING, dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal, get_type_hints
+
+import torch
 
 from .core import entry
 from .strict import build_dataclass, check_keys, cut, nearest, parse_yaml, read_yaml, rest, shown, to_plain
@@ -52,7 +54,8 @@ class Recipe(ABC):
         """The task, and this recipe with every default written out.
 
         Args:
-            device: the `torch.device` for what is computed here, such as the codes of all images.
+            device: the `torch.device` for what is computed here, such as the codes of all images.  On "meta" nothing is
+                computed, and new models have shapes but no weights.
             quiet: whether to print nothing.
 
         Raises:
@@ -185,6 +188,11 @@ def blaming(where: str) -> Iterator[None]:
         yield
     except ValueError as error:
         raise ValueError(f"{where}: {error}") from error
+
+
+def weights_on(device: torch.device | None) -> AbstractContextManager:
+    """Inside, a new model has no memory for weights if the device is "meta"; otherwise it is as always."""
+    return nullcontext() if device is None or device.type != "meta" else device
 
 
 def recipe_kinds() -> dict[str, type[Recipe]]:

@@ -26,6 +26,7 @@ from .demo import demo
 from .evaluate import evaluate
 from .fit import fit
 from .models import info, models, presets, recipes
+from .plan import plan
 from .push import push
 from .reconstruct import reconstruct
 from .repeat import repeat
@@ -136,7 +137,7 @@ def _about(context: typer.Context, version: Version = False, debug: Debug = Fals
 
 
 PICTURES = sample, complete, vary, repeat, score, reconstruct, encode, decode, compress, decompress
-TRAINING = fit, train, evaluate, compare, timeline, recipes, presets
+TRAINING = fit, plan, train, evaluate, compare, timeline, recipes, presets
 for command in (models, info, *PICTURES, *TRAINING, convert, push, serve, demo):
     app.command()(command)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import warnings
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
@@ -20,6 +19,7 @@ from ..evaluation import load_features, psnr
 from ..files import write_file
 from ..images import to_pil
 from ..pictures import png
+from ..planning import peak_memory
 from ..recipe import apply_override, build_recipe, find_recipe
 from ..strict import build_dataclass, read_yaml
 from ..timeline.systems import SYSTEMS, TOKENIZER, System
@@ -170,7 +170,7 @@ def make_plan(look: Look, examples: Sequence[Example], wish: Mapping[str, Any]) 
         notes.append("half of the time trains a prior from nothing, and the better of the two is the model")
     return FitPlan(
         wish=dict(wish), look=look, system=system.key, condition=_condition(system, look), stages=tuple(stages),
-        bundled=bundled, notes=tuple(notes), memory=_memory(),
+        bundled=bundled, notes=tuple(notes), memory=peak_memory(),
     )  # fmt: skip
 
 
@@ -330,13 +330,3 @@ def _name(recipe: Mapping[str, Any], recipes: Sequence[Mapping[str, Any]]) -> st
         return "tokenizer"
     begun = any("path" in other.get("prior", {}) for other in recipes)
     return FROM_NOTHING if begun and "path" not in recipe["prior"] else "prior"
-
-
-def _memory() -> int:
-    """The most bytes that this process has had; 0 where the system does not say, as Windows."""
-    try:
-        import resource
-    except ImportError:
-        return 0
-    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return most if sys.platform == "darwin" else most * 1024

@@ -111,14 +111,21 @@ def train_task(
         return _Run(task, config, folder, evaluate_every, fabric, quiet).go(stop, watch)
 
 
-def seconds_per_step(task: Task, config: TrainingConfig, folder: Path, fabric: Any, count: int) -> float:
-    """Seconds of a step, the median of `count` real ones after a first, which changes the model; writes nothing."""
+def seconds_per_step(
+    task: Task, config: TrainingConfig, folder: Path, fabric: Any, count: int,
+    clock: Callable[[], float] = time.monotonic,
+) -> float:  # fmt: skip
+    """Seconds of a step by a clock: the median of `count` real ones after a first, which changes the model.
+
+    Of a task with an adversary, the steps are the last ones, when the adversary has begun.  Writes nothing.
+    """
     run, seconds = _Run(task, config, folder, 1, fabric, quiet=True), []
+    run.step = max(0, config.steps - count - 1) if task.adversary else 0
     for step in range(count + 1):
-        since = time.monotonic()
+        since = clock()
         run._take_step(run._batch(step))
         run._check()
-        seconds.append(time.monotonic() - since)
+        seconds.append(clock() - since)
     return statistics.median(seconds[1:])
 
 

@@ -12,7 +12,7 @@ from ...core import ClassLabels, Entry, LearnedTokenizer, Prior, Tokenizer, entr
 from ...data import DataConfig
 from ...layers.lora import add_lora
 from ...pipeline import Pipeline
-from ...recipe import NewModel, Recipe, SavedPrior, SavedTokenizer
+from ...recipe import NewModel, Recipe, SavedPrior, SavedTokenizer, weights_on
 from ...saving.model import AdapterPart, prior_hash
 from ...strict import section
 from ...text.bpe import TextConfig, TextTokenizer
@@ -62,7 +62,7 @@ class PriorRecipe(Recipe, kind="prior"):
     def build(self, device: torch.device = torch.device("cpu"), quiet: bool = True) -> tuple[PriorTask, PriorRecipe]:
         """See `Recipe`; the codes of a learned tokenizer are computed here, if they are not in the cache."""
         torch.manual_seed(derive_seed(self.training.seed, "weights"))
-        parts = self._open() if isinstance(self.prior, SavedPrior) else self._new()
+        parts = self._open() if isinstance(self.prior, SavedPrior) else self._new(device)
         examples = parts.examples
         check_shape(parts.tokenizer, examples)
         card = examples.card(parts.recipe)
@@ -104,7 +104,7 @@ class PriorRecipe(Recipe, kind="prior"):
             )
         return None
 
-    def _new(self) -> _Parts:
+    def _new(self, device: torch.device) -> _Parts:
         """The tokenizer and a new prior over its codes."""
         if self.training.lora is not None:
             raise ValueError("lora changes a trained prior: give prior.path, or leave out training.lora")
@@ -121,7 +121,8 @@ class PriorRecipe(Recipe, kind="prior"):
         captions = text and Captions(learn_text(text, examples), examples, text.bpe_dropout)
         reader = captions and captions.tokenizer
         config = self._prior_config(examples, reader, isinstance(tokenizer, LearnedTokenizer))
-        prior = found.model(found.model.spec_of(tokenizer.spec, reader and reader.grid), config)
+        with weights_on(device):
+            prior = found.model(found.model.spec_of(tokenizer.spec, reader and reader.grid), config)
         if prior.conditions.reads_text and captions is None:
             raise ValueError("the prior reads texts (text_length); add the section 'text'")
         if captions is not None and not prior.conditions.reads_text:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ...core import LearnedTokenizer, entry
 from ...data import Batch, DataConfig
 from ...evaluation import CodeCounts, psnr
-from ...recipe import NewModel, Recipe
+from ...recipe import NewModel, Recipe, weights_on
 from ...strict import build_dataclass, section, to_plain
 from ...zoo import save
 from ..engine.config import EvaluationConfig, TrainingConfig
@@ -210,7 +210,8 @@ class TokenizerRecipe(Recipe, kind="tokenizer"):
             tokenizer = fit_to(tokenizer, examples)
         else:
             examples = load_examples(self.data, self.evaluation)
-            tokenizer, tokenizer_section = self._new(examples)
+            with weights_on(device):
+                tokenizer, tokenizer_section = self._new(examples)
             check_shape(tokenizer, examples)
         recipe = replace(self, data=examples.data, tokenizer=tokenizer_section)
         losses = load_image_losses(self.losses, examples.training.image_shape)

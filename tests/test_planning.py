@@ -1,0 +1,87 @@
+"""The cost of a training, counted and measured."""
+
+import pytest
+import torch
+import yaml
+from PIL import Image
+from typer.testing import CliRunner
+
+from chainrule.cli.app import app
+from chainrule.planning import Machine, plan
+from chainrule.planning.machine import quantity
+
+SMALL = ["training.steps=4", "training.batch_size=4", "training.compile=false"]
+DEVICE = Machine(memory=80 * 10**9, rate=1e12)
+
+
+@pytest.fixture
+def recipe(tmp_path):
+    for number in range(8):
+        path = tmp_path / "pictures" / ("test" if number == 0 else "train") / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (8, 8), (number, 0, 0)).save(path)
+    path = tmp_path / "tiny.yaml"
+    model = {"name": "gpt", "width": 16, "num_layers": 1, "num_heads": 2}
+    path.write_text(yaml.safe_dump({"data": {"source": str(tmp_path / "pictures")}, "prior": model}))
+    return path
+
+
+def test_a_stated_machine_needs_no_step(recipe):
+    found = plan(recipe, SMALL, machine=DEVICE)
+    cost = found.cost
+    assert not found.measured and found.fits and not found.changes
+    assert cost.weights >= 4 * cost.parameters and cost.gradients == 4 * cost.parameters
+    assert cost.average == cost.weights and cost.optimizer >= cost.gradients
+    assert found.seconds == cost.flops / (1e12 * 0.4)
+    twice = plan(recipe, ["training.batch_size=8"], machine=DEVICE)
+    assert twice.cost.activations > 1.5 * cost.activations and twice.cost.states == cost.states
+    assert plan(recipe, ["training.batch_size=8"], machine=Machine(devices=2, rate=1e12)).cost == cost
+
+
+def test_operations_of_a_transformer():
+    """2 for each weight and position forward, 4 backward, and those of attention."""
+    found = plan("gpt", ["training.batch_size=1", "training.optimizer=adamw"], preset="imagenet", machine=DEVICE)
+    least = 6 * found.cost.parameters * 256
+    assert 0.95 * least < found.cost.flops < 1.2 * least
+    assert found.cost.optimizer == pytest.approx(8 * found.cost.parameters, rel=1e-3)
+
+
+def test_what_does_not_fit_is_changed(recipe):
+    roomy = plan(recipe, [*SMALL, "training.batch_size=16"], machine=DEVICE)
+    tight = Machine(memory=roomy.memory // 2, rate=1e12)
+    found = plan(recipe, [*SMALL, "training.batch_size=16"], machine=tight)
+    assert not found.fits and found.changes[0].startswith("training.accumulate=")
+    again = plan(recipe, [*SMALL, "training.batch_size=16", found.changes[0]], machine=tight)
+    assert again.fits
+
+
+def test_steps_are_measured_here(recipe):
+    found = plan(recipe, SMALL)
+    assert found.measured and found.seconds > 0 and found.evaluating > 0
+    assert found.memory > found.cost.peak and found.hours > 4 * found.seconds / 3600
+
+
+def test_the_model_stays_as_it_is(recipe):
+    """Counting neither draws random numbers nor allocates weights."""
+    before = torch.get_rng_state()
+    plan("parti", ["training.batch_size=1"], preset="350m", machine=DEVICE)
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def test_wrong_words(recipe):
+    with pytest.raises(ValueError, match="memory must be a number with its unit, such as 80GB"):
+        Machine.described(1, "much", "1TFLOPS")
+    assert quantity("1.5 PFLOPS", "FLOPS", "rate") == 1.5e15
+    with pytest.raises(ValueError, match="no preset"):
+        plan("pixels", preset="any", machine=DEVICE)
+    with pytest.raises(ValueError, match="multiple of the devices"):
+        plan(recipe, SMALL, machine=Machine(devices=3, rate=1e12))
+    with pytest.raises(ValueError, match="a preset has no data"):
+        plan("gpt", preset="imagenet")
+    with pytest.raises(ValueError, match="only keys of 'training'"):
+        plan("gpt", ["prior.width=3"], preset="imagenet", machine=DEVICE)
+
+
+def test_command(recipe):
+    result = CliRunner().invoke(app, ["plan", str(recipe), *SMALL, "--memory", "8GB", "--rate", "1TFLOPS"])
+    assert result.exit_code == 0 and "of 8 GB on each device" in result.output and "peak rate" in result.output
