@@ -64,8 +64,8 @@ def _number(value: float | None) -> str:
 def codes(rounds: int) -> Iterator[Row]:
     """GPT of 12 layers x 768, 256 codes (`benchmarks/decoding.py`)."""
     prior = decoding.model("gpt")
-    plain = decoding.packed(prior, "bfloat16", native=False)
-    compiled = {precision: decoding.packed(prior, precision, native=True) for precision in ("bfloat16", "int8")}
+    plain = decoding.packed(prior, "plain bfloat16")
+    compiled = {precision: decoding.packed(prior, f"compiled {precision}") for precision in ("bfloat16", "int8")}
     for batch in (1, 8, 64):
 
         def rate(runner, batch=batch) -> float:
@@ -84,7 +84,7 @@ def residual_codes(rounds: int) -> Iterator[Row]:
     """
     models = rq_transformer.models()
     runners = {name: prior.runner("int8") for name, prior in models.items()}
-    plain = decoding.packed(models["rq_transformer"], "bfloat16", native=False)
+    plain = decoding.packed(models["rq_transformer"], "plain bfloat16")
     equal = []
     for batch in (1, 8):
 
@@ -99,14 +99,15 @@ def residual_codes(rounds: int) -> Iterator[Row]:
 
 
 def tokenizers(rounds: int) -> Iterator[Row]:
-    """VQGAN f16 at 256x256 (`benchmarks/tokenizer.py`), in bfloat16, ours against channels last."""
+    """VQGAN f16 at 256x256 (`benchmarks/tokenizer.py`), in bfloat16, against the faster of channels last and compiled."""
     vqgan = tokenizer.random_tokenizer()
-    ways = {name: tokenizer.way(vqgan, name) for name in ("bfloat16", "packed")}
+    ways = {name: tokenizer.way(vqgan, name) for name in (*tokenizer.LIBRARY, "packed")}
     for batch in (1, 8):
         found = tokenizer.compare(vqgan, ways, batch, rounds)
         for task in ("encode", "decode"):
             rates = found[f"{task}, images per second"]
-            yield Row(f"VQGAN f16 256x256, {task}, batch {batch}", "images/s", rates["packed"], rates["bfloat16"])
+            library = max(rates[name] for name in tokenizer.LIBRARY)
+            yield Row(f"VQGAN f16 256x256, {task}, batch {batch}", "images/s", rates["packed"], library)
 
 
 def trainings(rounds: int) -> Iterator[Row]:
@@ -122,7 +123,7 @@ def pixels(rounds: int) -> Iterator[Row]:
     prior = sampling.model(28, 28)
     for batch in (1, 16):
         ours = min(sampling.seconds_cached(prior, batch) for _ in range(rounds))
-        again = min(sampling.seconds_rerun(prior, batch, 2, 2) for _ in range(rounds))
+        again = min(sampling.seconds_rerun(prior, batch, 2) for _ in range(rounds))
         yield Row(f"gated PixelCNN 28x28, batch {batch}", "images/s", batch / ours, None, batch / again)
 
 
