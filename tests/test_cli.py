@@ -580,6 +580,7 @@ def test_damaged_models(here):
         (UnicodeEncodeError("utf-8", "\ud800", 0, 1, "surrogates not allowed"), "a text is not in UTF-8"),
         (OSError(28, "No space left on device", "out.png"), "out.png: No space left on device"),
         (OSError("the connection was reset"), "the connection was reset"),
+        (ValueError(f"got {'9' * 5000}"), f"got {'9' * 150}…{'9' * 50}"),
     ],
 )
 def test_errors_of_the_machine_are_one_sentence(here, monkeypatch, error, sentence):

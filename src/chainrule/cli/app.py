@@ -37,6 +37,8 @@ from .timeline import timeline
 from .train import train
 from .vary import vary
 
+LONG_WORD = re.compile(r"(\S{150})\S{200,}(\S{50})")
+"""What nobody reads to its end, such as a number of a thousand digits; the middle is left out."""
 NO_MEMORY = re.compile("out of memory|not enough memory|allocate memory|size calculation overflowed", re.IGNORECASE)
 OF_DEVICE = re.compile(r"cuda|mps|xpu|nvidia|driver|device", re.IGNORECASE)
 
@@ -85,7 +87,7 @@ def _sentence(error: Exception) -> str:
         text = f"PyTorch cannot do this on the device: {str(error).splitlines()[0]}; {_place(error)}"
     else:
         text = f"this is a fault in chainrule: {_place(error)}, and report what it shows"
-    return " ".join(text.split())
+    return LONG_WORD.sub(r"\1…\2", " ".join(text.split()))
 
 
 def _place(error: Exception) -> str:
