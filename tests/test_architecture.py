@@ -39,7 +39,7 @@ ALLOWED = {  # room: the rooms of the package that it may import
     "bulk.py": {"decoding", "drawing", "files", "pictures", "pipeline", "strict"},
     "zoo.py": {"adapters", "core", "files", "pipeline", "saving", "scorers", "strict", "upscaling"},
     "evaluation": {
-        "core", "data", "decoding", "files", "pipeline", "progress", "saving", "scorers", "strict", "zoo",
+        "core", "data", "decoding", "files", "kernels", "pipeline", "progress", "saving", "scorers", "strict", "zoo",
     },
     "compression": {"core", "files", "kernels", "pipeline", "progress", "saving", "strict"},
     "sizes.py": {"core", "strict"},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -46,6 +47,10 @@ def test_evaluate_and_repeat(here):
     Path("record.json").write_text(json.dumps(record.to_json()))
     again = chainrule.repeat(read_record(Path("record.json")))
     assert record.differences(again) == [] and again.command == record.command
+    sampling = replace(settings.sampling, precision="bfloat16")
+    samples = replace(record.samples, settings=replace(settings, sampling=sampling), fingerprint="other")
+    elsewhere = replace(record, samples=samples, versions={**record.versions, "processor": "another"})
+    assert elsewhere.differences(again)[1] == "another kind of processor draws other images in bfloat16"
     assert chainrule.evaluate("tokenizer").tokenizer.num_images == 20
     with pytest.raises(ValueError, match="cannot be compared"):
         chainrule.repeat(record, "tokenizer")

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import platform
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
@@ -11,18 +9,17 @@ from importlib.metadata import version
 import torch
 
 from .. import __version__
-from ..kernels.native import processor
+from ..kernels.native import processor_kind
 from ..kernels.packing import KERNEL
 
 
 def environment(device: torch.device) -> dict[str, str]:
     """Versions and hardware that must agree so that a model gives the same numbers again, by name."""
-    instructions = hashlib.sha256(processor() or platform.processor().encode()).hexdigest()[:8]
     return {
         "chainrule": __version__,
         "torch": str(torch.__version__),
         "constriction": version("constriction"),
-        "processor": f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()} {instructions}",
+        "processor": processor_kind(),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         "kernels": "plain" if KERNEL.load() is None else "native",
     }

@@ -15,6 +15,7 @@ import torch
 from ..data import DataConfig
 from ..decoding import Sampling
 from ..files import parse_json, read_text
+from ..kernels.native import processor_kind
 from ..strict import build_dataclass
 from . import GenerationQuality, Likelihood, TokenizerQuality
 
@@ -25,11 +26,11 @@ ROUNDING = 1e-6
 
 
 def versions() -> dict[str, str]:
-    """Of python, torch, numpy and chainrule."""
+    """Of python, torch, numpy and chainrule, and the kind of processor."""
     from .. import __version__
 
     numbers = {"torch": str(torch.__version__), "numpy": np.__version__, "chainrule": __version__}
-    return {"python": platform.python_version()} | numbers
+    return {"python": platform.python_version()} | numbers | {"processor": processor_kind()}
 
 
 def today() -> str:
@@ -167,6 +168,9 @@ class LikelihoodRecord(Record):
             new, old = again.samples.fingerprint, self.samples.fingerprint
             if new != old:
                 found.append(f"the images compared with are others (fingerprint {new}, recorded {old})")
+            precision = self.samples.settings.sampling.precision
+            if found and precision != "float32" and again.versions.get("processor") != self.versions.get("processor"):
+                found.append(f"another kind of processor draws other images in {precision}")
         return found
 
 

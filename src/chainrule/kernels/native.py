@@ -171,6 +171,12 @@ def processor() -> bytes:
         return b""
 
 
+def processor_kind() -> str:
+    """Architecture, instruction set, and a hash of all instructions: the rounding of sums depends on it."""
+    instructions = hashlib.sha256(processor() or platform.processor().encode()).hexdigest()[:8]
+    return f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()} {instructions}"
+
+
 def share(work: Callable[[int], None], num_parts: int, num_threads: int) -> None:
     """Calls work(part) for all parts, in threads where there are several parts."""
     if num_parts == 1:
