@@ -601,19 +601,28 @@ HEIC = b"\0\0\0\x18ftypheic\0\0\0\0" + bytes(80)
 
 
 @pytest.fixture
-def heif(monkeypatch):
+def formats():
+    """The formats that Pillow knows are afterwards those of before."""
+    Image.init()
+    tables = (Image.OPEN, Image.SAVE, Image.EXTENSION, Image.MIME)
+    before, names = [dict(table) for table in tables], list(Image.ID)
+    yield
+    images.heic_is_readable.cache_clear()
+    Image.ID[:] = names
+    for table, kept in zip(tables, before, strict=True):
+        table.clear()
+        table.update(kept)
+
+
+@pytest.fixture
+def heif(monkeypatch, formats):
     """Makes pillow-heif present, as a module that reads every HEIC file as a red picture, or absent."""
 
     def install(module: object) -> None:
         images.heic_is_readable.cache_clear()
         monkeypatch.setitem(sys.modules, "pillow_heif", module)
 
-    before = dict(Image.OPEN), list(Image.ID)
-    yield install
-    images.heic_is_readable.cache_clear()
-    Image.OPEN.clear()
-    Image.OPEN.update(before[0])
-    Image.ID[:] = before[1]
+    return install
 
 
 def test_heic(tmp_path, heif):
@@ -631,6 +640,19 @@ def test_heic(tmp_path, heif):
     heif(types.SimpleNamespace(register_heif_opener=register))
     dataset, said = read(tmp_path)  # although no file has changed
     assert len(dataset) == 7 and said == "" and dataset.images[-1, :, 0, 0].tolist() == [255, 0, 0]
+
+
+def test_real_heic_files(tmp_path, formats):
+    pytest.importorskip("pillow_heif").register_heif_opener()
+    folder = fill(tmp_path / "train", 2)
+    picture = Image.new("RGB", (24, 16), "red")
+    picture.paste("blue", (0, 8, 24, 16))
+    picture.save(folder / "phone.heic", format="HEIF", quality=95)
+    (folder / "cut.heic").write_bytes((folder / "phone.heic").read_bytes()[:200])
+    dataset, said = read(tmp_path, size=8)
+    assert len(dataset) == 3 and "1 image of" in said and "cut.heic" in said
+    top, bottom = dataset.images[-1, :, 0, 4].tolist(), dataset.images[-1, :, -1, 4].tolist()
+    assert np.allclose(top, (255, 0, 0), atol=12) and np.allclose(bottom, (0, 0, 255), atol=12)
 
 
 @pytest.mark.parametrize("resize, corner", [("crop", 0), ("pad", 255), ("stretch", 0)])
