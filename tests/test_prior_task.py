@@ -90,10 +90,12 @@ def test_codes_are_kept_on_the_disk(saved, monkeypatch):
     plain = full.plain()
     assert plain["tokenizer"] == {"path": str(saved), "hash": tokenizer_hash(load_tokenizer(saved))}
     assert task.card["recipe"]["tokenizer"]["path"] == "vqvae"
+    task.setup(torch.device("cpu"))
     assert [grid.dtype for codes in task.training_codes for grid in codes] == [torch.uint8] * 2
     assert task.training_codes[0][0].unique().numel() > 3
     monkeypatch.setattr(VQVAE, "encode", None)  # from here on the cache must do
     again, _ = build_recipe(plain, "again").build()
+    again.setup(torch.device("cpu"))
     for one, two in zip(task.training_codes, again.training_codes, strict=True):
         assert torch.equal(one[0], two[0])
     assert len(again.evaluation_codes[0]) == 30
@@ -101,6 +103,7 @@ def test_codes_are_kept_on_the_disk(saved, monkeypatch):
 
 def test_kept_codes_are_those_of_the_images_a_step_sees(saved):
     task, _ = recipe(saved, label_dropout=0.5).build()
+    task.setup(torch.device("cpu"))
     indices, part = torch.tensor([3, 1, 39, 20, 7]), slice(1, 4)
     batch = task.batch(indices, part, torch.Generator().manual_seed(5))
     generator = torch.Generator().manual_seed(5)
@@ -309,6 +312,8 @@ def test_soft_targets(saved, monkeypatch, tmp_path):
     hard, _ = recipe(tmp_path / "rqvae").build()
     cold, _ = recipe(tmp_path / "rqvae", soft_targets=1e-6).build()
     warm, full = recipe(tmp_path / "rqvae", soft_targets=0.5).build()
+    for task in (hard, cold, warm):
+        task.setup(torch.device("cpu"))
     assert hard.training_codes and not warm.training_codes and warm.evaluation_codes is not None
     assert full.training.soft_targets == 0.5
     batches = [task.batch(torch.arange(4), slice(0, 4), torch.Generator().manual_seed(1)) for task in (hard, cold)]

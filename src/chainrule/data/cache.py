@@ -36,12 +36,12 @@ def scratch() -> Iterator[Path]:
     Raises:
         ValueError: where the cache cannot be written.
     """
-    with _needs_cache(folder := cache_root() / "data" / "scratch"), temporary_folder(folder) as temporary:
+    with needs_cache(folder := cache_root() / "data" / "scratch"), temporary_folder(folder) as temporary:
         yield temporary
 
 
 @contextmanager
-def _needs_cache(folder: Path) -> Iterator[None]:
+def needs_cache(folder: Path) -> Iterator[None]:
     """Turns an error in writing `folder` into a ValueError that names the remedy."""
     try:
         yield
@@ -136,7 +136,7 @@ def built_once(folder: Path, build: Callable[[Path], object], read: Callable[[Pa
     """
     for place in (folder.parent, folder):
         recover_all(place)
-    with _needs_cache(folder):
+    with needs_cache(folder):
         if not folder.exists():
             write_folder(folder, build, replace=False)  # another process may be faster, with the same result
         try:

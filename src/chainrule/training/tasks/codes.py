@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -10,13 +11,17 @@ from torch import Tensor
 
 from ...core import Codes, GridSpec, Tokenizer
 from ...data import ImageDataset, binarize
-from ...data.cache import cached_arrays, create_array
+from ...data.shards import Part, PartWriter, Rows, cached_parts, joined
 from ...progress import progress
 from ...saving.model import tokenizer_hash
 from ...zoo import load_tokenizer
 from .examples import Examples
 
 IMAGES_AT_ONCE = 32
+PART = 4096
+"""Images whose codes are written at once."""
+StoredCodes = tuple[Tensor | Rows, ...]
+"""Narrow whole numbers (N, H, W, D) of each grid, perhaps in several files."""
 
 
 def fit_to(tokenizer: Tokenizer, examples: Examples) -> Tokenizer:
@@ -67,8 +72,11 @@ def encode(tokenizer: Tokenizer, images: Tensor) -> Codes:
 
 def cached_codes(
     tokenizer: Tokenizer, dataset: ImageDataset, mode: str, flipped: bool, device: torch.device, quiet: bool
-) -> Codes:
+) -> StoredCodes:
     """The codes of all images, narrow whole numbers in memory-mapped files; made by the first call, with a bar.
+
+    They are made in parts, see `chainrule.data.shards`: several processes share the work, and one that is killed loses
+    a part.
 
     Args:
         tokenizer: in evaluation mode; moved to the device.
@@ -82,28 +90,32 @@ def cached_codes(
     if device.type == "meta":
         return tuple(torch.zeros(()).expand(len(dataset), *grid.shape) for grid in tokenizer.spec.grids)
 
-    def build(folder: Path) -> None:
-        grids = tokenizer.to(device).spec.grids
-        files = [
-            create_array(folder / f"{index}.npy", (len(dataset), *grid.shape), _narrowest(grid))
-            for index, grid in enumerate(grids)
-        ]
-        what = "Encoding mirror images" if flipped else "Encoding images"
-        with progress(what, len(dataset), "images", quiet) as done:
-            for start in range(0, len(dataset), IMAGES_AT_ONCE):
-                stop = min(start + IMAGES_AT_ONCE, len(dataset))
+    starts = range(0, len(dataset), PART)
+    what = "Encoding mirror images" if flipped else "Encoding images"
+    with progress(what, len(dataset), "images", quiet) as done:
+
+        def build(number: int, folder: Path) -> None:
+            grids, first = tokenizer.to(device).spec.grids, starts[number]
+            writer = PartWriter(folder, [narrowest(grid) for grid in grids])
+            last = min(first + PART, len(dataset))
+            for start in range(first, last, IMAGES_AT_ONCE):
+                stop = min(start + IMAGES_AT_ONCE, last)
                 images = binarize(dataset.images[start:stop], mode)
                 codes = encode(tokenizer, (images.flip(-1) if flipped else images).to(device))
-                for file, grid in zip(files, codes, strict=True):
-                    file[start:stop] = grid.cpu().numpy()
+                writer.add([grid.cpu().numpy() for grid in codes])
                 done(stop)
-        for file in files:
-            file.flush()
+            writer.close()
 
-    return cached_arrays(["codes", tokenizer_hash(tokenizer), dataset.fingerprint, mode, flipped], build)
+        key = ["codes", tokenizer_hash(tokenizer), dataset.fingerprint, mode, flipped]
+        return read_codes([Part(folder) for folder in cached_parts(key, list(starts), build)])
 
 
-def _narrowest(grid: GridSpec) -> type[np.integer]:
+def read_codes(parts: Sequence[Part]) -> StoredCodes:
+    """The codes of several parts, one after the other."""
+    return tuple(joined(grids) for grids in zip(*(part.arrays() for part in parts), strict=True))
+
+
+def narrowest(grid: GridSpec) -> type[np.integer]:
     if grid.codebook_size <= 1 << 8:
         return np.uint8
     return np.int16 if grid.codebook_size <= 1 << 15 else np.int32

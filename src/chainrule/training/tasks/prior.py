@@ -60,16 +60,17 @@ class PriorRecipe(Recipe, kind="prior"):
                 raise ValueError(f"the prior of a 'path' comes with its {name}; leave out {name!r}")
 
     def build(self, device: torch.device = torch.device("cpu"), quiet: bool = True) -> tuple[PriorTask, PriorRecipe]:
-        """See `Recipe`; the codes of a learned tokenizer are computed here, if they are not in the cache."""
+        """See `Recipe`; what is not in the cache of codes, `PriorTask.setup` encodes."""
         torch.manual_seed(derive_seed(self.training.seed, "weights"))
         parts = self._open() if isinstance(self.prior, SavedPrior) else self._new(device)
         examples = parts.examples
         check_shape(parts.tokenizer, examples)
         card = examples.card(parts.recipe)
         task = PriorTask(
-            parts.tokenizer, parts.prior, examples, self.training, parts.captions, card, parts.further
+            parts.tokenizer, parts.prior, examples, self.training, parts.captions, card, parts.further, quiet
         )  # fmt: skip
-        task.keep_codes(device, quiet)
+        if device.type == "meta":
+            task.keep_codes(device)
         return task, parts.recipe
 
     def _open(self) -> _Parts:

@@ -22,7 +22,7 @@ from ...text.bpe import check_text_tokenizer
 from ..engine.config import TrainingConfig, check_at_least, check_share
 from ..engine.order import derive_seed
 from .captions import Captions
-from .codes import cached_codes, encode
+from .codes import StoredCodes, cached_codes, encode
 from .examples import Examples, ExamplesTask
 from .further import Further, LoRATraining
 
@@ -93,6 +93,7 @@ class PriorTask(ExamplesTask):
         captions: of a prior that reads captions, or models them before the image.
         card: plain values to save with the model.
         further: how a trained prior is trained further.
+        quiet: whether to show no bar while images are encoded.
     """
 
     def __init__(
@@ -104,12 +105,14 @@ class PriorTask(ExamplesTask):
         captions: Captions | None = None,
         card: Mapping[str, Any] = {},
         further: Further = Further(),
+        quiet: bool = True,
     ) -> None:
         self.tokenizer = tokenizer.eval().requires_grad_(False)
         super().__init__(prior, examples, card)
         self.options, self.captions, self.notes, self.adapter = training, captions, further.notes, further.adapter
-        self.training_codes: list[Codes] = []  # of the images and, with flips, of their mirror images, if kept
-        self.evaluation_codes: Codes | None = None
+        self.quiet = quiet
+        self.training_codes: list[StoredCodes] = []  # of the images and, with flips, of their mirror images, if kept
+        self.evaluation_codes: StoredCodes | None = None
         self._check()
 
     def _check(self) -> None:
@@ -134,7 +137,7 @@ class PriorTask(ExamplesTask):
         if self.captions is not None:
             check_text_tokenizer(self.captions.tokenizer, self.model)
 
-    def keep_codes(self, device: torch.device, quiet: bool) -> None:
+    def keep_codes(self, device: torch.device) -> None:
         """Encodes all images once, or takes their codes from the cache, if they are learned and the same at each visit.
 
         Codes that are drawn anew, for soft targets or from sampled binary images, are not kept.
@@ -144,13 +147,15 @@ class PriorTask(ExamplesTask):
             return
         if not self.options.soft_targets:
             for mirrored in (False, True)[: 1 + self.data.flip]:
-                codes = cached_codes(self.tokenizer, self.training, mode, mirrored, device, quiet)
+                codes = cached_codes(self.tokenizer, self.training, mode, mirrored, device, self.quiet)
                 self.training_codes.append(codes)
-        self.evaluation_codes = cached_codes(self.tokenizer, self.evaluation, mode, False, device, quiet)
+        self.evaluation_codes = cached_codes(self.tokenizer, self.evaluation, mode, False, device, self.quiet)
 
     def setup(self, device: torch.device) -> None:
         self.device = device
         self.tokenizer.to(device)
+        if self.evaluation_codes is None:
+            self.keep_codes(device)
 
     def batch(self, indices: Tensor, part: slice, generator: torch.Generator) -> PriorBatch:
         if self.training_codes:
@@ -291,6 +296,6 @@ class PriorTask(ExamplesTask):
         return {"bits_per_dim": nats / (math.prod(self.tokenizer.image_shape) * math.log(2))}
 
 
-def _at(codes: Codes, indices: Tensor) -> Codes:
+def _at(codes: StoredCodes, indices: Tensor) -> Codes:
     """The codes of the images `indices`, as models take them."""
     return tuple(grid[indices].long() for grid in codes)
