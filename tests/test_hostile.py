@@ -13,7 +13,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 import chainrule
-from chainrule.compression.container import MAGIC, unpack
+from chainrule.compression.container import ENVIRONMENT, MAGIC, MODEL, _varint, unpack
 from chainrule.core import CodeSpec
 from chainrule.files import parse_json, read_text
 from chainrule.official import pickles
@@ -169,20 +169,22 @@ def test_types_of_weights(saved):
 
 
 @pytest.mark.parametrize(
-    ("header", "sentence"),
+    ("count", "header", "sentence"),
     [
-        (b" " * (1 << 27), "its header is cut short or longer than"),
-        (b"{}", "'num_images' is missing"),
-        (b"[]", "must hold keys and values"),
-        (b"[" * 100_000, "nested too deeply"),
-        (b'{"num_images": 1000000000000, "batch_size": 1, "model": "", "environment": {}}', "a file holds 1 to"),
-        (b'{"num_images": 2, "batch_size": 1, "model": "", "environment": {}}', "the compressed file is damaged"),
+        (1, b" " * (1 << 27), "its header is cut short or longer than"),
+        (1, b"[]", "something else than labels, texts and names"),
+        (1, b'{"num_images": 3}', "something else than labels, texts and names"),
+        (1, b"[" * 100_000, "nested too deeply"),
+        (1, b'{"names": ["a", "b"]}', "2 values are not one for each of 1 images"),
+        (1 << 30, b"{}", "a file holds 1 to"),
+        (1 << 40, b"{}", "a number in it is too large"),
+        (2, b"{}", "the compressed file is damaged: it is cut short"),
     ],
-    ids=range(6),
+    ids=range(8),
 )
-def test_the_header_of_a_compressed_file_is_bounded(header, sentence):
+def test_the_header_of_a_compressed_file_is_bounded(count, header, sentence):
     text = zlib.compress(header, 9)
-    body = struct.pack("<I", len(text)) + text
+    body = _varint(count) + _varint(1) + bytes(MODEL + ENVIRONMENT) + _varint(len(text)) + text
     with pytest.raises(ValueError, match=sentence):
         unpack(MAGIC + struct.pack("<I", zlib.crc32(body)) + body)
 

@@ -14,9 +14,9 @@ from ..core.values import as_tensor
 from ..pipeline import Pipeline
 from ..progress import progress
 from ..saving.model import prior_hash, tokenizer_hash
-from .container import Block, Header, checksum, pack, unpack
+from .container import MODEL, Block, Header, checksum, pack, unpack
 from .entropy import OnStep, coder_library, decode, encode
-from .environment import environment, one_thread
+from .environment import environment, one_thread, short
 
 OTHER = "the compressed file was written {}; its images are not restored, because they might be wrong"
 
@@ -33,12 +33,12 @@ class Decompressed:
     names: tuple[str, ...] | None
 
 
-def pipeline_hash(pipeline: Pipeline) -> str:
-    """Half of the sha256 of everything that the probabilities of codes and the meaning of codes depend on."""
+def pipeline_hash(pipeline: Pipeline) -> bytes:
+    """sha256 of everything that the probabilities of codes and the meaning of codes depend on."""
     parts = [tokenizer_hash(pipeline.tokenizer), prior_hash(pipeline.prior)]
     if pipeline.text_tokenizer is not None:
         parts.append(pipeline.text_tokenizer.hash())
-    return hashlib.sha256("".join(parts).encode()).hexdigest()[:32]
+    return hashlib.sha256("".join(parts).encode()).digest()
 
 
 @torch.no_grad()
@@ -48,7 +48,7 @@ def compress(
     text: str | Sequence[str] | None = None, *, names: Sequence[str] | None = None, batch_size: int = 100,
     lossy: bool = False,
 ) -> bytes:  # fmt: skip
-    """The compressed file of images: about -log2 p(images) bits, and a few hundred bytes for all images together.
+    """The compressed file of images: about -log2 p(images) bits, and some 30 bytes for all images together.
 
     Args:
         pipeline: over pixels, for exact images; or over the codes of a learned tokenizer, with `lossy`.
@@ -70,8 +70,9 @@ def compress(
     pipeline.tokenizer.check_images(images)
     _, context = pipeline.condition(count, label, text)
     header = Header(
-        num_images=count, batch_size=batch_size, model=pipeline_hash(pipeline),
-        environment=environment(pipeline.device), labels=None if label is None else tuple(context.label.tolist()),
+        num_images=count, batch_size=batch_size, model=pipeline_hash(pipeline)[:MODEL],
+        environment=short(environment(pipeline.device)),
+        labels=None if label is None else tuple(context.label.tolist()),
         texts=None if text is None else (text,) * count if isinstance(text, str) else tuple(text),
         names=None if names is None else tuple(names),
     )  # fmt: skip
@@ -107,13 +108,15 @@ def decompress(pipeline: Pipeline, data: bytes, *, any_environment: bool = False
     """
     coder_library()
     header, blocks = unpack(data)
-    if header.model != (found := pipeline_hash(pipeline)):
-        raise ValueError(OTHER.format(f"with another model (sha256 {header.model[:12]}…, this one has {found[:12]}…)"))
+    if header.model != (found := pipeline_hash(pipeline)[:MODEL]):
+        raise ValueError(
+            OTHER.format(f"with another model (sha256 {header.model.hex()}…, this one has {found.hex()}…)")
+        )
     here = environment(pipeline.device)
-    names = sorted(name for name in {*here, *header.environment} if here.get(name) != header.environment.get(name))
-    if names and not any_environment:
-        there, now = (", ".join(f"{name} {each.get(name)}" for name in names) for each in (header.environment, here))
-        raise ValueError(OTHER.format(f"in another environment ({there}; here {now})"))
+    differ = [name for name, there, now in zip(here, header.environment, short(here), strict=True) if there != now]
+    if differ and not any_environment:
+        now = ", ".join(f"{name} {here[name]}" for name in differ)
+        raise ValueError(OTHER.format(f"in another environment: there, {', '.join(differ)} differed from {now} here"))
     runner, images = pipeline.prior.runner(), []
     with progress("Decompressing", header.num_images * pipeline.prior.spec.length, "codes") as done:
         for (_, known, context, on_step), block in zip(_batches(pipeline, header, done), blocks, strict=True):
