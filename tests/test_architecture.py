@@ -42,7 +42,7 @@ ALLOWED = {  # room: the rooms of the package that it may import
         "core", "data", "decoding", "files", "kernels", "pipeline", "progress", "saving", "scorers", "strict", "zoo",
     },
     "compression": {"core", "files", "kernels", "pipeline", "progress", "saving", "strict"},
-    "sizes.py": {"core", "strict"},
+    "sizes.py": {"core", "layers", "strict"},
     "recipe.py": {"core", "strict"},
     "official": {"core", "files", "pipeline", "priors", "strict", "text", "tokenizers", "zoo"},
     "training": {

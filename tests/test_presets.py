@@ -124,7 +124,7 @@ def test_the_command(found):
     value = json.loads(run("presets", "rqvae", "--json"))
     assert value[0] == {
         "model": "rqvae", "preset": "imagenet256", "kind": "tokenizer", "parameters": 104_401_795,
-        "codes": [[8, 8, 4, 16384]],
+        "codes": [[8, 8, 4, 16384]], "lora": None, "memory": value[0]["memory"],
     }  # fmt: skip
     assert run("presets", "pixels") == "pixels has no presets\n"
     assert "did you mean 'gpt'?" in refused("presets", "gtp")
@@ -160,3 +160,16 @@ def test_every_config_is_frozen_documented_and_checks_its_ranges(kind):
 def test_kernels_that_cannot_be_causal_are_refused(name, kernel_size):
     with pytest.raises(ValueError, match="kernel_size must be"):
         chainrule.create(name, spec=CodeSpec.single(4, 4, 1, 2), kernel_size=kernel_size)
+
+
+def test_lora_of_large_transformers_trains_at_most_2_percent_and_memory_is_counted():
+    large = [one for one in chainrule.presets() if one.lora and one.parameters > 3e8]
+    assert {one.model for one in large} == {"dalle", "dalle_bart", "gpt", "parti", "rq_transformer"}
+    for one in large:
+        assert 0 < one.lora <= 0.02 * one.parameters, one
+    (mindalle,) = (one for one in large if one.preset == "mindalle")
+    found = mindalle.memory()
+    assert found.pop("lora") == pytest.approx(4 * 1.291180032 + 20 * mindalle.lora / 1e9)
+    assert found == pytest.approx({"float32": 5.164720128, "bfloat16": 2.582360064, "adam": 25.82360064})
+    assert "memory" in json.loads(run("presets", "gpt", "--json"))[0]
+    assert "LoRA's share" in run("presets", "dvae", "--memory")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import torch
 
 from .core import CodeSpec, Prior, Tokenizer, entries, find_entry
+from .layers.lora import LoRAConfig, add_lora, trained
 from .strict import build_dataclass, to_plain
 
 
@@ -21,6 +23,7 @@ class PresetInfo:
     kind:       "tokenizer" or "prior"
     parameters: learned numbers; a codebook is not among them where it is no parameter
     codes:      the grids of codes that a tokenizer gives or a prior models, as in CodeSpec.to_dict: [H, W, D, K] each
+    lora:       parameters of LoRA of rank 16; None where a model has no attention of transformers, or is no prior
     """
 
     model: str
@@ -28,6 +31,17 @@ class PresetInfo:
     kind: str
     parameters: int
     codes: list[list[int]]
+    lora: int | None
+
+    def memory(self) -> dict[str, float]:
+        """Gigabytes (10^9 bytes) of the weights in `float32` and `bfloat16`, and of what a training holds in float32.
+
+        That of all weights, `adam`, is weights, gradients, both moments of Adam, and the average; that of `lora` is all
+        weights, and the others for the changes only.  What a batch needs comes on top, and grows with it.
+        """
+        gigabytes = self.parameters / 1e9
+        found = {"float32": 4 * gigabytes, "bfloat16": 2 * gigabytes, "adam": 20 * gigabytes}
+        return found if self.lora is None else found | {"lora": 4 * gigabytes + 20 * self.lora / 1e9}
 
 
 def create(name: str, preset: str | None = None, *, spec: CodeSpec | None = None, **options: Any) -> Tokenizer | Prior:
@@ -81,4 +95,14 @@ def _info(model_name: str, preset_name: str) -> PresetInfo:
         model = entry.model(preset.config) if preset.spec is None else entry.model(preset.spec, preset.config)
     kind = "tokenizer" if isinstance(model, Tokenizer) else "prior"
     count = sum(parameter.numel() for parameter in model.parameters())
-    return PresetInfo(model_name, preset_name, kind, count, model.spec.to_dict())
+    return PresetInfo(model_name, preset_name, kind, count, model.spec.to_dict(), _lora(model))
+
+
+def _lora(model: Tokenizer | Prior) -> int | None:
+    """Parameters of LoRA in a model on the device "meta", which it changes."""
+    if isinstance(model, Tokenizer):
+        return None
+    with suppress(ValueError):  # no attention of transformers
+        add_lora(model, LoRAConfig())
+        return sum(value.numel() for value in trained(model).values())
+    return None

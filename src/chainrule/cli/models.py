@@ -4,12 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from .options import Json, Model
 from .output import print_json, print_table
+
+if TYPE_CHECKING:
+    from ..sizes import PresetInfo
+
+MEMORY = {"float32": "float32, GB", "bfloat16": "bfloat16, GB", "adam": "training, GB", "lora": "training by LoRA, GB",
+          "share": "LoRA's share"}  # fmt: skip
 
 
 def models(json: Json = False) -> None:
@@ -69,6 +75,9 @@ def recipes(json: Json = False) -> None:
 
 def presets(
     model: Annotated[str | None, typer.Argument(help="A tokenizer or prior; without one, all are listed.")] = None,
+    memory: Annotated[
+        bool, typer.Option("--memory", help="Show the gigabytes that weights and trainings take.")
+    ] = False,
     json: Json = False,
 ) -> None:
     """List the published sizes of tokenizers and priors, with their codes and numbers of parameters.
@@ -79,6 +88,7 @@ def presets(
     Examples:
       chainrule presets
       chainrule presets gpt
+      chainrule presets rq_transformer --memory
     """
     from ..sizes import presets as find
 
@@ -88,11 +98,25 @@ def presets(
         for one in found
     ]
     if json:
-        print_json([asdict(one) for one in found])
+        print_json([asdict(one) | {"memory": one.memory()} for one in found])
     elif not rows:
         print(f"{model} has no presets")
+    elif memory:
+        print_table(["model", "preset", "parameters", *MEMORY.values()], [_memory(one) for one in found])
     else:
         print_table(["model", "preset", "kind", "codes", "parameters"], rows)
+
+
+def _memory(one: PresetInfo) -> list[str]:
+    gigabytes = one.memory()
+    sizes = [f"{gigabytes[name]:.2f}" if name in gigabytes else "" for name in MEMORY if name != "share"]
+    return [
+        one.model,
+        one.preset,
+        f"{one.parameters:,}",
+        *sizes,
+        f"{one.lora / one.parameters:.2%}" if one.lora else "",
+    ]
 
 
 def _size(count: int) -> str:
