@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 from urllib.error import URLError
 
 import numpy as np
 import pytest
 import torch
 
-from chainrule.evaluation import load_features, perceptual_distance
+from chainrule.evaluation import frechet_distance, load_features, perceptual_distance
 from chainrule.evaluation.comparison import compare, inception_score, kernel_distance, read_set
 from chainrule.images import to_pil
 from chainrule.scorers.inception import Inception, load_inception
 from test_cli import refused, run
+from test_reranker import StubModel, StubProcessor
 
 FIGURES = {"fid": 327.4268, "inception_score": 1.000504, "kid": -48.11844}
 """Of torch-fidelity 0.4.0 for the weights and images below, the subsets of KID as large as the smaller set."""
@@ -116,3 +119,30 @@ def test_other_weights_are_refused(weights, tmp_path):
     torch.save({**tensors, "fc.weight": torch.zeros(1000, 2048)}, tmp_path / "other.pth")
     with pytest.raises(ValueError, match=r"other weights than those of FID: 'fc.weight'"):
         load_inception(tmp_path / "other.pth")
+
+
+def test_a_public_clip_gives_a_distance_and_a_score(sets, tmp_path, monkeypatch, weights):
+    """Through stubs: their features of an image are the means of its channels, of a text its number of words."""
+    monkeypatch.setitem(sys.modules, "transformers", SimpleNamespace(CLIPModel=StubModel, CLIPProcessor=StubProcessor))
+    texts, clip = ["one two"] * 19 + ["three"], "openai/clip-vit-base-patch32"
+    found = compare(*sets, statistics=tmp_path / "real.npz", clip=clip, texts=texts)
+    a, b = (images.double().mean((2, 3)) / 255 for images in (pictures(20, seed=1), pictures(4, seed=2)))
+    assert found.fid == pytest.approx(frechet_distance(a, b), rel=1e-4)
+    words = torch.tensor([[2.0, 1, 1]] * 19 + [[1.0, 1, 1]])
+    cosine = torch.nn.functional.cosine_similarity(a, words.double())
+    assert found.clip_score == pytest.approx(100 * cosine.mean().item(), rel=1e-5)
+    assert (found.sfid, found.inception_score, found.features) == (None, None, f"CLIP {clip}")
+    assert found.resize == "by the model's own processor" and (found.num_generated, found.num_reference) == (20, 4)
+
+    again = compare(sets[0], tmp_path / "real.npz", clip=clip)  # statistics are used again
+    assert again.fid == pytest.approx(found.fid, rel=1e-4) and again.clip_score is again.kid is None
+    with pytest.raises(ValueError, match="holds statistics of CLIP openai/clip-vit-base-patch32, not of Inception"):
+        compare(sets[0], tmp_path / "real.npz", weights)
+    with pytest.raises(ValueError, match="2 texts are not one for each of 20 generated images"):
+        compare(*sets, clip=clip, texts=["a", "b"])
+    (tmp_path / "captions.txt").write_text("\n".join(texts), encoding="utf-8")
+    value = json.loads(run("compare", *sets, "--clip", clip, "--texts", tmp_path / "captions.txt", "--json"))
+    assert value["clip_score"] == pytest.approx(found.clip_score)
+    assert "CLIP score" in run("compare", *sets, "--clip", clip, "--texts", tmp_path / "captions.txt")
+    assert "texts would be ignored without a CLIP" in refused("compare", *sets, "--texts", tmp_path / "captions.txt")
+    assert "leave one out" in refused("compare", *sets, "--clip", clip, "--weights", weights)

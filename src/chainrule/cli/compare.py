@@ -23,11 +23,19 @@ Weights = Annotated[
 Statistics = Annotated[
     Path | None, typer.Option(help="Write the statistics of REFERENCE to this .npz file, to be compared with again.")
 ]
+Clip = Annotated[
+    str | None,
+    typer.Option(metavar="MODEL", help="Take the features of a public CLIP: a hub id, or a folder of transformers."),
+]
+Texts = Annotated[
+    Path | None,
+    typer.Option(help="With --clip: a text file, one line for each image of GENERATED, for the CLIP score."),
+]
 
 
 def compare(
-    generated: Generated, reference: Reference, weights: Weights = None, statistics: Statistics = None,
-    force: Force = False, json: Json = False, device: Device = "cpu",
+    generated: Generated, reference: Reference, weights: Weights = None, clip: Clip = None, texts: Texts = None,
+    statistics: Statistics = None, force: Force = False, json: Json = False, device: Device = "cpu",
 ) -> None:  # fmt: skip
     """Compare two sets of images by FID, sFID, Inception Score, precision, recall and KID.
 
@@ -39,14 +47,17 @@ def compare(
       chainrule compare samples real
       chainrule compare samples.npz real --weights pt_inception-2015-12-05-6726825d.pth --statistics real.npz
       chainrule compare samples real.npz --json
+      chainrule compare samples real --clip openai/clip-vit-base-patch32 --texts captions.txt
     """
     check_device(device)
     if statistics is not None:
         check_file(statistics, ".npz", force, "--statistics")
 
     from ..evaluation.comparison import compare as compare_sets
+    from ..files import read_text
 
-    result = compare_sets(generated, reference, weights, statistics, device)
+    lines = None if texts is None else read_text(texts).splitlines()
+    result = compare_sets(generated, reference, weights, statistics, device, clip=clip, texts=lines)
     print_json(asdict(result)) if json else _print(result)
 
 
@@ -54,7 +65,7 @@ def _print(result: Comparison) -> None:
     figures = {
         "FID": result.fid, "sFID": result.sfid, "Inception Score": result.inception_score,
         "precision": result.precision, "recall": result.recall, "KID x 1000": _thousand(result.kid),
-        "KID x 1000, deviation": _thousand(result.kid_std),
+        "KID x 1000, deviation": _thousand(result.kid_std), "CLIP score": result.clip_score,
     }  # fmt: skip
     print_table(["figure", "value"], [[name, f"{value:.4f}"] for name, value in figures.items() if value is not None])
     counts = ("statistics" if count is None else f"{count:,}" for count in (result.num_generated, result.num_reference))

@@ -1,32 +1,41 @@
-"""Two sets of images compared as papers do it, by the features of Inception-V3 (`scorers.inception`).
+"""Two sets of images compared as papers do it, by the features of Inception-V3 (`scorers.inception`) or of a CLIP.
 
 A set is a folder of image files of any sizes, a .npz file in the format of ADM (Dhariwal and Nichol 2021,
 arXiv:2105.05233): `arr_0`, uint8 (N, H, W, 3), and perhaps `mu`, `sigma`, `mu_s`, `sigma_s`; or a .npz file of these
 statistics alone, which then stand for the set in FID and sFID.  Images go to the network in their own size, and it
 resizes them itself.
+
+The Fréchet distance of CLIP features (Kynkäänniemi et al. 2023, arXiv:2203.06026) is of the image vectors as the model
+gives them, not scaled to length 1.  The CLIP score (Hessel et al. 2021, arXiv:2104.08718) is the mean over images of
+max(100 cos(image, text), 0); the paper has 2.5 in the place of 100.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from zipfile import BadZipFile
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ..data import load_images
 from ..data.tree import image_suffixes
 from ..files import write_file
 from ..progress import progress
-from ..scorers.inception import Inception, InceptionFeatures, load_inception
+from ..scorers.inception import Inception, load_inception
+from ..scorers.public_clip import PublicCLIP
 from .frechet import Gaussian, precision_recall
 from .generation import BATCH
 
 SEED = 2020
 """Of the subsets of KID and the parts of the Inception Score, as in torch-fidelity."""
+INCEPTION = Inception.title
+KEYS = ("arr_0", "mu", "sigma", "mu_s", "sigma_s", "features")
+"""What is read of a .npz file; statistics without a name of features are of Inception-V3."""
 SUBSETS, SUBSET_SIZE, PARTS = 100, 1000, 10
 
 
@@ -39,6 +48,7 @@ class Comparison:
     inception_score:   of the generated images (Salimans et al. 2016, arXiv:1606.03498), mean over 10 parts in random
                        order
     precision, recall: see `precision_recall`
+    clip_score:        of the generated images and their texts; None without texts
     kid, kid_std:      kernel distance (Binkowski et al. 2018, arXiv:1801.01401), mean and deviation over 100 subsets of
                        at most 1000 images of each set
     features, resize, seed: what the figures depend on besides the images
@@ -52,11 +62,50 @@ class Comparison:
     recall: float | None
     kid: float | None
     kid_std: float | None
+    clip_score: float | None = None
     features: str
-    resize: str = "bilinear to 299x299 by the network, without antialiasing"
+    resize: str
     seed: int = SEED
     num_generated: int | None
     num_reference: int | None
+
+
+@dataclass(frozen=True)
+class Features:
+    """Of N images: float (N, C), and of Inception also `spatial` and `logits`, see `scorers.inception`."""
+
+    pooled: Tensor
+    spatial: Tensor | None = None
+    logits: Tensor | None = None
+
+
+class CLIPFeatures:
+    """A public CLIP as the network of a comparison.
+
+    Args:
+        name: a folder of the package transformers, or a hub id, see `scorers.public_clip`.
+        device: where it computes.
+    """
+
+    resize = "by the model's own processor"
+
+    def __init__(self, name: str, device: str) -> None:
+        self.clip, self.title, self.device = PublicCLIP(name, device), f"CLIP {name}", torch.device("cpu")
+
+    def features(self, images: Tensor) -> Features:
+        """Of images uint8 (B, 3, H, W)."""
+        return Features(self.clip.features(images))
+
+    def score(self, features: Tensor, texts: Sequence[str]) -> float:
+        """The CLIP score of images, by their features (N, C), and as many texts."""
+        found = []
+        for part in torch.arange(len(texts)).split(BATCH):
+            words = self.clip.encode_texts([texts[index] for index in part]).cpu()
+            found.append((F.normalize(features[part], dim=1) * words).sum(1))
+        return 100 * torch.cat(found).clamp(min=0).double().mean().item()
+
+
+Network = Inception | CLIPFeatures
 
 
 @dataclass(frozen=True)
@@ -69,7 +118,7 @@ class ImageSet:
 
     pooled: Gaussian
     spatial: Gaussian | None
-    features: InceptionFeatures | None
+    features: Features | None
 
     @property
     def num_images(self) -> int | None:
@@ -79,7 +128,8 @@ class ImageSet:
 
 def compare(
     generated: str | Path, reference: str | Path, weights: str | Path | None = None,
-    statistics: str | Path | None = None, device: str = "cpu",
+    statistics: str | Path | None = None, device: str = "cpu", *, clip: str | None = None,
+    texts: Sequence[str] | None = None,
 ) -> Comparison:  # fmt: skip
     """The figures of two sets of images.
 
@@ -88,14 +138,23 @@ def compare(
         weights: file of the weights of Inception-V3; None downloads it.
         statistics: a .npz file to which the statistics of the reference are written, for later comparisons.
         device: where features are computed.
+        clip: a public CLIP in the place of Inception-V3, see `scorers.public_clip`.
+        texts: one for each generated image, in the order of the names of files, for the CLIP score.
 
     Raises:
-        ValueError: a set that cannot be read, fewer than two images, or no weights.
+        ValueError: a set that cannot be read, fewer than two images, statistics of other features, no weights, or texts
+            that are not one per image.
     """
-    network = load_inception(weights).to(device)
+    if clip is not None and weights is not None:
+        raise ValueError("the weights of Inception-V3 would be ignored: a CLIP gives the features; leave one out")
+    if texts is not None and clip is None:
+        raise ValueError("texts would be ignored without a CLIP; name one, such as openai/clip-vit-base-patch32")
+    network = load_inception(weights).to(device) if clip is None else CLIPFeatures(clip, device)
     first, second = read_set(generated, network), read_set(reference, network)
     if statistics is not None:
-        write_statistics(statistics, second)
+        write_statistics(statistics, second, network.title)
+    if texts is not None and len(texts) != first.num_images:
+        raise ValueError(f"{len(texts)} texts are not one for each of {first.num_images or 0} generated images")
     a, b = first.features, second.features
     precision = recall = kid = kid_std = None
     if a is not None and b is not None:
@@ -105,8 +164,9 @@ def compare(
     spatial = first.spatial is not None and second.spatial is not None
     return Comparison(
         fid=first.pooled.distance(second.pooled), sfid=first.spatial.distance(second.spatial) if spatial else None,
-        inception_score=None if a is None else inception_score(a.logits), precision=precision, recall=recall, kid=kid,
-        kid_std=kid_std, features=network.title, num_generated=first.num_images, num_reference=second.num_images,
+        inception_score=None if a is None or a.logits is None else inception_score(a.logits), precision=precision,
+        recall=recall, kid=kid, kid_std=kid_std, clip_score=None if texts is None else network.score(a.pooled, texts),
+        features=network.title, resize=network.resize, num_generated=first.num_images, num_reference=second.num_images,
     )  # fmt: skip
 
 
@@ -142,7 +202,7 @@ def kernel_distance(a: Tensor, b: Tensor) -> tuple[float, float]:
 # ---------------------------------------------------------------- sets of images
 
 
-def read_set(path: str | Path, network: Inception) -> ImageSet:
+def read_set(path: str | Path, network: Network) -> ImageSet:
     """The features and statistics of a folder or a .npz file; raises ValueError where it is neither."""
     path = Path(path)
     if path.is_dir():
@@ -155,7 +215,7 @@ def read_set(path: str | Path, network: Inception) -> ImageSet:
         raise ValueError(f"{path} is neither a folder of images nor a .npz file")
     try:
         with np.load(path) as file:
-            arrays = {key: file[key] for key in ("arr_0", "mu", "sigma", "mu_s", "sigma_s") if key in file}
+            arrays = {key: file[key] for key in KEYS if key in file}
     except (OSError, ValueError, BadZipFile) as error:
         raise ValueError(f"{path} is no readable .npz file of numbers") from error
     images, found = arrays.get("arr_0"), None
@@ -168,13 +228,15 @@ def read_set(path: str | Path, network: Inception) -> ImageSet:
         if found is None:
             raise ValueError(f"{path} holds neither images (arr_0) nor statistics (mu, sigma)")
         return found
+    if (title := str(arrays.get("features", INCEPTION))) != network.title:
+        raise ValueError(f"{path} holds statistics of {title}, not of {network.title}; compute them again")
     spatial = _gaussian(arrays, "mu_s", "sigma_s") if "mu_s" in arrays else None
     return ImageSet(_gaussian(arrays, "mu", "sigma"), spatial, None if found is None else found.features)
 
 
-def write_statistics(path: str | Path, images: ImageSet) -> None:
-    """Writes the statistics of a set as a .npz file in the format of ADM."""
-    arrays = {"mu": images.pooled.mean.numpy(), "sigma": images.pooled.covariance.numpy()}
+def write_statistics(path: str | Path, images: ImageSet, title: str) -> None:
+    """Writes the statistics of a set as a .npz file in the format of ADM, with the name of the features."""
+    arrays = {"mu": images.pooled.mean.numpy(), "sigma": images.pooled.covariance.numpy(), "features": np.array(title)}
     if images.spatial is not None:
         arrays |= {"mu_s": images.spatial.mean.numpy(), "sigma_s": images.spatial.covariance.numpy()}
     write_file(path, lambda file: np.savez(file, **arrays))
@@ -187,14 +249,14 @@ def _gaussian(arrays: dict[str, np.ndarray], mean: str, covariance: str) -> Gaus
 
 
 @torch.no_grad()
-def _from_images(images: Iterator[Tensor], count: int, network: Inception) -> ImageSet:
+def _from_images(images: Iterator[Tensor], count: int, network: Network) -> ImageSet:
     """Of images uint8 (1, 3, H, W) of any sizes; neighbours of one size are computed together."""
-    device, rows, batch = network.fc.weight.device, [], []
+    rows, batch = [], []
 
     def flush() -> None:
         if batch:
-            found = network.features(torch.cat(batch).to(device))
-            rows.append([each.cpu() for each in (found.pooled, found.spatial, found.logits)])
+            found = network.features(torch.cat(batch).to(network.device))
+            rows.append([None if each is None else each.cpu() for each in (found.pooled, found.spatial, found.logits)])
             batch.clear()
 
     with progress("Features", count, "images") as done:
@@ -204,5 +266,6 @@ def _from_images(images: Iterator[Tensor], count: int, network: Inception) -> Im
                 done(index)
             batch.append(image)
         flush()
-    features = InceptionFeatures(*(torch.cat(each) for each in zip(*rows, strict=True)))
-    return ImageSet(Gaussian.of(features.pooled), Gaussian.of(features.spatial), features)
+    features = Features(*(None if each[0] is None else torch.cat(each) for each in zip(*rows, strict=True)))
+    spatial = None if features.spatial is None else Gaussian.of(features.spatial)
+    return ImageSet(Gaussian.of(features.pooled), spatial, features)

@@ -7,7 +7,9 @@ in the place of an average, and images are resized to 299x299 as the first Tenso
 match.
 
 Figures of papers use three outputs: `pooled` for FID, KID, precision and recall; `spatial` for sFID (Nash et al. 2021,
-arXiv:2103.03841), which is 7 channels of a map of 17x17; and `logits`, without the bias, for the Inception Score.
+arXiv:2103.03841), the first 7 channels of the map of 17x17 that TensorFlow's graph calls mixed_6/conv and this file of
+weights Mixed_6d.branch1x1, as in the evaluation of ADM (arXiv:2105.05233); and `logits`, without the bias, for the
+Inception Score.
 """
 
 from __future__ import annotations
@@ -145,6 +147,7 @@ class Inception(FeatureNetwork):
     """
 
     title = "Inception-V3 (FID)"
+    resize = "bilinear to 299x299 by the network, without antialiasing"
 
     def __init__(self, side: int = 0) -> None:
         super().__init__(side)
@@ -155,6 +158,11 @@ class Inception(FeatureNetwork):
         for name, (width, branches) in BLOCKS.items():
             self.add_module(name, Block(width, branches, maximum=name == "Mixed_7c"))
         self.fc = nn.Linear(2048, 1008)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.fc.weight.device
 
     def maps(self, images: Tensor) -> list[Tensor]:
         return [self.features((images * 255).round().clamp(0, 255)).pooled[:, :, None, None]]

@@ -34,7 +34,7 @@ class PublicCLIP(TextScorer):
         except ImportError:
             raise ValueError(
                 f"{name} is no folder of a reranker, and a public CLIP needs the package transformers, which is "
-                "not installed here (pip install transformers)"
+                'not installed here (pip install "chainrule[clip]")'
             ) from None
         offline = not Path(name).exists() and not hub_answers()
         try:
@@ -44,12 +44,16 @@ class PublicCLIP(TextScorer):
             why = f"it was not fetched before, and {why_no_hub()}" if offline else type(error).__name__
             raise ValueError(f"{name} is neither a saved model nor a CLIP on the hub ({why})") from error
 
-    @torch.no_grad()
     def encode_images(self, images: Tensor) -> Tensor:
+        return F.normalize(self.features(images), dim=-1)
+
+    @torch.no_grad()
+    def features(self, images: Tensor) -> Tensor:
+        """The vectors of images, uint8 (B, 1 or 3, H, W), before they are scaled to length 1: float (B, C)."""
         pictures = [picture.convert("RGB") for picture in to_pil(images)]
         given = self.processor(images=pictures, return_tensors="pt").to(self.model.device)
         read = self.model.vision_model(pixel_values=given["pixel_values"])
-        return F.normalize(self.model.visual_projection(read.pooler_output).float(), dim=-1)
+        return self.model.visual_projection(read.pooler_output).float()
 
     @torch.no_grad()
     def encode_texts(self, texts: Sequence[str]) -> Tensor:
