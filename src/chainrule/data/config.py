@@ -32,6 +32,8 @@ class DataConfig:
         flip: whether training flips images left to right at random.
         captions: of an image that has several: "first", or "random", drawn anew at each visit.
         image_column, label_column, text_column: columns of a table; None: guessed from their names.
+        stream: whether a prior reads each image once, in order, and only codes are kept: for sets of any size, in a
+            folder of images or of tar files (see `stream` beside this module).
         strict: whether an image that cannot be read is an error; otherwise it is skipped and named.
 
     Raises:
@@ -51,6 +53,7 @@ class DataConfig:
     label_column: str | None = None
     text_column: str | None = None
     strict: bool = False
+    stream: bool = False
 
     def __post_init__(self) -> None:
         if isinstance(self.size, list):

@@ -173,7 +173,7 @@ def _decode(config: DataConfig, rows: Rows, target: Path) -> tuple[list[int], li
 
     array = first = None
     kept, skipped, reasons, remarks, sizes = [], [], {}, {}, Counter()
-    found = _decoded(config, rows.cells)
+    found = decoded(config, rows.cells)
     progress = tqdm(found, total=len(rows.names), delay=5, mininterval=1, desc=f"decoding {config.source}", leave=False)
     for row, picture in enumerate(progress):
         name = rows.names[row]
@@ -207,7 +207,7 @@ def _decode(config: DataConfig, rows: Rows, target: Path) -> tuple[list[int], li
     return kept, skipped, Account(used=len(kept), findings=(*rows.findings, *findings), sizes=common)
 
 
-def _decoded(config: DataConfig, cells: Iterable[Any]) -> Iterator[images.Picture | str]:
+def decoded(config: DataConfig, cells: Iterable[Any]) -> Iterator[images.Picture | str]:
     """Each image, or why it cannot be read."""
     channels = config.channels
 

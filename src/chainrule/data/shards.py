@@ -82,26 +82,27 @@ class PartWriter:
 
     def __init__(self, folder: Path, dtypes: Sequence[np.dtype]) -> None:
         self.dtypes, self.shapes, self.count, self.ended = [np.dtype(one) for one in dtypes], [], 0, 0
-        names = (*(str(index) for index in range(len(dtypes))), "labels", "texts", "ends")
-        self.folder, self.stack = folder, ExitStack()
-        self.files = {name: self.stack.enter_context(open(folder / f"{name}.bin", "wb")) for name in names}
+        self.folder = folder
 
     def add(self, arrays: Sequence[np.ndarray], labels: Sequence[int] = (), texts: Sequence[str] = ()) -> None:
         """Adds some rows: (B, …) of each array, with B labels and texts where there are any."""
         self.shapes = [list(array.shape[1:]) for array in arrays]
         self.count += len(arrays[0])
         for index, (array, dtype) in enumerate(zip(arrays, self.dtypes, strict=True)):
-            self.files[str(index)].write(array.astype(dtype).tobytes())
-        self.files["labels"].write(np.array(labels, np.int64).tobytes())
-        for text in texts:
-            encoded = text.encode()
-            self.ended += len(encoded)
-            self.files["texts"].write(encoded)
-            self.files["ends"].write(self.ended.to_bytes(8, "little"))
+            self._append(str(index), array.astype(dtype).tobytes())
+        self._append("labels", np.array(labels, np.int64).tobytes())
+        encoded = [text.encode() for text in texts]
+        ends = self.ended + np.cumsum([len(one) for one in encoded], dtype=np.int64)
+        self.ended = int(ends[-1]) if encoded else self.ended
+        self._append("texts", b"".join(encoded))
+        self._append("ends", ends.tobytes())
+
+    def _append(self, name: str, content: bytes) -> None:
+        with open(self.folder / f"{name}.bin", "ab") as file:
+            file.write(content)
 
     def close(self, **meta: Any) -> None:
         """Ends the part; `meta` are further JSON values."""
-        self.stack.close()
         plain = {"count": self.count, "dtypes": [dtype.str for dtype in self.dtypes], "shapes": self.shapes}
         (self.folder / "meta.json").write_text(json.dumps(plain | meta))
 
@@ -159,3 +160,7 @@ class Rows:
 def joined(parts: Sequence[Tensor]) -> Tensor | Rows:
     """One array of several: the array itself where there is one."""
     return parts[0] if len(parts) == 1 else Rows(parts)
+
+
+StoredCodes = tuple[Tensor | Rows, ...]
+"""Narrow whole numbers (N, H, W, D) of each grid of codes, perhaps in several files."""

@@ -137,6 +137,8 @@ def plan(
         name = describe(recipe, overrides)
         with blaming(name):
             read = read_recipe(recipe, overrides)
+            if read.data.stream:
+                raise ValueError("a stream is not planned: name a folder of a few of its images, and data.stream=false")
             task, full = _small(read).build(META, True)
             training = full.training
     if training.batch_size % machine.devices:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any
@@ -61,7 +61,9 @@ def train(
     wanted = read_recipe(recipe, overrides)
     fabric = hardware.fabric()
     fabric.launch()
-    with blaming(describe(recipe, overrides)), fabric.rank_zero_first(local=True):  # the first fills the cache
+    # The first process fills the cache; a stream they encode together.
+    one_by_one = nullcontext() if wanted.data.stream else fabric.rank_zero_first(local=True)
+    with blaming(describe(recipe, overrides)), one_by_one:
         task, full = wanted.build(fabric.device, quiet)
     plain, data = full.plain(), task.identity()
     check_folder(folder, plain, resume)

@@ -12,6 +12,9 @@ from ...files import read_text
 from ...text.bpe import BPETokenizer, TextConfig, TextTokenizer, train_bpe
 from .examples import Examples
 
+LEARNED_FROM = 100_000
+"""Captions of a stream from which a vocabulary is learned."""
+
 
 def check_captions(section: str, examples: Examples) -> None:
     """Raises ValueError where a data set lacks the captions that a section of the recipe asks for."""
@@ -24,7 +27,9 @@ def learn_text(config: TextConfig, examples: Examples) -> BPETokenizer:
     """The text tokenizer of a recipe; raises ValueError where there are no captions, or a vocabulary does not fit."""
     check_captions("text", examples)
     if config.vocabulary is None:
-        texts = [text for texts in examples.training.texts for text in _alternatives(examples.data, texts)]
+        rows = examples.training.spread(LEARNED_FROM if examples.data.stream else None).tolist()
+        chosen = (examples.training.texts[row] for row in rows)
+        texts = [text for texts in chosen for text in _alternatives(examples.data, texts)]
         return train_bpe(texts, config.text_vocab_size, config.length, config.lowercase)
     try:
         return BPETokenizer(read_text(config.vocabulary), config.length)
@@ -44,6 +49,9 @@ class Captions:
     def __init__(self, tokenizer: TextTokenizer, examples: Examples, bpe_dropout: float = 0.0) -> None:
         self.tokenizer, self.bpe_dropout = tokenizer, bpe_dropout
         self._evaluation_texts = examples.evaluation.texts
+        self._streamed = examples.training.texts if examples.data.stream else None
+        if self._streamed is not None:
+            return
         several = [_alternatives(examples.data, text) for text in examples.training.texts]
         self.texts = [text for texts in several for text in texts]
         self._counts = torch.tensor([len(texts) for texts in several])
@@ -62,6 +70,8 @@ class Captions:
 
     def draw(self, indices: Tensor, generator: torch.Generator) -> Tensor:
         """int64 (B, L), the captions of some training images; the generator chooses one of several, and merges."""
+        if self._streamed is not None:
+            return self.tokenizer.encode([self._streamed[row] for row in indices.tolist()], self.bpe_dropout, generator)
         rows = self._firsts[indices]
         if len(self.texts) > len(self._counts):
             rows = rows + (torch.rand(len(rows), generator=generator) * self._counts[indices]).long()

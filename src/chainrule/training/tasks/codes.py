@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ...core import Codes, GridSpec, Tokenizer
 from ...data import ImageDataset, binarize
-from ...data.shards import Part, PartWriter, Rows, cached_parts, joined
+from ...data.shards import Part, PartWriter, StoredCodes, cached_parts, joined
 from ...progress import progress
 from ...saving.model import tokenizer_hash
 from ...zoo import load_tokenizer
@@ -20,8 +20,6 @@ from .examples import Examples
 IMAGES_AT_ONCE = 32
 PART = 4096
 """Images whose codes are written at once."""
-StoredCodes = tuple[Tensor | Rows, ...]
-"""Narrow whole numbers (N, H, W, D) of each grid, perhaps in several files."""
 
 
 def fit_to(tokenizer: Tokenizer, examples: Examples) -> Tokenizer:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ...data import DataConfig, ImageDataset, folder_names, load, with_size
+from ...data.shards import StoredCodes
 from ...recipe import Recipe
 from ..engine.config import EvaluationConfig
 from ..engine.task import Adversary, Task
@@ -28,6 +29,8 @@ class Examples:
     evaluation: images to be judged by
     limit:      number of evaluation images, at equal distances, that serve while training
     batch_size: of evaluation
+    codes:      of streamed images: those of the training images and, with flips, of their mirror images, and those of
+                the evaluation images; the pixels are not kept
     """
 
     data: DataConfig
@@ -35,6 +38,7 @@ class Examples:
     evaluation: ImageDataset
     limit: int = 1000
     batch_size: int = 100
+    codes: tuple[list[StoredCodes], StoredCodes] | None = None
 
     def image_fields(self) -> dict[str, int]:
         """The size of the images, as the configs of models have it."""
@@ -43,7 +47,7 @@ class Examples:
     @property
     def labels_are_meant(self) -> bool:
         """Whether the user has labelled the images: by a column that is named, or by one folder per class."""
-        if self.training.labels is None or self.data.label_column is not None:
+        if self.training.labels is None or self.data.label_column is not None or self.codes is not None:
             return self.training.labels is not None
         names = self.training.class_names
         return bool(names) and folder_names(Path(self.data.source).expanduser()).issuperset(names)
@@ -90,6 +94,8 @@ def load_examples(data: DataConfig, evaluation: EvaluationConfig, largest: int =
     Raises:
         ValueError: images that cannot be had, or of several sizes.
     """
+    if data.stream:
+        raise ValueError("stream is for priors over the codes of a trained tokenizer; leave it out")
     data = with_size(data, largest)
     training = load(data)
     of_evaluation = replace(data, split=evaluation.split, flip=False, captions="first")

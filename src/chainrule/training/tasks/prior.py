@@ -24,6 +24,7 @@ from .codes import check_shape, fit_to, open_tokenizer
 from .examples import Examples, load_examples, sized
 from .further import Further, at_codes, with_classes
 from .prior_task import PriorTask, PriorTrainingConfig
+from .streams import stream_examples
 
 LARGEST_OF_PIXELS = 32
 """Pixels of the shorter side where a prior models pixels and the recipe gives no size."""
@@ -62,7 +63,7 @@ class PriorRecipe(Recipe, kind="prior"):
     def build(self, device: torch.device = torch.device("cpu"), quiet: bool = True) -> tuple[PriorTask, PriorRecipe]:
         """See `Recipe`; what is not in the cache of codes, `PriorTask.setup` encodes."""
         torch.manual_seed(derive_seed(self.training.seed, "weights"))
-        parts = self._open() if isinstance(self.prior, SavedPrior) else self._new(device)
+        parts = (self._open if isinstance(self.prior, SavedPrior) else self._new)(device, quiet)
         examples = parts.examples
         check_shape(parts.tokenizer, examples)
         card = examples.card(parts.recipe)
@@ -73,10 +74,10 @@ class PriorRecipe(Recipe, kind="prior"):
             task.keep_codes(device)
         return task, parts.recipe
 
-    def _open(self) -> _Parts:
+    def _open(self, device: torch.device, quiet: bool) -> _Parts:
         """The parts of a trained prior."""
         saved, path = load_kind(self.prior.path, "pipeline"), self.prior.path
-        examples = load_examples(sized(self.data, saved.tokenizer.image_shape), self.evaluation)
+        examples = self._examples(saved.tokenizer, device, quiet)
         tokenizer = fit_to(saved.tokenizer, examples)
         prior, new, notes = at_codes(saved.prior, tokenizer.spec).requires_grad_(True), [], []
         if self.prior.num_classes is None:
@@ -105,14 +106,14 @@ class PriorRecipe(Recipe, kind="prior"):
             )
         return None
 
-    def _new(self, device: torch.device) -> _Parts:
+    def _new(self, device: torch.device, quiet: bool) -> _Parts:
         """The tokenizer and a new prior over its codes."""
         if self.training.lora is not None:
             raise ValueError("lora changes a trained prior: give prior.path, or leave out training.lora")
         if isinstance(self.tokenizer, SavedTokenizer):
             tokenizer, found_hash = open_tokenizer(self.tokenizer.path, self.tokenizer.hash)
             tokenizer_section = replace(self.tokenizer, hash=found_hash)
-            examples = load_examples(sized(self.data, tokenizer.image_shape), self.evaluation)
+            examples = self._examples(tokenizer, device, quiet)
             tokenizer = fit_to(tokenizer, examples)
         else:
             examples = load_examples(self.data, self.evaluation, LARGEST_OF_PIXELS)
@@ -133,6 +134,13 @@ class PriorRecipe(Recipe, kind="prior"):
             self, data=examples.data, tokenizer=tokenizer_section, prior=NewModel.of(found.name, config), text=text
         )
         return _Parts(tokenizer, prior, examples, captions, recipe)
+
+    def _examples(self, tokenizer: Tokenizer, device: torch.device, quiet: bool) -> Examples:
+        """The images for a trained tokenizer, or, of a stream, their codes."""
+        data = sized(self.data, tokenizer.image_shape)
+        if not data.stream or not isinstance(tokenizer, LearnedTokenizer):
+            return load_examples(data, self.evaluation)
+        return stream_examples(data, self.evaluation, tokenizer.at_size(*data.height_width), device, quiet)
 
     def _tokenizer_of_pixels(self, examples: Examples) -> tuple[Tokenizer, NewModel]:
         given = self.tokenizer or NewModel(name="pixels")

@@ -111,8 +111,9 @@ class PriorTask(ExamplesTask):
         super().__init__(prior, examples, card)
         self.options, self.captions, self.notes, self.adapter = training, captions, further.notes, further.adapter
         self.quiet = quiet
-        self.training_codes: list[StoredCodes] = []  # of the images and, with flips, of their mirror images, if kept
-        self.evaluation_codes: StoredCodes | None = None
+        self.training_codes: list[StoredCodes]  # of the images and, with flips, of their mirror images, if kept
+        self.evaluation_codes: StoredCodes | None
+        self.training_codes, self.evaluation_codes = examples.codes or ([], None)
         self._check()
 
     def _check(self) -> None:
@@ -134,6 +135,8 @@ class PriorTask(ExamplesTask):
             raise ValueError(
                 f"soft_targets need a tokenizer whose codes can be drawn, as rqvae, not {self.tokenizer.name}"
             )
+        if options.soft_targets and self.data.stream:
+            raise ValueError("soft_targets need the images at each visit, and a stream keeps their codes only")
         if self.captions is not None:
             check_text_tokenizer(self.captions.tokenizer, self.model)
 

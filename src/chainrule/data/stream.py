@@ -1,0 +1,271 @@
+"""Images of any number, read once and in order: nothing of the whole set is held in memory.
+
+    a folder of pictures      sorted by name; in a folder per split and per class, with captions beside them
+    tar files in a folder     as webdataset writes them: a.jpg, a.txt, a.cls of one image one after the other
+
+A folder is listed by `os.scandir`, sorted in runs on the disk, and cut into shards of `SHARD` files; a tar file is a
+shard.  Each shard has an identity, which says whether it has changed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import heapq
+import json
+import os
+import posixpath
+import re
+import tarfile
+import zlib
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from itertools import groupby, islice
+from pathlib import Path
+
+from ..files import decode_text, parse_json, split_lines
+from .captions import TEXT_COLUMNS, as_texts
+from .config import SPLIT, DataConfig
+from .picture_folder import TEST_HASHES
+from .rows import class_order, composed
+from .sources.folder import find_folder
+from .tree import SPLIT_NAMES, image_suffixes
+
+RUN, SHARD = 100_000, 8192
+"""Names sorted in memory at once; files of a folder that make a shard."""
+TARS = (".tar", ".tar.gz", ".tgz")
+END = b"\0"
+"""Of a name in a listing."""
+KNOWN = image_suffixes() | {".txt", ".json"}
+"""Endings of the files that are read."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sample:
+    """An image, still encoded, and what is said of it.
+
+    name:  for messages
+    image: the bytes or the path of a file
+    label: a class, or -1
+    text:  a caption, or nothing
+    """
+
+    name: str
+    image: bytes | Path
+    label: int = -1
+    text: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stream:
+    """The shards of a split.
+
+    name:        of the data set
+    path:        the whole path of its folder, if it has one
+    shards:      in order
+    class_names: of a folder per class; None: labels are numbers, or there are none
+    """
+
+    name: str
+    path: str | None
+    shards: list[FolderShard | TarShard]
+    class_names: tuple[str, ...] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class FolderShard:
+    """Files of a folder, whose names stand in a listing.
+
+    base:     the folder
+    listing:  a file of names
+    start:    where the names of this shard begin
+    size:     their bytes
+    split:    "train" or "test", of which images are by their names; "" takes all
+    identity: of names, sizes and times of change
+    classes:  number of a class by the name of its folder
+    """
+
+    base: Path
+    listing: Path
+    start: int
+    size: int
+    split: str
+    identity: str
+    classes: dict[str, int]
+
+    def samples(self) -> Iterator[Sample]:
+        """In the order of names."""
+        with open(self.listing, "rb") as file:
+            file.seek(self.start)
+            names = [os.fsdecode(name) for name in file.read(self.size).split(END)[:-1]]
+        for _, group in groupby(names, lambda name: posixpath.splitext(name)[0]):
+            files = {posixpath.splitext(name)[1].lower(): self.base / name for name in group}
+            for suffix in [suffix for suffix in files if suffix in image_suffixes()]:
+                name = files[suffix].relative_to(self.base).as_posix()
+                if self.split and _held_out(name) != (self.split == "test"):
+                    continue
+                text = _caption({ending: path.read_bytes for ending, path in files.items()})
+                label = self.classes.get(name.split("/")[0], -1)
+                yield Sample(name=name, image=files[suffix], label=label, text=text)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TarShard:
+    """A tar file; `identity` is of its name, size and time of change."""
+
+    path: Path
+    identity: str
+
+    def samples(self) -> Iterator[Sample]:
+        """In the order of the file; files with one name but for their endings are of one image."""
+        for _, group in groupby(self._members(), lambda member: member[0].partition(".")[0]):
+            files = {posixpath.splitext(name)[1].lower(): (name, content) for name, content in group}
+            for suffix in [suffix for suffix in files if suffix in image_suffixes()]:
+                name, image = files[suffix]
+                label = _number(files[".cls"][1], self.path) if ".cls" in files else -1
+                text = _caption({ending: lambda content=content: content for ending, (_, content) in files.items()})
+                yield Sample(name=f"{self.path.name}/{name}", image=image, label=label, text=text)
+
+    def _members(self) -> Iterator[tuple[str, bytes]]:
+        """Names and contents.
+
+        Raises:
+            ValueError: the file is damaged.
+        """
+        try:
+            with tarfile.open(self.path, "r|*") as archive:
+                while (entry := archive.next()) is not None:
+                    archive.members.clear()  # which would hold all of them
+                    if entry.isfile():
+                        yield entry.name, archive.extractfile(entry).read()
+        except (tarfile.TarError, EOFError, zlib.error) as error:
+            raise ValueError(f"{self.path} is a damaged tar file ({error}); repair or remove it") from error
+
+
+def open_stream(config: DataConfig, scratch: Path) -> Stream:
+    """The shards of a split; listings are written below `scratch` and are needed as long as shards are read.
+
+    Raises:
+        ValueError: the source is no folder here, has no such split, or the split is a slice.
+    """
+    split, start, stop = SPLIT.fullmatch(config.split).groups()
+    if start or stop:
+        raise ValueError(f"a stream has no slices; give split {split} in the place of {config.split}")
+    folder = find_folder(config.source)
+    if folder is None or not folder.is_dir():
+        raise ValueError(f"stream reads a folder of pictures or of tar files, and {config.source} is none")
+    named = folder == Path(config.source).expanduser()
+    name, path = (folder.resolve().name, str(folder.resolve())) if named else (config.source, None)
+    base = next((folder / found for found in _folders(folder) if SPLIT_NAMES.get(found.lower()) == split), folder)
+    hashed = split if base == folder else ""
+    with os.scandir(base) as entries:
+        tars = sorted(entry.name for entry in entries if entry.name.endswith(TARS))
+    if tars:
+        return Stream(name=name, path=path, shards=[_tar(base / tar) for tar in _tars_of(tars, hashed)])
+    classes = class_order(_folders(base))
+    shards = list(_folder_shards(base, scratch, hashed, {name: number for number, name in enumerate(classes)}))
+    if not shards or hashed not in ("", "train", "test"):
+        raise ValueError(f"{config.source} has no pictures of the split {split}")
+    return Stream(name=name, path=path, shards=shards, class_names=tuple(classes) or None)
+
+
+def _folders(base: Path) -> list[str]:
+    with os.scandir(base) as entries:
+        return [entry.name for entry in entries if entry.is_dir() and not entry.name.startswith(".")]
+
+
+def _held_out(name: str) -> bool:
+    """Whether an image, or a tar file, is of the split test by its name, as in `picture_folder`."""
+    return hashlib.sha256(composed(name).encode("utf-8", "surrogateescape")).digest() < TEST_HASHES
+
+
+def _tars_of(names: list[str], split: str) -> list[str]:
+    """The tar files of a split: of their names' first words, such as test-0001.tar, or else by hashes; "" takes all."""
+    words = {name: SPLIT_NAMES.get(re.match(r"[a-z]*", name.lower()).group()) for name in names}
+    if not split or any(words.values()):
+        return [name for name in names if split in ("", words[name])]
+    return [name for name in names if _held_out(name) == (split == "test")]
+
+
+def _tar(path: Path) -> TarShard:
+    stat = path.stat()
+    return TarShard(path=path, identity=json.dumps([path.name, stat.st_size, stat.st_mtime_ns]))
+
+
+def _number(content: bytes, path: Path) -> int:
+    """The label in a .cls file."""
+    if not content.strip().isdigit():
+        raise ValueError(f"labels in tar files are whole numbers from 0; a .cls file in {path} holds {content[:20]!r}")
+    return int(content)
+
+
+def _caption(files: Mapping[str, Callable[[], bytes]]) -> str:
+    """The caption in the files of an image, given by their endings."""
+    if ".txt" in files:
+        lines = split_lines(decode_text(files[".txt"](), "a caption"))
+        return next((line.strip() for line in lines if line.strip()), "")
+    if ".json" in files:
+        value = parse_json(decode_text(files[".json"](), "a caption"), "a caption")
+        column = next((column for column in TEXT_COLUMNS if column in value), None)
+        return next(iter(as_texts(value[column])), "") if column else ""
+    return ""
+
+
+def _folder_shards(base: Path, scratch: Path, split: str, classes: dict[str, int]) -> Iterator[FolderShard]:
+    """Cuts the sorted listing of a folder, which is written into `scratch`, between images."""
+    listing, digest, start, size, count, before = scratch / "listing", hashlib.sha256(), 0, 0, 0, b""
+
+    def shard() -> FolderShard:
+        return FolderShard(
+            base=base, listing=listing, start=start, size=size, split=split, identity=digest.hexdigest(),
+            classes=classes,
+        )  # fmt: skip
+
+    with open(listing, "wb") as file:
+        for name in _sorted(_walk(os.fsencode(base), b""), scratch):
+            stem = _key(name)[0]
+            if count >= SHARD and stem != before:
+                file.flush()
+                yield shard()
+                digest, start, size, count = hashlib.sha256(), start + size, 0, 0
+            stat = os.stat(os.path.join(os.fsencode(base), name))
+            digest.update(b"%s\0%d\0%d\0" % (name, stat.st_size, stat.st_mtime_ns))
+            size, count, before = size + file.write(name + END), count + 1, stem
+    if count:
+        yield shard()
+
+
+def _walk(base: bytes, below: bytes) -> Iterator[bytes]:
+    """Names below a folder of all images and captions; hidden ones are left out."""
+    with os.scandir(os.path.join(base, below)) as entries:
+        for entry in entries:
+            name = os.path.join(below, entry.name)
+            if entry.name.startswith(b"."):
+                continue
+            if entry.is_dir():
+                yield from _walk(base, name)
+            elif os.fsdecode(_key(name)[1]).lower() in KNOWN:
+                yield name
+
+
+def _key(name: bytes) -> tuple[bytes, bytes]:
+    """By this names are sorted: all files of an image come one after the other."""
+    return os.path.splitext(name)
+
+
+def _sorted(names: Iterator[bytes], scratch: Path) -> Iterator[bytes]:
+    """Names in order, sorted in runs that are kept on the disk."""
+    runs = []
+    while run := list(islice(names, RUN)):
+        path = scratch / f"run-{len(runs)}"
+        path.write_bytes(b"".join(name + END for name in sorted(run, key=_key)))
+        runs.append(_read(path))
+    return heapq.merge(*runs, key=_key)
+
+
+def _read(path: Path) -> Iterator[bytes]:
+    """The names in a file."""
+    rest = b""
+    with open(path, "rb") as file:
+        while block := file.read(1 << 16):
+            *names, rest = (rest + block).split(END)
+            yield from names
