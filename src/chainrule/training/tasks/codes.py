@@ -114,6 +114,7 @@ def read_codes(parts: Sequence[Part]) -> StoredCodes:
 
 
 def narrowest(grid: GridSpec) -> type[np.integer]:
+    """The type of the fewest bytes that holds the codes of a grid."""
     if grid.codebook_size <= 1 << 8:
         return np.uint8
     return np.int16 if grid.codebook_size <= 1 << 15 else np.int32
