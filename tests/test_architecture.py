@@ -18,6 +18,7 @@ ALLOWED = {  # room: the rooms of the package that it may import
     "pictures.py": {"core", "files", "images"},
     "pages": set(),
     "progress.py": set(),
+    "processes.py": set(),
     "layers": {"kernels"},
     "tokenizers": {"core", "layers", "kernels"},
     "priors": {"core", "layers", "kernels"},
@@ -36,18 +37,19 @@ ALLOWED = {  # room: the rooms of the package that it may import
         "decoding", "files", "images", "larger", "pictures", "pipeline", "saving", "strict", "upscaling", "variation",
         "zoo",
     },
-    "bulk.py": {"decoding", "drawing", "files", "pictures", "pipeline", "strict"},
+    "bulk.py": {"decoding", "drawing", "files", "pictures", "pipeline", "processes", "strict"},
     "zoo.py": {"adapters", "core", "files", "pipeline", "saving", "scorers", "strict", "upscaling"},
     "evaluation": {
-        "core", "data", "decoding", "files", "kernels", "pipeline", "progress", "saving", "scorers", "strict", "zoo",
+        "core", "data", "decoding", "files", "kernels", "pipeline", "processes", "progress", "saving", "scorers",
+        "strict", "zoo",
     },
     "compression": {"core", "files", "kernels", "pipeline", "progress", "saving", "strict"},
     "sizes.py": {"core", "layers", "strict"},
     "recipe.py": {"core", "strict"},
     "official": {"core", "files", "pipeline", "priors", "strict", "text", "tokenizers", "zoo"},
     "training": {
-        "adapters", "core", "data", "evaluation", "files", "images", "layers", "pipeline", "progress", "recipe",
-        "saving", "scorers", "strict", "text", "tokenizers", "upscaling", "zoo",
+        "adapters", "core", "data", "decoding", "evaluation", "files", "images", "layers", "pipeline", "processes",
+        "progress", "recipe", "saving", "scorers", "strict", "text", "tokenizers", "upscaling", "zoo",
     },
     "timeline": {
         "core", "data", "decoding", "evaluation", "files", "images", "pages", "pictures", "pipeline", "strict",
@@ -64,8 +66,8 @@ ALLOWED = {  # room: the rooms of the package that it may import
     },
     "cli": {
         "bulk", "catalogue", "compression", "core", "data", "decoding", "drawing", "evaluation", "files", "fitting",
-        "images", "larger", "official", "pictures", "pipeline", "planning", "progress", "recipe", "saving", "scorers",
-        "serving", "sizes", "strict", "timeline", "training", "variation", "zoo",
+        "images", "larger", "official", "pictures", "pipeline", "planning", "processes", "progress", "recipe", "saving",
+        "scorers", "serving", "sizes", "strict", "timeline", "training", "variation", "zoo",
     },
     "__main__.py": {"cli"},
     "__init__.py": {

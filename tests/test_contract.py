@@ -210,6 +210,15 @@ def test_probabilities_of_all_codes_sum_to_one(entry, preset):
 
 
 @pytest.mark.parametrize(("entry", "preset"), PRIORS)
+def test_every_weight_has_a_gradient_but_where_the_model_says_so(entry, preset):
+    """Several processes would wait for the gradient of a weight that the loss does not reach."""
+    model = entry.model(preset.spec, preset.config).train()
+    (-model.log_prob(random_codes(preset.spec, 3), context(model, 3)).mean()).backward()
+    untrained = {id(parameter) for part in model.untrained for parameter in part.parameters()}
+    assert all((p.grad is None) == (id(p) in untrained) for p in model.parameters() if p.requires_grad)
+
+
+@pytest.mark.parametrize(("entry", "preset"), PRIORS)
 def test_training_lowers_the_loss(entry, preset):
     model = entry.model(preset.spec, preset.config)
     codes = random_codes(preset.spec, 8)

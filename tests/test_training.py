@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 from collections.abc import Mapping
 from dataclasses import replace
@@ -61,7 +62,7 @@ def test_seeds_do_not_depend_on_the_machine():
 
 def test_average_follows_its_equation():
     module = nn.BatchNorm1d(2)
-    average = Average(module, 0.5)
+    average = Average(module, copy.deepcopy(module), 0.5)
     expected = module.weight.detach().clone()
     for update, decay in enumerate([0.1, 2 / 11, 0.25, 4 / 13, 5 / 14, 0.4, 7 / 16, 8 / 17, 0.5, 0.5, 0.5]):
         module.weight.data.fill_(update)
@@ -70,7 +71,7 @@ def test_average_follows_its_equation():
         expected = decay * expected + (1 - decay) * update
         torch.testing.assert_close(average.module.weight.data, expected)
     assert average.module.running_mean.tolist() == [10.0, 10.0] and not average.module.training
-    assert Average(module, 0.0).module is module
+    assert Average(module, module, 0.0).whole() is module
 
 
 def test_table_can_be_cut_back(tmp_path):

@@ -21,9 +21,12 @@ import torch.nn.functional as F
 from torch import nn
 
 from chainrule.files import write_folder
+from chainrule.tokenizers._codebook import Codebook
 from chainrule.training import Adversary, Hardware, TrainingConfig, train_task
 from chainrule.training.engine.checkpoint import list_checkpoints, save_checkpoint
-from chainrule.training.engine.engine import _graceful_stop
+from chainrule.training.engine.hardware import check_fsdp
+from chainrule.training.engine.sharding import shard
+from chainrule.training.engine.stopping import graceful_stop
 
 CONFIG = TrainingConfig(
     steps=40, batch_size=8, learning_rate=0.02, optimizer="adamw", weight_decay=0.1, schedule="cosine", warmup_steps=5,
@@ -100,9 +103,9 @@ class Duel(Toy):
 TOYS = {"toy": Toy, "duel": Duel}
 
 
-def run(folder, config=CONFIG, toy=None, quiet=True):
+def run(folder, config=CONFIG, toy=None, quiet=True, strategy="auto"):
     folder.mkdir(exist_ok=True, parents=True)
-    fabric = Hardware("cpu").fabric()
+    fabric = Hardware("cpu", strategy=strategy).fabric()
     fabric.launch()
     return train_task(toy or Toy(), config, folder, 5, fabric, quiet)
 
@@ -229,7 +232,7 @@ def test_interrupt_tells_how_to_resume(tmp_path):
 def test_second_interrupt_acts_as_usual():
     before = signal.signal(signal.SIGINT, signal.default_int_handler)  # shells have background jobs ignore it
     try:
-        with _graceful_stop() as stop:
+        with graceful_stop() as stop:
             signal.raise_signal(signal.SIGINT)
             assert stop.requested
             with pytest.raises(KeyboardInterrupt):
@@ -308,6 +311,41 @@ def test_two_processes_are_one_with_the_doubled_batch(tmp_path):
     assert child.stdout.count("step 4/12") == 1
 
 
+@pytest.mark.parametrize("spread_first", [True, False])
+def test_a_run_with_spread_weights_goes_on_in_one_process_and_the_reverse(tmp_path, spread_first):
+    def spread(kill="none"):
+        child = run_in_child(tmp_path / "run", kill, "steps=16", "dropout=0", "strategy=fsdp", processes=2)
+        assert child.returncode == (1 if kill != "none" else 0), child.stderr  # of torchrun
+
+    whole = replace(CONFIG, steps=16)
+    run(tmp_path / "one", whole, Toy(dropout=0.0))
+    if spread_first:
+        spread("interrupt:5")
+        assert list_checkpoints(tmp_path / "run" / "checkpoints")[0].name == "step-00000010"
+        run(tmp_path / "run", whole, Toy(dropout=0.0))
+    else:
+        assert (
+            run(tmp_path / "run", whole, Toy(lambda n: n == 10 and signal.raise_signal(signal.SIGINT), 0.0)).steps == 10
+        )
+        spread()
+        assert list_checkpoints(tmp_path / "run" / "checkpoints")[0].is_dir()
+    for name in ("log.csv", "evaluation.csv"):
+        (_, one), (_, other) = (table(tmp_path / folder, name) for folder in ("one", "run"))
+        if name == "log.csv":  # the mean of roots is not the root of the mean
+            one[:, 3] = other[:, 3] = 0
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
+
+
+def test_what_cannot_be_spread_is_refused(tmp_path):
+    codebook = Codebook(4, 2, learning="loss")
+    with pytest.raises(ValueError, match="a codebook that is restarted while it learns by loss cannot be sharded"):
+        shard(codebook, None)
+    with pytest.raises(ValueError, match="the strategy fsdp trains no model against an adversary; use ddp"):
+        check_fsdp(CONFIG, True)
+    with pytest.raises(ValueError, match="the strategy fsdp scales no loss"):
+        check_fsdp(replace(CONFIG, precision="float16"), False)
+
+
 def test_uneven_batch_is_refused(tmp_path):
     class Three:
         world_size = 3
@@ -317,8 +355,8 @@ def test_uneven_batch_is_refused(tmp_path):
 
 
 def test_hardware_is_checked():
-    with pytest.raises(ValueError, match="strategy must be auto or ddp, got 'fsdp'"):
-        Hardware(strategy="fsdp")
+    with pytest.raises(ValueError, match="strategy must be auto, ddp or fsdp, got 'deepspeed'"):
+        Hardware(strategy="deepspeed")
     with pytest.raises(ValueError, match="accelerator must be auto, cpu, cuda or mps, got 'gpus'"):
         Hardware("gpus")
 
@@ -414,7 +452,7 @@ def main(folder: str, kill: str, *overrides: str) -> None:
     if what == "replace":
         os.replace = counted_replace
     toy = TOYS[values.get("toy", "toy")](on_loss, dropout=float(values.get("dropout", 0.1)))
-    result = run(Path(folder), config, toy, quiet=False)
+    result = run(Path(folder), config, toy, quiet=False, strategy=values.get("strategy", "auto"))
     raise SystemExit(130 if result.interrupted else 0)
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 import zipfile
 from abc import ABC, abstractmethod
@@ -17,7 +16,6 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from .decoding import Scorer
@@ -25,6 +23,7 @@ from .drawing import Drawing, text_chunks
 from .files import check_space, owned, parse_json, read_text, write_file
 from .pictures import write_png
 from .pipeline import BATCH, Pipeline
+from .processes import joined
 from .strict import to_plain
 
 
@@ -200,7 +199,7 @@ def draw_many(
         OSError: the output cannot be written.
     """
     drawn = 0
-    with _processes() as (rank, world, wait), target.reserved() if rank == 0 else nullcontext():
+    with joined() as (rank, world, wait), target.reserved() if rank == 0 else nullcontext():
         if rank == 0:
             target.begin(drawing, force)
         wait()
@@ -223,25 +222,6 @@ def draw_many(
 def batches(count: int) -> list[range]:
     """The numbers of the images of each batch."""
     return [range(start, min(start + BATCH, count)) for start in range(0, count, BATCH)]
-
-
-def process() -> tuple[int, int]:
-    """The number of this process among those that torchrun started, and how many they are; (0, 1) without it."""
-    return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-
-
-@contextmanager
-def _processes() -> Iterator[tuple[int, int, Callable[[], object]]]:
-    """This process, the number of processes, and a function that waits for all of them."""
-    rank, world = process()
-    if world == 1:
-        yield rank, world, lambda: None
-        return
-    torch.distributed.init_process_group("gloo")
-    try:
-        yield rank, world, torch.distributed.barrier
-    finally:
-        torch.distributed.destroy_process_group()
 
 
 def _save(path: Path, array: np.ndarray) -> None:

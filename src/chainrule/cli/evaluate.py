@@ -70,6 +70,7 @@ def evaluate(
       chainrule evaluate runs/mine --limit 500 --record quick.json --force
       chainrule evaluate runs/mine --samples 2000 --against train --guidance 3 --precision int8
       chainrule evaluate --from mnist_pixelcnn-test.json
+      torchrun --nproc-per-node 4 -m chainrule evaluate runs/mine --samples 50000 --device cuda
     """
     options = {
         "split": split, "size": size_of(size), "binarize": binarize, "limit": limit, "seeds": seeds, "seed": seed,
@@ -78,6 +79,9 @@ def evaluate(
     }  # fmt: skip
     if record is not None:
         check_file(record, ".json", force, "--record")
+    from ..processes import joined, own_device
+
+    device = own_device(device)
     check_device(device)
     if source is not None:
         _repeat(source, options, (model, data, device), record, json)
@@ -91,7 +95,10 @@ def evaluate(
     if record is None:
         stem = f"{file_stem(Path(model).name)}-{file_stem(planned.data.split)}"
         record = check_file(Path(f"{stem}.json"), ".json", force, "--record")
-    result = measure(planned)
+    with joined() as (rank, _, _):
+        result = measure(planned)
+    if rank > 0:
+        return
     _write(record, result)
     if json:
         print_json(result.to_json() | {"record": str(record)})
@@ -107,15 +114,19 @@ def _repeat(
     from ..evaluation.measure import repeat
     from ..evaluation.plan import EvaluationSettings
     from ..evaluation.records import read_record
+    from ..processes import joined
 
     for option in EvaluationSettings(**options).given():
         raise ValueError(f"--{option.replace('_', '-')} would be ignored: --from repeats what the record says")
     old = read_record(source)
-    new = repeat(old, *given)
+    with joined() as (rank, _, _):
+        new = repeat(old, *given)
     differences = old.differences(new)
-    if record is not None:
+    if rank == 0 and record is not None:
         _write(record, new)
-    if json:
+    if rank > 0:
+        pass
+    elif json:
         print_json({"agrees": not differences, "differences": differences} | new.to_json())
     else:
         _print(new)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -118,12 +117,12 @@ def sample(
         _check_alone(separate=separate, best=best is not None, watch=watch is not None, scale=scale is not None)
     out, files = _outputs(Path(model).name, out, separate, watch, force)
 
-    from ..bulk import process
     from ..decoding import Sampling
     from ..drawing import Drawing, Source, open_judges, open_upscalers
     from ..larger import at_size
+    from ..processes import own_device
 
-    device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if device == "cuda" and process()[1] > 1 else device
+    device = own_device(device)
     captions = _captions(text, texts)
     numbers = seeds_for(seed, seeds, n, 16 if texts is None else len(captions))
     captions, n = _repeated(captions, len(numbers)), len(numbers)
@@ -165,7 +164,8 @@ class Work:
 
     def files(self, out: Path, force: bool) -> None:
         """Writes a .npz file or a folder, batch by batch."""
-        from ..bulk import Npz, Pictures, draw_many, process
+        from ..bulk import Npz, Pictures, draw_many
+        from ..processes import process
 
         n, since, codes = len(self.drawing.seeds), time.monotonic(), 0
         target = Npz(out) if out.suffix.lower() == ".npz" else Pictures(out, n, self.metadata)

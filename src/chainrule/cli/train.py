@@ -19,7 +19,7 @@ Resume = Annotated[bool, typer.Option(help="Whether to resume a run that is in t
 Seed = Annotated[int | None, typer.Option(help="The same as training.seed=SEED.")]
 Accelerator = Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")]
 Devices = Annotated[int | None, typer.Option(min=1, help="How many.", show_default="1, or what torchrun started")]
-Strategy = Annotated[str, typer.Option(help="auto or ddp.")]
+Strategy = Annotated[str, typer.Option(help="auto, ddp, or fsdp, which spreads the weights over processes.")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="Print nothing while training.")]
 
 

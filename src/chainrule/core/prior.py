@@ -49,6 +49,11 @@ class Prior(nn.Module, ABC):
         """
         return tuple(grid.num_positions / self.spec.length for grid in self.spec.grids)
 
+    @property
+    def untrained(self) -> tuple[nn.Module, ...]:
+        """Parts that no logits depend on, such as those of a public release that serve another purpose."""
+        return ()
+
     @abstractmethod
     def forward(self, codes: Codes, context: Context) -> tuple[Tensor, ...]:
         """Logits of every code given those before it: one float (B, H, W, D, K) per grid of `spec`."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
+from itertools import chain
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -33,7 +34,7 @@ class Tokenizer(nn.Module, ABC):
     @property
     def device(self) -> torch.device:
         """Where the weights are; a tokenizer without weights computes on the CPU."""
-        return next((tensor.device for tensor in self.state_dict().values()), torch.device("cpu"))
+        return next((tensor.device for tensor in chain(self.parameters(), self.buffers())), torch.device("cpu"))
 
     @abstractmethod
     def encode(self, images: Tensor) -> Codes:

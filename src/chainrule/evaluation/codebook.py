@@ -37,11 +37,17 @@ class CodeCounts:
     def __init__(self, spec: CodeSpec) -> None:
         self.counts = [torch.zeros(grid.depth, grid.codebook_size, dtype=torch.int64) for grid in spec.grids]
 
-    def add(self, codes: Codes) -> None:
-        """Counts codes int64 (B, h, w, D) per grid, of any height and width."""
+    def add(self, codes: Codes) -> CodeCounts:
+        """Counts codes int64 (B, h, w, D) per grid, of any height and width; returns itself."""
         for counts, grid in zip(self.counts, codes, strict=True):
             for depth, row in enumerate(counts):
                 row += torch.bincount(grid[..., depth].flatten().cpu(), minlength=len(row))
+        return self
+
+    def merge(self, other: CodeCounts) -> None:
+        """Adds the counts of other images."""
+        for mine, others in zip(self.counts, other.counts, strict=True):
+            mine += others
 
     def use(self) -> tuple[CodebookUse, ...]:
         """Of each grid; where it has several codes per position, then of each of these."""

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..processes import shared
 from ..scorers.features import FeatureNetwork
 from .frechet import frechet_distance, frechet_standard_error, precision_recall
 
@@ -44,7 +45,7 @@ def pooled_features(
     change: Callable[[Tensor], Tensor] = lambda images: images,
     on_batch: Callable[[int], object] = lambda count: None,
 ) -> Tensor:
-    """`FeatureNetwork.pooled` of many images, a few at a time: float (N, C), on the CPU.
+    """`FeatureNetwork.pooled` of many images, a few at a time: float (N, C), on the CPU; joined processes share them.
 
     Args:
         images: uint8 (N, C, H, W).
@@ -53,11 +54,15 @@ def pooled_features(
         on_batch: called with the number of images done so far.
     """
     device = next((tensor.device for tensor in network.state_dict().values()), torch.device("cpu"))
-    rows, done = [], 0
-    for part in images.split(BATCH):
-        rows.append(network.pooled(change(part).to(device).float() / 255).cpu())
+    done = 0
+
+    def measure(part: Tensor) -> Tensor:
+        nonlocal done
+        found = network.pooled(change(part).to(device).float() / 255).cpu()
         on_batch(done := done + len(part))
-    return torch.cat(rows)
+        return found
+
+    return torch.cat(shared(measure, images.split(BATCH)))
 
 
 def generation_quality(real: Tensor, generated: Tensor, reconstructed: Tensor, features: str) -> GenerationQuality:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from ..data import Batch, ImageDataset, binarize
+from ..processes import shared
 
 CHUNK = 1000
 """Images that are binarised at once, so that the noise of an image does not depend on the batch size."""
@@ -50,7 +51,7 @@ def likelihood(
     batch_size: int = 100,
     on_batch: Callable[[int], object] = lambda count: None,
 ) -> Likelihood:
-    """Mean of -log p over all images of a data set.
+    """Mean of -log p over all images of a data set; joined processes share them (`chainrule.processes`).
 
     Args:
         log_prob: a batch -> log p of each image in nats, (B,).
@@ -69,19 +70,19 @@ def likelihood(
         raise ValueError(f"images, seeds and batch_size must be at least 1, got {given}")
     if binarization != "sample" and len(seeds) > 1:
         raise ValueError("several seeds would give the same figure: nothing is drawn unless binarization is sample")
-    nats = torch.empty(len(seeds), len(dataset), dtype=torch.float64)
     done = 0
-    for row, seed in zip(nats, seeds, strict=True):
-        generator = torch.Generator().manual_seed(seed)
-        for start in range(0, len(dataset), CHUNK):
-            chunk = dataset.batch(torch.arange(start, min(start + CHUNK, len(dataset))))
-            images = binarize(chunk.images, binarization, generator)
-            for first in range(0, len(chunk), batch_size):
-                part = slice(first, first + batch_size)
-                labels, texts = (each if each is None else each[part] for each in (chunk.labels, chunk.texts))
-                batch = Batch(images[part], labels, texts)
-                row[start + first : start + first + len(batch)] = -log_prob(batch).detach().cpu().double()
-                on_batch(done := done + len(batch))
+
+    def batches() -> Iterator[Batch]:
+        for seed in seeds:
+            yield from _batches(dataset, binarization, seed, batch_size)
+
+    def measure(batch: Batch) -> Tensor:
+        nonlocal done
+        found = -log_prob(batch).detach().cpu().double()
+        on_batch(done := done + len(batch))
+        return found
+
+    nats = torch.cat(shared(measure, batches())).view(len(seeds), len(dataset))
     per_image, per_seed = nats.mean(0), nats.mean(1)
     return Likelihood(
         nats=nats.mean().item(),
@@ -90,3 +91,14 @@ def likelihood(
         seed_std=per_seed.std().item() if len(seeds) > 1 else None,
         num_images=len(dataset),
     )
+
+
+def _batches(dataset: ImageDataset, binarization: str, seed: int, batch_size: int) -> Iterator[Batch]:
+    generator = torch.Generator().manual_seed(seed)
+    for start in range(0, len(dataset), CHUNK):
+        chunk = dataset.batch(torch.arange(start, min(start + CHUNK, len(dataset))))
+        images = binarize(chunk.images, binarization, generator)
+        for first in range(0, len(chunk), batch_size):
+            part = slice(first, first + batch_size)
+            labels, texts = (each if each is None else each[part] for each in (chunk.labels, chunk.texts))
+            yield Batch(images[part], labels, texts)

@@ -7,6 +7,7 @@ import os
 import time
 import warnings
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from ..data import Batch, DataConfig, ImageDataset, binarize, load
 from ..data.cache import cached_arrays, write_array
 from ..decoding import image_seeds
 from ..pipeline import Pipeline
+from ..processes import agreed, process, shared
 from ..progress import progress
 from ..saving.hub import find
 from ..saving.model import tokenizer_hash
@@ -84,7 +86,7 @@ def repeat(
 
 
 def measure(plan: Plan) -> Record:
-    """Carries out an evaluation; errors as `evaluate`."""
+    """Carries out an evaluation, which joined processes share (`chainrule.processes`); errors as `evaluate`."""
     record = _tokenizer(plan) if isinstance(plan.model, Tokenizer) else _pipeline(plan)
     for name, (value, _) in record.figures().items():
         if not math.isfinite(value):
@@ -100,7 +102,7 @@ def _tokenizer(plan: Plan) -> TokenizerRecord:
     except ValueError as error:
         raise ValueError(f"{dataset.name}: {error}; {_resizing(tokenizer)}") from error
     network = None if plan.features == "none" else networks.load_features(plan.features).to(tokenizer.device)
-    with progress("Evaluating", len(dataset), "images") as done:
+    with _progress("Evaluating", len(dataset), "images") as done:
         result = tokenizer_quality(tokenizer, dataset, network, plan.batch_size, done)
     return TokenizerRecord(tokenizer=result, features=plan.features, **_common(plan, dataset))
 
@@ -110,7 +112,7 @@ def _pipeline(plan: Plan) -> LikelihoodRecord:
     pipeline, dataset = plan.model, _load(plan.data, plan.limit)
     dataset = _checked(plan, dataset)
     samples = None if plan.samples is None else _measure_samples(plan, dataset, plan.samples)
-    with progress("Evaluating", len(dataset) * max(1, len(plan.seeds)), "images") as done:
+    with _progress("Evaluating", len(dataset) * max(1, len(plan.seeds)), "images") as done:
         result = likelihood(
             lambda batch: pipeline.log_prob(batch.images, **_conditions(pipeline, batch)),
             dataset, plan.data.binarize, plan.seeds or (0,), plan.batch_size, done,
@@ -176,16 +178,20 @@ def _measure_samples(plan: Plan, dataset: ImageDataset, settings: SampleSettings
     key = ["features", settings.features, dataset.fingerprint, config.binarize, seed]
 
     def features(images: Tensor, **change: Callable[[Tensor], Tensor]) -> Tensor:
-        with progress("Comparing", len(images), "images") as done:
+        with _progress("Comparing", len(images), "images") as done:
             return pooled_features(images, network, on_batch=done, **change)
 
     def kept(what: str, **change: Callable[[Tensor], Tensor]) -> Tensor:
         """Features of the real images: the next model of these data, or of this tokenizer, finds them in the cache."""
 
-        def build(folder: Path) -> None:
-            write_array(folder / "0.npy", features(real, **change).numpy())
-
-        return cached_arrays([*key, what], build)[0]
+        try:
+            found = cached_arrays([*key, what], _not_kept)[0]
+        except LookupError:
+            found = None
+        if agreed(found is not None):
+            return found
+        values = features(real, **change).numpy()
+        return cached_arrays([*key, what], lambda folder: write_array(folder / "0.npy", values))[0]
 
     reconstructed = kept(tokenizer_hash(pipeline.tokenizer), change=lambda images: pipeline.reconstruct(images).cpu())
     quality = generation_quality(kept("real"), features(generated), reconstructed, network.title)
@@ -197,19 +203,34 @@ def _measure_samples(plan: Plan, dataset: ImageDataset, settings: SampleSettings
 def _draw(pipeline: Pipeline, dataset: ImageDataset, batch_size: int, settings: SampleSettings) -> Tensor:
     """Images with the labels or captions of a data set: of images at equal distances, since many data sets are sorted
     by class, or of all in turn where there are fewer than samples."""
-    count, length, found = settings.count, pipeline.prior.spec.length, []
+    count, length = settings.count, pipeline.prior.spec.length
     sources = torch.arange(count) * max(len(dataset), count) // count % len(dataset)
     seeds = image_seeds(settings.seed, count)
-    with progress("Sampling", count * length, "codes") as done:
-        for start in range(0, count, batch_size):
-            batch = dataset.batch(sources[start : start + batch_size])
-            images = pipeline.sample(
+    drawn = 0
+    with _progress("Sampling", count * length, "codes") as done:
+
+        def draw(start: int) -> Tensor:
+            nonlocal drawn
+            batch, before = dataset.batch(sources[start : start + batch_size]), drawn
+            drawn += len(batch)
+            return pipeline.sample(
                 len(batch), **_conditions(pipeline, batch), **asdict(settings.sampling),
                 seed=seeds[start : start + batch_size],
-                on_image=lambda known, _, before=start, now=len(batch): done(before * length + now * known),
-            )  # fmt: skip
-            found.append(images.cpu())
-    return torch.cat(found)
+                on_image=lambda known, _: done(before * length + len(batch) * known),
+            ).cpu()  # fmt: skip
+
+        return torch.cat(shared(draw, range(0, count, batch_size)))
+
+
+def _not_kept(folder: Path) -> None:
+    """Instead of building what a cache lacks."""
+    raise LookupError(folder)
+
+
+def _progress(what: str, total: int, unit: str) -> AbstractContextManager[Callable[[int], None]]:
+    """A bar of what this process does of a work; only the first process shows it."""
+    rank, world = process()
+    return progress(what, total // world, unit, quiet=rank > 0)
 
 
 def _load(config: DataConfig, limit: int | None) -> ImageDataset:

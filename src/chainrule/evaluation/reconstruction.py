@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -14,6 +15,7 @@ from torch import Tensor
 from ..core import Tokenizer
 from ..core.values import as_tensor
 from ..data import ImageDataset
+from ..processes import shared
 from ..progress import progress
 from ..scorers.features import FeatureNetwork, perceptual_distance
 from .codebook import CodebookUse, CodeCounts, bits_per_image
@@ -198,7 +200,7 @@ def tokenizer_quality(
     batch_size: int = 32,
     on_batch: Callable[[int], object] = lambda count: None,
 ) -> TokenizerQuality:
-    """Encodes and decodes all images of a data set.
+    """Encodes and decodes all images of a data set; joined processes share them (`chainrule.processes`).
 
     Args:
         tokenizer: on any device.
@@ -213,23 +215,29 @@ def tokenizer_quality(
     count = len(dataset)
     if count < 1 or batch_size < 1:
         raise ValueError(f"images and batch_size must be at least 1, got {count} and {batch_size}")
-    device, counts, seconds, rows = tokenizer.device, CodeCounts(tokenizer.spec), [0.0, 0.0], []
-    for start in range(0, count, batch_size):
+    device, counts, done = tokenizer.device, CodeCounts(tokenizer.spec), 0
+
+    def measure(start: int) -> dict[str, Any]:
+        nonlocal done
         images = dataset.images[start : start + batch_size].to(device)
         since = _now(device)
         codes = tokenizer.encode(images)
         between = _now(device)
         reconstructions = tokenizer.decode(codes)
-        seconds = [seconds[0] + between - since, seconds[1] + _now(device) - between]
-        counts.add(codes)
-        row = {"psnr": psnr(images, reconstructions), "ssim": ssim(images, reconstructions)}
+        seconds = torch.tensor([[between - since, _now(device) - between]])
+        row = {"seconds": seconds, "psnr": psnr(images, reconstructions), "ssim": ssim(images, reconstructions)}
         if network is not None:
             row["perceptual"] = perceptual(images, reconstructions, network)
             row["images"] = network.pooled(images.float() / 255)
             row["reconstructions"] = network.pooled(reconstructions.float() / 255)
-        rows.append(row)
-        on_batch(start + len(images))
-    found = {name: torch.cat([row[name] for row in rows]).cpu().double() for name in row}
+        on_batch(done := done + len(images))
+        return {name: value.cpu() for name, value in row.items()} | {"codes": CodeCounts(tokenizer.spec).add(codes)}
+
+    rows = shared(measure, range(0, count, batch_size))
+    for row in rows:
+        counts.merge(row.pop("codes"))
+    found = {name: torch.cat([row[name] for row in rows]).double() for name in rows[0]}
+    encode_seconds, decode_seconds = (100 * found["seconds"].sum(0) / count).tolist()
     return TokenizerQuality(
         psnr=Mean.of(found["psnr"]),
         ssim=Mean.of(found["ssim"]),
@@ -237,9 +245,9 @@ def tokenizer_quality(
         frechet=None if network is None or count < 2 else frechet_distance(found["images"], found["reconstructions"]),
         features=None if network is None else network.title,
         codebooks=counts.use(),
-        bits_per_image=bits_per_image(tokenizer.spec, codes),
-        encode_seconds=100 * seconds[0] / count,
-        decode_seconds=100 * seconds[1] / count,
+        bits_per_image=bits_per_image(tokenizer.spec, tokenizer.encode(dataset.images[:1].to(device))),
+        encode_seconds=encode_seconds,
+        decode_seconds=decode_seconds,
         num_images=count,
     )
 

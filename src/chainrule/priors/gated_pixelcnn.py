@@ -121,6 +121,10 @@ class GatedPixelCNN(RasterPrior):
             ]
         )
 
+    @property
+    def untrained(self) -> tuple[nn.Module, ...]:
+        return (self.layers[-1].residual,)
+
     def features(self, inputs: Tensor, context: Context) -> Tensor:
         v = h = inputs
         skips = []

@@ -159,6 +159,10 @@ class RQTransformer(Prior):
             weight = weight[0]
         self.codebook.copy_(weight)
 
+    @property
+    def untrained(self) -> tuple[nn.Module, ...]:
+        return () if self.text_classifier is None else (self.text_classifier,)
+
     def forward(self, codes: Codes, context: Context) -> tuple[Tensor, ...]:
         sums, features = self._spatial_features(codes[0], context)
         return (self._image_logits(sums, features),)

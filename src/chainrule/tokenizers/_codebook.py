@@ -121,6 +121,11 @@ class Codebook(nn.Module):
         self.register_buffer("usage", torch.zeros(codebook_size))
         self.register_buffer("recent", torch.zeros(codebook_size))
 
+    @property
+    def is_shardable(self) -> bool:
+        """Whether `update` may run while processes keep parts of the weights: it must not write into a parameter."""
+        return not isinstance(self.weight, nn.Parameter)
+
     def vectors(self) -> Tensor:
         """The codes (K, C), of length 1 if `unit`; without gradient."""
         weight = self.weight.detach()

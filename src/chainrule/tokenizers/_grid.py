@@ -11,6 +11,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any, Literal
 
 import torch
@@ -115,7 +116,7 @@ class CellTokenizer(LearnedTokenizer):
 
     def scale(self, images: Tensor) -> Tensor:
         """uint8 -> float in [-1, 1], of the weights' type and device."""
-        weight = next(tensor for tensor in self.state_dict().values() if tensor.is_floating_point())
+        weight = next(tensor for tensor in chain(self.parameters(), self.buffers()) if tensor.is_floating_point())
         return to_signed(images.to(weight.device, weight.dtype))
 
     def check_images(self, images: Tensor) -> None:

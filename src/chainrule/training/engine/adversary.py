@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from .config import TrainingConfig
+from .hardware import placed
 from .learner import Learner
 from .schedule import schedule_factor
 from .task import Adversary
@@ -27,9 +28,8 @@ class AdversaryTraining:
     def __init__(self, adversary: Adversary, config: TrainingConfig, fabric: Any) -> None:
         self.adversary, self.config = adversary, config
         options = {"lr": adversary.learning_rate, "betas": adversary.betas, "fused": config.precision != "float16"}
-        self.learner = Learner(
-            adversary.module.train(), lambda module: torch.optim.Adam(module.parameters(), **options), config, fabric
-        )
+        module = placed(adversary.module.train(), config, fabric)
+        self.learner = Learner(module, lambda module: torch.optim.Adam(module.parameters(), **options), config, fabric)
 
     @contextmanager
     def frozen(self) -> Iterator[None]:

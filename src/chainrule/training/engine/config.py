@@ -59,7 +59,8 @@ class TrainingConfig:
     precision:        float32; bfloat16 or float16 (autocast: weights stay float32), float16 with a loss that is scaled
                       so that small gradients do not vanish; auto is bfloat16 where the hardware has it, else float32
     compile:          torch.compile of the model; auto where there is a C++ compiler and more than 500 steps repay it
-    channels_last:    whether filters are stored with the channels last, which makes most convolutions faster
+    channels_last:    whether filters are stored with the channels last, which makes most convolutions faster; not those
+                      of weights that are spread over processes (fsdp)
     seed:             of the weights, the order of the images and all noise
     save_every:       steps between checkpoints
     sample_every:     steps between pictures of samples or reconstructions; 0 draws none

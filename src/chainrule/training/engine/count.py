@@ -76,7 +76,7 @@ class _OneProcess:
     """What the engine needs of a `Fabric`, for one process on the CPU."""
 
     device = torch.device("cpu")
-    world_size, global_rank, is_global_zero = 1, 0, True
+    world_size, global_rank, is_global_zero, strategy = 1, 0, True, None
 
     def setup_module(self, module: nn.Module) -> nn.Module:
         return module

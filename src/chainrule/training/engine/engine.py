@@ -9,7 +9,8 @@ Layout of a run::
     recipe.yaml             what is trained, complete, with the whole path of a folder of images
     data.yaml               classes, fingerprints and vocabulary, which a resumed run must find again
     .lock                   the process that trains, meanwhile
-    checkpoints/step-N.pt   weights, average, optimizer, adversary; the last two
+    checkpoints/step-N.pt   weights, average, optimizer, adversary; the last two; a folder step-N where the weights
+                            are spread over processes
     model/                  what users load, made of the averaged weights
     log.csv, evaluation.csv tables of training and evaluation metrics
     samples/step-N.png      previews
@@ -22,13 +23,11 @@ must see the folder of the run.
 from __future__ import annotations
 
 import math
-import signal
 import statistics
-import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -39,14 +38,16 @@ from torch import nn
 from ...files import naming, recover_all, write_file, write_folder
 from ...images import image_grid
 from .adversary import AdversaryTraining
-from .average import Average
-from .checkpoint import load_checkpoint, save_checkpoint
+from .average import Average, evaluated_copy
+from .checkpoint import load_checkpoint, save_checkpoint, save_shards
 from .config import TrainingConfig
-from .hardware import compiled, recompute_layers, wants_compile
+from .hardware import check_fsdp, placed, recompute_layers, spreads_weights, wants_compile
 from .learner import Learner, build_optimizer
 from .log import Progress, Table, TensorBoard, format_metrics
 from .order import batch_generator, batch_indices, batch_parts, derive_seed
 from .schedule import learning_rate
+from .sharding import whole
+from .stopping import Stop, graceful_stop
 from .task import Task
 
 STOP_EVERY = 10  # steps after which several processes agree whether to stop
@@ -107,7 +108,9 @@ def train_task(
             f"batch_size ({config.batch_size}) must be a multiple of the number of processes ({fabric.world_size})"
             f"{parts}"
         )
-    with _graceful_stop() as stop, naming(folder):
+    if spreads_weights(fabric):
+        check_fsdp(config, task.adversary is not None)
+    with graceful_stop() as stop, naming(folder):
         return _Run(task, config, folder, evaluate_every, fabric, quiet).go(stop, watch)
 
 
@@ -142,15 +145,15 @@ class _Run:
         self.quiet: bool = quiet or not self.writes
 
         task.setup(fabric.device)
-        self.learner = Learner(
-            task.model, lambda module: build_optimizer(module, config), config, fabric, config.gradient_clip
-        )
-        self.average = Average(self.learner.module, config.ema_decay)
+        module = placed(task.model, config, fabric)
+        copied = evaluated_copy(module, fabric) if config.ema_decay or spreads_weights(fabric) else module
         if config.checkpointing:
-            recompute_layers(self.learner.module)
-        self.compiled = wants_compile(task.model, config)
-        if self.compiled:
-            self.learner.wrap(compiled(self.learner.module, fabric.device))
+            recompute_layers(module)
+        self.compiled = wants_compile(module, config, fabric)
+        self.learner = Learner(
+            module, lambda module: build_optimizer(module, config), config, fabric, config.gradient_clip, self.compiled
+        )
+        self.average = Average(module, copied, config.ema_decay)
         self.adversary = AdversaryTraining(task.adversary, config, fabric) if task.adversary else None
 
         self.parts = batch_parts(config.batch_size, fabric.world_size, fabric.global_rank, config.accumulate)
@@ -167,7 +170,7 @@ class _Run:
 
     # ------------------------------------------------------------ the loop
 
-    def go(self, stop: _Stop, watch: Watch | None) -> TrainResult:
+    def go(self, stop: Stop, watch: Watch | None) -> TrainResult:
         config = self.config
         resumed = self._resume()
         self.progress = Progress(config.steps, self.step, config.batch_size, not self.quiet)
@@ -192,7 +195,7 @@ class _Run:
                 self.board.close()
         return TrainResult(self.step, self.metrics, self.folder, self.seconds, interrupted)
 
-    def _train(self, stop: _Stop, watch: Watch) -> None:
+    def _train(self, stop: Stop, watch: Watch) -> None:
         config = self.config
         with ThreadPoolExecutor(1) as loader:  # reads the next batch during a step
             following = loader.submit(self._batch, self.step)
@@ -262,7 +265,7 @@ class _Run:
             return False
         return isinstance(error, torch._dynamo.exc.TorchDynamoException)
 
-    def _agree(self, stop: _Stop) -> bool:
+    def _agree(self, stop: Stop) -> bool:
         """Whether to stop: all processes answer alike."""
         if self.fabric.world_size == 1:
             return stop.requested
@@ -310,42 +313,39 @@ class _Run:
             self.progress.news(shown or means, rate)
 
     def _evaluate(self, final: bool) -> None:
-        """Evaluates the average, in float32, on the first process."""
+        """Evaluates the average, in float32; all processes share the work and have the figures."""
         self._check()
-        if self.writes:
-            self.metrics = self._judge(lambda model: self.task.evaluate(model, final))
-            for name, value in self.metrics.items():
-                if not math.isfinite(value):
-                    raise Diverged(self._diverged(f"the evaluation gives {name} {value}", self.step - 1))
-            if self.metrics:
-                self.tables["evaluation"].add({"step": self.step} | self.metrics)
-                self.board.add("evaluation", self.metrics, self.step)
-                self.progress.say(f"evaluation after step {self.step}: {format_metrics(self.metrics)}")
-        self.fabric.barrier()
-        self.metrics = self.fabric.broadcast(self.metrics)
+        self.metrics = self._judge(lambda model: self.task.evaluate(model, final))
+        for name, value in self.metrics.items():
+            if not math.isfinite(value):
+                raise Diverged(self._diverged(f"the evaluation gives {name} {value}", self.step - 1))
+        if self.metrics and self.writes:
+            self.tables["evaluation"].add({"step": self.step} | self.metrics)
+            self.board.add("evaluation", self.metrics, self.step)
+            self.progress.say(f"evaluation after step {self.step}: {format_metrics(self.metrics)}")
 
     def _preview(self) -> None:
-        if self.writes:
-            images = self._judge(lambda model: self.task.preview(model, self.config.seed))
-            if images is not None and len(images):
-                from PIL import Image
+        images = self._judge(lambda model: self.task.preview(model, self.config.seed))
+        if self.writes and images is not None and len(images):
+            from PIL import Image
 
-                picture = image_grid(images)
-                path = self.folder / "samples" / f"step-{self.step:08d}.png"
-                write_file(path, lambda target: Image.fromarray(picture).save(target, format="PNG"))
-                self.board.add_image(picture, self.step)
-        self.fabric.barrier()
+            picture = image_grid(images)
+            path = self.folder / "samples" / f"step-{self.step:08d}.png"
+            write_file(path, lambda target: Image.fromarray(picture).save(target, format="PNG"))
+            self.board.add_image(picture, self.step)
 
     def _judge(self, function: Callable[[nn.Module], Any]) -> Any:
         """`function` of the averaged model in evaluation mode, without gradients; the clock of images/s stands."""
-        module = self.average.module
+        module = self.average.whole()
         training = module.training
         module.eval()
         try:
             with torch.no_grad(), self.progress.pause():
-                return function(module)
+                return function(module.to(self.fabric.device))
         finally:
             module.train(training)
+            if self.average.is_sharded:
+                module.cpu()
 
     # ------------------------------------------------------------ files of a run
 
@@ -353,35 +353,57 @@ class _Run:
         """Writes a checkpoint and the model that users load; raises ValueError where weights are not finite."""
         self._check()
         for name, value in self.learner.module.state_dict().items():
-            if value.is_floating_point() and not value.sum(dtype=torch.float64).isfinite():
+            if value.is_floating_point() and not whole(value.sum(dtype=torch.float64)).isfinite():
                 raise Diverged(self._diverged(f"the weights {name} are not all finite numbers", self.step - 1))
-        if self.writes:
-            learner = self.learner.state_dict()
-            state = {
-                "step": self.step,
-                "seconds": self.seconds,
-                "finished": self.finished,
-                "metrics": self.metrics,
-                "pending": self.pending,
-                "tables": {name: table.size() for name, table in self.tables.items()},
-                "average": self.average.state_dict(),
-                "model": learner["module"],
-                "optimizer": learner["optimizer"],
-                "scaling": learner["scaling"],
-            }
-            if self.adversary:
-                state["adversary"] = self.adversary.learner.state_dict()
-            save_checkpoint(self.folder / "checkpoints", self.step, state)
-            card = {"steps": self.step, "minutes": round(self.seconds / 60, 2), "metrics": self.metrics}
-            self._judge(
-                lambda model: write_folder(self.folder / "model", lambda target: self.task.save(model, target, card))
-            )
+        if self.average.is_sharded:
+            save_shards(self.folder / "checkpoints", self.step, self._state(), self.fabric)
+        elif self.writes:
+            save_checkpoint(self.folder / "checkpoints", self.step, self._state())
+        card = {"steps": self.step, "minutes": round(self.seconds / 60, 2), "metrics": self.metrics}
+
+        def write(model: nn.Module) -> None:
+            if self.writes:
+                write_folder(self.folder / "model", lambda target: self.task.save(model, target, card))
+
+        self._judge(write)
         self.fabric.barrier()
+
+    def _state(self) -> dict[str, Any]:
+        """What a checkpoint holds."""
+        learner = self.learner.state_dict()
+        state = {
+            "step": self.step,
+            "seconds": self.seconds,
+            "finished": self.finished,
+            "metrics": self.metrics,
+            "pending": self.pending,
+            "tables": {name: table.size() for name, table in self.tables.items()},
+            "average": self.average.state_dict(),
+            "model": learner["module"],
+            "optimizer": learner["optimizer"],
+            "scaling": learner["scaling"],
+        }
+        if self.adversary:
+            state["adversary"] = self.adversary.learner.state_dict()
+        return state
+
+    def _spread(self) -> dict[str, torch.Tensor]:
+        """Where the state has tensors that are spread over processes, and what is spread as they are."""
+        if not self.average.is_sharded:
+            return {}
+        groups = self.learner.optimizer.param_groups
+        parameters = [parameter for group in groups for parameter in group["params"]]
+        weights = self.learner.module.state_dict()
+        return (
+            {f"model/{name}": value for name, value in weights.items()}
+            | {f"average/module/{name}": value for name, value in weights.items()}
+            | {f"optimizer/state/{index}": parameter for index, parameter in enumerate(parameters)}
+        )
 
     def _resume(self) -> bool:
         """Takes up the newest checkpoint, and cuts the tables back to it; whether there was one."""
         report = print if not self.quiet else lambda sentence: None
-        state = load_checkpoint(self.folder / "checkpoints", report)
+        state = load_checkpoint(self.folder / "checkpoints", report, self._spread())
         self.fabric.barrier()
         if self.writes:
             for folder in (self.folder, self.folder / "checkpoints", self.folder / "samples"):
@@ -400,32 +422,3 @@ class _Run:
         self.since -= state["seconds"]
         self.finished = state["finished"] and self.step == self.config.steps
         return True
-
-
-class _Stop:
-    requested = False
-
-
-@contextmanager
-def _graceful_stop() -> Iterator[_Stop]:
-    """Turns SIGINT and SIGTERM into a request; each acts as usual the second time.
-
-    One of each does not count as twice: torchrun answers Ctrl-C by sending SIGTERM as well.
-    """
-    stop = _Stop()
-    if threading.current_thread() is not threading.main_thread():
-        yield stop
-        return
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-
-    def request(number: int, _) -> None:
-        stop.requested = True
-        signal.signal(number, before[number] or signal.SIG_DFL)
-
-    for number in before:
-        signal.signal(number, request)
-    try:
-        yield stop
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler or signal.SIG_DFL)

@@ -16,6 +16,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from .config import TrainingConfig
+from .sharding import shard
 
 COMPILE_FROM = 500  # steps that repay compilation
 
@@ -27,7 +28,7 @@ class Hardware:
     accelerator: "auto", "cpu", "cuda" or "mps"
     devices:     per node; "auto" is what torchrun or SLURM started, and one device without them
     num_nodes:   "auto" likewise
-    strategy:    "auto" (one process, or DDP) or "ddp"
+    strategy:    "auto" (one process, or DDP), "ddp", or "fsdp" (the weights are spread over the processes)
     """
 
     accelerator: str = "auto"
@@ -38,8 +39,10 @@ class Hardware:
     def __post_init__(self) -> None:
         if self.accelerator not in ("auto", "cpu", "cuda", "mps"):
             raise ValueError(f"accelerator must be auto, cpu, cuda or mps, got {self.accelerator!r}")
-        if self.strategy not in ("auto", "ddp"):
-            raise ValueError(f"strategy must be auto or ddp, got {self.strategy!r}")
+        if self.strategy not in ("auto", "ddp", "fsdp"):
+            raise ValueError(f"strategy must be auto, ddp or fsdp, got {self.strategy!r}")
+        if self.strategy == "fsdp" and torch.__version__ < "2.7":
+            raise ValueError(f"the strategy fsdp needs PyTorch 2.7, and this is {torch.__version__}; use ddp")
         there = {"cuda": torch.cuda.is_available, "mps": torch.backends.mps.is_available}
         if not there.get(self.accelerator, lambda: True)():
             raise ValueError(f"the accelerator {self.accelerator} cannot be used: PyTorch finds none here")
@@ -47,12 +50,16 @@ class Hardware:
     def fabric(self) -> Any:
         """The `lightning_fabric.Fabric` of this hardware."""
         from lightning_fabric import Fabric
+        from lightning_fabric.strategies import ModelParallelStrategy
 
         logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # it tells of each process that it starts
         devices, num_nodes = _launched_processes()
         devices = devices if self.devices == "auto" else self.devices
         num_nodes = num_nodes if self.num_nodes == "auto" else self.num_nodes
-        return Fabric(accelerator=self.accelerator, devices=devices, num_nodes=num_nodes, strategy=self.strategy)
+        strategy: Any = self.strategy
+        if strategy == "fsdp":
+            strategy = ModelParallelStrategy(shard, data_parallel_size=devices * num_nodes, tensor_parallel_size=1)
+        return Fabric(accelerator=self.accelerator, devices=devices, num_nodes=num_nodes, strategy=strategy)
 
 
 def autocast(precision: str, device: torch.device) -> Callable[[], AbstractContextManager]:
@@ -79,12 +86,40 @@ def _has_bfloat16(device: torch.device) -> bool:
     return device.type == "cpu" and any(getattr(torch.cpu, name, lambda: False)() for name in names)
 
 
-def wants_compile(module: nn.Module, config: TrainingConfig) -> bool:
+def spreads_weights(fabric: Any) -> bool:
+    """Whether the processes of a Fabric keep parts of the weights: the strategy fsdp."""
+    from lightning_fabric.strategies import ModelParallelStrategy
+
+    return isinstance(fabric.strategy, ModelParallelStrategy)
+
+
+def check_fsdp(config: TrainingConfig, has_adversary: bool) -> None:
+    """Raises ValueError where a run cannot spread its weights."""
+    if has_adversary:
+        raise ValueError("the strategy fsdp trains no model against an adversary; use ddp")
+    if config.precision == "float16":
+        raise ValueError("the strategy fsdp scales no loss; set training.precision to bfloat16 or float32")
+
+
+def wants_compile(module: nn.Module, config: TrainingConfig, fabric: Any) -> bool:
     """Whether to compile the model; its class may opt out with `compile_training = False`."""
     if config.compile != "auto":
         return config.compile
+    if spreads_weights(fabric):
+        return False
     compilers = [name for name in ("g++", "clang++", "c++") if shutil.which(name)]
     return bool(compilers) and config.steps > COMPILE_FROM and getattr(module, "compile_training", True)
+
+
+def placed(module: nn.Module, config: TrainingConfig, fabric: Any) -> nn.Module:
+    """A module on the device, its filters stored as the config says, but for spread weights, which cannot be.
+
+    What the module says that no loss reaches is frozen: several processes would wait for its gradient.
+    """
+    for part in getattr(module, "untrained", ()):
+        part.requires_grad_(False)
+    module, last = module.to(fabric.device), config.channels_last and not spreads_weights(fabric)
+    return module.to(memory_format=torch.channels_last) if last else module
 
 
 def recompute_layers(module: nn.Module) -> None:

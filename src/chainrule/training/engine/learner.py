@@ -9,19 +9,21 @@ import torch
 from torch import Tensor, nn
 
 from .config import TrainingConfig
-from .hardware import autocast, loss_scaling
+from .hardware import autocast, compiled, loss_scaling
 from .muon import Muon
+from .sharding import whole
 
 
 class Learner:
     """What the model and its adversary have in common.
 
     Args:
-        module: what is trained; moved to the device.
+        module: what is trained, on the device.
         optimizer: makes the optimizer of a module.
         config: of the training.
         fabric: a launched `lightning_fabric.Fabric`.
         gradient_clip: largest norm of the gradient; 0 is no limit.
+        compile: whether the module is compiled.
 
     Attributes:
         module: what is trained.
@@ -30,12 +32,11 @@ class Learner:
 
     def __init__(
         self, module: nn.Module, optimizer: Callable[[nn.Module], torch.optim.Optimizer], config: TrainingConfig,
-        fabric: Any, gradient_clip: float = 0.0,
+        fabric: Any, gradient_clip: float = 0.0, compile: bool = False,
     ) -> None:  # fmt: skip
         self.fabric, self.gradient_clip = fabric, gradient_clip
-        module = module.to(fabric.device)
-        self.module = module.to(memory_format=torch.channels_last) if config.channels_last else module
-        self.wrap(self.module)
+        self.module = module
+        self.wrap(compiled(module, fabric.device) if compile else module)
         self.optimizer = optimizer(self.module)
         self.autocast = autocast(config.precision, fabric.device)
         self.scaling = loss_scaling(config.precision, fabric.device)
@@ -65,7 +66,7 @@ class Learner:
         norm = None
         if self.gradient_clip:
             self.scaling.unscale_gradients(self.optimizer)
-            norm = nn.utils.clip_grad_norm_(self.module.parameters(), self.gradient_clip)
+            norm = whole(nn.utils.clip_grad_norm_(self.module.parameters(), self.gradient_clip))
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
         self.scaling.optimizer_step(self.optimizer)

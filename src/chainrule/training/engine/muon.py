@@ -13,6 +13,8 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
+from .sharding import spread_like, whole
+
 MIN_SIDE = 8
 """Matrices with fewer rows or columns are left to Adam."""
 
@@ -24,7 +26,8 @@ class Muon(torch.optim.Optimizer):
     """Orthogonalised momentum for matrices and convolutions, Adam for vectors, embeddings and thin matrices.
 
     A tensor of more than two dimensions is the matrix obtained by cutting its dimensions in two where that is
-    the most square: (out, in * height * width) for a convolution.
+    the most square: (out, in * height * width) for a convolution.  A matrix that is spread over processes is put
+    together by each of them for its update.
 
     Args:
         module: whose parameters are trained.
@@ -70,10 +73,10 @@ class Muon(torch.optim.Optimizer):
             update = parameter.grad.lerp(momentum, group["momentum"])
             alike[matrix_shape(parameter.shape)].append((parameter, update))
         for shape, pairs in alike.items():
-            updates = orthogonalize(torch.stack([update.reshape(shape) for _, update in pairs]))
+            updates = orthogonalize(torch.stack([whole(update).reshape(shape) for _, update in pairs]))
             scale = group["lr"] * UPDATE_RMS * math.sqrt(max(shape))
             for (parameter, _), update in zip(pairs, updates, strict=True):
-                parameter.sub_(update.reshape(parameter.shape), alpha=scale)
+                parameter.sub_(spread_like(update.reshape(parameter.shape), parameter), alpha=scale)
 
     def _step_adam(self, group: dict, parameters: Iterable[Tensor]) -> None:
         first_decay, second_decay = group["betas"]

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...data import Batch, DataConfig, augment, binarize
+from ...processes import shared
 from ...recipe import Recipe
 from ...scorers.classifier import Classifier, ClassifierConfig
 from ...strict import build_dataclass, section, to_plain
@@ -49,15 +50,18 @@ class ClassifierTask(ExamplesTask):
 
     def evaluate(self, model: Classifier, final: bool) -> dict[str, float]:
         """See the class; sampled binarisation is the same at every call."""
-        chosen, right, nats = self.evaluated(final), 0, 0.0
-        for number, indices in enumerate(chosen.split(self.batch_size)):
+        chosen = self.evaluated(final)
+
+        def sums(part: tuple[int, Tensor]) -> tuple[int, float]:
+            number, indices = part
             batch = self.evaluation.batch(indices)
             generator = torch.Generator().manual_seed(derive_seed("evaluation", number * self.batch_size))
             images = binarize(batch.images, self.data.binarize, generator)
             logits, labels = model(images.to(self.device)).float(), batch.labels.to(self.device)
-            right += (logits.argmax(1) == labels).sum().item()
-            nats += F.cross_entropy(logits, labels, reduction="sum").item()
-        return {"accuracy": right / len(chosen), "nats": nats / len(chosen)}
+            return (logits.argmax(1) == labels).sum().item(), F.cross_entropy(logits, labels, reduction="sum").item()
+
+        right, nats = zip(*shared(sums, enumerate(chosen.split(self.batch_size))), strict=True)
+        return {"accuracy": sum(right) / len(chosen), "nats": sum(nats) / len(chosen)}
 
     def preview(self, model: Classifier, seed: int) -> None:
         return None

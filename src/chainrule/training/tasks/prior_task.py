@@ -18,6 +18,7 @@ from ...core import Codes, Context, LearnedTokenizer, Prior, StochasticTokenizer
 from ...data import augment, binarize, draw_flips
 from ...layers.lora import merge
 from ...pipeline import Pipeline
+from ...processes import shared
 from ...text.bpe import check_text_tokenizer
 from ..engine.config import TrainingConfig, check_at_least, check_share
 from ..engine.order import derive_seed
@@ -25,8 +26,7 @@ from .captions import Captions
 from .codes import StoredCodes, cached_codes, encode
 from .examples import Examples, ExamplesTask
 from .further import Further, LoRATraining
-
-PREVIEW_IMAGES = 16
+from .previews import draw_preview
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -237,8 +237,9 @@ class PriorTask(ExamplesTask):
     def evaluate(self, model: Prior, final: bool) -> dict[str, float]:
         """Mean over the evaluation images; sampled binarisation is the same at every call."""
         chosen = self.evaluated(final)
-        total = torch.zeros(len(self.model.spec.grids), dtype=torch.float64)
-        for number, indices in enumerate(chosen.split(self.batch_size)):
+
+        def nats(batch: tuple[int, Tensor]) -> Tensor:
+            number, indices = batch
             whole, codes, images = self.evaluation.batch(indices), None, None
             if self.evaluation_codes is not None:
                 codes = _at(self.evaluation_codes, indices)
@@ -247,14 +248,14 @@ class PriorTask(ExamplesTask):
                 images = binarize(whole.images, self.data.binarize, generator)
             text = None if self.captions is None else self.captions.evaluation[indices]
             grids = model.log_prob_grids(*self._encode(PriorBatch(images, codes, whole.labels, text)))
-            total -= torch.stack([grid.double().sum().cpu() for grid in grids])
+            return -torch.stack([grid.double().sum().cpu() for grid in grids])
+
+        total = sum(shared(nats, enumerate(chosen.split(self.batch_size))))
         return self._figures((total / len(chosen)).tolist())
 
     def preview(self, model: Prior, seed: int) -> Tensor:
-        pipeline = self._pipeline(model, {})
-        label = torch.arange(PREVIEW_IMAGES) % pipeline.num_classes if pipeline.num_classes else None
-        text = None if self.captions is None else self.evaluation.texts[:PREVIEW_IMAGES]
-        return pipeline.sample(PREVIEW_IMAGES if text is None else len(text), label=label, text=text, seed=seed)
+        texts = None if self.captions is None else self.evaluation.texts
+        return draw_preview(self._pipeline(model, {}), texts, seed)
 
     def save(self, model: Prior, folder: Path, card: dict[str, Any]) -> None:
         if self.adapter is not None and not self.options.lora.merge:

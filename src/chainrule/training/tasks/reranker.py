@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ...data import DataConfig, augment
+from ...processes import shared
 from ...recipe import Recipe
 from ...scorers.reranker import Reranker, RerankerConfig, contrastive_loss
 from ...strict import build_dataclass, section, to_plain
@@ -74,12 +75,14 @@ class RerankerTask(ExamplesTask):
         texts = [self.evaluation.texts[index] for index in indices.tolist()]
         if len(set(texts)) < 2:
             return {}
-        images = torch.cat([model.encode_images(self.evaluation.images[part]) for part in indices.split(size)])
-        written = torch.cat([model.encode_texts(texts[start : start + size]) for start in range(0, len(texts), size)])
+        parts = [texts[start : start + size] for start in range(0, len(texts), size)]
+        images = shared(lambda part: model.encode_images(self.evaluation.images[part]).cpu(), indices.split(size))
+        written = shared(lambda part: model.encode_texts(part).cpu(), parts)
+        images, written = torch.cat(images), torch.cat(written)
         others = draw_others(texts, CHOICES - 1)
         return {
-            "text_to_image": share_nearest(written.cpu(), images.cpu(), others),
-            "image_to_text": share_nearest(images.cpu(), written.cpu(), others),
+            "text_to_image": share_nearest(written, images, others),
+            "image_to_text": share_nearest(images, written, others),
         }
 
     def preview(self, model: Reranker, seed: int) -> None:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from ...core import LearnedTokenizer, entry
 from ...data import Batch, DataConfig
 from ...evaluation import CodeCounts, psnr
+from ...processes import shared
 from ...recipe import NewModel, Recipe, weights_on
 from ...strict import build_dataclass, section, to_plain
 from ...zoo import save
@@ -92,13 +93,17 @@ class TokenizerTask(ImageTask):
 
     def evaluate(self, model: TokenizerPass, final: bool) -> dict[str, float]:
         """See the class; a codebook that is hardly used is warned of."""
-        tokenizer, decibels = model.tokenizer, []
-        counts = CodeCounts(tokenizer.spec)
-        for indices in self.evaluated(final).split(self.batch_size):
+        tokenizer = model.tokenizer
+
+        def reconstruct(indices: Tensor) -> tuple[Tensor, CodeCounts]:
             images = self.evaluation.images[indices].to(self.device)
             codes = tokenizer.encode(images)
-            decibels.append(psnr(images, tokenizer.decode(codes)).cpu())
-            counts.add(codes)
+            return psnr(images, tokenizer.decode(codes)).cpu(), CodeCounts(tokenizer.spec).add(codes)
+
+        decibels, found = zip(*shared(reconstruct, self.evaluated(final).split(self.batch_size)), strict=True)
+        counts = CodeCounts(tokenizer.spec)
+        for part in found:
+            counts.merge(part)
         metrics = {"psnr": torch.cat(decibels).mean().item()}
         for use in counts.use():
             if use.depth is not None:

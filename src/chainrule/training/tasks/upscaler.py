@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from ...core import Tokenizer
 from ...data import Batch, DataConfig
 from ...evaluation import psnr
+from ...processes import shared
 from ...recipe import NewModel, Recipe, SavedTokenizer
 from ...strict import build_dataclass, section, to_plain
 from ...tokenizers._grid import to_signed, to_uint8, to_unit
@@ -78,13 +79,14 @@ class UpscalerTask(ImageTask):
             return self.tokenizer.decode(self.tokenizer.encode(halved))
 
     def evaluate(self, model: Upscaler, final: bool) -> dict[str, float]:
-        doubled, interpolated = [], []
-        for indices in self.evaluated(final).split(self.batch_size):
+        def decibels(indices: Tensor) -> Tensor:
             images = self.evaluation.images[indices].to(self.device)
             reduced = self.reduce(images)
-            doubled.append(psnr(images, model.upscale(reduced)).cpu())
-            interpolated.append(psnr(images, to_uint8(bicubic(to_signed(reduced)))).cpu())
-        return {"psnr": torch.cat(doubled).mean().item(), "psnr_bicubic": torch.cat(interpolated).mean().item()}
+            made = model.upscale(reduced), to_uint8(bicubic(to_signed(reduced)))
+            return torch.stack([psnr(images, one).cpu() for one in made])
+
+        doubled, interpolated = torch.cat(shared(decibels, self.evaluated(final).split(self.batch_size)), 1)
+        return {"psnr": doubled.mean().item(), "psnr_bicubic": interpolated.mean().item()}
 
     def preview(self, model: Upscaler, seed: int) -> Tensor:
         """Evaluation images in threes, the same at every call: by bicubic interpolation, by the model, the target."""
