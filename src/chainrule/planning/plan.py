@@ -33,8 +33,6 @@ STEPS = 3
 """Steps that are measured, after one that is not."""
 FEW = 256
 """Images at least, from which labels, captions and steps are taken."""
-EVALUATED = 32
-"""Images of the evaluation that is measured."""
 SHARED = "--strategy fsdp"
 """The option of `train` by which devices share weights, gradients and the state of the optimizer."""
 META = torch.device("meta")
@@ -170,7 +168,8 @@ def _training(overrides: Sequence[str]) -> TrainingConfig:
 def _small(recipe: Recipe) -> Recipe:
     """The recipe with a few of its images, so that few are encoded."""
     count = max(FEW, 2 * recipe.training.batch_size)
-    evaluation = replace(recipe.evaluation, split=_first(recipe.evaluation.split, EVALUATED), limit=EVALUATED)
+    judged = recipe.evaluation.batch_size
+    evaluation = replace(recipe.evaluation, split=_first(recipe.evaluation.split, judged), limit=judged)
     return replace(recipe, data=replace(recipe.data, split=_first(recipe.data.split, count)), evaluation=evaluation)
 
 
@@ -192,7 +191,7 @@ def _measured(found: CostPlan, recipe: Recipe, clock: Callable[[], float]) -> Co
         seconds = seconds_per_step(task, full.training, Path(folder), fabric, STEPS, clock)
     with torch.no_grad():
         task.model.eval()
-        evaluating = _time(lambda: task.evaluate(task.model, False), clock) / min(EVALUATED, len(task.evaluation))
+        evaluating = _time(lambda: task.evaluate(task.model, False), clock) / len(task.evaluated(False))
         preparing = 0.0
         if isinstance(task, PriorTask) and task.training_codes:
             images = task.training.images[:IMAGES_AT_ONCE].to(fabric.device)

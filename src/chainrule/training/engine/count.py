@@ -166,7 +166,8 @@ def count_step(task: Task, config: TrainingConfig) -> Cost:
     with _WithoutContent(mode):
         task, batches = copy.deepcopy((task, batches))
     with torch.random.fork_rng(devices=[]), _plain_kernels(), mode:
-        run = _Run(task, replace(config, compile=False), Path(), 1, _OneProcess(), quiet=True)
+        config = replace(config, compile=False, channels_last=False)  # the order of numbers changes nothing here
+        run = _Run(task, config, Path(), 1, _OneProcess(), quiet=True)
         run.step = max(0, config.steps - 2)  # when adversaries have begun
         modules = [value for holder in (task, getattr(task, "losses", None)) for value in _modules(holder)]
         weights = {id(tensor): tensor for module in modules for tensor in _tensors(module)}.values()
