@@ -75,7 +75,8 @@ def main() -> int:
             training = SETTINGS | {"steps": options.steps, "optimizer": options.optimizer}
             evaluation = {"split": "test[:64]", "every": max(1, options.steps // 2)}
             Path(f"{name}.yaml").write_text(json.dumps(recipe | {"training": training, "evaluation": evaluation}))
-        train("vqvae", "vqvae")
+        if {"training", "resuming"} & set(options.parts):
+            train("vqvae", "vqvae")
         passed = [
             *(compare_training() if "training" in options.parts else []),
             *(compare_resuming(options.steps) if "resuming" in options.parts else []),

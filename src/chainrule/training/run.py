@@ -17,7 +17,7 @@ from .engine.engine import TrainResult, Watch, seconds_per_step, train_task
 from .engine.hardware import Hardware
 
 MAY_DIFFER = {
-    "training": {"steps", "accumulate", "checkpointing", "save_every", "log_every", "sample_every"},
+    "training": {"steps", "accumulate", "checkpointing", "logger", "save_every", "log_every", "sample_every"},
     "data": {"source"},
 }
 """Keys that may be changed when a run is resumed; a source that has moved is known by its fingerprints."""

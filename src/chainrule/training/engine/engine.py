@@ -39,11 +39,12 @@ from ...files import naming, recover_all, write_file, write_folder
 from ...images import image_grid
 from .adversary import AdversaryTraining
 from .average import Average, evaluated_copy
+from .boards import check_logger, open_board
 from .checkpoint import load_checkpoint, save_checkpoint, save_shards
 from .config import TrainingConfig
 from .hardware import check_fsdp, placed, recompute_layers, spreads_weights, wants_compile
 from .learner import Learner, build_optimizer
-from .log import Progress, Table, TensorBoard, format_metrics
+from .log import Progress, Table, format_metrics
 from .order import batch_generator, batch_indices, batch_parts, derive_seed
 from .schedule import learning_rate
 from .sharding import whole
@@ -108,6 +109,7 @@ def train_task(
             f"batch_size ({config.batch_size}) must be a multiple of the number of processes ({fabric.world_size})"
             f"{parts}"
         )
+    check_logger(config.logger)
     if spreads_weights(fabric):
         check_fsdp(config, task.adversary is not None)
     with graceful_stop() as stop, naming(folder):
@@ -174,7 +176,7 @@ class _Run:
         config = self.config
         resumed = self._resume()
         self.progress = Progress(config.steps, self.step, config.batch_size, not self.quiet)
-        self.board = TensorBoard(self.folder / "tensorboard", self.step) if self.writes else None
+        self.board = open_board(config.logger, self.folder, self.step) if self.writes else None
         if resumed:
             self.progress.say(f"going on with {self.folder} after step {self.step} of {config.steps}")
         try:

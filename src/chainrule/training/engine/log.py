@@ -1,4 +1,4 @@
-"""What a run leaves to read: tables, TensorBoard, pictures, and a line of progress."""
+"""What a run leaves to read: tables, and a line of progress."""
 
 from __future__ import annotations
 
@@ -7,8 +7,6 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-
-import numpy as np
 
 
 class Table:
@@ -35,34 +33,6 @@ class Table:
         """Removes all after the first `size` bytes."""
         if self.size() > size:
             os.truncate(self.path, size)
-
-
-class TensorBoard:
-    """A TensorBoard log, where tensorboard is installed; otherwise nothing."""
-
-    def __init__(self, folder: Path, start: int) -> None:
-        try:
-            from torch.utils.tensorboard import SummaryWriter
-        except ImportError:
-            self.writer = None
-        else:
-            self.writer = SummaryWriter(str(folder), purge_step=start + 1, max_queue=1000)
-
-    def add(self, group: str, row: dict[str, float], step: int) -> None:
-        """Adds the numbers of a step."""
-        if self.writer is not None:
-            for name, value in row.items():
-                self.writer.add_scalar(f"{group}/{name}", value, step)
-
-    def add_image(self, image: np.ndarray, step: int) -> None:
-        """Adds a picture, uint8 (H, W, 3)."""
-        if self.writer is not None:
-            self.writer.add_image("samples", image, step, dataformats="HWC")
-
-    def close(self) -> None:
-        """Stops; nothing is shown or written afterwards."""
-        if self.writer is not None:
-            self.writer.close()
 
 
 class Progress:
