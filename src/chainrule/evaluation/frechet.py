@@ -11,6 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..processes import shared
+
 CHUNK = 1024
 """Rows of a matrix of distances that are held at once."""
 
@@ -74,7 +76,7 @@ def frechet_distance(a: Tensor, b: Tensor) -> float:
 
 def frechet_standard_error(real: Tensor, generated: Tensor, groups: int = 10) -> float:
     """Standard error of `frechet_distance(real, generated)` over other samples of the same model: the jackknife (Efron
-    1982) with the generated images in groups, each left out once.
+    1982) with the generated images in groups, each left out once; joined processes share the groups.
 
     Args:
         real, generated: float (N, C) and (M, C), M at least 2 * groups.
@@ -84,7 +86,7 @@ def frechet_standard_error(real: Tensor, generated: Tensor, groups: int = 10) ->
     """
     _check(generated, real, 2 * groups)
     gaussian, left_out = Gaussian.of(real), torch.arange(len(generated)) % groups
-    values = [gaussian.distance(Gaussian.of(generated[left_out != group])) for group in range(groups)]
+    values = shared(lambda group: gaussian.distance(Gaussian.of(generated[left_out != group])), range(groups))
     return ((groups - 1) * torch.tensor(values, dtype=torch.float64).var(correction=0)).sqrt().item()
 
 
