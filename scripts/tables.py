@@ -43,7 +43,7 @@ SYSTEMS = (
     ("vqgan", "VQGAN", 2021, "vqgan, vqgan_gumbel", "gpt", "emoji_vqgan", "emoji_gpt", "taming-transformers"),
     ("rq_transformer", "RQ-Transformer", 2022, "rqvae", "rq_transformer", "emoji_rqvae", "emoji_rq_transformer",
      "kakaobrain"),
-    ("dalle", "DALL-E", 2021, "dvae", "dalle", "emoji_dvae", "shapes_dalle", "OpenAI dVAE, minDALL-E"),
+    ("dalle", "DALL-E", 2021, "dvae", "dalle", "emoji_dvae", "emoji_dalle", "OpenAI dVAE, minDALL-E"),
     ("parti", "Parti", 2022, "vit_vqgan", "parti, dalle_bart", "emoji_rqvae_depth1", "emoji_parti",
      "ViT-VQGAN, min-dalle"),
 )  # fmt: skip

@@ -129,7 +129,7 @@ def test_the_recipes_of_a_system_are_recipes(system, tmp_path):
 
 
 def test_the_architecture_is_read_from_the_model():
-    model = chainrule.load("shapes_dalle")
+    model = chainrule.load("emoji_dalle")
     titles = [block.title for block in blocks(model)]
     assert titles == ["image", model.tokenizer.name, "codes", "dalle"]
     assert blocks(model)[-1].parameters == sum(value.numel() for value in model.prior.parameters())
@@ -139,8 +139,8 @@ def test_the_architecture_is_read_from_the_model():
 
 def test_one_system_is_measured_and_its_figures_are_kept(tmp_path):
     scale = Scale(samples=20, against="train[:20]", limit=6, prompts=3, best_of=2, halves=2)
-    system = next(system for system in SYSTEMS if system.key == "dalle")
-    found = measure_system(system, ["shapes_vqvae", "shapes_dalle"], None, scale, tmp_path)
+    system = next(system for system in SYSTEMS if system.key == "parti")
+    found = measure_system(system, ["shapes_vqvae", "shapes_parti"], None, scale, tmp_path)
     assert found.codes == 64 and not found.exact and set(found.seconds) == {"1", "16"}
     assert set(found.obedience) == {"guidance 1", "guidance 2", "ranked"} and found.frechet.error > 0
     assert len(found.wishes) == 8

@@ -55,6 +55,7 @@ class LowRank(nn.Linear):
 
     @property
     def bias(self) -> Tensor | None:
+        """(out,), or None."""
         return self.frozen.bias
 
     def forward(self, x: Tensor) -> Tensor:

@@ -268,7 +268,7 @@ SYSTEMS = (
             "compares image and text."
         ),
         wants="caption",
-        bundled="shapes_dalle",
+        bundled="emoji_dalle",
         stages=(
             {
                 "tokenizer": {
