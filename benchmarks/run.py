@@ -99,7 +99,7 @@ def residual_codes(rounds: int) -> Iterator[Row]:
 
 
 def tokenizers(rounds: int) -> Iterator[Row]:
-    """VQGAN f16 at 256x256 (`benchmarks/tokenizer.py`), in bfloat16, against the faster of channels last and compiled."""
+    """VQGAN f16 at 256x256 (`benchmarks/tokenizer.py`), in bfloat16; PyTorch in its fastest setting."""
     vqgan = tokenizer.random_tokenizer()
     ways = {name: tokenizer.way(vqgan, name) for name in (*tokenizer.LIBRARY, "packed")}
     for batch in (1, 8):
