@@ -62,17 +62,17 @@ def test_figures_are_those_of_torch_fidelity(weights, sets, tmp_path):
     for name, expected in FIGURES.items():
         assert getattr(found, name) == pytest.approx(expected, rel=1e-4, abs=1e-3), name
     assert (found.num_generated, found.num_reference) == (20, 4) and found.sfid > 0
-    again = compare(sets[1], tmp_path / "statistics.npz", weights)
-    assert again.fid == pytest.approx(0, abs=1e-3) and again.sfid == pytest.approx(0, abs=1e-3)
+    again = compare(sets[0], tmp_path / "statistics.npz", weights)
+    assert again.fid == pytest.approx(found.fid) and again.sfid == pytest.approx(found.sfid)
     assert again.kid is None and again.precision is None and again.num_reference is None
 
 
 def test_command(weights, sets, tmp_path):
-    words = ["compare", sets[1], sets[1], "--weights", weights]
+    words = ["compare", *sets, "--weights", weights]
     value = json.loads(run(*words, "--json", "--statistics", tmp_path / "real.npz"))
-    assert value["fid"] == pytest.approx(0, abs=1e-3) and value["resize"].startswith("bilinear to 299x299")
-    text = run("compare", sets[1], tmp_path / "real.npz", "--weights", weights)
-    assert "FID" in text and "KID" not in text and "4 generated images against statistics" in text
+    assert value["fid"] == pytest.approx(FIGURES["fid"], rel=1e-4) and value["resize"].startswith("bilinear to 299x299")
+    text = run("compare", sets[0], tmp_path / "real.npz", "--weights", weights)
+    assert f"{value['fid']:.4f}" in text and "KID" not in text and "20 generated images against statistics" in text
     assert "exists" in refused(*words, "--statistics", tmp_path / "real.npz")
     assert "is no file of weights" in refused("compare", *sets, "--weights", tmp_path / "missing.pth")
 

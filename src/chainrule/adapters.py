@@ -8,6 +8,7 @@ to its matrices, so that the result is an ordinary pipeline.
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -16,17 +17,7 @@ from .core import Prior
 from .layers.lora import LoRAConfig, add_lora, merge, trained
 from .pipeline import Pipeline
 from .saving.hub import find, is_local
-from .saving.model import (
-    AdapterPart,
-    SavedModel,
-    prior_hash,
-    prior_part,
-    read_text,
-    text_part,
-    tokenizer_hash,
-    tokenizer_part,
-    write_model,
-)
+from .saving.model import AdapterPart, SavedModel, prior_hash, read_text, tokenizer_hash, write_model
 from .saving.weights import check_weights, read_shapes, read_tensors
 from .strict import build_dataclass
 
@@ -56,11 +47,7 @@ def find_base(folder: Path, adapter: AdapterPart) -> Path:
 
 def save_adapter(pipeline: Pipeline, adapter: AdapterPart, folder: str | os.PathLike) -> None:
     """Writes what was trained of a pipeline whose prior `layers.lora.add_lora` has changed; errors as for `save`."""
-    saved = SavedModel(
-        kind="pipeline", tokenizer=tokenizer_part(pipeline.tokenizer, tokenizer_hash(pipeline.tokenizer)),
-        prior=prior_part(pipeline.prior), text_tokenizer=text_part(pipeline.text_tokenizer), adapter=adapter,
-        class_names=pipeline.class_names, card=pipeline.card,
-    )  # fmt: skip
+    saved = replace(pipeline.saved(), adapter=adapter)
     write_model(folder, saved, {"prior": trained(pipeline.prior)}, pipeline.text_tokenizer)
 
 
@@ -68,7 +55,7 @@ def read_adapted(folder: Path, saved: SavedModel, base: Pipeline) -> Pipeline:
     """The pipeline of an adapter, merged, from that of its base, which is used up.
 
     Raises:
-        ValueError: another base than that of the training, or weights that are missing, damaged or of another model.
+        ValueError: the base is not the model that the adapter was trained on, or weights are missing or damaged.
     """
     if saved.adapter.hash != prior_hash(base.prior) or saved.tokenizer.hash != tokenizer_hash(base.tokenizer):
         raise ValueError(f"{folder} is an adapter of another {saved.adapter.base} than the one that is here")

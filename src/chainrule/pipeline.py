@@ -315,13 +315,17 @@ class Pipeline:
         self, folder: str | os.PathLike, dtype: torch.dtype | None = None, card: Mapping[str, Any] | None = None
     ) -> None:
         """Writes the pipeline to a folder; arguments and errors as for `chainrule.save`."""
-        saved = SavedModel(
-            kind="pipeline", tokenizer=tokenizer_part(self.tokenizer, tokenizer_hash(self.tokenizer)),
-            prior=prior_part(self.prior), text_tokenizer=text_part(self.text_tokenizer), class_names=self.class_names,
-            card=self.card if card is None else card,
-        )  # fmt: skip
+        saved = self.saved() if card is None else replace(self.saved(), card=card)
         weights = {"tokenizer": self.tokenizer.state_dict(), "prior": self.prior.state_dict()}
         write_model(folder, saved, weights, self.text_tokenizer, dtype)
+
+    def saved(self) -> SavedModel:
+        """What config.yaml holds of the pipeline."""
+        return SavedModel(
+            kind="pipeline", tokenizer=tokenizer_part(self.tokenizer, tokenizer_hash(self.tokenizer)),
+            prior=prior_part(self.prior), text_tokenizer=text_part(self.text_tokenizer), class_names=self.class_names,
+            card=self.card,
+        )  # fmt: skip
 
     def push_to_hub(self, repo_id: str, *, private: bool = False, token: str | None = None) -> str:
         """Uploads the pipeline to the Hugging Face hub; arguments, result and errors as for `chainrule.push`."""

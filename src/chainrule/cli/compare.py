@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .common import check_device
+from .common import check_device, read_texts
 from .options import Device, Force, Json
 from .output import check_file, print_json, print_table
 
@@ -54,9 +54,8 @@ def compare(
         check_file(statistics, ".npz", force, "--statistics")
 
     from ..evaluation.comparison import compare as compare_sets
-    from ..files import read_text
 
-    lines = None if texts is None else read_text(texts).splitlines()
+    lines = None if texts is None else read_texts(texts)
     result = compare_sets(generated, reference, weights, statistics, device, clip=clip, texts=lines)
     print_json(asdict(result)) if json else _print(result)
 

@@ -122,15 +122,14 @@ def _repeat(
     with joined() as (rank, _, _):
         new = repeat(old, *given)
     differences = old.differences(new)
-    if rank == 0 and record is not None:
-        _write(record, new)
-    if rank > 0:
-        pass
-    elif json:
-        print_json({"agrees": not differences, "differences": differences} | new.to_json())
-    else:
-        _print(new)
-        print(f"differs: {'; '.join(differences)}" if differences else f"agrees with {source}")
+    if rank == 0:
+        if record is not None:
+            _write(record, new)
+        if json:
+            print_json({"agrees": not differences, "differences": differences} | new.to_json())
+        else:
+            _print(new)
+            print(f"differs: {'; '.join(differences)}" if differences else f"agrees with {source}")
     if differences:
         raise typer.Exit(1)
 

@@ -51,7 +51,7 @@ class Prior(nn.Module, ABC):
 
     @property
     def untrained(self) -> tuple[nn.Module, ...]:
-        """Parts that no logits depend on, such as those of a public release that serve another purpose."""
+        """Modules that do not change the logits, so that the loss gives them no gradient; they are not trained."""
         return ()
 
     @abstractmethod

@@ -214,13 +214,18 @@ def _check_columns(config: DataConfig, beside: Beside, layout: Layout) -> None:
     guess(config.text_column, "text_column", TEXT_COLUMNS, columns)
 
 
+def name_hash(name: str) -> bytes:
+    """By this a file is of the split "test", where it is below `TEST_HASHES`, or else of "train"."""
+    return hashlib.sha256(composed(name).encode("utf-8", "surrogateescape")).digest()
+
+
 def _hash_split(images: Sequence[File], split: str) -> tuple[list[File], list[Finding]]:
     """The images of "train" or of "test", and what must be said of them.
 
     An image is of "test" where the hash of its name lies in the lowest twentieth of all hashes, or is the lowest here.
     So no image goes from training to test when others are added.  Where nothing is left, training has all images.
     """
-    hashes = [hashlib.sha256(composed(image.name).encode("utf-8", "surrogateescape")).digest() for image in images]
+    hashes = [name_hash(image.name) for image in images]
     lowest = min(hashes, default=b"")
     held = [value < TEST_HASHES or value == lowest for value in hashes]
     if split == "test":

@@ -157,7 +157,7 @@ class Rows:
         return found
 
 
-def joined(parts: Sequence[Tensor]) -> Tensor | Rows:
+def in_one(parts: Sequence[Tensor]) -> Tensor | Rows:
     """One array of several: the array itself where there is one."""
     return parts[0] if len(parts) == 1 else Rows(parts)
 

@@ -25,8 +25,8 @@ from pathlib import Path
 from ..files import decode_text, parse_json, split_lines
 from .captions import TEXT_COLUMNS, as_texts
 from .config import SPLIT, DataConfig
-from .picture_folder import TEST_HASHES
-from .rows import class_order, composed
+from .picture_folder import TEST_HASHES, name_hash
+from .rows import class_order
 from .sources.folder import find_folder
 from .tree import SPLIT_NAMES, image_suffixes
 
@@ -79,7 +79,7 @@ class FolderShard:
     listing:  a file of names
     start:    where the names of this shard begin
     size:     their bytes
-    split:    "train" or "test", of which images are by their names; "" takes all
+    split:    "train" or "test": only images that the hash of their name puts into it; "": all images
     identity: of names, sizes and times of change
     classes:  number of a class by the name of its folder
     """
@@ -174,8 +174,8 @@ def _folders(base: Path) -> list[str]:
 
 
 def _held_out(name: str) -> bool:
-    """Whether an image, or a tar file, is of the split test by its name, as in `picture_folder`."""
-    return hashlib.sha256(composed(name).encode("utf-8", "surrogateescape")).digest() < TEST_HASHES
+    """Whether an image, or a tar file, is of the split test by its name."""
+    return name_hash(name) < TEST_HASHES
 
 
 def _tars_of(names: list[str], split: str) -> list[str]:

@@ -53,12 +53,11 @@ def pooled_features(
         change: applied to each part of the images first, uint8 (B, C, H, W) -> the same.
         on_batch: called with the number of images done so far.
     """
-    device = next((tensor.device for tensor in network.state_dict().values()), torch.device("cpu"))
     done = 0
 
     def measure(part: Tensor) -> Tensor:
         nonlocal done
-        found = network.pooled(change(part).to(device).float() / 255).cpu()
+        found = network.pooled(change(part).to(network.device).float() / 255).cpu()
         on_batch(done := done + len(part))
         return found
 

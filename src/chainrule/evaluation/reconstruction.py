@@ -225,7 +225,9 @@ def tokenizer_quality(
         between = _now(device)
         reconstructions = tokenizer.decode(codes)
         seconds = torch.tensor([[between - since, _now(device) - between]])
-        row = {"seconds": seconds, "psnr": psnr(images, reconstructions), "ssim": ssim(images, reconstructions)}
+        bits = torch.tensor([bits_per_image(tokenizer.spec, codes)], dtype=torch.float64)
+        row = {"seconds": seconds, "bits": bits}
+        row |= {"psnr": psnr(images, reconstructions), "ssim": ssim(images, reconstructions)}
         if network is not None:
             row["perceptual"] = perceptual(images, reconstructions, network)
             row["images"] = network.pooled(images.float() / 255)
@@ -245,7 +247,7 @@ def tokenizer_quality(
         frechet=None if network is None or count < 2 else frechet_distance(found["images"], found["reconstructions"]),
         features=None if network is None else network.title,
         codebooks=counts.use(),
-        bits_per_image=bits_per_image(tokenizer.spec, tokenizer.encode(dataset.images[:1].to(device))),
+        bits_per_image=found["bits"][0].item(),
         encode_seconds=encode_seconds,
         decode_seconds=decode_seconds,
         num_images=count,

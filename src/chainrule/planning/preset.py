@@ -1,14 +1,14 @@
-"""The training of a published size, of which there is neither a recipe nor data."""
+"""A training step of a published size, for `plan`: no recipe and no data are needed."""
 
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..core import Codes, Context, LearnedTokenizer, Prior
 from ..sizes import create
 from ..training.engine.task import Task
+from ..training.tasks.prior_task import code_loss
 from ..training.tasks.tokenizer import TokenizerPass
 
 
@@ -57,8 +57,4 @@ class PresetTask(Task):
         if isinstance(batch, Tensor):
             return model(batch, progress)[1], {}
         codes, context = batch
-        each = [
-            F.cross_entropy(logits.float().flatten(0, -2), grid.flatten())
-            for logits, grid in zip(model(codes, context), codes, strict=True)
-        ]
-        return sum(weight * mean for weight, mean in zip(self.model.grid_weights, each, strict=True)), {}
+        return code_loss(self.model, model(codes, context), codes)[0], {}

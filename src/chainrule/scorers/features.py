@@ -25,6 +25,7 @@ import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from functools import partial
+from itertools import chain
 from pathlib import Path
 
 import torch
@@ -48,6 +49,11 @@ class FeatureNetwork(nn.Module, ABC):
     def __init__(self, side: int) -> None:
         super().__init__()
         self.side = side
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are; a network without weights computes on the CPU."""
+        return next((tensor.device for tensor in chain(self.parameters(), self.buffers())), torch.device("cpu"))
 
     @abstractmethod
     def maps(self, images: Tensor) -> list[Tensor]:

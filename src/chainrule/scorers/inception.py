@@ -159,11 +159,6 @@ class Inception(FeatureNetwork):
             self.add_module(name, Block(width, branches, maximum=name == "Mixed_7c"))
         self.fc = nn.Linear(2048, 1008)
 
-    @property
-    def device(self) -> torch.device:
-        """Where the weights are."""
-        return self.fc.weight.device
-
     def maps(self, images: Tensor) -> list[Tensor]:
         return [self.features((images * 255).round().clamp(0, 255)).pooled[:, :, None, None]]
 

@@ -19,7 +19,7 @@ def evaluated_copy(module: nn.Module, fabric: Any) -> nn.Module:
 
 
 class Average:
-    """Weights that follow those of a module:
+    """The exponential moving average of a module's weights:
 
         average <- average + (1 - d_n) (weights - average),    d_n = min(decay, (1 + n) / (10 + n))
 

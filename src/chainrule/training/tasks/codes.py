@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ...core import Codes, GridSpec, Tokenizer
 from ...data import ImageDataset, binarize
-from ...data.shards import Part, PartWriter, StoredCodes, cached_parts, joined
+from ...data.shards import Part, PartWriter, StoredCodes, cached_parts, in_one
 from ...progress import progress
 from ...saving.model import tokenizer_hash
 from ...zoo import load_tokenizer
@@ -110,7 +110,7 @@ def cached_codes(
 
 def read_codes(parts: Sequence[Part]) -> StoredCodes:
     """The codes of several parts, one after the other."""
-    return tuple(joined(grids) for grids in zip(*(part.arrays() for part in parts), strict=True))
+    return tuple(in_one(grids) for grids in zip(*(part.arrays() for part in parts), strict=True))
 
 
 def narrowest(grid: GridSpec) -> type[np.integer]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -183,11 +183,7 @@ class PriorTask(ExamplesTask):
         if self.options.soft_targets:
             return self._soft_loss(model, batch)
         codes, context = self._encode(batch)
-        nats_per_code = [
-            F.cross_entropy(logits.float().flatten(0, -2), grid.flatten())
-            for logits, grid in zip(model(self._corrupt(codes), context), codes, strict=True)
-        ]
-        loss = sum(weight * mean for weight, mean in zip(self.model.grid_weights, nats_per_code, strict=True))
+        loss, nats_per_code = code_loss(self.model, model(self._corrupt(codes), context), codes)
         each = [grid.num_positions * mean for grid, mean in zip(self.model.spec.grids, nats_per_code, strict=True)]
         return loss, self._figures(each)
 
@@ -298,6 +294,15 @@ class PriorTask(ExamplesTask):
         if isinstance(self.tokenizer, LearnedTokenizer):
             return {"nats_per_code": nats / self.tokenizer.spec.length, "bits_per_image": nats / math.log(2)}
         return {"bits_per_dim": nats / (math.prod(self.tokenizer.image_shape) * math.log(2))}
+
+
+def code_loss(prior: Prior, logits: Sequence[Tensor], codes: Codes) -> tuple[Tensor, list[Tensor]]:
+    """The mean of -log p over the codes of each grid, as the prior weighs the grids, and the means alone."""
+    means = [
+        F.cross_entropy(values.float().flatten(0, -2), grid.flatten())
+        for values, grid in zip(logits, codes, strict=True)
+    ]
+    return sum(weight * mean for weight, mean in zip(prior.grid_weights, means, strict=True)), means
 
 
 def _at(codes: StoredCodes, indices: Tensor) -> Codes:

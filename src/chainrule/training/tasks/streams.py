@@ -18,7 +18,7 @@ from ...data import DataConfig, ImageDataset, binarize
 from ...data.account import UNREADABLE, Account, Finding
 from ...data.cache import scratch
 from ...data.rows import decoded
-from ...data.shards import Part, PartWriter, StoredCodes, cached_parts, joined
+from ...data.shards import Part, PartWriter, StoredCodes, cached_parts, in_one
 from ...data.stream import FolderShard, Stream, TarShard, open_stream
 from ...progress import progress
 from ...saving.model import tokenizer_hash
@@ -129,7 +129,7 @@ def _data_set(
     if not parts:
         raise ValueError(f"no image of the split {data.split} of {data.source} can be read")
     count = sum(part.count for part in parts)
-    labels = joined([part.labels() for part in parts]) if all(part.meta["labelled"] for part in parts) else None
+    labels = in_one([part.labels() for part in parts]) if all(part.meta["labelled"] for part in parts) else None
     classes = None if labels is None else stream.class_names
     num_classes = len(classes) if classes else max(part.meta["num_classes"] for part in parts)
     unreadable = [name for part in parts for name in part.meta["unreadable"]]
