@@ -159,8 +159,8 @@ def compare_evaluation(model: str, samples: int) -> bool:
     for processes in (1, 2):
         record = f"{processes}.json"
         words = ["--samples", str(samples), "--record", record]
-        seconds = run(processes, "evaluate", model, *words)
         os.environ["CHAINRULE_CACHE"] = tempfile.mkdtemp(dir=".")  # features of the real images are computed again
+        seconds = run(processes, "evaluate", model, *words)
         value = json.loads(Path(record).read_text())
         found[processes] = value["likelihood"], value["samples"]["quality"]
         print(f"{model}, {processes} processes: {', '.join(f'{second:.0f}' for second in seconds)} s of processor time")

@@ -61,8 +61,8 @@ class TrainingConfig:
     compile:          torch.compile of the model; auto where there is a C++ compiler and more than 500 steps repay it
     channels_last:    whether filters are stored with the channels last, which makes most convolutions faster; not those
                       of weights that are spread over processes (fsdp)
-    logger:           where figures and pictures are shown beside the tables of the run: csv (nowhere), tensorboard
-                      or wandb; auto is tensorboard where it is installed
+    logger:           where figures and pictures are shown beside the tables of the run: csv (nowhere), tensorboard,
+                      wandb or mlflow; auto is tensorboard where it is installed
     seed:             of the weights, the order of the images and all noise
     save_every:       steps between checkpoints
     sample_every:     steps between pictures of samples or reconstructions; 0 draws none
@@ -85,7 +85,7 @@ class TrainingConfig:
     precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     compile: Literal["auto"] | bool = "auto"
     channels_last: bool = False
-    logger: Literal["auto", "csv", "tensorboard", "wandb"] = "auto"
+    logger: Literal["auto", "csv", "tensorboard", "wandb", "mlflow"] = "auto"
     seed: int = 0
     save_every: int = 500
     sample_every: int = 0

@@ -14,7 +14,7 @@ Layout of a run::
     model/                  what users load, made of the averaged weights
     log.csv, evaluation.csv tables of training and evaluation metrics
     samples/step-N.png      previews
-    tensorboard/            the same, for TensorBoard
+    tensorboard/            the same, for TensorBoard; wandb/, mlflow.db and mlruns/ for the other loggers
 
 Several processes (torchrun, SLURM) train one model on parts of each batch; the first of them writes.  All
 must see the folder of the run.
