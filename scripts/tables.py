@@ -55,6 +55,8 @@ SYSTEMS_HEADER = {
     "zh": ["系统", "分词器", "自带权重的 PSNR (dB)", "先验", "自带权重每幅图像的 nats", "Fréchet 距离", "可导入的权重"],
 }  # fmt: skip
 TIMES = "\N{MULTIPLICATION SIGN}"
+SHOWN = ("temperature", "top_k", "top_p", "guidance")
+"""The fields of `decoding.Sampling` that a table shows."""
 NO_WEIGHTS = {"en": "no weights yet", "zh": "暂无权重"}
 NONE_PUBLIC = {"en": "none are public", "zh": "没有公开的"}
 
@@ -95,7 +97,11 @@ def nats(name: str) -> str:
 def quality(name: str) -> dict[str, Any] | None:
     """Quality of the samples of a record, where they were measured."""
     samples = read(name).get("samples")
-    return samples and samples["quality"] | {"seconds": samples["seconds_per_image"]}
+    if samples is None:
+        return None
+    chosen = {key: value for key, value in samples["settings"]["sampling"].items() if key in SHOWN and value is not None}
+    drawn = ", ".join(f"{key.replace('_', '-')} {value:g}" for key, value in chosen.items())
+    return samples["quality"] | {"seconds": samples["seconds_per_image"], "drawn": drawn}
 
 
 def code(words: str) -> str:
@@ -174,12 +180,13 @@ def priors(*names: str) -> Rows:
     """Likelihoods of priors over codes, and the quality of their samples."""
     rows = [
         ["model", "codes of", "parameters", "test NLL, nats per image", "Fréchet distance", "of reconstructions",
-         "precision", "recall", "seconds per sample"]
+         "precision", "recall", "seconds per sample", "drawn with"]
     ]  # fmt: skip
     for name in names:
         tokenizer, samples = read_model(find(name)).tokenizer, quality(name)
         figures = [f"{samples['frechet']:.1f}", f"{samples['floor']:.1f}", f"{samples['precision']:.2f}",
-                   f"{samples['recall']:.2f}", f"{samples['seconds']:.2f}"] if samples else [""] * 5  # fmt: skip
+                   f"{samples['recall']:.2f}", f"{samples['seconds']:.2f}",
+                   samples["drawn"]] if samples else [""] * 6  # fmt: skip
         rows.append([
             f"`{name}`",
             f"`{tokenizer.weights or tokenizer.name}`",

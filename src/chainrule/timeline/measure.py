@@ -98,13 +98,12 @@ def measure_system(
     """
     name = stages[-1]
     model = load_kind(name, "pipeline")
-    planned = plan(
-        name, data=data, limit=scale.limit, samples=scale.samples, against=scale.against, sampling=system.sampling
-    )  # fmt: skip
+    sampling = sampling_of(system, model)
+    planned = plan(name, data=data, limit=scale.limit, samples=scale.samples, against=scale.against, sampling=sampling)
     record = measure(planned)
     test = load(planned.data)
     test = test.select(test.spread(scale.limit))
-    subject = Subject(model, test, asdict(Sampling(**system.sampling)))
+    subject = Subject(model, test, asdict(Sampling(**sampling)))
     nats = Estimate(value=record.likelihood.nats, error=record.likelihood.standard_error)
     bits = Estimate(value=nats.value / math.log(2), error=None if nats.error is None else nats.error / math.log(2))
     quality, learned = record.samples.quality, isinstance(model.tokenizer, LearnedTokenizer)
@@ -117,11 +116,18 @@ def measure_system(
         floor=quality.floor, precision=quality.precision, recall=quality.recall, features=quality.features,
         seconds={str(count): _seconds(subject, count) for count in (1, 16)}, minutes=minutes, training_rate=rate,
         blocks=blocks(model), conditions=conditions(model), wishes=shown,
+        sampling=", ".join(f"{key.replace('_', '-')} {value}" for key, value in sampling.items()),
         **_completions(subject, scale.halves),
         **(_tokenizer(subject) if learned else {}),
         **(_captions(subject, scale) if model.prior.conditions.reads_text else {}),
         upscaled=_upscaled() if system.key == "parti" else {},
     )  # fmt: skip
+
+
+def sampling_of(system: System, model: Pipeline) -> dict[str, Any]:
+    """How a system draws: without guidance where the model has neither labels nor captions."""
+    guided = model.num_classes or model.prior.conditions.reads_text
+    return {key: value for key, value in system.sampling.items() if guided or key != "guidance"}
 
 
 def _parameters(model: Pipeline) -> int:

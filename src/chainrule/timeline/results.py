@@ -55,6 +55,7 @@ class SystemResult:
     blocks:            the architecture, from the image to the codes and back
     conditions:        what the prior is conditioned on, in words
     wishes:            labels or captions of the samples, in words
+    sampling:          how the samples are drawn, in words; empty: from the model's own distribution
     """
 
     key: str
@@ -84,3 +85,4 @@ class SystemResult:
     blocks: tuple[Block, ...] = ()
     conditions: str = "nothing"
     wishes: tuple[str, ...] = ()
+    sampling: str = ""

@@ -26,7 +26,7 @@ class System:
     pixels:          whether it models pixels, and so takes the smaller images
     bundled:         name of the bundled model, if there is one
     stages:          recipes that train it on the user's images, small enough for a CPU
-    sampling:        fields of `decoding.Sampling`, for a model that was trained with labels or captions
+    sampling:        fields of `decoding.Sampling`; guidance only where the images have labels or captions
     """
 
     key: str
@@ -95,7 +95,8 @@ SYSTEMS = (
             "codes back into pixels. A PixelCNN then models the codes, which are far fewer than the pixels."
         ),
         wants="label",
-        bundled=None,
+        bundled="emoji_gated_pixelcnn",
+        sampling={"temperature": 0.7, "guidance": 1.5},
         stages=(
             {
                 "tokenizer": {
@@ -135,6 +136,7 @@ SYSTEMS = (
         ),
         wants="label",
         bundled="emoji_pixelsnail",
+        sampling={"temperature": 0.7, "guidance": 1.5},
         stages=(
             {
                 "tokenizer": {
@@ -186,6 +188,7 @@ SYSTEMS = (
         ),
         wants="label",
         bundled="emoji_gpt",
+        sampling={"temperature": 0.8, "guidance": 1.5, "precision": "bfloat16"},
         stages=(
             {
                 "tokenizer": {
@@ -225,6 +228,7 @@ SYSTEMS = (
         ),
         wants="label",
         bundled="emoji_rq_transformer",
+        sampling={"temperature": 0.7, "guidance": 1.5, "precision": "bfloat16"},
         stages=(
             {
                 "tokenizer": {
@@ -269,6 +273,7 @@ SYSTEMS = (
         ),
         wants="caption",
         bundled="emoji_dalle",
+        sampling={"top_k": 200, "guidance": 2.0, "precision": "bfloat16"},
         stages=(
             {
                 "tokenizer": {
@@ -306,6 +311,7 @@ SYSTEMS = (
         ),
         wants="caption",
         bundled="emoji_parti",
+        sampling={"temperature": 0.7, "guidance": 2.0, "precision": "bfloat16"},
         stages=(
             {
                 "tokenizer": {
