@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 
 from chainrule.data import Batch, DataConfig, augment, binarize, load, load_images, load_mask
-from chainrule.data.cache import cached_arrays, create_array, write_array
+from chainrule.data.cache import cached_arrays, create_array, kept_arrays, write_array
 
 
 @pytest.fixture(autouse=True)
@@ -384,13 +384,16 @@ def test_damaged_arrays_are_computed_again(tmp_path, damage):
         write_array(folder / "1.npy", np.ones((2, 2), np.uint8))
 
     built = []
+    assert kept_arrays("key") is None
     cached_arrays("key", build)
     (path,) = (tmp_path / "cache" / "data").glob("*/1.npy")
     path.unlink()
     if damage is not None:
         path.write_bytes(damage)
+    assert kept_arrays("key") is None
     first, second = cached_arrays("key", build)
     assert first.tolist() == [0, 1, 2] and second.tolist() == [[1, 1], [1, 1]] and len(built) == 2
+    assert [one.tolist() for one in kept_arrays("key")] == [first.tolist(), second.tolist()]
 
 
 def test_a_full_disk_is_an_error_that_names_the_cache(tmp_path, monkeypatch):

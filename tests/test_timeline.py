@@ -55,7 +55,9 @@ def test_two_standard_errors_decide_a_claim(larger, smaller, factor, verdict):
         sentence="A is larger", source="none", figure="m", larger=("A", give(larger)), smaller=("B", give(smaller)),
         factor=factor,
     )  # fmt: skip
-    assert judge(claim, {}).verdict == verdict
+    assert judge(claim, {}).verdict == judge(claim, {}).in_words == verdict
+    reasoned = judge(replace(claim, reason="A is small here"), {}).in_words
+    assert reasoned == verdict + ": A is small here" * (verdict == "does not hold")
 
 
 def test_each_claim_reads_figures_that_exist():

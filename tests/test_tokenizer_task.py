@@ -224,8 +224,8 @@ def test_a_stopped_duel_resumes_bit_for_bit(tmp_path):
     one, two = (
         torch.load(tmp_path / name / "checkpoints" / "step-00000030.pt", weights_only=True) for name in ("one", "two")
     )
-    for part in ("model", "average"):
-        states = [s[part] if part == "model" else s[part]["module"] for s in (one, two)]
+    for part in ("learner", "average"):
+        states = [s[part]["module"] for s in (one, two)]
         assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
     for name, value in one["adversary"]["module"].items():
         assert torch.equal(value, two["adversary"]["module"][name])

@@ -293,7 +293,7 @@ def test_float16_scales_the_loss(tmp_path):
     losses = table(tmp_path)[1][:, 2]
     assert losses.isfinite().all() and losses[-1] < losses[0]
     state = torch.load(list_checkpoints(tmp_path / "checkpoints")[0], weights_only=True)
-    assert state["scaling"]["scale"] > 1 and state["adversary"]["scaling"]["scale"] > 1
+    assert state["learner"]["scaling"]["scale"] > 1 and state["adversary"]["scaling"]["scale"] > 1
     run(tmp_path, replace(CONFIG, precision="float16", steps=14), Duel())
 
 

@@ -122,7 +122,7 @@ def test_a_recipe_trains_it_behind_a_tokenizer_and_goes_on_bit_for_bit(here):
         train_task(recipe.build()[0], recipe.training, Path("again"), 6, fabric, quiet=True)
     one, two = (torch.load(f"{run}/checkpoints/step-00000012.pt", weights_only=True) for run in ("run", "again"))
     for first, second in (
-        (one["model"], two["model"]), (one["average"]["module"], two["average"]["module"]),
+        (one["learner"]["module"], two["learner"]["module"]), (one["average"]["module"], two["average"]["module"]),
         (one["adversary"]["module"], two["adversary"]["module"]),
     ):  # fmt: skip
         assert all(torch.equal(first[name], second[name]) for name in first)

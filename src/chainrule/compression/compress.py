@@ -116,7 +116,7 @@ def decompress(pipeline: Pipeline, data: bytes, *, any_environment: bool = False
     differ = [name for name, there, now in zip(here, header.environment, short(here), strict=True) if there != now]
     if differ and not any_environment:
         now = ", ".join(f"{name} {here[name]}" for name in differ)
-        raise ValueError(OTHER.format(f"in another environment: there, {', '.join(differ)} differed from {now} here"))
+        raise ValueError(OTHER.format(f"in another environment than here ({now}), which it does not name"))
     runner, images = pipeline.prior.runner(), []
     with progress("Decompressing", header.num_images * pipeline.prior.spec.length, "codes") as done:
         for (_, known, context, on_step), block in zip(_batches(pipeline, header, done), blocks, strict=True):

@@ -98,7 +98,7 @@ def cached(key: Any, build: Callable[[Path], dict[str, Any]], name: str) -> tupl
             Account.from_plain(meta["account"]) if "account" in meta else Account(used=meta["count"]),
         )
 
-    return _entry(key, build_with_meta, read)
+    return built_once(_folder(key), build_with_meta, read)
 
 
 def cached_arrays(key: Any, build: Callable[[Path], object]) -> tuple[torch.Tensor, ...]:
@@ -113,17 +113,25 @@ def cached_arrays(key: Any, build: Callable[[Path], object]) -> tuple[torch.Tens
         build(target)
         (target / "meta.json").write_text(json.dumps({"count": len(list(target.glob("*.npy")))}))
 
-    def read(folder: Path) -> tuple[torch.Tensor, ...]:
-        count = json.loads((folder / "meta.json").read_text())["count"]
-        return tuple(torch.from_numpy(np.load(folder / f"{index}.npy", mmap_mode="c")) for index in range(count))
-
-    return _entry(["arrays", key], build_with_count, read)[0]
+    return built_once(_folder(["arrays", key]), build_with_count, _read_arrays)[0]
 
 
-def _entry(key: Any, build: Callable[[Path], object], read: Callable[[Path], T]) -> tuple[T, Path]:
-    """What `read` makes of the folder of `key`, and the folder; `build` fills it on the first call."""
-    digest = hashlib.sha256(json.dumps([VERSION, key]).encode()).hexdigest()[:24]
-    return built_once(cache_root() / "data" / digest, build, read)
+def kept_arrays(key: Any) -> tuple[torch.Tensor, ...] | None:
+    """The arrays that `cached_arrays` has built for `key`; None where it has not, or where they are damaged."""
+    try:
+        return _read_arrays(_folder(["arrays", key]))
+    except DAMAGED:
+        return None
+
+
+def _read_arrays(folder: Path) -> tuple[torch.Tensor, ...]:
+    count = json.loads((folder / "meta.json").read_text())["count"]
+    return tuple(torch.from_numpy(np.load(folder / f"{index}.npy", mmap_mode="c")) for index in range(count))
+
+
+def _folder(key: Any) -> Path:
+    """The folder of what is kept under `key`."""
+    return cache_root() / "data" / hashlib.sha256(json.dumps([VERSION, key]).encode()).hexdigest()[:24]
 
 
 def built_once(folder: Path, build: Callable[[Path], object], read: Callable[[Path], T]) -> tuple[T, Path]:

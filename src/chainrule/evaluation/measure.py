@@ -9,7 +9,6 @@ import warnings
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import asdict, replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,7 +16,7 @@ from torch import Tensor
 
 from ..core import LearnedTokenizer, Tokenizer
 from ..data import Batch, DataConfig, ImageDataset, binarize, load
-from ..data.cache import cached_arrays, write_array
+from ..data.cache import cached_arrays, kept_arrays, write_array
 from ..decoding import image_seeds
 from ..pipeline import Pipeline
 from ..processes import agreed, process, shared
@@ -183,13 +182,9 @@ def _measure_samples(plan: Plan, dataset: ImageDataset, settings: SampleSettings
 
     def kept(what: str, **change: Callable[[Tensor], Tensor]) -> Tensor:
         """Features of the real images: the next model of these data, or of this tokenizer, finds them in the cache."""
-
-        try:
-            found = cached_arrays([*key, what], _not_kept)[0]
-        except LookupError:
-            found = None
+        found = kept_arrays([*key, what])
         if agreed(found is not None):
-            return found
+            return found[0]
         values = features(real, **change).numpy()
         return cached_arrays([*key, what], lambda folder: write_array(folder / "0.npy", values))[0]
 
@@ -220,11 +215,6 @@ def _draw(pipeline: Pipeline, dataset: ImageDataset, batch_size: int, settings: 
             ).cpu()  # fmt: skip
 
         return torch.cat(shared(draw, range(0, count, batch_size)))
-
-
-def _not_kept(folder: Path) -> None:
-    """Instead of building what a cache lacks."""
-    raise LookupError(folder)
 
 
 def _progress(what: str, total: int, unit: str) -> AbstractContextManager[Callable[[int], None]]:

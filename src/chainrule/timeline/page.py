@@ -37,6 +37,11 @@ def _optional(value: Estimate | float | None, form: str = "{:.2f}") -> str:
     return say(value) if isinstance(value, Estimate) else form.format(value)
 
 
+def _minutes(value: float | None) -> str:
+    """To two significant figures, or to a minute."""
+    return _optional(value, "{:.0f}" if value is not None and value >= 10 else "{:.2g}")
+
+
 COLUMNS = (
     Column("system", lambda system, result: system.title),
     Column("year", lambda system, result: str(system.year)),
@@ -54,7 +59,7 @@ COLUMNS = (
     Column("codebook used", lambda system, result: _optional(result.codes_used, "{:.0%}")),
     Column("s per image, batch 1", lambda system, result: _optional(result.seconds["1"], "{:.3g}")),
     Column("batch 16", lambda system, result: _optional(result.seconds["16"], "{:.3g}")),
-    Column("training minutes", lambda system, result: _optional(result.minutes, "{:.0f}")),
+    Column("training minutes", lambda system, result: _minutes(result.minutes)),
 )
 TESTS = ["claim", "compared", "measured", "verdict"]
 
@@ -83,7 +88,7 @@ def write_html(results: Mapping[str, SystemResult], pictures: Path, introduction
 
 def write_markdown(results: Mapping[str, SystemResult], introduction: str) -> str:
     """The tables of figures and of claims."""
-    tested = [[j.claim.sentence, j.claim.figure, j.measured, j.verdict] for j in judged(results)]
+    tested = [[j.claim.sentence, j.claim.figure, j.measured, j.in_words] for j in judged(results)]
     tables = [_markdown([c.title for c in COLUMNS], rows(results)), _markdown(TESTS, tested)]
     return f"# {TITLE}\n\n{introduction}\n\n{tables[0]}\n\n## The claims of the papers\n\n{tables[1]}\n"
 
@@ -127,7 +132,7 @@ def _claims(results: Mapping[str, SystemResult]) -> str:
     tested = [
         f"<tr><td>{escape(j.claim.sentence)} <small>({escape(j.claim.source)})</small></td>"
         f"<td>{escape(j.claim.figure)}</td><td>{escape(j.measured)}</td>"
-        f'<td class="{CLASSES.get(j.verdict, "")}">{j.verdict}</td></tr>'
+        f'<td class="{CLASSES.get(j.verdict, "")}">{escape(j.in_words)}</td></tr>'
         for j in judged(results)
     ]
     heads = "".join(f"<th>{title}</th>" for title in TESTS)

@@ -372,7 +372,6 @@ class _Run:
 
     def _state(self) -> dict[str, Any]:
         """What a checkpoint holds."""
-        learner = self.learner.state_dict()
         state = {
             "step": self.step,
             "seconds": self.seconds,
@@ -381,9 +380,7 @@ class _Run:
             "pending": self.pending,
             "tables": {name: table.size() for name, table in self.tables.items()},
             "average": self.average.state_dict(),
-            "model": learner["module"],
-            "optimizer": learner["optimizer"],
-            "scaling": learner["scaling"],
+            "learner": self.learner.state_dict(),
         }
         if self.adversary:
             state["adversary"] = self.adversary.learner.state_dict()
@@ -397,9 +394,9 @@ class _Run:
         parameters = [parameter for group in groups for parameter in group["params"]]
         weights = self.learner.module.state_dict()
         return (
-            {f"model/{name}": value for name, value in weights.items()}
+            {f"learner/module/{name}": value for name, value in weights.items()}
             | {f"average/module/{name}": value for name, value in weights.items()}
-            | {f"optimizer/state/{index}": parameter for index, parameter in enumerate(parameters)}
+            | {f"learner/optimizer/state/{index}": parameter for index, parameter in enumerate(parameters)}
         )
 
     def _resume(self) -> bool:
@@ -416,7 +413,7 @@ class _Run:
             return False
         if state["step"] > self.config.steps:
             raise ValueError(f"{self.folder} has taken {state['step']} steps already, more than {self.config.steps}")
-        self.learner.load_state_dict(state | {"module": state["model"]})
+        self.learner.load_state_dict(state["learner"])
         self.average.load_state_dict(state["average"])
         if self.adversary:
             self.adversary.learner.load_state_dict(state["adversary"])
