@@ -2,7 +2,8 @@
 
     python benchmarks/code_cache.py 20000 80000 320000
 
-Makes pictures of 64x64 in tar files and in folders, and encodes them with a small VQ-VAE in a new process each.
+Makes pictures of 64x64 in tar files, in folders and in parquet files, and encodes them with a small VQ-VAE in a new
+process each.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 
+import datasets
 import numpy as np
 import torch
 from PIL import Image
@@ -77,18 +79,32 @@ def write_tars(folder: Path, count: int) -> None:
                     archive.addfile(entry, io.BytesIO(content))
 
 
+def write_tables(folder: Path, count: int) -> None:
+    """Parquet files of `PER_TAR` rows."""
+    folder.mkdir()
+    for split, some in (("train", count), ("test", HELD_OUT)):
+        waiting = pictures(some)
+        for start in range(0, some, PER_TAR):
+            rows = [{"bytes": content, "path": name} for name, content in islice(waiting, PER_TAR)]
+            table = datasets.Dataset.from_dict({"image": rows}).cast_column("image", datasets.Image())
+            table.to_parquet(folder / f"{split}-{start // PER_TAR:06d}.parquet")
+
+
+WRITERS = {"tars": write_tars, "folders": write_folder, "tables": write_tables}
+
+
 def main() -> None:
     """Prints a row for each kind and number of pictures."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("counts", nargs="+", type=int)
     parser.add_argument("--work", type=Path, help="Where to make the pictures.")
     options = parser.parse_args()
+    datasets.disable_progress_bars()
     print(f"{'pictures':>9} {'in':>7} {'processor s':>12} {'per 1000':>9} {'peak MB':>8} {'above start MB':>15}")
-    for write in (write_tars, write_folder):
+    for kind, write in WRITERS.items():
         for count in options.counts:
             with tempfile.TemporaryDirectory(dir=options.work) as work:
                 row = measured(Path(work), write, count)
-            kind = "tars" if write is write_tars else "folders"
             figures = f"{row['seconds']:12.1f} {row['seconds'] / count * 1000:9.3f} {row['peak'] / 1e6:8.0f}"
             print(f"{row['count']:9,} {kind:>7} {figures} {(row['peak'] - row['before']) / 1e6:15.0f}", flush=True)
 

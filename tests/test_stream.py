@@ -1,9 +1,10 @@
-"""Images that are read once: folders and tar files, straight into codes."""
+"""Images that are read once: folders, tar files and tables, straight into codes."""
 
 import io
 import tarfile
 from pathlib import Path
 
+import datasets
 import numpy as np
 import pytest
 import torch
@@ -11,6 +12,7 @@ import yaml
 from PIL import Image
 
 import chainrule
+import chainrule.data.sources.folder as sources
 import chainrule.data.stream as streams
 from chainrule.data import DataConfig
 from chainrule.recipe import build_recipe
@@ -103,6 +105,76 @@ def test_tar_files_as_webdataset_writes_them(tokenizer, tmp_path):
     assert torch.equal(task.tokenizer.encode(images.permute(0, 3, 1, 2))[0], found[0].codes[0])
 
 
+def table(numbers: range, labels: list, kind: datasets.features.Value | datasets.ClassLabel) -> datasets.Dataset:
+    """Rows of the pictures of these numbers."""
+    features = {"picture": datasets.Image(), "label": kind, "caption": datasets.Value("string")}
+    images = [{"bytes": picture(number), "path": None} for number in numbers]
+    columns = {"picture": images, "label": labels, "caption": [f"caption {number}" for number in numbers]}
+    return datasets.Dataset.from_dict(columns, features=datasets.Features(features))
+
+
+@pytest.fixture
+def tables(tmp_path):
+    """A folder of parquet files with names of classes."""
+    for name, numbers in (("train-0", range(5)), ("train-1", range(5, 12)), ("test-0", range(12, 15))):
+        found = table(numbers, [number % 3 for number in numbers], datasets.ClassLabel(names=["x", "y", "z"]))
+        found.to_parquet(tmp_path / "tables" / f"{name}.parquet")
+    return tmp_path / "tables"
+
+
+@pytest.mark.parametrize("saved", [False, True])
+def test_tables_are_read_row_by_row(tokenizer, tables, tmp_path, monkeypatch, saved):
+    if saved:
+        monkeypatch.setattr(sources, "SHARD", 5)
+        found = datasets.load_dataset(str(tables), cache_dir=str(tmp_path / "loaded"))
+        tables = tmp_path / "saved"
+        found.save_to_disk(str(tables))
+    seen, encode = [], VQVAE.encode
+    monkeypatch.setattr(VQVAE, "encode", lambda self, images: seen.append(len(images)) or encode(self, images))
+    task, _, streamed = batches(recipe(tokenizer, tables))
+    assert seen == ([4, 4, 4, 3] if saved else [5, 7, 3])
+    plain, _, whole = batches(recipe(tokenizer, tables, stream=False))
+    for one, other in zip(streamed, whole, strict=True):
+        assert torch.equal(one.codes[0], other.codes[0]) and torch.equal(one.labels, other.labels)
+    assert task.training.class_names == plain.training.class_names == ("x", "y", "z")
+    assert list(task.training.texts) == plain.training.texts
+
+
+def test_only_the_file_of_a_table_that_changed_is_read_again(tokenizer, tables, monkeypatch):
+    batches(recipe(tokenizer, tables))
+    seen, encode = [], VQVAE.encode
+    monkeypatch.setattr(VQVAE, "encode", lambda self, images: seen.append(len(images)) or encode(self, images))
+    kind = datasets.ClassLabel(names=["x", "y", "z"])
+    table(range(20, 29), [0] * 9, kind).to_parquet(tables / "train-1.parquet")
+    task, _, _ = batches(recipe(tokenizer, tables))
+    assert seen == [9] and len(task.training) == 14
+
+
+def test_a_stream_of_the_hub(tokenizer, tables, monkeypatch):
+    build = datasets.load_dataset_builder
+    monkeypatch.setattr(datasets, "load_dataset_builder", lambda name: build(str(tables)))
+    monkeypatch.setattr("chainrule.data.sources.hub.hub_answers", lambda: True)
+    task, _, _ = batches(recipe(tokenizer, "someone/pictures"))
+    assert len(task.training) == 12 and task.training.name == "someone/pictures" and task.training.path is None
+
+
+def test_words_are_no_labels_of_a_stream(tokenizer, tmp_path):
+    for split in ("train", "test"):
+        rows = table(range(12), [*"abcabcabcabc"], datasets.Value("string"))
+        rows.to_parquet(tmp_path / "words" / f"{split}.parquet")
+    with pytest.warns(UserWarning, match="ignored"):
+        task, _, _ = batches(recipe(tokenizer, tmp_path / "words"))
+    assert task.training.labels is None and task.training.account.findings[0].fate == "ignored"
+    with pytest.raises(ValueError, match="labels of a stream must be whole numbers"):
+        batches(recipe(tokenizer, tmp_path / "words", label_column="label"))
+
+
+def test_a_damaged_table_is_named(tokenizer, tables):
+    (tables / "train-1.parquet").write_bytes(b"PAR1 no table PAR1")
+    with pytest.raises(ValueError, match="tables cannot be read as a data set"):
+        build_recipe(recipe(tokenizer, tables), "r").build(CPU, True)
+
+
 def test_names_are_sorted_on_the_disk(tmp_path, monkeypatch):
     monkeypatch.setattr(streams, "RUN", 3)
     names = [f"{number * 7 % 20:02d}.png" for number in range(20)]
@@ -123,11 +195,13 @@ def test_options_that_a_stream_does_not_have(tokenizer, folder):
         ({"split": "train[:5]"}, "no slices"),
         ({"captions": "random"}, "reads each image once"),
         ({"source": str(tokenizer)}, "no pictures"),
-        ({"source": "nowhere"}, "folder of pictures or of tar files"),
+        ({"source": "nowhere"}, "nowhere is no folder here"),
     ):
         with pytest.raises(ValueError, match=said):
             build_recipe(recipe(tokenizer, folder, **options), "r").build(CPU, True)
     mapping = {"data": {"source": str(folder), "stream": True}, "prior": {"name": "pixelcnn"}}
+    with pytest.raises(ValueError, match="tar files or tables, or the hub, not shapes"):
+        streams.open_stream(DataConfig("shapes", size=32), folder)
     with pytest.raises(ValueError, match="stream is for priors"):
         build_recipe(mapping, "r").build(CPU, True)
     assert DataConfig("x").stream is False

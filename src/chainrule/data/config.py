@@ -33,7 +33,7 @@ class DataConfig:
         captions: of an image that has several: "first", or "random", drawn anew at each visit.
         image_column, label_column, text_column: columns of a table; None: guessed from their names.
         stream: whether a prior reads each image once, in order, and only codes are kept: for sets of any size, in a
-            folder of images or of tar files (see `stream` beside this module).
+            folder of images, of tar files or of tables, or on the hub (see `stream` beside this module).
         strict: whether an image that cannot be read is an error; otherwise it is skipped and named.
 
     Raises:

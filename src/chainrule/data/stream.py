@@ -2,9 +2,10 @@
 
     a folder of pictures      sorted by name; in a folder per split and per class, with captions beside them
     tar files in a folder     as webdataset writes them: a.jpg, a.txt, a.cls of one image one after the other
+    tables                    parquet or arrow files of a folder or of the hub, as `datasets` streams them
 
-A folder is listed by `os.scandir`, sorted in runs on the disk, and cut into shards of `SHARD` files; a tar file is a
-shard.  Each shard has an identity, which says whether it has changed.
+A folder is listed by `os.scandir`, sorted in runs on the disk, and cut into shards of `SHARD` files; a tar file and the
+file of a table are a shard.  Each shard has an identity, which says whether it has changed.
 """
 
 from __future__ import annotations
@@ -17,17 +18,21 @@ import posixpath
 import re
 import tarfile
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby, islice
 from pathlib import Path
+from typing import Any
 
 from ..files import decode_text, parse_json, split_lines
-from .captions import TEXT_COLUMNS, as_texts
+from .account import Finding
+from .captions import LABEL_COLUMNS, TEXT_COLUMNS, as_texts, guess
 from .config import SPLIT, DataConfig
 from .picture_folder import TEST_HASHES, name_hash
 from .rows import class_order
-from .sources.folder import find_folder
+from .sources import find_source
+from .sources.folder import find_folder, holds_images
+from .tables import TableSource, find_image_column, of_split
 from .tree import SPLIT_NAMES, image_suffixes
 
 RUN, SHARD = 100_000, 8192
@@ -62,13 +67,15 @@ class Stream:
     name:        of the data set
     path:        the whole path of its folder, if it has one
     shards:      in order
-    class_names: of a folder per class; None: labels are numbers, or there are none
+    class_names: None: labels are numbers, or there are none
+    findings:    of what is left out
     """
 
     name: str
     path: str | None
-    shards: list[FolderShard | TarShard]
+    shards: Sequence[FolderShard | TarShard | TableShard]
     class_names: tuple[str, ...] | None = None
+    findings: tuple[Finding, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,18 +148,50 @@ class TarShard:
             raise ValueError(f"{self.path} is a damaged tar file ({error}); repair or remove it") from error
 
 
+@dataclass(frozen=True, kw_only=True)
+class TableShard:
+    """Rows of a table.
+
+    name:     of its data set
+    rows:     a `datasets.IterableDataset`
+    columns:  of images, labels and captions; None where there are none
+    identity: of the file, and of the columns
+    """
+
+    name: str
+    rows: Any
+    columns: tuple[str, str | None, str | None]
+    identity: str
+
+    def samples(self) -> Iterator[Sample]:
+        """In the order of rows.
+
+        Raises:
+            ValueError: the rows cannot be read on.
+        """
+        image_column, label_column, text_column = self.columns
+        try:
+            for number, row in enumerate(self.rows):
+                cell, label = row[image_column] or {}, row[label_column] if label_column else None
+                image = cell.get("bytes") or _at(cell.get("path") or "")
+                text = next(iter(as_texts(row[text_column])), "") if text_column else ""
+                yield Sample(name=f"row {number}", image=image, label=-1 if label is None else label, text=text)
+        except Exception as error:
+            raise ValueError(f"{self.name} cannot be read as a data set ({type(error).__name__}: {error})") from error
+
+
 def open_stream(config: DataConfig, scratch: Path) -> Stream:
     """The shards of a split; listings are written below `scratch` and are needed as long as shards are read.
 
     Raises:
-        ValueError: the source is no folder here, has no such split, or the split is a slice.
+        ValueError: the source cannot be streamed, has no such split, or the split is a slice.
     """
     split, start, stop = SPLIT.fullmatch(config.split).groups()
     if start or stop:
         raise ValueError(f"a stream has no slices; give split {split} in the place of {config.split}")
     folder = find_folder(config.source)
     if folder is None or not folder.is_dir():
-        raise ValueError(f"stream reads a folder of pictures or of tar files, and {config.source} is none")
+        return _tables(config, split)
     named = folder == Path(config.source).expanduser()
     name, path = (folder.resolve().name, str(folder.resolve())) if named else (config.source, None)
     base = next((folder / found for found in _folders(folder) if SPLIT_NAMES.get(found.lower()) == split), folder)
@@ -161,11 +200,56 @@ def open_stream(config: DataConfig, scratch: Path) -> Stream:
         tars = sorted(entry.name for entry in entries if entry.name.endswith(TARS))
     if tars:
         return Stream(name=name, path=path, shards=[_tar(base / tar) for tar in _tars_of(tars, hashed)])
+    tables = _walk(os.fsencode(folder), b"", (".parquet", ".arrow"))
+    if any(holds_images(folder / os.fsdecode(name)) for name in tables):
+        return _tables(config, split)
     classes = class_order(_folders(base))
     shards = list(_folder_shards(base, scratch, hashed, {name: number for number, name in enumerate(classes)}))
     if not shards or hashed not in ("", "train", "test"):
         raise ValueError(f"{config.source} has no pictures of the split {split}")
     return Stream(name=name, path=path, shards=shards, class_names=tuple(classes) or None)
+
+
+def _tables(config: DataConfig, split: str) -> Stream:
+    """The shards of a split of tables."""
+    import datasets
+
+    source = find_source(config)
+    if not isinstance(source, TableSource):
+        raise ValueError(f"stream reads a folder of pictures, tar files or tables, or the hub, not {source.name}")
+    found, findings = of_split(source.streams(), split, config), source.findings()
+    image = find_image_column(config, found.table)
+    features = found.table.features
+    label = guess(config.label_column, "label_column", LABEL_COLUMNS, list(features))
+    text = guess(config.text_column, "text_column", TEXT_COLUMNS, list(features))
+    if label and "int" not in features[label].dtype:
+        why = f"the labels of a stream must be whole numbers, and those of {config.source} are {features[label].dtype}"
+        if config.label_column:
+            raise ValueError(f"{why}; set label_column to another column")
+        findings, label = [*findings, *Finding.of([label], "column", "ignored", f"{why}; set label_column")], None
+    names = getattr(features[label], "names", None) if label else None
+    columns = [column for column in (image, label, text) if column]
+    table = found.table.select_columns(columns).cast_column(image, datasets.Image(decode=False))
+    return Stream(
+        name=source.name, path=source.path(), class_names=names and tuple(names), findings=tuple(findings),
+        shards=[
+            TableShard(
+                name=source.name, rows=table.shard(len(found.identities), number), columns=(image, label, text),
+                identity=json.dumps([columns, identity]),
+            )
+            for number, identity in enumerate(found.identities)
+        ],
+    )  # fmt: skip
+
+
+def _at(path: str) -> bytes | Path:
+    """The image of a cell that has only its address."""
+    if "://" not in path:
+        return Path(path)
+    import fsspec
+
+    with fsspec.open(path, "rb") as file:
+        return file.read()
 
 
 def _folders(base: Path) -> list[str]:
@@ -234,16 +318,16 @@ def _folder_shards(base: Path, scratch: Path, split: str, classes: dict[str, int
         yield shard()
 
 
-def _walk(base: bytes, below: bytes) -> Iterator[bytes]:
-    """Names below a folder of all images and captions; hidden ones are left out."""
+def _walk(base: bytes, below: bytes, endings: Collection[str] = KNOWN) -> Iterator[bytes]:
+    """Names below a folder that have one of the endings; hidden ones are left out."""
     with os.scandir(os.path.join(base, below)) as entries:
         for entry in entries:
             name = os.path.join(below, entry.name)
             if entry.name.startswith(b"."):
                 continue
             if entry.is_dir():
-                yield from _walk(base, name)
-            elif os.fsdecode(_key(name)[1]).lower() in KNOWN:
+                yield from _walk(base, name, endings)
+            elif os.fsdecode(_key(name)[1]).lower() in endings:
                 yield name
 
 

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import os
 from abc import abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ from ..account import Finding
 from ..config import DataConfig
 from ..picture_folder import PictureFolder
 from ..source import Source
-from ..tables import TableSource, quiet
+from ..tables import SHARD, Streamed, TableSource, quiet
 from ..tree import Listing, is_archive
 
 PRIORITY = 1
@@ -67,22 +69,34 @@ class FolderSource(TableSource):
         return [str(self.local.resolve()), self.listing.files]
 
     def tables(self, scratch: Path) -> dict[str, Any]:
+        with self._reading():
+            return self.open(scratch)
+
+    def streams(self) -> dict[str, Streamed]:
+        with self._reading():
+            return self.open_streams()
+
+    @contextmanager
+    def _reading(self) -> Iterator[None]:
         try:
             with quiet():
-                tables = self.open(scratch)
+                yield
         except Exception as error:
             raise ValueError(
                 f"the folder {self.local} cannot be read as a data set ({type(error).__name__})"
             ) from error
-        return tables if isinstance(tables, dict) else {"train": tables}
 
     def findings(self) -> list[Finding]:
         """Images beside the tables."""
         return Finding.of(self.listing.images, "image", "left out", "it lies beside tables")
 
     @abstractmethod
-    def open(self, scratch: Path) -> Any:
-        """One table, or a table per split; files are written below `scratch` only."""
+    def open(self, scratch: Path) -> dict[str, Any]:
+        """See `tables`."""
+
+    @abstractmethod
+    def open_streams(self) -> dict[str, Streamed]:
+        """See `streams`."""
 
     @staticmethod
     @abstractmethod
@@ -97,10 +111,19 @@ class SavedFolder(FolderSource):
     def recognises(listing: Listing) -> bool:
         return bool({"dataset_dict.json", "state.json"}.intersection(listing.names))
 
-    def open(self, scratch: Path) -> Any:
+    def open(self, scratch: Path) -> dict[str, Any]:
         import datasets
 
-        return datasets.load_from_disk(str(self.local))
+        tables = datasets.load_from_disk(str(self.local))
+        return tables if isinstance(tables, dict) else {"train": tables}
+
+    def open_streams(self) -> dict[str, Streamed]:
+        found = {}
+        for split, table in self.open(self.local).items():
+            parts = range(-(-len(table) // SHARD))
+            identities = [[split, self.listing.files, number] for number in parts]
+            found[split] = Streamed(table=table.to_iterable_dataset(num_shards=len(parts)), identities=identities)
+        return found
 
 
 class TableFolder(FolderSource):
@@ -108,15 +131,20 @@ class TableFolder(FolderSource):
 
     @staticmethod
     def recognises(listing: Listing) -> bool:
-        return any(_holds_images(listing.base / name) for name in listing.names)
+        return any(holds_images(listing.base / name) for name in listing.names)
 
-    def open(self, scratch: Path) -> Any:
+    def open(self, scratch: Path) -> dict[str, Any]:
         import datasets
 
         return datasets.load_dataset(str(self.local), cache_dir=str(scratch))
 
+    def open_streams(self) -> dict[str, Streamed]:
+        import datasets
 
-def _holds_images(path: Path) -> bool:
+        return Streamed.of(datasets.load_dataset_builder(str(self.local)))
+
+
+def holds_images(path: Path) -> bool:
     """Whether a file is a table of images; a table of captions or addresses is none."""
     if path.suffix != ".parquet":
         return path.suffix == ".arrow"

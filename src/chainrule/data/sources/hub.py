@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from ...network import hub_answers, why_no_hub
 from ..config import DataConfig
 from ..source import Source
-from ..tables import TableSource
+from ..tables import Streamed, TableSource
 
 PRIORITY = 2
+T = TypeVar("T")
 
 
 def find(config: DataConfig) -> Source | None:
@@ -31,10 +32,21 @@ class HubSource(TableSource):
     def tables(self, scratch: Path) -> dict[str, Any]:
         import datasets
 
+        return self._found(datasets.load_dataset)
+
+    def streams(self) -> dict[str, Streamed]:
+        import datasets
+
+        return self._found(lambda source: Streamed.of(datasets.load_dataset_builder(source)))
+
+    def _found(self, load: Callable[[str], dict[str, T]]) -> dict[str, T]:
+        """What `load` gives for the name; raises ValueError where the hub does not have it."""
+        import datasets
+
         source, reached = self.config.source, hub_answers()
         try:
             with _asking(reached):
-                return datasets.load_dataset(source)
+                return load(source)
         except datasets.exceptions.DatasetNotFoundError as error:
             why, cause = "the hub has none of that name that may be read", error
         except Exception as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
@@ -19,7 +20,7 @@ from ...data.account import UNREADABLE, Account, Finding
 from ...data.cache import scratch
 from ...data.rows import decoded
 from ...data.shards import Part, PartWriter, StoredCodes, cached_parts, in_one
-from ...data.stream import FolderShard, Stream, TarShard, open_stream
+from ...data.stream import Stream, open_stream
 from ...progress import progress
 from ...saving.model import tokenizer_hash
 from ..engine.config import EvaluationConfig
@@ -69,6 +70,9 @@ def stream_examples(
     held_out = replace(data, split=evaluation.split, flip=False)
     training, codes = _encoded(data, tokenizer, device, quiet)
     judged, judged_codes = _encoded(held_out, tokenizer, device, quiet)
+    for dataset, known in ((training, ()), (judged, training.account.findings)):
+        if said := dataset.account.sentences(dataset.name, dataset.skipped, known):
+            warnings.warn(said, stacklevel=2)
     judged = judged.matched(training.class_names, training.num_classes or 0, f"the split {data.split}")
     return Examples(
         data=replace(data, source=training.path or data.source), training=training, evaluation=judged,
@@ -84,22 +88,21 @@ def _encoded(
     key = ["stream", tokenizer_hash(tokenizer), data.height_width, data.resize, data.binarize, data.flip]
     with scratch() as folder, progress("Encoding images", None, "images", quiet) as done:
         stream = open_stream(data, folder)
-        build = partial(_build, data, tokenizer.to(device), stream.shards, done)
+        build = partial(_build, data, tokenizer.to(device), stream, done)
         named = [[shard.identity, data.split] for shard in stream.shards]
         parts = [Part(folder) for folder in cached_parts(key, named, build)]
     return _data_set(data, tokenizer, stream, [part for part in parts if part.count])
 
 
 def _build(
-    data: DataConfig, tokenizer: Tokenizer, shards: Sequence[FolderShard | TarShard], done: Callable[[int], None],
-    number: int, target: Path,
+    data: DataConfig, tokenizer: Tokenizer, stream: Stream, done: Callable[[int], None], number: int, target: Path
 ) -> None:  # fmt: skip
     """Encodes a shard."""
     grids = [narrowest(grid) for grid in tokenizer.spec.grids]
     writer, digest, unreadable = PartWriter(target, grids * (1 + data.flip)), hashlib.sha256(), []
     smallest, largest = 0, 0
     config = replace(data, channels=tokenizer.image_shape[0])
-    samples = shards[number].samples()
+    samples = stream.shards[number].samples()
     while some := list(islice(samples, IMAGES_AT_ONCE)):
         pictures = list(decoded(config, [sample.image for sample in some]))
         good = [row for row, picture in enumerate(pictures) if not isinstance(picture, str)]
@@ -138,7 +141,7 @@ def _data_set(
         torch.zeros((), dtype=torch.uint8).expand(count, *tokenizer.image_shape), labels,
         Texts(parts) if any(part.meta["captioned"] for part in parts) else None, classes,
         None if labels is None else num_classes, stream.name, unreadable,
-        Account(used=count, findings=tuple(findings)), stream.path,
+        Account(used=count, findings=(*stream.findings, *findings)), stream.path,
     )  # fmt: skip
     prints = "".join(part.meta["fingerprint"] for part in parts)
     dataset.__dict__["fingerprint"] = hashlib.sha256(prints.encode()).hexdigest()[:16]
