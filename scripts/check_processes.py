@@ -3,9 +3,11 @@
     python scripts/check_processes.py                          # everything: some minutes on two cores
     python scripts/check_processes.py training --steps 10      # this only: training, resuming, evaluation
 
-training:   loss curves of a tokenizer, a transformer and a raster prior, by DDP, by FSDP and with a batch in parts,
-            beside those of one process
-resuming:   a checkpoint of two FSDP processes goes on in one, and the reverse
+training:   loss curves of a tokenizer, a transformer and a raster prior, by DDP as torchrun starts it on one machine
+            and on two, and as SLURM does on two, by FSDP, and with a batch in parts, beside those of one process;
+            and that FSDP refuses an adversary in a sentence
+resuming:   a checkpoint of two FSDP processes goes on in two, which ends like an unbroken run of two, and in one, and
+            the reverse
 evaluation: `chainrule evaluate --samples N` in two processes and in one, with the processor time of each
 
 All runs are on the CPU, in float32, by AdamW and without dropout (Muon computes in bfloat16, so that its curves lie
@@ -56,6 +58,8 @@ RECIPES = {  # a VQ-VAE without what depends on a whole batch, or on chance: res
 BY_LOSS = ["tokenizer.learning=loss"]  # codebooks learned by averages learn from each part of a batch
 VARIANTS = [  # what is compared with one process: title, processes, words of the command
     ("DDP", 2, []),
+    ("DDP on two machines", 2, []),
+    ("DDP on two nodes of SLURM", 2, []),
     ("FSDP", 2, ["--strategy", "fsdp"]),
     ("in 4 parts", 1, ["training.accumulate=4"]),
 ]
@@ -78,15 +82,28 @@ def main() -> int:
         if {"training", "resuming"} & set(options.parts):
             train("vqvae", "vqvae")
         passed = [
-            *(compare_training() if "training" in options.parts else []),
+            *([*compare_training(), refuses_adversary()] if "training" in options.parts else []),
             *(compare_resuming(options.steps) if "resuming" in options.parts else []),
             *([compare_evaluation(options.model, options.samples)] if "evaluation" in options.parts else []),
         ]
     return int(not all(passed))
 
 
-def run(processes: int, *words: str) -> list[float]:
-    """A command of chainrule in processes as torchrun starts them; the processor time of each, in seconds."""
+def launched(rank: int, processes: int, port: int, title: str) -> dict[str, str]:
+    """The variables that a process gets from torchrun, or from SLURM if the title says so."""
+    meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    if "SLURM" in title:
+        nodes = {"NTASKS": processes, "NTASKS_PER_NODE": 1, "NNODES": processes, "NODEID": rank, "PROCID": rank}
+        job = nodes | {"LOCALID": 0, "JOB_ID": port, "JOB_NAME": "check", "STEP_ID": 0, "NODELIST": "localhost"}
+        return meeting | {f"SLURM_{name}": str(value) for name, value in job.items()}
+    here, local = (1, 0) if "machines" in title else (processes, rank)
+    numbers = {"RANK": rank, "WORLD_SIZE": processes, "LOCAL_RANK": local, "LOCAL_WORLD_SIZE": here}
+    numbers |= {"GROUP_RANK": rank - local, "TORCHELASTIC_RUN_ID": "check"}
+    return meeting | {name: str(value) for name, value in numbers.items()}
+
+
+def run(processes: int, *words: str, title: str = "") -> list[float]:
+    """A command of chainrule in processes that are started as the title says; the processor seconds of each."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -94,11 +111,7 @@ def run(processes: int, *words: str) -> list[float]:
     for rank in range(processes):
         environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
         if processes > 1:
-            environment |= {
-                "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(processes), "MASTER_PORT": str(port),
-                "LOCAL_WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1", "GROUP_RANK": "0",
-                "TORCHELASTIC_RUN_ID": "check",
-            }  # fmt: skip
+            environment |= launched(rank, processes, port, title)
         command = [sys.executable, "-m", "chainrule", *words]
         started.append(subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL))
     seconds = []
@@ -111,8 +124,8 @@ def run(processes: int, *words: str) -> list[float]:
     return seconds
 
 
-def train(name: str, out: str, processes: int = 1, *words: str) -> None:
-    run(processes, "train", f"{name}.yaml", "--out", out, "--quiet", "--accelerator", "cpu", *words)
+def train(name: str, out: str, processes: int = 1, *words: str, title: str = "") -> None:
+    run(processes, "train", f"{name}.yaml", "--out", out, "--quiet", "--accelerator", "cpu", *words, title=title)
 
 
 def losses(out: str) -> list[float]:
@@ -136,19 +149,33 @@ def compare_training() -> list[bool]:
             baseline = f"{name}-one{len(given)}"
             if not Path(baseline).exists():
                 train(name, baseline, 1, *given)
-            train(name, f"{name}-{title}", processes, *given, *words)
+            train(name, f"{name}-{title}", processes, *given, *words, title=title)
             passed.append(report(f"{name}, {title}", baseline, f"{name}-{title}"))
     return passed
+
+
+def refuses_adversary() -> bool:
+    """Whether FSDP refuses to train against an adversary, in one sentence and before the first step."""
+    command = [sys.executable, "-m", "chainrule", "train", "vqvae.yaml", "--out", "duel", "--strategy", "fsdp"]
+    options = ["--accelerator", "cpu", "losses.adversarial.num_layers=1"]
+    environment = os.environ | launched(0, 1, 0, "")
+    done = subprocess.run([*command, *options], env=environment, capture_output=True, text=True)
+    print(f"FSDP against an adversary: {done.stderr.strip()}")
+    return done.returncode == 2 and "use ddp" in done.stderr and not Path("duel/log.csv").exists()
 
 
 def compare_resuming(steps: int) -> list[bool]:
     spread, half = ["--strategy", "fsdp"], f"training.steps={steps // 2}"
     train("gpt", "whole")
+    train("gpt", "whole-of-two", 2, *spread)
+    train("gpt", "two-again", 2, *spread, half)
+    train("gpt", "two-again", 2, *spread)
     train("gpt", "from-two", 2, *spread, half)
     train("gpt", "from-two", 1)
     train("gpt", "from-one", 1, half)
     train("gpt", "from-one", 2, *spread)
     return [
+        report("gpt, two FSDP processes, resumed by two", "whole-of-two", "two-again"),
         report("gpt, two FSDP processes, then one", "whole", "from-two"),
         report("gpt, one process, then two of FSDP", "whole", "from-one"),
     ]

@@ -111,8 +111,9 @@ def commands() -> list:
     for parameter in blocks("bash"):
         for line in parameter.values[0].splitlines():
             words = shlex.split(line, comments=True)
-            if words[:1] == ["chainrule"]:
-                found.append(pytest.param(words[1:], id=f"{parameter.id}:{' '.join(words[1:3])}"))
+            if words[:1] in (["chainrule"], ["srun"], ["torchrun"]):
+                words = words[words.index("chainrule") + 1 :]
+                found.append(pytest.param(words, id=f"{parameter.id}:{' '.join(words[:2])}"))
     return found
 
 
@@ -124,7 +125,7 @@ def test_commands_are_understood(words):
     if words[0] == "train":
         assert options["recipe"] in recipe_names() or options["recipe"].endswith(".yaml")
     elif (model := options.get("model")) is not None:
-        assert model in chainrule.models() or model.startswith(("runs/", "my_")), model
+        assert model in chainrule.models() or model.startswith(("runs/", "/shared/", "my_")), model
     for choice in (options.get("reranker"), *(options.get("upscaler") or ())):
         assert choice is None or "/" in choice or choice in chainrule.models(), choice
 

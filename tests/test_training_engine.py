@@ -336,6 +336,17 @@ def test_a_run_with_spread_weights_goes_on_in_one_process_and_the_reverse(tmp_pa
         torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
+def test_two_processes_with_spread_weights_resume_bit_for_bit(tmp_path):
+    for folder, kills in (("whole", ["none"]), ("run", ["interrupt:5", "none"])):
+        for kill in kills:
+            child = run_in_child(tmp_path / folder, kill, "steps=16", "strategy=fsdp", processes=2)
+            assert child.returncode == (1 if kill != "none" else 0), child.stderr  # of torchrun
+    for name in ("log.csv", "evaluation.csv", "model/weights.pt"):
+        one, other = ((tmp_path / folder / name).read_bytes() for folder in ("whole", "run"))
+        assert one == other, name
+
+
 def test_what_cannot_be_spread_is_refused(tmp_path):
     codebook = Codebook(4, 2, learning="loss")
     with pytest.raises(ValueError, match="a codebook that is restarted while it learns by loss cannot be sharded"):
