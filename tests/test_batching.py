@@ -34,13 +34,14 @@ def requests(prior, guided: bool = False) -> list[Request]:
     ]
 
 
-def drawn_together(batcher: Batcher, jobs: list[Job], wait: int, starters=None) -> None:
-    """A new job every `wait` steps."""
+def drawn_together(batcher: Batcher, jobs: list[Job], wait: int, starters=None, at_once: int = 1) -> None:
+    """New jobs every `wait` steps, `at_once` of them."""
     done, steps, coming = [], 0, list(enumerate(jobs))
     while len(done) < len(jobs):
         if coming and steps % wait == 0:
-            index, job = coming.pop(0)
-            batcher.add(job, starters and starters[index])
+            for index, job in coming[:at_once]:
+                batcher.add(job, starters and starters[index])
+            del coming[:at_once]
         done += batcher.step()
         steps += 1
         assert steps < 5000
@@ -48,11 +49,11 @@ def drawn_together(batcher: Batcher, jobs: list[Job], wait: int, starters=None) 
 
 
 @pytest.mark.parametrize(("entry", "preset"), PRIORS)
-@pytest.mark.parametrize("wait", [1, 3])
-def test_codes_do_not_depend_on_what_shares_the_batch(entry, preset, wait):
+@pytest.mark.parametrize(("wait", "at_once"), [(1, 1), (3, 2)])
+def test_codes_do_not_depend_on_what_shares_the_batch(entry, preset, wait, at_once):
     prior = build(entry, preset)
     jobs = [Job(request) for request in requests(prior)]
-    drawn_together(Batcher(prior.runner()), jobs, wait)
+    drawn_together(Batcher(prior.runner()), jobs, wait, at_once=at_once)
     for job in jobs:
         alone = job.request.draw(prior.runner())
         assert all(map(torch.equal, job.codes, alone))

@@ -77,8 +77,8 @@ class Job:
         """Rows of a batch that it needs."""
         return len(self.request.seeds) * self.request.particles
 
-    def start(self, runner: Runner) -> tuple[Any, Table]:
-        """The state of its rows, and their table."""
+    def start(self, runner: Runner) -> tuple[Context | GuidedContext, Table]:
+        """The context of its rows, and their table."""
         request, length, device = self.request, runner.prior.spec.length, runner.device
         seeds, count = list(request.seeds), request.particles
         fixed = [False] * length if request.known is None else request.known.mask.tolist()
@@ -96,7 +96,7 @@ class Job:
         if request.known is not None:
             codes = torch.where(mask, request.known.codes.to(device).repeat_interleave(count, 0), codes)
         t = torch.zeros(len(seeds), 1, dtype=torch.int64, device=device)
-        return runner.init_state(len(seeds), context), Table(t, codes, mask, uniforms(seeds, length).to(device))
+        return context, Table(t, codes, mask, uniforms(seeds, length).to(device))
 
 
 @dataclass
@@ -153,12 +153,20 @@ class Rows:
 
 
 class Group:
-    """Jobs in one batch."""
+    """Jobs in one batch.
 
-    def __init__(self, job: Job, runner: Runner) -> None:
-        self.rows, self.jobs = Rows(job.start(runner)), [job]
-        self.count = job.num_rows
-        job.rows = list(range(self.count))
+    Args:
+        jobs: of contexts of the same fields and shapes.
+        runner: makes their states.
+    """
+
+    def __init__(self, jobs: Sequence[Job], runner: Runner) -> None:
+        self.jobs, self.count = list(jobs), 0
+        for job in jobs:
+            job.rows = list(range(self.count, self.count + job.num_rows))
+            self.count += job.num_rows
+        context, table = map(_joined, zip(*(job.start(runner) for job in jobs), strict=True))
+        self.rows = Rows((runner.init_state(self.count, context), table))
 
     @property
     def table(self) -> Table:
@@ -242,6 +250,15 @@ class Group:
         return self.table.codes[job.rows[:: job.request.particles]]
 
 
+def _joined(parts: Sequence[Any]) -> Any:
+    """States or contexts as one, the rows of the first part first."""
+    return with_tensors(parts[0], map(torch.cat, zip(*map(tensors, parts), strict=True)))
+
+
+def _alike(one: Job, other: Job) -> bool:
+    return signature(one.request.context) == signature(other.request.context)
+
+
 def _options(job: Job) -> tuple[float, ...]:
     sampling = job.request.sampling
     return sampling.temperature, sampling.top_k or 0, 1.0 if sampling.top_p is None else sampling.top_p
@@ -323,9 +340,10 @@ class Batcher:
         fitting = [group for group in self.groups if group.signature() == self.beginning]
         if self.groups and self.period is not None and not fitting:
             return  # soon they can join
-        while self.waiting and (not self.groups or self.num_rows + self.waiting[0][0].num_rows <= self.max_rows):
-            group = Group(*self.waiting[0])
-            self.waiting.pop(0)
+        while count := self._num_admitted():
+            jobs, runners = zip(*self.waiting[:count], strict=True)
+            group = Group(jobs, runners[0])
+            del self.waiting[:count]
             self.beginning = group.signature()
             for other in self.groups:
                 if other.signature() == self.beginning:
@@ -333,3 +351,14 @@ class Batcher:
                     break
             else:
                 self.groups.append(group)
+
+    def _num_admitted(self) -> int:
+        """How many of the first that wait can start together: of the same runner, in contexts of the same shapes."""
+        rows, count = self.num_rows, 0
+        for job, runner in self.waiting:
+            if count and (runner is not self.waiting[0][1] or not _alike(job, self.waiting[0][0])):
+                break
+            if rows and rows + job.num_rows > self.max_rows:
+                break
+            rows, count = rows + job.num_rows, count + 1
+        return count

@@ -2,8 +2,9 @@
 
 The drawing thread takes turns among the batches, one code each.  What comes before and after, such as encoding,
 decoding and judging images, is done in the other thread, one task after the other, so that it never delays the next
-code.  Codes that wait to be decoded by the same model are decoded in one batch, which takes less time than its images
-one by one; a tokenizer gives the same pixels alone and in a batch.
+code.  Codes of one model are decoded in batches, which take less time than their images one by one; a tokenizer gives
+the same pixels alone and in a batch.  While other images of the model are drawn, codes wait for them as long as the
+last batch took to decode, or until there are `DECODED`.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import asyncio
 import logging
 import queue
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -30,6 +32,10 @@ T = TypeVar("T")
 Settle = Callable[[Any], None]
 """Gives a future its result, or an exception, from any thread."""
 log = logging.getLogger("chainrule.serving")
+
+
+DECODED = 8
+"""Images that are decoded at once: more take hardly less time each, and the first of them would wait for the last."""
 
 
 class Busy(Exception):
@@ -52,7 +58,7 @@ class Engine:
         self._runners: dict[tuple[int, str], Runner] = {}
         self._inbox: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._futures: dict[Job, Settle] = {}
-        self._undecoded: dict[int, queue.SimpleQueue[tuple[Codes, asyncio.Future, Settle]]] = {}
+        self._undecoded: dict[int, Undecoded] = {}
         self._thread = threading.Thread(target=self._run, name="chainrule-draw", daemon=True)
         self._others = ThreadPoolExecutor(1, "chainrule-compute")
         self._thread.start()
@@ -73,12 +79,17 @@ class Engine:
         return await asyncio.get_running_loop().run_in_executor(self._others, call)
 
     async def decode(self, pipeline: Pipeline, codes: Codes) -> Tensor:
-        """The images of codes, uint8 (B, C, H, W), decoded together with others that wait; see `Pipeline.decode`."""
+        """The images of codes, uint8 (B, C, H, W), decoded together with others; see `Pipeline.decode`."""
         future, settle = _settled_elsewhere()
-        waiting = self._undecoded.setdefault(id(pipeline), queue.SimpleQueue())
-        waiting.put((codes, future, settle))
-        self._others.submit(_decode, pipeline, waiting, self.max_rows)
-        return await future
+        waiting = self._undecoded.setdefault(id(pipeline), Undecoded(pipeline))
+        waiting.parts.put((codes, future, settle))
+        alone = not any(batcher.num_rows for key, batcher in list(self._batchers.items()) if key[0] == id(pipeline))
+        seconds = 0.0 if alone or waiting.parts.qsize() >= DECODED else waiting.seconds
+        timer = asyncio.get_running_loop().call_later(seconds, self._others.submit, waiting.decode)
+        try:
+            return await future
+        finally:
+            timer.cancel()
 
     async def draw(
         self, pipeline: Pipeline, request: Request, on_code: Callable[[int, Callable[[], Any]], None] | None = None
@@ -163,27 +174,6 @@ def _without_gradients(function: Callable[..., T], *args: Any, **options: Any) -
         return function(*args, **options)
 
 
-@torch.no_grad()
-def _decode(pipeline: Pipeline, waiting: queue.SimpleQueue, max_images: int) -> None:
-    """Decodes what waits, in a batch of about `max_images`; what an earlier call has taken is gone."""
-    taken, count = [], 0
-    with suppress(queue.Empty):
-        while count < max_images:
-            codes, future, settle = waiting.get_nowait()
-            if not future.done():  # nobody has left
-                taken.append((codes, settle))
-                count += len(codes[0])
-    if not taken:
-        return
-    try:
-        images = pipeline.decode(tuple(map(torch.cat, zip(*(codes for codes, _ in taken), strict=True))))
-        parts = images.split([len(codes[0]) for codes, _ in taken])
-    except Exception as error:
-        parts = [error] * len(taken)
-    for part, (_, settle) in zip(parts, taken, strict=True):
-        settle(part)
-
-
 def _settled_elsewhere() -> tuple[asyncio.Future, Settle]:
     """A future of the running loop, and what settles it from another thread."""
     loop = asyncio.get_running_loop()
@@ -198,3 +188,38 @@ def _settle(future: asyncio.Future, result: Any) -> None:
         future.set_exception(result)
     else:
         future.set_result(result)
+
+
+class Undecoded:
+    """Codes of a model that wait to be decoded.
+
+    Attributes:
+        parts: codes, the future of their images, and what settles it.
+        seconds: that the last batch took.
+    """
+
+    def __init__(self, pipeline: Pipeline) -> None:
+        self.pipeline, self.seconds = pipeline, 0.0
+        self.parts: queue.SimpleQueue[tuple[Codes, asyncio.Future, Settle]] = queue.SimpleQueue()
+
+    @torch.no_grad()
+    def decode(self) -> None:
+        """Decodes about `DECODED` images that wait; what an earlier call has taken is gone."""
+        taken, count = [], 0
+        with suppress(queue.Empty):
+            while count < DECODED:
+                codes, future, settle = self.parts.get_nowait()
+                if not future.done():  # nobody has left
+                    taken.append((codes, settle))
+                    count += len(codes[0])
+        if not taken:
+            return
+        since = time.monotonic()
+        try:
+            images = self.pipeline.decode(tuple(map(torch.cat, zip(*(codes for codes, _ in taken), strict=True))))
+            parts = images.split([len(codes[0]) for codes, _ in taken])
+        except Exception as error:
+            parts = [error] * len(taken)
+        self.seconds = time.monotonic() - since
+        for part, (_, settle) in zip(parts, taken, strict=True):
+            settle(part)

@@ -107,7 +107,7 @@ class Studio:
             image, mask = drawing.known.tensors()
             given = {"particles": drawing.known.particles}
             given["known"] = await engine.compute(pipeline.known_codes, image, mask, len(drawing.seeds))
-        request = await engine.compute(pipeline.request, **drawing.arguments(), **given)
+        request = await asyncio.to_thread(pipeline.request, **drawing.arguments(), **given)
         watch = None if not num_partial else _partials(request, pipeline.prior.spec.length, on_partial, num_partial)
         images = await engine.decode(pipeline, await engine.draw(pipeline, request, watch))
         if drawing.known is not None:
