@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import builtins
+import gc
 import io
 import re
 import socket
@@ -28,12 +29,15 @@ from chainrule import Pipeline
 from chainrule.drawing import read_origin
 from chainrule.drawing import repeat as draw_again
 from chainrule.images import to_pil
+from chainrule.larger import at_size
 from chainrule.serving.app import create_app
 from chainrule.serving.engine import Engine
 from chainrule.serving.settings import Settings
+from chainrule.serving.studio import SIZES
 from chainrule.upscaling.upscaler import Upscaler, UpscalerConfig
 from test_cli import SIDE, refused, tiny
 from test_cli_text import build as text_pipeline
+from test_larger import small
 
 KEY = "a secret"
 
@@ -80,6 +84,7 @@ def models(tmp_path_factory) -> dict[str, Pipeline]:
         "classes": tiny(3, null_label=True),
         "texts": text_pipeline(False),
         "joint": text_pipeline(True),
+        "window": small(),
     }
     saved = {}
     for name, pipeline in pipelines.items():
@@ -253,6 +258,8 @@ def test_openai_streams_an_edit(server, models):
     [
         ({"model": "nope"}, openai.NotFoundError, "this server has no model 'nope'"),
         ({"size": "1024x1024"}, openai.BadRequestError, "this model draws images of 8x8"),
+        ({"size": "16x16"}, openai.BadRequestError, "a model of pixels draws images of its own size only"),
+        ({"size": "large"}, openai.BadRequestError, "size must be auto, or width x height as 64x64"),
         ({"prompt": "a dog"}, openai.BadRequestError, "which it would ignore"),
         ({"n": 6}, openai.BadRequestError, "n must be at most 5"),
         ({"n": 0}, openai.BadRequestError, "n: Input should be greater than or equal to 1"),
@@ -315,6 +322,51 @@ def test_native_completes(server, models, white):
     value = server.post("/api/draw", model=name, seed=3, particles=1, paste=True, **given).json()
     expected = to_pil(pipeline.complete(image[0], mask, 1, paste=True, seed=3))
     assert opened(value["images"][0]["png"]).tobytes() == expected[0].tobytes()
+
+
+def test_native_varies(server, models, tmp_path):
+    name, pipeline = named(models, "classes")
+    image = tiny().sample(1, seed=9)
+    given = {"model": name, "image": base64.b64encode(png_bytes(to_pil(image)[0])).decode(), "label": "dog"}
+    value = server.post("/api/draw", seed=3, n=2, strength=0.3, **given).json()
+    expected = to_pil(chainrule.vary(pipeline, image[0], 0.3, 2, label="dog", seed=3))
+    assert [opened(one["png"]).tobytes() for one in value["images"]] == [one.tobytes() for one in expected]
+    path = tmp_path / "varied.png"
+    path.write_bytes(base64.b64decode(value["images"][1]["png"]))
+    assert not draw_again(path).differences
+    for more, sentence in [
+        ({"mask": given["image"]}, "leave mask and paste out"), ({"best_of": 2}, "not among completions"),
+        ({"size": [16, 16]}, "pictures are completed and varied at 8x8"), ({"image": None}, "send the image too"),
+    ]:  # fmt: skip
+        assert sentence in server.post("/api/draw", **given | {"strength": 0.3} | more).json()["error"]["message"]
+
+
+def test_larger_images_where_the_model_allows_them(server, models, tmp_path):
+    name, pipeline = named(models, "window")
+    _, height, width = pipeline.tokenizer.image_shape
+    expected = to_pil(at_size(pipeline, height, 2 * width).sample(2, seed=3))
+    size = f"{2 * width}x{height}"
+    found = server.client().images.generate(model=name, prompt="", n=2, size=size, extra_body={"seed": 3})
+    assert found.size == size and found.usage.output_tokens == 2 * 2 * pipeline.tokenizer.spec.length
+    assert [opened(one.b64_json).tobytes() for one in found.data] == [one.tobytes() for one in expected]
+    path = tmp_path / "wide.png"
+    path.write_bytes(base64.b64decode(found.data[1].b64_json))
+    assert not draw_again(path).differences
+    native = server.post("/api/draw", model=name, size=[height, 2 * width], n=2, seed=3).json()
+    assert opened(native["images"][1]["png"]).tobytes() == expected[1].tobytes()
+    stream = server.client().images.generate(
+        model=name, prompt="", size=size, stream=True, partial_images=1, extra_body={"seeds": read_origin(path).seeds}
+    )
+    assert [opened(one.b64_json).tobytes() for one in stream][1] == expected[1].tobytes()
+
+
+def test_models_at_few_other_sizes_are_kept(server, models):
+    name, pipeline = named(models, "window")
+    _, height, width = pipeline.tokenizer.image_shape
+    for times in range(2, 3 + SIZES):
+        assert server.post("/api/draw", model=name, size=[height, times * width]).status_code == 200
+    gc.collect()
+    assert len(server.engine._packed) <= len(models) + SIZES
 
 
 def test_native_scores_encodes_and_decodes(server, models, doubler):

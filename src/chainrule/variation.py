@@ -74,9 +74,17 @@ def redraw(
     Raises:
         ValueError: an image or a mask of another size or type.
     """
+    request = model.request(n, known=kept_codes(model, image, mask, n), **options)
+    return model.decode(request.draw(request.sampling.runner(model.prior), model.watch(on_image)))
+
+
+def kept_codes(model: Pipeline, image: Tensor, mask: Tensor, n: int) -> Known:
+    """The codes of a whole image, of which those under the mask are kept, for `n` variations; see `redraw`.
+
+    Raises:
+        ValueError: an image or a mask of another size or type.
+    """
     image, mask = as_tensor(image, "image"), as_mask(mask)
     model.tokenizer.check_images(image[None])
     codes = model.tokenizer.spec.flatten(model.tokenizer.encode(image[None].to(model.device)))
-    known = Known(codes.expand(n, -1), model.tokenizer.known_codes(mask))
-    request = model.request(n, known=known, **options)
-    return model.decode(request.draw(request.sampling.runner(model.prior), model.watch(on_image)))
+    return Known(codes.expand(n, -1), model.tokenizer.known_codes(mask))

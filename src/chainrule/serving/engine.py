@@ -14,6 +14,7 @@ import logging
 import queue
 import threading
 import time
+import weakref
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -54,11 +55,9 @@ class Engine:
         self.max_rows, self.max_waiting = max_rows, max_waiting
         self.pending = 0  # rows of requests that are not done
         self.num_codes = 0  # drawn since the start
-        self._batchers: dict[tuple[int, str, bool], Batcher] = {}
-        self._runners: dict[tuple[int, str], Runner] = {}
+        self._packed: dict[int, Packed] = {}  # by the id of a model, as long as somebody holds it
         self._inbox: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._futures: dict[Job, Settle] = {}
-        self._undecoded: dict[int, Undecoded] = {}
         self._thread = threading.Thread(target=self._run, name="chainrule-draw", daemon=True)
         self._others = ThreadPoolExecutor(1, "chainrule-compute")
         self._thread.start()
@@ -66,7 +65,7 @@ class Engine:
     @property
     def num_rows(self) -> int:
         """Rows that are being drawn now."""
-        return sum(batcher.num_rows for batcher in list(self._batchers.values()))
+        return sum(batcher.num_rows for batcher in self._batchers())
 
     def close(self) -> None:
         """Ends the threads after what they are doing."""
@@ -81,11 +80,11 @@ class Engine:
     async def decode(self, pipeline: Pipeline, codes: Codes) -> Tensor:
         """The images of codes, uint8 (B, C, H, W), decoded together with others; see `Pipeline.decode`."""
         future, settle = _settled_elsewhere()
-        waiting = self._undecoded.setdefault(id(pipeline), Undecoded(pipeline))
-        waiting.parts.put((codes, future, settle))
-        alone = not any(batcher.num_rows for key, batcher in list(self._batchers.items()) if key[0] == id(pipeline))
-        seconds = 0.0 if alone or waiting.parts.qsize() >= DECODED else waiting.seconds
-        timer = asyncio.get_running_loop().call_later(seconds, self._others.submit, waiting.decode)
+        packed = self._of(pipeline)
+        packed.undecoded.put((codes, future, settle))
+        alone = not any(batcher.num_rows for batcher in list(packed.batchers.values()))
+        seconds = 0.0 if alone or packed.undecoded.qsize() >= DECODED else packed.seconds
+        timer = asyncio.get_running_loop().call_later(seconds, self._others.submit, packed.decode, pipeline)
         try:
             return await future
         finally:
@@ -109,7 +108,7 @@ class Engine:
         future, settle = _settled_elsewhere()
         self.pending += job.num_rows
         try:
-            self._inbox.put(partial(self._add, pipeline, job, settle))
+            self._inbox.put(partial(self._add, pipeline, self._of(pipeline), job, settle))
             return await future
         except asyncio.CancelledError:
             self._inbox.put(partial(self._cancel, job))
@@ -117,20 +116,30 @@ class Engine:
         finally:
             self.pending -= job.num_rows
 
+    def _of(self, pipeline: Pipeline) -> Packed:
+        key = id(pipeline)
+        if key not in self._packed:
+            self._packed[key] = Packed()
+            weakref.finalize(pipeline, self._packed.pop, key, None)
+        return self._packed[key]
+
     # ---------------------------------------------------------------- in the drawing thread
 
-    def _add(self, pipeline: Pipeline, job: Job, settle: Settle) -> None:
+    def _batchers(self) -> list[Batcher]:
+        return [batcher for packed in list(self._packed.values()) for batcher in list(packed.batchers.values())]
+
+    def _add(self, pipeline: Pipeline, packed: Packed, job: Job, settle: Settle) -> None:
         sampling, count = job.request.sampling, len(job.request.seeds)
         guided = sampling.guidance != 1
         try:
-            key = id(pipeline), sampling.precision
-            if key not in self._runners:
-                self._runners[key] = pipeline.prior.runner(sampling.precision)
-            runner = self._runners[key]
+            precision = sampling.precision
+            if precision not in packed.runners:
+                packed.runners[precision] = pipeline.prior.runner(precision)
+            runner = packed.runners[precision]
             if guided:
                 runner = GuidedRunner(Guided(pipeline.prior, sampling.guidance), runner)
             runner.prior.check_context(job.request.context, count)
-            batcher = self._batchers.setdefault((*key, guided), Batcher(runner, self.max_rows))
+            batcher = packed.batchers.setdefault((precision, guided), Batcher(runner, self.max_rows))
             batcher.add(job, runner)
             self._futures[job] = settle
         except Exception as error:
@@ -138,19 +147,19 @@ class Engine:
 
     def _cancel(self, job: Job) -> None:
         self._futures.pop(job, None)
-        for batcher in self._batchers.values():
+        for batcher in self._batchers():
             batcher.cancel(job)
 
     def _run(self) -> None:
         while True:
-            busy = [batcher for batcher in self._batchers.values() if batcher.is_busy]
+            busy = [batcher for batcher in self._batchers() if batcher.is_busy]
             try:
                 while True:
                     call = self._inbox.get(block=not busy)
                     if call is None:
                         return
                     call()
-                    busy = busy or [batcher for batcher in self._batchers.values() if batcher.is_busy]
+                    busy = busy or [batcher for batcher in self._batchers() if batcher.is_busy]
             except queue.Empty:
                 pass
             for batcher in busy:
@@ -190,25 +199,29 @@ def _settle(future: asyncio.Future, result: Any) -> None:
         future.set_result(result)
 
 
-class Undecoded:
-    """Codes of a model that wait to be decoded.
+class Packed:
+    """A model as the engine draws and decodes with it; it does not hold the model.
 
     Attributes:
-        parts: codes, the future of their images, and what settles it.
-        seconds: that the last batch took.
+        runners: by precision.
+        batchers: by precision, and whether guided.
+        undecoded: codes that wait, the future of their images, and what settles it.
+        seconds: that the last batch took to decode.
     """
 
-    def __init__(self, pipeline: Pipeline) -> None:
-        self.pipeline, self.seconds = pipeline, 0.0
-        self.parts: queue.SimpleQueue[tuple[Codes, asyncio.Future, Settle]] = queue.SimpleQueue()
+    def __init__(self) -> None:
+        self.runners: dict[str, Runner] = {}
+        self.batchers: dict[tuple[str, bool], Batcher] = {}
+        self.undecoded: queue.SimpleQueue[tuple[Codes, asyncio.Future, Settle]] = queue.SimpleQueue()
+        self.seconds = 0.0
 
     @torch.no_grad()
-    def decode(self) -> None:
+    def decode(self, pipeline: Pipeline) -> None:
         """Decodes about `DECODED` images that wait; what an earlier call has taken is gone."""
         taken, count = [], 0
         with suppress(queue.Empty):
             while count < DECODED:
-                codes, future, settle = self.parts.get_nowait()
+                codes, future, settle = self.undecoded.get_nowait()
                 if not future.done():  # nobody has left
                     taken.append((codes, settle))
                     count += len(codes[0])
@@ -216,7 +229,7 @@ class Undecoded:
             return
         since = time.monotonic()
         try:
-            images = self.pipeline.decode(tuple(map(torch.cat, zip(*(codes for codes, _ in taken), strict=True))))
+            images = pipeline.decode(tuple(map(torch.cat, zip(*(codes for codes, _ in taken), strict=True))))
             parts = images.split([len(codes[0]) for codes, _ in taken])
         except Exception as error:
             parts = [error] * len(taken)

@@ -14,6 +14,7 @@ from ..images import to_pil
 from ..pictures import png
 from ..pipeline import Pipeline
 from ..strict import to_plain
+from ..variation import kept
 from .connection import within
 from .errors import APIError
 from .schemas import (
@@ -61,9 +62,9 @@ def router(studio: Studio, settings: Settings) -> APIRouter:
 
     @routes.post("/draw")
     async def draw(options: Draw, request: Request) -> dict[str, Any]:
-        """Draws images, or completes one."""
+        """Draws images, or completes or varies one."""
         known = _known(options, find_model(studio, options.model)[1].pipeline, settings)
-        drawing = drawing_of(studio, settings, options, options.text, known)
+        drawing = drawing_of(studio, settings, options, options.text, known, options.size)
         images = await within(request, settings.timeout, studio.draw(drawing))
         files = await png_files(drawing, images, options.metadata)
         return {
@@ -125,20 +126,24 @@ def router(studio: Studio, settings: Settings) -> APIRouter:
 
 
 def _known(options: Draw, pipeline: Pipeline, settings: Settings) -> Known | None:
-    """What is known of an image that is to be completed."""
+    """What is known of an image that is to be completed or varied."""
     if options.image is None:
-        if options.mask is not None:
-            raise APIError("a mask says what is known of an image: send the image too", param="image")
+        if options.mask is not None or options.strength is not None:
+            raise APIError("mask and strength say what is kept of an image: send the image too", param="image")
         return None
     data, shape = from_base64(options.image, "image"), pipeline.tokenizer.image_shape
     image = read_picture(data, settings, shape)
+    if options.best_of > 1:
+        raise APIError("best_of chooses among images, not among completions: leave it out", param="best_of")
+    if options.strength is not None:
+        if options.mask is not None or options.paste:
+            raise APIError("strength draws codes all over the image: leave mask and paste out", param="strength")
+        return Known.of(image, kept(pipeline, options.strength), options.particles or 1, whole=True)
     if options.mask is None:
         mask = read_alpha(data, settings, shape[1:])
     else:
         mask = read_mask(from_base64(options.mask, "mask"), settings, shape[1:])
-    if options.best_of > 1:
-        raise APIError("best_of chooses among images, not among completions: leave it out", param="best_of")
-    return Known.of(image, mask, options.particles, options.paste)
+    return Known.of(image, mask, options.particles or 8, options.paste)
 
 
 def _opened(studio: Studio, settings: Settings, options: Score, only_image: bool = False) -> tuple[str, Tensor]:

@@ -18,7 +18,17 @@ from ..drawing import Drawing, Known
 from ..pipeline import Pipeline
 from .connection import within
 from .errors import APIError, answer
-from .schemas import Edit, Generation, by_prompt, check_size, drawing_of, find_model, read_alpha, read_picture
+from .schemas import (
+    Edit,
+    Generation,
+    by_prompt,
+    drawing_of,
+    find_model,
+    read_alpha,
+    read_picture,
+    read_size,
+    size_of,
+)
 from .settings import Settings
 from .store import Store
 from .studio import Studio, png_files
@@ -70,8 +80,8 @@ def router(studio: Studio, settings: Settings, store: Store) -> APIRouter:
         """Draws images of a prompt."""
         pipeline = find_model(studio, options.model)[1].pipeline
         options, text = by_prompt(pipeline, options)
-        drawing = drawing_of(studio, settings, options, text)
-        return await respond(request, options, drawing, pipeline, "image_generation")
+        drawing = drawing_of(studio, settings, options, text, size=read_size(options))
+        return await respond(request, options, drawing, "image_generation")
 
     @routes.post("/v1/images/edits", openapi_extra=EDIT_BODY)
     async def edits(request: Request) -> Response:
@@ -93,14 +103,12 @@ def router(studio: Studio, settings: Settings, store: Store) -> APIRouter:
         mask = read_alpha(data.get("mask", data["image"]), settings, shape[1:])
         options, text = by_prompt(pipeline, options)
         known = Known.of(image, mask, options.particles, options.paste)
-        drawing = drawing_of(studio, settings, options, text, known)
-        return await respond(request, options, drawing, pipeline, "image_edit")
+        drawing = drawing_of(studio, settings, options, text, known, read_size(options))
+        return await respond(request, options, drawing, "image_edit")
 
-    async def respond(
-        request: Request, options: Generation, drawing: Drawing, pipeline: Pipeline, kind: str
-    ) -> Response:
-        size = check_size(pipeline, options.size, len(drawing.upscalers))
-        common = {"size": size, "quality": "auto", "background": "opaque", "output_format": "png"}
+    async def respond(request: Request, options: Generation, drawing: Drawing, kind: str) -> Response:
+        pipeline = await studio.pipeline_of(drawing)
+        common = {"size": size_of(drawing, pipeline), "quality": "auto", "background": "opaque", "output_format": "png"}
         usage = _usage(drawing, pipeline)
         if options.stream:
             if options.partial_images and drawing.best_of > 1:

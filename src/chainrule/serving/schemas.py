@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import binascii
 import io
+import re
 import secrets
 from collections.abc import Sequence
 from dataclasses import replace
@@ -68,7 +69,9 @@ class Generation(Options):
     """`POST /v1/images/generations`: OpenAI's fields, and this server's."""
 
     prompt: str = Field(description="A text, or for a model of classes the name of a class; empty for any other model.")
-    size: str | None = Field(None, description="The model's own, as 64x64, doubled by each upscaler; or auto.")
+    size: str | None = Field(
+        None, description="Width x height as 64x64, with upscalers after them; the model's own by default, or by auto."
+    )
     response_format: Literal["b64_json", "url"] = "b64_json"
     output_format: Literal["png"] = "png"
     quality: Literal["auto", "standard"] = "auto"
@@ -97,8 +100,14 @@ class Draw(Options):
     reranker: str | None = None
     image: str | None = Field(None, description="A picture to complete, base64.")
     mask: str | None = Field(None, description="Base64: white where the picture is known; by default its alpha.")
-    particles: int = Field(8, ge=1, description="Candidates of a completion.")
+    strength: float | None = Field(
+        None, gt=0, le=1, description="In the place of a mask: vary the picture, and draw this share of codes again."
+    )
+    particles: int | None = Field(
+        None, ge=1, description="Candidates: 8 by default for a completion, 1 for a variation."
+    )
     paste: bool = False
+    size: tuple[int, int] | None = Field(None, description="Height and width; the model's own by default.")
 
 
 class Score(BaseModel):
@@ -158,13 +167,15 @@ def check_upscalers(upscalers: Sequence[Helper], settings: Settings, shape: Sequ
 
 
 def drawing_of(
-    studio: Studio, settings: Settings, options: Options, text: str | None, known: Known | None = None
-) -> Drawing:
+    studio: Studio, settings: Settings, options: Options, text: str | None, known: Known | None = None,
+    size: tuple[int, int] | None = None,
+) -> Drawing:  # fmt: skip
     """The drawing that a request asks for; raises APIError or ValueError where it cannot be.
 
     Args:
         text: what to draw; None: nothing in particular.
-        known: of completions.
+        known: of completions and variations.
+        size: height and width, before upscalers; None: the model's own.
     """
     name, served = find_model(studio, options.model)
     pipeline, seeds = served.pipeline, options.image_seeds()
@@ -178,14 +189,18 @@ def drawing_of(
         known_names = ", ".join(studio.rerankers) or "none"
         raise APIError(f"a reranker judges with best_of above 1, and this server has: {known_names}", param="reranker")
     upscalers = find_upscalers(studio, options.upscalers)
-    check_upscalers(upscalers, settings, pipeline.tokenizer.image_shape)
+    channels, *own = pipeline.tokenizer.image_shape
+    size = None if size == tuple(own) else size
+    if size is not None:
+        _check_size(settings, size, own, known)
+    check_upscalers(upscalers, settings, (channels, *(size or own)))
     label = None if options.label is None else (pipeline.label_number(options.label),) * len(seeds)
     return Drawing(
         model=served.source if served.source.name == name else replace(served.source, name=name), seeds=seeds,
         labels=label, texts=None if text is None else (text,) * len(seeds), negative=options.negative,
         sampling=options.sampling(), best_of=best_of, known=known, device=str(pipeline.device),
         reranker=None if reranker is None else studio.rerankers[reranker].source,
-        upscalers=tuple(one.source for one in upscalers),
+        upscalers=tuple(one.source for one in upscalers), size=size,
     )  # fmt: skip
 
 
@@ -206,13 +221,37 @@ def by_prompt(pipeline: Pipeline, options: Generation) -> tuple[Generation, str 
     return options.model_copy(update={"label": names.get(prompt.lower(), prompt)}), None
 
 
-def check_size(pipeline: Pipeline, size: str | None, num_upscalers: int) -> str:
-    """The size of the images as OpenAI writes it; raises APIError for another one."""
-    height, width = (side << num_upscalers for side in pipeline.tokenizer.image_shape[1:])
-    own = f"{width}x{height}"
-    if size not in (None, "auto", own):
-        raise APIError(f"this model draws images of {own}: leave size out, or send auto or {own}", param="size")
-    return own
+def _check_size(settings: Settings, size: Sequence[int], own: Sequence[int], known: Known | None) -> None:
+    """Raises APIError for a height and width, other than the model's own, that nobody may ask for."""
+    named = f"{own[1]}x{own[0]}"
+    if known is not None:
+        raise APIError(
+            f"pictures are completed and varied at {named}, the model's own size: leave size out", 400, "size"
+        )
+    if min(size) < 1 or size[0] * size[1] > settings.max_drawn:
+        raise APIError(
+            f"this model draws images of {named}, and where it allows other sizes this server draws at most "
+            f"{settings.max_drawn:,} pixels", param="size",
+        )  # fmt: skip
+
+
+def read_size(options: Generation) -> tuple[int, int] | None:
+    """The height and width of the images of a request, before upscalers; None for the model's own."""
+    if options.size in (None, "auto"):
+        return None
+    found = re.fullmatch(r"(\d{1,5})x(\d{1,5})", options.size)
+    factor = 1 << len(options.upscalers)
+    if found is None or any(int(side) % factor for side in found.groups()):
+        multiples = f", both multiples of {factor} for the upscalers" if found else ""
+        raise APIError(f"size must be auto, or width x height as 64x64{multiples}", param="size")
+    width, height = (int(side) // factor for side in found.groups())
+    return height, width
+
+
+def size_of(drawing: Drawing, pipeline: Pipeline) -> str:
+    """The size of the images of a drawing by a model of this size, as OpenAI writes it."""
+    height, width = (side << len(drawing.upscalers) for side in pipeline.tokenizer.image_shape[1:])
+    return f"{width}x{height}"
 
 
 def read_picture(data: bytes, settings: Settings, shape: tuple[int, ...], name: str = "image") -> Tensor:

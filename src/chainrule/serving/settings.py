@@ -25,6 +25,7 @@ class Settings:
     max_candidates: of best-of, and particles of a completion
     max_bytes:    of the body of a request
     max_pixels:   of a picture that is uploaded
+    max_drawn:    pixels of an image that is drawn at another size than the model's own
     max_upscaled: pixels of a picture that upscalers make
     timeout:      seconds until a request is given up
     """
@@ -43,12 +44,13 @@ class Settings:
     max_candidates: int = 64
     max_bytes: int = 20_000_000
     max_pixels: int = 16_000_000
+    max_drawn: int = 1 << 18
     max_upscaled: int = 1 << 20
     timeout: float = 300.0
 
     def __post_init__(self) -> None:
         if not self.models:
             raise ValueError("name at least one model to serve")
-        check_sizes(self, "max_rows", "max_n", "max_candidates", "max_upscaled")
+        check_sizes(self, "max_rows", "max_n", "max_candidates", "max_drawn", "max_upscaled")
         if not self.timeout > 0 or self.max_bytes < 1 or self.max_pixels < 1 or self.max_waiting < 0:
             raise ValueError("timeout, max_bytes and max_pixels must be above 0, max_waiting at least 0")

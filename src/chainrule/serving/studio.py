@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,12 +16,16 @@ from ..decoding import Request, image_seeds, keep_best
 from ..drawing import Drawing, Source, judge_by, text_chunks
 from ..evaluation.scoring import Scores, score
 from ..images import to_pil
+from ..larger import at_size
 from ..pictures import drawn, heat, hide, png, stretch
 from ..pipeline import Pipeline
+from ..variation import kept_codes
 from ..zoo import load_kind, load_scorer
 from .engine import Engine
 from .settings import Settings
 
+SIZES = 4
+"""Models at other sizes than their own that are kept; each has packed weights of its own."""
 OnPartial = Callable[[int, Tensor, int], None]
 """Called with the number of a partial image from 0, the codes (n, T) so far, and how many of them are known."""
 
@@ -57,6 +62,7 @@ class Studio:
     ) -> None:  # fmt: skip
         self.models, self.engine = dict(models), engine
         self.rerankers, self.upscalers = dict(rerankers or {}), dict(upscalers or {})
+        self._larger: dict[tuple[str, tuple[int, int]], Pipeline] = {}
 
     @classmethod
     def open(cls, settings: Settings) -> Studio:
@@ -81,6 +87,23 @@ class Studio:
             request = await self.engine.compute(served.pipeline.request, 1, label)
             await self.engine.decode(served.pipeline, await self.engine.draw(served.pipeline, request))
 
+    async def pipeline_of(self, drawing: Drawing) -> Pipeline:
+        """The model of a drawing, at its size; the `SIZES` that were drawn last are kept.
+
+        Raises:
+            ValueError: a model or a size that does not allow it.
+        """
+        name, size = drawing.model.name, drawing.size
+        if size is None:
+            return self.models[name].pipeline
+        pipeline = self._larger.pop((name, size), None)
+        if pipeline is None:
+            pipeline = await self.engine.compute(at_size, self.models[name].pipeline, *size)
+        pipeline = self._larger.setdefault((name, size), pipeline)
+        if len(self._larger) > SIZES:
+            del self._larger[next(iter(self._larger))]
+        return pipeline
+
     async def draw(self, drawing: Drawing, on_partial: OnPartial | None = None, num_partial: int = 0) -> Tensor:
         """The images of a drawing, upscaled if it says so: uint8 (n, C, H, W).
 
@@ -101,23 +124,23 @@ class Studio:
 
     async def _draw(self, drawing: Drawing, on_partial: OnPartial | None = None, num_partial: int = 0) -> Tensor:
         """As `draw`, not yet upscaled, and one candidate for each image."""
-        pipeline, engine = self.models[drawing.model.name].pipeline, self.engine
+        pipeline, engine, known = await self.pipeline_of(drawing), self.engine, drawing.known
         given: dict[str, Any] = {}
-        if drawing.known is not None:
-            image, mask = drawing.known.tensors()
-            given = {"particles": drawing.known.particles}
-            given["known"] = await engine.compute(pipeline.known_codes, image, mask, len(drawing.seeds))
+        if known is not None:
+            image, mask = known.tensors()
+            codes = partial(kept_codes, pipeline) if known.whole else pipeline.known_codes
+            given = {"particles": known.particles}
+            given["known"] = await engine.compute(codes, image, mask, len(drawing.seeds))
         request = await asyncio.to_thread(pipeline.request, **drawing.arguments(), **given)
         watch = None if not num_partial else _partials(request, pipeline.prior.spec.length, on_partial, num_partial)
         images = await engine.decode(pipeline, await engine.draw(pipeline, request, watch))
-        if drawing.known is not None:
-            known = given["known"], drawing.known.paste
-            images = await engine.compute(pipeline.completed, images, image, mask, *known)
+        if known is not None and not known.whole:
+            images = await engine.compute(pipeline.completed, images, image, mask, given["known"], known.paste)
         return images.cpu()
 
     async def _best(self, drawing: Drawing) -> Tensor:
         """All candidates are drawn at once; then the best of each image is kept, as in `Pipeline.sample`."""
-        pipeline = self.models[drawing.model.name].pipeline
+        pipeline = await self.pipeline_of(drawing)
         texts, labels = drawing.texts, drawing.labels
         if drawing.reranker is None:
             given = drawing.arguments()
@@ -156,7 +179,7 @@ class Studio:
 
     async def partial(self, drawing: Drawing, codes: Tensor, num_known: int) -> Tensor:
         """Images so far, uint8 (n, C, H, W), grey where they are not yet drawn."""
-        pipeline = self.models[drawing.model.name].pipeline
+        pipeline = await self.pipeline_of(drawing)
         spec, size = pipeline.prior.spec, pipeline.tokenizer.image_shape[1:]
         images = await self.engine.decode(pipeline, spec.unflatten(codes))
         shown = drawn(spec, num_known, *size)
