@@ -62,7 +62,8 @@ ALLOWED = {  # room: the rooms of the package that it may import
     },
     "catalogue.py": {"core", "evaluation", "saving", "strict", "zoo"},
     "serving": {
-        "core", "data", "decoding", "drawing", "evaluation", "files", "images", "pictures", "pipeline", "strict", "zoo",
+        "core", "data", "decoding", "drawing", "evaluation", "files", "images", "larger", "pictures", "pipeline",
+        "strict", "variation", "zoo",
     },
     "cli": {
         "bulk", "catalogue", "compression", "core", "data", "decoding", "drawing", "evaluation", "files", "fitting",
