@@ -1,11 +1,13 @@
 """The cost of a training, counted and measured."""
 
+import datasets
 import pytest
 import torch
 import yaml
 from PIL import Image
 from typer.testing import CliRunner
 
+import chainrule
 from chainrule.cli.app import app
 from chainrule.planning import Machine, plan
 from chainrule.planning.machine import quantity
@@ -59,6 +61,22 @@ def test_steps_are_measured_here(recipe):
     found = plan(recipe, SMALL)
     assert found.measured and found.seconds > 0 and found.evaluating > 0
     assert found.memory > found.cost.peak and found.hours > 4 * found.seconds / 3600
+
+
+@pytest.mark.parametrize("tables", [False, True])
+def test_a_stream_is_planned_by_its_first_images(recipe, tmp_path, tables):
+    size = {"image_height": 8, "image_width": 8, "image_channels": 3, "codebook_size": 32, "embedding_dim": 4}
+    chainrule.save(chainrule.create("vqvae", width=8, num_blocks=1, residual_width=4, **size), tmp_path / "tokenizer")
+    whole = [*SMALL, f"tokenizer.path={tmp_path / 'tokenizer'}", "data.size=8"]
+    if tables:
+        loaded = datasets.load_dataset(str(tmp_path / "pictures"), cache_dir=tmp_path / "loaded")
+        loaded.save_to_disk(tmp_path / "saved")
+        whole.append(f"data.source={tmp_path / 'saved'}")
+    plain, found = plan(recipe, whole, machine=DEVICE), plan(recipe, [*whole, "data.stream=true"], machine=DEVICE)
+    assert found.cost == plain.cost
+    measured = plan(recipe, [*whole, "data.stream=true"])
+    assert measured.encoding > 0 == measured.preparing and measured.evaluating > 0
+    assert "for each 1,000 images of the stream" in dict(measured.lines())["encoding"]
 
 
 def test_the_model_stays_as_it_is(recipe):

@@ -28,6 +28,7 @@ from ..training.tasks.codes import IMAGES_AT_ONCE, encode
 from ..training.tasks.prior_task import PriorTask
 from .machine import UTILISATION, Machine, peak_memory
 from .preset import PresetTask
+from .stream import with_first_images
 
 STEPS = 3
 """Steps that are measured, after one that is not."""
@@ -51,7 +52,8 @@ class CostPlan:
     measured:   whether real steps were timed; otherwise the time follows from the peak rate of the devices
     steps:      of the training
     preparing:  seconds to encode the images before the first step; 0 where they are not encoded, or this is not known
-    evaluating: seconds of all evaluations; 0 where this is not known
+    encoding:   seconds to encode an image of a stream, which is not in `preparing`: the number of images is not known
+    evaluating: seconds of all evaluations, of a stream each on `evaluation.limit` images; 0 where this is not known
     changes:    what to change where it does not fit, the first being the cheapest
     """
 
@@ -64,6 +66,7 @@ class CostPlan:
     measured: bool
     steps: int
     preparing: float = 0.0
+    encoding: float = 0.0
     evaluating: float = 0.0
     changes: tuple[str, ...] = ()
 
@@ -98,6 +101,9 @@ class CostPlan:
         ]
         for title, seconds in (("encoding", self.preparing), ("evaluating", self.evaluating)):
             found += [(title, f"{seconds / 3600:.3g} hours")] if seconds else []
+        if self.encoding:
+            each = f"{1000 * self.encoding:.3g} s for each 1,000 images of the stream"
+            found.append(("encoding", f"{each}, whose number is not known: not in the total"))
         found.append(("total", f"{self.hours:.3g} hours for {self.steps:,} steps"))
         return found + [("change", change) for change in self.changes]
 
@@ -135,8 +141,9 @@ def plan(
         name = describe(recipe, overrides)
         with blaming(name):
             read = read_recipe(recipe, overrides)
-            if read.data.stream:
-                raise ValueError("a stream is not planned: name a folder of a few of its images, and data.stream=false")
+            streamed = read.data.stream
+            if streamed:
+                read = with_first_images(read, _few(read), read.evaluation.batch_size)
             task, full = _small(read).build(META, True)
             training = full.training
     if training.batch_size % machine.devices:
@@ -151,7 +158,7 @@ def plan(
         steps=training.steps,
     )  # fmt: skip
     if measured:
-        found = _measured(found, read, clock)
+        found = _measured(found, read, clock, streamed)
     return found if found.fits else replace(found, changes=_changes(task, one, found))
 
 
@@ -167,10 +174,14 @@ def _training(overrides: Sequence[str]) -> TrainingConfig:
 
 def _small(recipe: Recipe) -> Recipe:
     """The recipe with a few of its images, so that few are encoded."""
-    count = max(FEW, 2 * recipe.training.batch_size)
-    judged = recipe.evaluation.batch_size
+    count, judged = _few(recipe), recipe.evaluation.batch_size
     evaluation = replace(recipe.evaluation, split=_first(recipe.evaluation.split, judged), limit=judged)
     return replace(recipe, data=replace(recipe.data, split=_first(recipe.data.split, count)), evaluation=evaluation)
+
+
+def _few(recipe: Recipe) -> int:
+    """Images of the training split that serve."""
+    return max(FEW, 2 * recipe.training.batch_size)
 
 
 def _first(split: str, count: int) -> str:
@@ -182,8 +193,8 @@ def _first(split: str, count: int) -> str:
     return f"{name}[{first}:{first + count if stop is None else min(int(stop), first + count)}]"
 
 
-def _measured(found: CostPlan, recipe: Recipe, clock: Callable[[], float]) -> CostPlan:
-    """The plan with what a few real steps and a small evaluation take here."""
+def _measured(found: CostPlan, recipe: Recipe, clock: Callable[[], float], streamed: bool) -> CostPlan:
+    """The plan with what a few real steps and a small evaluation take here; of a stream, images are not counted."""
     fabric = Hardware().fabric()
     fabric.launch()
     task, full = _small(recipe).build(fabric.device, True)
@@ -192,16 +203,19 @@ def _measured(found: CostPlan, recipe: Recipe, clock: Callable[[], float]) -> Co
     with torch.no_grad():
         task.model.eval()
         evaluating = _time(lambda: task.evaluate(task.model, False), clock) / len(task.evaluated(False))
-        preparing = 0.0
+        encoding = 0.0
         if isinstance(task, PriorTask) and task.training_codes:
             images = task.training.images[:IMAGES_AT_ONCE].to(fabric.device)
-            preparing = _time(lambda: encode(task.tokenizer, images), clock) / len(images) * len(task.training_codes)
+            encoding = _time(lambda: encode(task.tokenizer, images), clock) / len(images) * len(task.training_codes)
     used = peak_memory() if fabric.device.type == "cpu" else torch.cuda.max_memory_allocated()
-    training = len(load(replace(full.data, split=recipe.data.split)))
-    held_out = len(load(replace(full.data, split=recipe.evaluation.split, captions="first")))
+    training, held_out = 0, recipe.evaluation.limit
+    if not streamed:
+        training = len(load(replace(full.data, split=recipe.data.split)))
+        held_out = len(load(replace(full.data, split=recipe.evaluation.split, captions="first")))
     times = full.training.steps // recipe.evaluation.every
     return replace(
-        found, seconds=seconds, memory=used or found.memory, preparing=preparing * training,
+        found, seconds=seconds, memory=used or found.memory, preparing=encoding * training,
+        encoding=encoding if streamed else 0.0,
         evaluating=evaluating * (times * min(recipe.evaluation.limit, held_out) + held_out),
     )  # fmt: skip
 
