@@ -78,6 +78,7 @@ PRIORS = {
     "gpt": {
         "tiny": (TRANSFORMER, CodeSpec.single(3, 3, 1, 2)),
         "tiny-class": ({**TRANSFORMER, "num_classes": 3}, CodeSpec.single(2, 2, 2, 2)),
+        "tiny-prefix": ({**TRANSFORMER, "image_prefix": "edges"}, CodeSpec.single(2, 3, 1, 2)),
     },
     "hierarchical_pixelsnail": {
         "tiny": (

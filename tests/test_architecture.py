@@ -16,6 +16,7 @@ ALLOWED = {  # room: the rooms of the package that it may import
     "kernels": {"files"},
     "images.py": {"core"},
     "pictures.py": {"core", "files", "images"},
+    "prefixes.py": {"core"},
     "pages": set(),
     "progress.py": set(),
     "processes.py": set(),
@@ -28,7 +29,7 @@ ALLOWED = {  # room: the rooms of the package that it may import
     "network.py": set(),
     "data": {"files", "network"},
     "saving": {"core", "files", "kernels", "network", "progress", "strict", "text"},
-    "pipeline.py": {"core", "decoding", "images", "saving", "text"},
+    "pipeline.py": {"core", "decoding", "images", "prefixes", "saving", "text"},
     "adapters.py": {"core", "layers", "pipeline", "saving", "strict"},
     "larger.py": {"core", "pipeline"},
     "variation.py": {"core", "decoding", "pipeline"},
@@ -48,8 +49,8 @@ ALLOWED = {  # room: the rooms of the package that it may import
     "recipe.py": {"core", "strict"},
     "official": {"core", "files", "pipeline", "priors", "strict", "text", "tokenizers", "zoo"},
     "training": {
-        "adapters", "core", "data", "decoding", "evaluation", "files", "images", "layers", "pipeline", "processes",
-        "progress", "recipe", "saving", "scorers", "strict", "text", "tokenizers", "upscaling", "zoo",
+        "adapters", "core", "data", "decoding", "evaluation", "files", "images", "layers", "pipeline", "prefixes",
+        "processes", "progress", "recipe", "saving", "scorers", "strict", "text", "tokenizers", "upscaling", "zoo",
     },
     "timeline": {
         "core", "data", "decoding", "evaluation", "files", "images", "pages", "pictures", "pipeline", "strict",

@@ -43,13 +43,17 @@ def random_codes(spec: CodeSpec, count: int):
 
 
 def context(model: Prior, count: int) -> Context:
-    """What the model is conditioned on, of a class or a text that differs between images."""
+    """What the model is conditioned on, of a class, a text or a prefix that differs between images."""
     given = model.conditions
-    label = torch.arange(count) % given.num_labels if given.num_labels else None
-    text = None
-    if length := given.text_length:
-        text = torch.arange(count * length).view(count, length) % given.text_vocab_size
-    return Context(label=label, text=text)
+
+    def ids(length: int, size: int) -> torch.Tensor | None:
+        return torch.arange(count * length).view(count, length) % size if length else None
+
+    return Context(
+        label=torch.arange(count) % given.num_labels if given.num_labels else None,
+        text=ids(given.text_length, given.text_vocab_size),
+        prefix=ids(given.prefix_length, given.prefix_codebook_size),
+    )
 
 
 def flat_logits(model: Prior, codes, condition):

@@ -90,7 +90,9 @@ def test_a_context_that_does_not_fit_is_refused():
         ({"width": 10, "num_heads": 4}, "multiple of num_heads"),
         ({"num_layers": 0}, "num_layers must be at least 1"),
         ({"prefix_length": 4}, "go together"),
-        ({"prefix_length": 4, "prefix_codebook_size": 4, "num_classes": 2}, "not both"),
+        ({"prefix_length": 4, "prefix_codebook_size": 4, "num_classes": 2}, "leave the others out"),
+        ({"image_prefix": "grey", "num_classes": 2}, "leave the others out"),
+        ({"image_prefix": "gray"}, "image_prefix must be one of none, grey, edges, low_resolution, got gray"),
         ({"attention_dropout": 1.0}, r"attention_dropout must lie in \[0, 1\)"),
     ],
 )

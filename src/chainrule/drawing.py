@@ -85,7 +85,7 @@ class Known:
     def of(cls, image: Tensor, mask: Tensor, particles: int = 1, paste: bool = False, whole: bool = False) -> Known:
         """Of an image uint8 (C, H, W) and a mask bool (H, W)."""
         white = mask[None].to(torch.uint8) * 255
-        return cls(image=_to_base64(image), mask=_to_base64(white), particles=particles, paste=paste, whole=whole)
+        return cls(image=to_base64(image), mask=to_base64(white), particles=particles, paste=paste, whole=whole)
 
     def tensors(self) -> tuple[Tensor, Tensor]:
         """The image uint8 (C, H, W) and the mask bool (H, W)."""
@@ -117,6 +117,7 @@ class Drawing:
     decoder:       the tokenizer that decodes in the place of the model's own
     upscalers:     applied one after the other
     known:         of completions
+    prefix:        PNG file in base64, of a model that draws from an image: that image
     size:          height and width, where `larger.at_size` has changed them
     """
 
@@ -131,6 +132,7 @@ class Drawing:
     decoder: Source | None = None
     upscalers: tuple[Source, ...] = ()
     known: Known | None = None
+    prefix: str | None = None
     size: tuple[int, int] | None = None
     layout: Layout = field(default_factory=Layout)
     device: str = "cpu"
@@ -154,7 +156,8 @@ class Drawing:
         texts = None if self.texts is None else list(self.texts)
         count = len(self.seeds)
         given = {"n": count, "label": labels, "text": texts, "negative": self.negative, "seed": self.seeds}
-        return given | to_plain(self.sampling)
+        prefix = {} if self.prefix is None else {"prefix": _from_base64(self.prefix)}
+        return given | prefix | to_plain(self.sampling)
 
     def draw(self, pipeline: Pipeline, scorer: Scorer | None = None, on_image: OnImage | None = None) -> Tensor:
         """The images, uint8 (n, C, H, W), not yet upscaled.
@@ -367,7 +370,8 @@ def judge_by(
     return getattr(scorer, f"for_{kind}")(wanted)
 
 
-def _to_base64(image: Tensor) -> str:
+def to_base64(image: Tensor) -> str:
+    """An image uint8 (C, H, W) as a PNG file in base64."""
     buffer = io.BytesIO()
     to_pil(image[None])[0].save(buffer, format="PNG")
     return base64.b64encode(buffer.getvalue()).decode()

@@ -14,10 +14,11 @@ import torch
 from torch import Tensor
 
 from .core import Codes, Context, LearnedTokenizer, Prior, Tokenizer, class_number, class_numbers
-from .core.values import as_int, as_mask, as_tensor
+from .core.values import as_count, as_int, as_mask, as_tensor
 from .decoding import GuidedContext, Known, Request, Sampling, Scorer, keep_best, seeds_of
 from .decoding.sampling import OnCode
 from .images import extend, grid
+from .prefixes import prefixes_of
 from .saving.model import SavedModel, prior_part, text_part, tokenizer_hash, tokenizer_part, write_model
 from .saving.publish import push
 from .text.bpe import TextTokenizer, check_text_tokenizer
@@ -107,13 +108,13 @@ class Pipeline:
             seed: image i depends on the seed and on i only; or one seed per image, on which alone it then depends.
             on_image: called as the images grow, `BATCH` of them at a time: many images are drawn in batches, so that
                 memory does not grow with n, but for the images themselves.  Candidates come one after the other.
-            options: the fields of `decoding.Sampling`: temperature, top_k, top_p, guidance, precision.  Guidance needs
-                a model that was trained with labels or texts dropped.
+            options: `prefix`, see `request`, and the fields of `decoding.Sampling`: temperature, top_k, top_p,
+                guidance, precision.  Guidance needs a model that was trained with labels or texts dropped.
 
         Returns:
             uint8 (n, C, H, W).
         """
-        n, best_of = _count(n), as_int(best_of, "best_of")
+        n, best_of = as_count(n, "n"), as_int(best_of, "best_of")
         if best_of == 1 and scorer is not None:
             raise ValueError("a scorer would be ignored: it chooses among candidates; set best_of above 1")
         if best_of > 1 and scorer is None:
@@ -122,8 +123,7 @@ class Pipeline:
         runner = request.sampling.runner(self.prior)
 
         def draw(seeds: Sequence[int]) -> Tensor:
-            drawn = replace(request, seeds=seeds)
-            watch = self.watch(on_image)
+            drawn, watch = replace(request, seeds=seeds), self.watch(on_image)
             return torch.cat([self.decode(part.draw(runner, watch)) for part in drawn.split(BATCH)])
 
         return draw(request.seeds) if scorer is None else keep_best(draw, request.seeds, best_of, scorer)
@@ -131,18 +131,21 @@ class Pipeline:
     def request(
         self, n: int = 1, label: int | str | Sequence[int | str] | Tensor | None = None, *,
         text: str | Sequence[str] | None = None, negative: str | Sequence[str] | None = None,
-        seed: int | Sequence[int] = 0, known: Known | None = None, particles: int = 1, **options: Any,
+        prefix: Tensor | None = None, seed: int | Sequence[int] = 0, known: Known | None = None, particles: int = 1,
+        **options: Any,
     ) -> Request:  # fmt: skip
         """What `sample` and `complete` draw, for a `decoding.Batcher`; `decode` makes images of its codes.
 
         Args:
+            prefix: of a model that draws from an image, such as from its edges: the image from which they are taken,
+                uint8 (C, H, W), or one per image, (n, C, H, W).
             known: codes of the images that are given, for `n` images.
             n, label, text, negative, seed, particles, options: as in `sample` and `complete`.
         """
-        n, sampling = _count(n), Sampling(**options)
+        n, sampling = as_count(n, "n"), Sampling(**options)
         context = self._sampling_context(label, n, text, negative, guided=sampling.guidance != 1)
-        particles = as_int(particles, "particles")
-        return Request(context, seeds_of(seed, n), sampling, self._known(text, n, known), particles)
+        context, known = self._with_prefix(context, prefix, n), self._known(text, n, known)
+        return Request(context, seeds_of(seed, n), sampling, known, as_int(particles, "particles"))
 
     def known_codes(self, image: Tensor, mask: Tensor, n: int) -> Known:
         """The codes of an image that are certain where it is known, for `n` completions; see `complete`.
@@ -174,14 +177,14 @@ class Pipeline:
             paste: whether known pixels are those of `image` itself, and not those of its reconstruction; with a learned
                 tokenizer a seam may show.
             label, text, on_image: as in `sample`.
-            options: `seed`, `negative` and the options of sampling, as in `sample`.
+            options: `seed`, `negative`, `prefix` and the options of sampling, as in `sample`.
             particles: with more than 1, sequential Monte Carlo makes what is drawn agree with known pixels
                 that come later in raster order (see `decoding.complete`).
 
         Returns:
             uint8 (n, C, H, W).
         """
-        n, image, mask = _count(n), as_tensor(image, "image"), as_mask(mask)
+        n, image, mask = as_count(n, "n"), as_tensor(image, "image"), as_mask(mask)
         known = self.known_codes(image, mask, n)
         request = self.request(n, label, text=text, known=known, particles=particles, **options)
         drawn = request.draw(request.sampling.runner(self.prior), self.watch(on_image))
@@ -206,21 +209,23 @@ class Pipeline:
         """What the codes of `count` images are conditioned on: the grids of codes before them, and their context.
 
         The grids are the text (count, 1, L, 1) of a prior that models text and image as one stream, and else none.
-
-        Args:
-            label, text: of all images, or one per image.
+        A label or text is that of all images, or one per image.
 
         Raises:
             ValueError: a label or text that the model does not read, or lacks.
         """
         return self._caption(text, count), self._context(label, count, text)
 
+    def own_prefix(self, images: Tensor) -> Tensor | None:
+        """Images as the `prefix` of themselves, or None for a model that does not draw from an image."""
+        return None if self.prior.conditions.image_prefix == "none" else images
+
     @torch.no_grad()
     def log_prob(
         self, images: Tensor, label: int | str | Sequence[int | str] | Tensor | None = None, *,
         text: str | Sequence[str] | None = None,
     ) -> Tensor:  # fmt: skip
-        """log p(codes of the images | label or text) in nats: float (B,). For pixels this is the image's likelihood."""
+        """log p(codes of the images | label, text or own prefix) in nats: float (B,). For pixels, the likelihood."""
         return sum(grid.flatten(1).sum(1) for grid in self._log_prob_grids(images, label, text))
 
     @torch.no_grad()
@@ -234,9 +239,8 @@ class Pipeline:
             raise ValueError("this model gives texts no probability; only one of a joint stream does")
         text = [text] if isinstance(text, str) else text
         count = len(text)
-        images = [
-            torch.zeros(count, *grid.shape, dtype=torch.int64, device=self.device) for grid in self.tokenizer.spec.grids
-        ]  # they come after the text
+        after = torch.zeros(count, self.tokenizer.spec.length, dtype=torch.int64, device=self.device)
+        images = self.tokenizer.spec.unflatten(after)
         return self.prior.log_prob_grids((*self._caption(text, count), *images))[0].flatten(1).sum(1)
 
     def agreement(
@@ -308,8 +312,7 @@ class Pipeline:
 
     def bits_per_dim(self, nats: Tensor | float) -> Tensor | float:
         """-log p in nats per image -> bits per channel of a pixel."""
-        channels, height, width = self.tokenizer.image_shape
-        return nats / (channels * height * width * 0.6931471805599453)
+        return nats / (torch.Size(self.tokenizer.image_shape).numel() * 0.6931471805599453)
 
     def save(
         self, folder: str | os.PathLike, dtype: torch.dtype | None = None, card: Mapping[str, Any] | None = None
@@ -334,19 +337,20 @@ class Pipeline:
             self.save(folder)
             return push(folder, repo_id, private=private, token=token, picture=self.samples())
 
-    def samples(self, n: int = 9) -> bytes:
-        """A PNG file of images for a card, of the classes in turn."""
-        label = [index % self.num_classes for index in range(n)] if self.num_classes else None
-        numbers = None if label is None else torch.tensor(label)
-        buffer = io.BytesIO()
-        scale = max(1, 96 // self.tokenizer.image_shape[-1])
-        grid(self.sample(n, numbers), scale=scale).save(buffer, format="PNG")
+    def samples(self, n: int = 9) -> bytes | None:
+        """A PNG file of images for a card, of the classes in turn; None for a model that draws from an image."""
+        if self.prior.conditions.image_prefix != "none":
+            return None
+        label = torch.arange(n) % self.num_classes if self.num_classes else None
+        buffer, scale = io.BytesIO(), max(1, 96 // self.tokenizer.image_shape[-1])
+        grid(self.sample(n, label), scale=scale).save(buffer, format="PNG")
         return buffer.getvalue()
 
     def _log_prob_grids(self, images: Tensor, label: Any, text: Any) -> tuple[Tensor, ...]:
         """log p of the codes of images, without those of a text before them."""
         images = as_tensor(images, "images")
         caption, context = self.condition(len(images), label, text)
+        context = self._with_prefix(context, self.own_prefix(images), len(images))
         grids = self.prior.log_prob_grids((*caption, *self._encode(images)), context)
         if any(grid.isnan().any() for grid in grids):
             raise ValueError("the model gives log-likelihoods that are nan: its weights are damaged")
@@ -389,9 +393,16 @@ class Pipeline:
         context = self._label_context(label, count)
         return replace(context, text=self._text(text, count)) if self.prior.conditions.text_length else context
 
+    def _with_prefix(self, context: Any, images: Any, count: int) -> Any:
+        if images is None:  # the prior says whether it does without
+            return context
+        images = prefixes_of(images, self.prior.conditions.image_prefix, self.tokenizer, count)
+        return replace(context, prefix=self.tokenizer.spec.flatten(self._encode(images)).expand(count, -1))
+
     def _label_context(self, label: Any, count: int) -> Context:
         if label is None:
-            return self._null_context(count) if self.prior.conditions.null_label else Context()
+            null = torch.full((count,), self.num_classes, device=self.device)
+            return Context(label=null) if self.prior.conditions.null_label else Context()
         if not self.num_classes:
             raise ValueError(NO_CLASSES)
         numbers = class_numbers(label, self.num_classes, self.class_names, "model")
@@ -399,9 +410,6 @@ class Pipeline:
         if tuple(numbers.shape) != (count,):
             raise ValueError(f"{numbers.numel()} labels were given for {count} images")
         return Context(label=numbers.to(self.device))
-
-    def _null_context(self, count: int) -> Context:
-        return Context(label=torch.full((count,), self.num_classes, device=self.device))
 
     def _sampling_context(
         self, label: Any, count: int, text: Any, negative: Any, guided: bool
@@ -440,11 +448,3 @@ class Pipeline:
         if on_image is None:
             return None
         return lambda t, codes: on_image(t + 1, lambda: self.decode(self.prior.spec.unflatten(codes.clone())))
-
-
-def _count(n: int) -> int:
-    """The number of images; raises ValueError unless it is a whole number from 1."""
-    n = as_int(n, "n")
-    if n < 1:
-        raise ValueError(f"n must be at least 1, got {n}")
-    return n

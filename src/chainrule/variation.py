@@ -74,7 +74,8 @@ def redraw(
     Raises:
         ValueError: an image or a mask of another size or type.
     """
-    request = model.request(n, known=kept_codes(model, image, mask, n), **options)
+    known, prefix = kept_codes(model, image, mask, n), model.own_prefix(image)
+    request = model.request(n, known=known, prefix=prefix, **options)
     return model.decode(request.draw(request.sampling.runner(model.prior), model.watch(on_image)))
 
 

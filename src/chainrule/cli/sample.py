@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..progress import progress
-from .common import labels_for, open_model, open_tokenizer, read_texts, seeds_for, size_of
+from .common import labels_for, open_model, open_tokenizer, read_image, read_texts, seeds_for, size_of
 from .complete import write_drawing
 from .options import (
     MAX_IMAGES,
@@ -62,6 +62,14 @@ RerankerName = Annotated[
         "openai/clip-vit-base-patch32) or by their label (a classifier).",
     ),
 ]
+Prefix = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="IMAGE",
+        help="For a model that draws from an image: the image from which its grey, edges or low resolution are taken, "
+        "resized and cropped.",
+    ),
+]
 DecoderName = Annotated[
     str | None,
     typer.Option(metavar="MODEL", help="A tokenizer whose decoder was trained further on the model's codes."),
@@ -90,8 +98,9 @@ def sample(
     model: Model, n: Number = None, label: Label = None, text: Text = None, texts: Texts = None,
     negative: Negative = None, *, sampling: dict[str, Any], best: Best = None, best_of: BestOf = 1,
     reranker: RerankerName = None, decoder: DecoderName = None, size: Size = None, upscaler: Upscale = None,
-    seed: Seed = 0, seeds: Seeds = None, out: Out = None, separate: Separate = False, watch: Watch = None,
-    scale: Scale = None, no_metadata: NoMetadata = False, force: Force = False, device: Device = "cpu",
+    prefix: Prefix = None, seed: Seed = 0, seeds: Seeds = None, out: Out = None, separate: Separate = False,
+    watch: Watch = None, scale: Scale = None, no_metadata: NoMetadata = False, force: Force = False,
+    device: Device = "cpu",
 ) -> None:  # fmt: skip
     """Draw images and write them as one picture, one by one, or as a .npz file; chainrule repeat draws a picture again.
 
@@ -100,16 +109,15 @@ def sample(
 
     \b
     Examples:
-      chainrule sample mnist_diagonal_bilstm -n 64 --seed 7 --out digits.png
-      chainrule sample mnist_diagonal_bilstm -n 4 --watch growing.gif
+      chainrule sample mnist_diagonal_bilstm -n 64 --seed 7 --out digits.png --watch growing.gif
       chainrule sample mnist_diagonal_bilstm --seeds 3,17,42 --separate --out three
       chainrule sample shapes_gated_pixelcnn --label "red circle,blue square" --best-of 4
       chainrule sample shapes_parti --text "a red circle" -n 16 --best 4 --reranker shapes_reranker --watch growing.gif
       chainrule sample runs/mine --label 3 --guidance 3 --best-of 4 --reranker runs/classifier
-      chainrule sample runs/mine -n 100 --separate --out images --temperature 0.9
-      chainrule sample runs/mine -n 50000 --out samples.npz
+      chainrule sample runs/mine -n 50000 --out samples.npz --temperature 0.9
       chainrule sample runs/text --text "a violin, noto style" --guidance 3 --negative "a drum" --precision bfloat16
       chainrule sample runs/gpt --size 64x128 --out wide.png
+      chainrule sample runs/colours --prefix photo.png -n 8
       chainrule sample runs/text --texts prompts.txt --decoder runs/larger --upscaler runs/double
     """
     _check_choice(best, best_of, wanted=bool(label is not None or text or texts), reranker=reranker, watch=watch)
@@ -118,7 +126,7 @@ def sample(
     out, files = _outputs(Path(model).name, out, separate, watch, force)
 
     from ..decoding import Sampling
-    from ..drawing import Drawing, Source, open_judges, open_upscalers
+    from ..drawing import Drawing, Source, open_judges, open_upscalers, to_base64
     from ..larger import at_size
     from ..processes import own_device
 
@@ -136,6 +144,7 @@ def sample(
         model=Source.of(model), seeds=tuple(numbers), labels=None if labels is None else tuple(labels.tolist()),
         texts=captions and tuple(captions), negative=negative, sampling=Sampling(**sampling), best_of=best_of,
         reranker=Source.of_reranker(reranker) if best_of > 1 and reranker else None,
+        prefix=None if prefix is None else to_base64(read_image(prefix, pipeline.tokenizer, resize=True)),
         decoder=decoder and Source.of(decoder), upscalers=tuple(map(Source.of, upscaler or ())), size=larger,
         device=device,
     )  # fmt: skip

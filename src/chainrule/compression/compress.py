@@ -68,6 +68,8 @@ def compress(
     images = as_tensor(images, "images")
     count, spec, blocks = len(images), pipeline.prior.spec, []
     pipeline.tokenizer.check_images(images)
+    if pipeline.prior.conditions.image_prefix != "none":
+        raise ValueError("a model that draws from an image would need the image to read the file; take another model")
     _, context = pipeline.condition(count, label, text)
     header = Header(
         num_images=count, batch_size=batch_size, model=pipeline_hash(pipeline)[:MODEL],

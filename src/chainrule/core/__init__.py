@@ -1,7 +1,7 @@
 """The contract: codes, context, tokenizer, prior, and the registry of models."""
 
 from .codes import Codes, CodeSpec, GridSpec, Position
-from .conditions import ClassLabels, Conditions, class_number, class_numbers
+from .conditions import ClassLabels, Conditions, ImagePrefix, class_number, class_numbers
 from .context import Context
 from .prior import Prior
 from .registry import Entry, Preset, entries, entry, find_entry, register
@@ -17,6 +17,7 @@ __all__ = [
     "Entry",
     "GridSpec",
     "Grouped",
+    "ImagePrefix",
     "LearnedTokenizer",
     "Position",
     "Preset",

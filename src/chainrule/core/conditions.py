@@ -5,6 +5,7 @@ from __future__ import annotations
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -13,6 +14,9 @@ from torch import Tensor
 from .checks import MAX_SIZE, check_range
 from .context import Context
 from .values import as_tensor, plain
+
+ImagePrefix = Literal["none", "grey", "edges", "low_resolution"]
+"""What a prior reads of an image before it draws one, see `prefixes.image_prefix`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +40,7 @@ class ClassLabels:
         """Labels that the model knows: its classes and, if there is one, the label "no class"."""
         return self.num_classes + self.null_label
 
-    def conditions(self, **others: int) -> Conditions:
+    def conditions(self, **others: Any) -> Conditions:
         """These labels with other conditions, the fields of `Conditions`."""
         return Conditions(num_classes=self.num_classes, null_label=self.null_label, **others)
 
@@ -51,6 +55,8 @@ class Conditions(ClassLabels):
                           holds no text
     prefix_length:        codes of another image in the context, 0 for none
     prefix_codebook_size: each of these codes is below it
+    image_prefix:         what that image is: taken from an image of the same size, by the same tokenizer as the codes
+                          that are modelled; "none" for any other
     spatial_channels:     channels of the map in the context, 0 for none
     """
 
@@ -59,6 +65,7 @@ class Conditions(ClassLabels):
     joint_text: bool = False
     prefix_length: int = 0
     prefix_codebook_size: int = 0
+    image_prefix: ImagePrefix = "none"
     spatial_channels: int = 0
 
     def __post_init__(self) -> None:
@@ -78,6 +85,8 @@ class Conditions(ClassLabels):
         elif context.text is not None:
             where = ": it is the first grid of the codes" if self.joint_text else ""
             raise ValueError(f"this model takes no text in its context{where}; leave it out")
+        if self.image_prefix != "none" and context.prefix is None:
+            raise ValueError(f"this model draws from an image ({self.image_prefix}): give one as prefix")
         if self.prefix_length:
             shape = batch_size, self.prefix_length
             _check_ids("prefix", "the codes of another image", context.prefix, shape, self.prefix_codebook_size)

@@ -60,6 +60,14 @@ def as_int(value: Any, what: str) -> int:
         raise ValueError(f"{what} must be a whole number, got {_kind(value)}") from None
 
 
+def as_count(value: Any, what: str) -> int:
+    """As `as_int`, of a number from 1."""
+    number = as_int(value, what)
+    if number < 1:
+        raise ValueError(f"{what} must be at least 1, got {number}")
+    return number
+
+
 def plain(value: Any) -> Any:
     """Numbers and arrays of NumPy and PyTorch as numbers and lists of Python, inside lists and mappings too."""
     if isinstance(value, (np.generic, np.ndarray, Tensor)):

@@ -210,7 +210,7 @@ def _draw(pipeline: Pipeline, dataset: ImageDataset, batch_size: int, settings: 
             drawn += len(batch)
             return pipeline.sample(
                 len(batch), **_conditions(pipeline, batch), **asdict(settings.sampling),
-                seed=seeds[start : start + batch_size],
+                prefix=pipeline.own_prefix(batch.images), seed=seeds[start : start + batch_size],
                 on_image=lambda known, _: done(before * length + len(batch) * known),
             ).cpu()  # fmt: skip
 

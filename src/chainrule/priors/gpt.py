@@ -6,10 +6,10 @@ a prefix c of P tokens that says what is drawn:
 
     p(s | c) = prod_i p(s_i | s_<i, c)        logits of s_i = head(blocks(embed(c, s_<i) + positions))
 
-The prefix is a class (P = 1), the codes of another image, such as its depth or segmentation (P = `prefix_length`), or
-nothing, that is, one learned start token.  Classes and prefix codes share the rows of the code embedding: class 3 and
-code 3 are told apart by their positions alone, as in the authors' code, which the parameter counts of the paper
-presuppose.
+The prefix is a class (P = 1), the codes of another image, such as its depth or segmentation (P = `prefix_length`) or,
+by the same tokenizer, its edges (`image_prefix`, P = T), or nothing, that is, one learned start token.  Classes and
+prefix codes share the rows of the code embedding: class 3 and code 3 are told apart by their positions alone, as in the
+authors' code, which the parameter counts of the paper presuppose.
 
 A grid larger than the trained one is drawn through a window of the trained size (section 3.3): `SlidingWindow`.
 
@@ -22,11 +22,12 @@ Shape letters: B batch, T codes, P prefix, E width, K vocabulary.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import get_args
 
 import torch
 from torch import Tensor, nn
 
-from ..core import ClassLabels, Codes, CodeSpec, Context, Preset, Prior, Runner, register
+from ..core import ClassLabels, Codes, CodeSpec, Context, ImagePrefix, Preset, Prior, Runner, register
 from ..core.checks import MAX_SIZE, check_heads, check_range, check_shares, check_sizes
 from ..kernels.transformer import Precision
 from ..layers.transformer import STD, Block, BlockRunner, Head, KVCache, initialize
@@ -41,6 +42,8 @@ class GPTConfig(ClassLabels):
     num_heads:            heads of attention
     num_classes:        a class as prefix
     prefix_length:      or this many codes of another image, of prefix_codebook_size values
+    image_prefix:       or the codes, by the same tokenizer, of the grey, the edges or the low resolution of an image;
+                        in training, of the image itself
     dropout:            of what every block adds
     embedding_dropout:  of the embedded tokens
     attention_dropout:  of attention weights
@@ -51,6 +54,7 @@ class GPTConfig(ClassLabels):
     num_heads: int = 16
     prefix_length: int = 0
     prefix_codebook_size: int = 0
+    image_prefix: ImagePrefix = "none"
     dropout: float = 0.0
     embedding_dropout: float = 0.0
     attention_dropout: float = 0.0
@@ -63,8 +67,12 @@ class GPTConfig(ClassLabels):
         check_shares(self, "dropout", "embedding_dropout", "attention_dropout")
         if (self.prefix_length > 0) != (self.prefix_codebook_size > 0):
             raise ValueError("prefix_length and prefix_codebook_size go together: give both or neither")
-        if self.num_classes and self.prefix_length:
-            raise ValueError("the prefix is a class or the codes of another image, not both; leave one at 0")
+        if self.image_prefix not in get_args(ImagePrefix):
+            raise ValueError(f"image_prefix must be one of {', '.join(get_args(ImagePrefix))}, got {self.image_prefix}")
+        if (self.num_classes > 0) + (self.prefix_length > 0) + (self.image_prefix != "none") > 1:
+            raise ValueError(
+                "the prefix is one of a class, prefix_length codes and an image_prefix; leave the others out"
+            )
 
 
 def _paper(num_layers: int, width: int, codebook_size: int, **others: float) -> Preset:
@@ -96,11 +104,13 @@ class GPT(Prior):
     """A decoder-only transformer over one grid of codes."""
 
     def __init__(self, spec: CodeSpec, config: GPTConfig) -> None:
-        prefix = {"prefix_length": config.prefix_length, "prefix_codebook_size": config.prefix_codebook_size}
-        super().__init__(spec, config.conditions(**prefix))
-        self.config, grid = config, spec.only
-        self.prefix_length = config.prefix_length or 1
-        rows = max(grid.codebook_size, config.num_labels, config.prefix_codebook_size)
+        grid, own = spec.only, config.image_prefix != "none"
+        length = spec.length if own else config.prefix_length
+        size = grid.codebook_size if own else config.prefix_codebook_size
+        conditions = {"prefix_length": length, "prefix_codebook_size": size, "image_prefix": config.image_prefix}
+        super().__init__(spec, config.conditions(**conditions))
+        self.config, self.prefix_length = config, length or 1
+        rows = max(grid.codebook_size, config.num_labels, size)
         self.tokens = nn.Embedding(rows, config.width)
         self.positions = nn.Parameter(torch.zeros(self.prefix_length + grid.num_positions, config.width))
         self.dropout = nn.Dropout(config.embedding_dropout)
@@ -110,14 +120,14 @@ class GPT(Prior):
         )
         self.head = Head(config.width, grid.codebook_size, bias=False)
         self.apply(initialize)
-        conditional = config.num_classes or config.prefix_length
+        conditional = config.num_classes or length
         self.beginning = None if conditional else nn.Parameter(torch.randn(config.width) * STD)
 
     def prefix(self, batch_size: int, context: Context) -> Tensor:
         """The tokens before the first code, embedded: (B, P, E)."""
         if self.beginning is not None:
             return self.beginning.expand(batch_size, 1, -1)
-        return self.tokens(context.prefix if self.config.prefix_length else context.label[:, None])
+        return self.tokens(context.prefix if self.conditions.prefix_length else context.label[:, None])
 
     def forward(self, codes: Codes, context: Context) -> tuple[Tensor, ...]:
         flat = self.spec.flatten(codes)
@@ -191,7 +201,7 @@ class SlidingWindow(Prior):
             raise ValueError(
                 f"the grid must be at least {grid.height}x{grid.width}, as in training; got {height}x{width}"
             )
-        if prior.config.prefix_length:
+        if prior.conditions.prefix_length:
             raise ValueError("a model whose prefix is the codes of another image has no sliding window")
         super().__init__(CodeSpec.single(height, width, grid.depth, grid.codebook_size), prior.conditions)
         self.prior = prior

@@ -9,9 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ...core import Codes, GridSpec, Tokenizer
+from ...core import Codes, GridSpec, ImagePrefix, Tokenizer
 from ...data import ImageDataset, binarize
 from ...data.shards import Part, PartWriter, StoredCodes, cached_parts, in_one
+from ...prefixes import image_prefix
 from ...progress import progress
 from ...saving.model import tokenizer_hash
 from ...zoo import load_tokenizer
@@ -69,8 +70,9 @@ def encode(tokenizer: Tokenizer, images: Tensor) -> Codes:
 
 
 def cached_codes(
-    tokenizer: Tokenizer, dataset: ImageDataset, mode: str, flipped: bool, device: torch.device, quiet: bool
-) -> StoredCodes:
+    tokenizer: Tokenizer, dataset: ImageDataset, mode: str, flipped: bool, device: torch.device, quiet: bool,
+    prefix: ImagePrefix = "none",
+) -> StoredCodes:  # fmt: skip
     """The codes of all images, narrow whole numbers in memory-mapped files; made by the first call, with a bar.
 
     They are made in parts, see `chainrule.data.shards`: several processes share the work, and one that is killed loses
@@ -83,6 +85,7 @@ def cached_codes(
         flipped: whether these are the codes of the mirror images.
         device: where to compute; "meta" gives codes without content.
         quiet: whether to show no bar.
+        prefix: whether these are the codes of a prefix of each image.
     """
     assert mode != "sample", "codes of images that differ at each visit cannot be kept"
     if device.type == "meta":
@@ -90,6 +93,7 @@ def cached_codes(
 
     starts = range(0, len(dataset), PART)
     what = "Encoding mirror images" if flipped else "Encoding images"
+    what += "" if prefix == "none" else f" ({prefix})"
     with progress(what, len(dataset), "images", quiet) as done:
 
         def build(number: int, folder: Path) -> None:
@@ -99,12 +103,14 @@ def cached_codes(
             for start in range(first, last, IMAGES_AT_ONCE):
                 stop = min(start + IMAGES_AT_ONCE, last)
                 images = binarize(dataset.images[start:stop], mode)
-                codes = encode(tokenizer, (images.flip(-1) if flipped else images).to(device))
+                images = (images.flip(-1) if flipped else images).to(device)
+                codes = encode(tokenizer, images if prefix == "none" else image_prefix(images, prefix))
                 writer.add([grid.cpu().numpy() for grid in codes])
                 done(stop)
             writer.close()
 
         key = ["codes", tokenizer_hash(tokenizer), dataset.fingerprint, mode, flipped]
+        key += [] if prefix == "none" else [prefix]
         return read_codes([Part(folder) for folder in cached_parts(key, list(starts), build)])
 
 

@@ -15,9 +15,10 @@ from torch import Tensor, nn
 
 from ...adapters import save_adapter
 from ...core import Codes, Context, LearnedTokenizer, Prior, StochasticTokenizer, Tokenizer
-from ...data import augment, binarize, draw_flips
+from ...data import ImageDataset, augment, binarize, draw_flips
 from ...layers.lora import merge
 from ...pipeline import Pipeline
+from ...prefixes import image_prefix
 from ...processes import shared
 from ...text.bpe import check_text_tokenizer
 from ..engine.config import TrainingConfig, check_at_least, check_share
@@ -57,6 +58,7 @@ class PriorTrainingConfig(TrainingConfig):
 class PriorBatch:
     """Images uint8 (B, C, H, W), or their codes where they were encoded before, and what a prior is told of them.
 
+    codes:  of the images and, for a prior that reads them, of their prefixes
     labels: int64 (B,), if any
     text:   token ids int64 (B, L), if any
     """
@@ -137,6 +139,10 @@ class PriorTask(ExamplesTask):
             )
         if options.soft_targets and self.data.stream:
             raise ValueError("soft_targets need the images at each visit, and a stream keeps their codes only")
+        if given.image_prefix != "none" and self.data.stream:
+            raise ValueError("image_prefix is taken from the images, and a stream keeps their codes only")
+        if given.image_prefix == "grey" and images.image_shape[0] == 1:
+            raise ValueError("the grey of grey images would be the images themselves; write image_prefix: edges")
         if self.captions is not None:
             check_text_tokenizer(self.captions.tokenizer, self.model)
 
@@ -150,9 +156,15 @@ class PriorTask(ExamplesTask):
             return
         if not self.options.soft_targets:
             for mirrored in (False, True)[: 1 + self.data.flip]:
-                codes = cached_codes(self.tokenizer, self.training, mode, mirrored, device, self.quiet)
-                self.training_codes.append(codes)
-        self.evaluation_codes = cached_codes(self.tokenizer, self.evaluation, mode, False, device, self.quiet)
+                self.training_codes.append(self._stored(self.training, mirrored, device))
+        self.evaluation_codes = self._stored(self.evaluation, False, device)
+
+    def _stored(self, images: ImageDataset, mirrored: bool, device: torch.device) -> StoredCodes:
+        """The codes of all images and, where the prior reads them, those of their prefixes."""
+        kind, grids = self.model.conditions.image_prefix, ()
+        for prefix in ("none",) if kind == "none" else ("none", kind):
+            grids += cached_codes(self.tokenizer, images, self.data.binarize, mirrored, device, self.quiet, prefix)
+        return grids
 
     def setup(self, device: torch.device) -> None:
         self.device = device
@@ -209,7 +221,7 @@ class PriorTask(ExamplesTask):
         images = batch.images.to(self.device)
         with torch.no_grad(), torch.autocast(images.device.type, enabled=False):
             codes, targets = self.tokenizer.encode_soft(images, self.options.soft_targets)
-        (logits,) = model(self._corrupt(codes), self._context(batch))
+        (logits,) = model(self._corrupt(codes), self._context(batch, self._prefix(images)))
         log_prob = logits.float().log_softmax(-1)
         nats = -log_prob.detach().gather(-1, codes[0].unsqueeze(-1)).sum() / len(batch)
         return -(targets * log_prob).sum(-1).mean(), {"nats": nats} | self._rates(nats)
@@ -251,7 +263,7 @@ class PriorTask(ExamplesTask):
 
     def preview(self, model: Prior, seed: int) -> Tensor:
         texts = None if self.captions is None else self.evaluation.texts
-        return draw_preview(self._pipeline(model, {}), texts, seed)
+        return draw_preview(self._pipeline(model, {}), texts, self.evaluation.images, seed)
 
     def save(self, model: Prior, folder: Path, card: dict[str, Any]) -> None:
         if self.adapter is not None and not self.options.lora.merge:
@@ -269,15 +281,24 @@ class PriorTask(ExamplesTask):
     def _encode(self, batch: PriorBatch) -> tuple[Codes, Context]:
         """All codes of the prior, a caption of a joint stream before those of the image, and the context."""
         if batch.codes is None:
-            codes = encode(self.tokenizer, batch.images.to(self.device))
+            images = batch.images.to(self.device)
+            codes = encode(self.tokenizer, images) + self._prefix(images)
         else:
             codes = tuple(grid.to(self.device) for grid in batch.codes)
+        count = len(self.tokenizer.spec.grids)
+        codes, context = codes[:count], self._context(batch, codes[count:])
         if self.model.conditions.joint_text:
             codes = batch.text[:, None, :, None].to(self.device), *codes
-        return codes, self._context(batch)
+        return codes, context
 
-    def _context(self, batch: PriorBatch) -> Context:
+    def _prefix(self, images: Tensor) -> Codes:
+        """The codes of what the prior reads of images before their own, none where it reads nothing of them."""
+        kind = self.model.conditions.image_prefix
+        return () if kind == "none" else encode(self.tokenizer, image_prefix(images, kind))
+
+    def _context(self, batch: PriorBatch, prefix: Codes = ()) -> Context:
         return Context(
+            prefix=self.tokenizer.spec.flatten(prefix) if prefix else None,
             label=batch.labels.to(self.device) if self.model.conditions.num_classes else None,
             text=batch.text.to(self.device) if self.model.conditions.text_length else None,
         )
