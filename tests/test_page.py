@@ -149,6 +149,13 @@ def test_inputs_are_those_of_the_model(page, folders):
     }  # fmt: skip
 
 
+def test_the_page_says_what_a_model_is(page, folders, monkeypatch):
+    name = folders["plain"]
+    assert page.about(name).endswith(f", {SIDE}x{SIDE} pixels, {SIDE * SIDE} codes.")
+    monkeypatch.setitem(page.studio.models[name].pipeline.card, "known_faults", "all is grey")
+    assert page.about(name).endswith("codes. Known faults: all is grey")
+
+
 def test_the_page_loads_nothing_from_elsewhere(folders):
     running = Running(Settings(models=(folders["plain"],)))
     html = httpx.get(running.url).text

@@ -172,6 +172,14 @@ class Page:
         label = gr.update(visible=bool(classes), choices=classes, value=classes[0][1] if needed else None)
         return gr.update(visible=reads), label, gr.update(visible=reads), gr.update(visible=guided)
 
+    def about(self, model: str) -> str:
+        """What a model draws, and what is known to go wrong."""
+        pipeline = self.studio.models[model].pipeline
+        _, height, width = pipeline.tokenizer.image_shape
+        faults = pipeline.card.get("known_faults")
+        size = f"{width}x{height} pixels, {pipeline.tokenizer.spec.length} codes"
+        return f"{pipeline.prior.name}, {size}." + (f" Known faults: {faults}" if faults else "")
+
     def _drawing(self, inputs: Inputs, known: Known | None = None) -> Drawing:
         """The drawing of what the inputs say."""
         pipeline = find_model(self.studio, inputs.model)[1].pipeline
@@ -222,6 +230,7 @@ class Page:
             gr.Markdown("# chainrule\nPictures by autoregressive models, one code after the other.")
             history = gr.State([])
             model = gr.Dropdown(self.names, value=self.names[0], label="Model", interactive=True, elem_id="model")
+            about = gr.Markdown(self.about(self.names[0]), elem_id="about")
             text = gr.Textbox(label="Prompt", placeholder="what to draw", elem_id="prompt")
             label = gr.Dropdown([], label="Class", elem_id="class")
             with gr.Row():
@@ -251,6 +260,7 @@ class Page:
                 history.change(lambda items: items, history, shown, show_progress="hidden")
             choices = [text, label, negative, guidance]
             model.change(self.choices, model, choices, show_progress="hidden")
+            model.change(self.about, model, about, show_progress="hidden")
             page.load(self.choices, model, choices, show_progress="hidden")
         page.queue(default_concurrency_limit=16)
         page._queue.sleep_when_free = 0.05  # seconds; at Gradio's 0.001 an idle page slows all that is drawn
