@@ -167,6 +167,7 @@ class Group:
             self.count += job.num_rows
         context, table = map(_joined, zip(*(job.start(runner) for job in jobs), strict=True))
         self.rows = Rows((runner.init_state(self.count, context), table))
+        self.options = self._by_sampling()
 
     @property
     def table(self) -> Table:
@@ -183,6 +184,7 @@ class Group:
         for job in other.jobs:
             job.rows = [row + self.count for row in job.rows]
         self.jobs, self.count = self.jobs + other.jobs, self.count + other.count
+        self.options = self._by_sampling()
 
     def leave(self, gone: Sequence[Job]) -> None:
         """Frees the rows of jobs; rows from the end move to their places."""
@@ -197,6 +199,7 @@ class Group:
         moved = dict(zip(source, target, strict=True))
         for job in self.jobs:
             job.rows = [moved.get(row, row) for row in job.rows]
+        self.options = self._by_sampling()
 
     def step(self, runner: Runner) -> list[Job]:
         """One code of every row; returns the jobs that are done, which have left."""
@@ -221,18 +224,26 @@ class Group:
 
     def _draw(self, logits: Tensor, table: Table) -> Tensor:
         """Codes (B,): those that are given, and the others drawn, each by the options of its request."""
-        noise, fixed = table.noise.gather(1, table.t)[:, 0], table.fixed.gather(1, table.t)[:, 0]
-        given = table.codes.gather(1, table.t)[:, 0]
-        if fixed.all():
-            return given
-        drawn = torch.empty_like(given)
-        for sampling, rows in self._by_sampling():
-            chosen = slice(None) if len(rows) == len(drawn) else torch.tensor(rows)
-            drawn[chosen] = draw(sampling.probabilities(logits[chosen]), noise[chosen])
-        return torch.where(fixed, given, drawn)
+        fixed = None
+        if any(job.request.known is not None for job in self.jobs):
+            fixed, given = (each.gather(1, table.t)[:, 0] for each in (table.fixed, table.codes))
+            if fixed.all():
+                return given
+        noise = table.noise.gather(1, table.t)[:, 0]
+        drawn = torch.empty_like(noise, dtype=torch.int64)
+        for sampling, rows in self.options:
+            if len(rows) == self.count:
+                drawn = draw(sampling.probabilities(logits), noise)
+            else:
+                chosen = torch.tensor(rows)
+                drawn[chosen] = draw(sampling.probabilities(logits[chosen]), noise[chosen])
+        return drawn if fixed is None else torch.where(fixed, given, drawn)
 
     def _by_sampling(self) -> list[tuple[Sampling, list[int]]]:
-        """The rows of each set of options; guidance and precision are the same or in the state."""
+        """The rows of each set of options; guidance and precision are the same or in the state.
+
+        It changes only where jobs come and go.
+        """
         jobs = sorted(self.jobs, key=_options)
         grouped = [(list(group)) for _, group in groupby(jobs, key=_options)]
         return [(group[0].request.sampling, [row for job in group for row in job.rows]) for group in grouped]
