@@ -19,7 +19,7 @@ DEVICE = Machine(memory=80 * 10**9, rate=1e12)
 @pytest.fixture
 def recipe(tmp_path):
     for number in range(8):
-        path = tmp_path / "pictures" / ("test" if number == 0 else "train") / f"{number}.png"
+        path = tmp_path / "pictures" / ("test" if number < 2 else "train") / "ab"[number % 2] / f"{number}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.new("RGB", (8, 8), (number, 0, 0)).save(path)
     path = tmp_path / "tiny.yaml"
@@ -71,9 +71,10 @@ def test_a_stream_is_planned_by_its_first_images(recipe, tmp_path, tables):
     if tables:
         loaded = datasets.load_dataset(str(tmp_path / "pictures"), cache_dir=tmp_path / "loaded")
         loaded.save_to_disk(tmp_path / "saved")
-        whole.append(f"data.source={tmp_path / 'saved'}")
+        whole += [f"data.source={tmp_path / 'saved'}", "data.label_column=label"]
     plain, found = plan(recipe, whole, machine=DEVICE), plan(recipe, [*whole, "data.stream=true"], machine=DEVICE)
-    assert found.cost == plain.cost
+    unlabelled = plan(recipe, [*whole, "prior.num_classes=0"], machine=DEVICE)
+    assert found.cost == plain.cost and found.cost.parameters != unlabelled.cost.parameters
     measured = plan(recipe, [*whole, "data.stream=true"])
     assert measured.encoding > 0 == measured.preparing and measured.evaluating > 0
     assert "for each 1,000 images of the stream" in dict(measured.lines())["encoding"]

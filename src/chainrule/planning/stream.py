@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Iterator
 from dataclasses import replace
@@ -13,6 +14,9 @@ from ..data.shards import cached_parts
 from ..data.stream import Sample, Stream, open_stream
 from ..data.tree import image_suffixes
 from ..recipe import Recipe
+
+TABLE = "metadata.jsonl"
+"""Of the labels and captions of a split."""
 
 
 def with_first_images(recipe: Recipe, count: int, judged: int) -> Recipe:
@@ -38,14 +42,20 @@ def with_first_images(recipe: Recipe, count: int, judged: int) -> Recipe:
 
         identity = [[stream.shards[0].identity, *splits[name]] for name, stream in streams.items()]
         [copied] = cached_parts("the first images of a stream", [identity], build)
-    plain = {"image_column": None, "label_column": None, "text_column": None}
-    data = replace(recipe.data, source=str(copied), split="train", stream=False, **plain)
+    rows = (copied / "train" / TABLE).read_text(encoding="utf-8").splitlines()
+    columns = {
+        "image_column": None,
+        "label_column": "label" if all("label" in json.loads(row) for row in rows) else None,
+        "text_column": recipe.data.text_column and "text",
+    }
+    data = replace(recipe.data, source=str(copied), split="train", stream=False, **columns)
     return replace(recipe, data=data, evaluation=replace(recipe.evaluation, split="test"))
 
 
 def _copy(stream: Stream, count: int, target: Path) -> None:
-    """Writes the first images, with labels and captions beside them; the first gets the last class, to have all."""
+    """Writes the first images and a table of labels and captions; the first image gets the last class, to have all."""
     target.mkdir()
+    rows = []
     samples: Iterator[Sample] = chain.from_iterable(shard.samples() for shard in stream.shards)
     for number, sample in enumerate(islice(samples, count)):
         suffix = PurePath(sample.name).suffix.lower()
@@ -54,8 +64,8 @@ def _copy(stream: Stream, count: int, target: Path) -> None:
             path.write_bytes(sample.image)
         else:
             shutil.copyfile(sample.image, path)
+        row = {"file_name": path.name, "text": sample.text}
         if sample.label >= 0:
-            label = len(stream.class_names) - 1 if stream.class_names and number == 0 else sample.label
-            path.with_suffix(".cls").write_text(str(label))
-        if sample.text:
-            path.with_suffix(".txt").write_text(sample.text, encoding="utf-8")
+            row["label"] = len(stream.class_names) - 1 if stream.class_names and number == 0 else sample.label
+        rows.append(json.dumps(row) + "\n")
+    (target / TABLE).write_text("".join(rows), encoding="utf-8")
