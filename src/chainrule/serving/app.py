@@ -27,6 +27,7 @@ from .settings import Settings
 from .store import Store
 from .studio import Studio
 
+log = logging.getLogger("chainrule.serving")
 VARIABLE = "CHAINRULE_SERVER"
 """The environment variable by which workers receive their settings."""
 
@@ -44,6 +45,7 @@ def create_app(settings: Settings) -> FastAPI:
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         await studio.warm()
         app.state.ready = True
+        log.info("ready: %s", ", ".join(studio.models))
         yield
         app.state.ready = False
         studio.engine.close()
@@ -135,4 +137,4 @@ def run(settings: Settings, host: str, port: int, workers: int = 1, threads: int
 
 def _start_log() -> None:
     logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", level=logging.WARNING)
-    logging.getLogger("chainrule.serving").setLevel(logging.INFO)
+    log.setLevel(logging.INFO)
