@@ -74,19 +74,16 @@ def frechet_distance(a: Tensor, b: Tensor) -> float:
     return Gaussian.of(a).distance(Gaussian.of(b))
 
 
-def frechet_standard_error(real: Tensor, generated: Tensor, groups: int = 10) -> float:
-    """Standard error of `frechet_distance(real, generated)` over other samples of the same model: the jackknife (Efron
-    1982) with the generated images in groups, each left out once; joined processes share the groups.
+def frechet_standard_error(real: Gaussian, generated: Tensor, groups: int = 10) -> float:
+    """Standard error of a Fréchet distance over other samples of the same model: the jackknife (Efron 1982) with the
+    generated images in groups, each left out once; joined processes share the groups.
 
     Args:
-        real, generated: float (N, C) and (M, C), M at least 2 * groups.
-
-    Raises:
-        ValueError: too few images.
+        real: of the features of real images.
+        generated: float (M, C), M at least 2 * groups.
     """
-    _check(generated, real, 2 * groups)
-    gaussian, left_out = Gaussian.of(real), torch.arange(len(generated)) % groups
-    values = shared(lambda group: gaussian.distance(Gaussian.of(generated[left_out != group])), range(groups))
+    left_out = torch.arange(len(generated)) % groups
+    values = shared(lambda group: real.distance(Gaussian.of(generated[left_out != group])), range(groups))
     return ((groups - 1) * torch.tensor(values, dtype=torch.float64).var(correction=0)).sqrt().item()
 
 
@@ -94,6 +91,7 @@ def precision_recall(real: Tensor, generated: Tensor, k: int = 3) -> tuple[float
     """Precision and recall of generated images (Kynkäänniemi et al. 2019, arXiv:1904.06991).
 
     A set covers what is no farther from one of its members than that member's k-th nearest neighbour in the set.
+    Joined processes share the work.
 
     Args:
         real, generated: features, float (N, C) and (M, C).
@@ -110,7 +108,8 @@ def precision_recall(real: Tensor, generated: Tensor, k: int = 3) -> tuple[float
         raise ValueError(f"k must be at least 1, got {k}")
     _check(real, generated, k + 1)
     real, generated = real.double(), generated.double()
-    return _covered(generated, real, k), _covered(real, generated, k)
+    precision, recall = shared(lambda sets: _covered(*sets, k), [(generated, real), (real, generated)])
+    return precision, recall
 
 
 def _covered(points: Tensor, members: Tensor, k: int) -> float:

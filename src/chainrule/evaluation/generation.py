@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..processes import shared
 from ..scorers.features import FeatureNetwork
-from .frechet import frechet_distance, frechet_standard_error, precision_recall
+from .frechet import Gaussian, frechet_standard_error, precision_recall
 
 BATCH = 32
 """Images whose features are computed at once: they are enlarged, so this is what memory depends on."""
@@ -76,9 +76,10 @@ def generation_quality(real: Tensor, generated: Tensor, reconstructed: Tensor, f
         ValueError: features of two widths, or fewer than 4 images of a kind.
     """
     precision, recall = precision_recall(real, generated)
-    error = frechet_standard_error(real, generated) if min(len(real), len(generated)) >= 20 else None
+    gaussian = Gaussian.of(real)
+    frechet, floor = shared(lambda features: gaussian.distance(Gaussian.of(features)), [generated, reconstructed])
+    error = frechet_standard_error(gaussian, generated) if min(len(real), len(generated)) >= 20 else None
     return GenerationQuality(
-        frechet=frechet_distance(real, generated), floor=frechet_distance(real, reconstructed), precision=precision,
-        recall=recall, features=features, num_generated=len(generated), num_real=len(real),
-        frechet_standard_error=error,
+        frechet=frechet, floor=floor, precision=precision, recall=recall, features=features,
+        num_generated=len(generated), num_real=len(real), frechet_standard_error=error,
     )  # fmt: skip
