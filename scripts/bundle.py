@@ -35,7 +35,7 @@ def bundle(run: str, name: str, faults: str, dtype: torch.dtype | None) -> None:
         raise SystemExit(f"{source} has no row in {LICENCES}")
     data_licence, weights_licence = licences()[source]
     card |= {"data_licence": data_licence, "weights_licence": weights_licence, "known_faults": faults}
-    card |= {"parents": parents(card["recipe"])}
+    card |= {"parents": parents(card["recipe"])} | minutes_before(card["recipe"], kind_of(run))
     if kind_of(run) not in ("pipeline", "tokenizer"):
         card["figures"] = {figure: round(value, 3) for figure, value in card.pop("metrics").items()}
     chainrule.save(chainrule.load(run), PRETRAINED / name, card, dtype)
@@ -51,6 +51,13 @@ def licences() -> dict[str, tuple[str, str]]:
     """For each data source of docs/licences.md the licence of the data and of weights trained on it."""
     rows = re.findall(r"^\| `(.+?)` \| (.+?) \| (.+?) \|$", LICENCES.read_text(encoding="utf-8"), re.MULTILINE)
     return {source: (data, weights) for source, data, weights in rows}
+
+
+def minutes_before(recipe: dict[str, Any], kind: str) -> dict[str, float]:
+    """Minutes of the earlier stages of a training that goes on from a model."""
+    path = (recipe.get("prior" if kind == "pipeline" else "tokenizer") or {}).get("path")
+    before = read_card(path) if path else {}
+    return {"minutes_before": before["minutes"] + before.get("minutes_before", 0)} if path else {}
 
 
 def parents(recipe: dict[str, Any]) -> list[dict[str, str]]:

@@ -99,8 +99,8 @@ def quality(name: str) -> dict[str, Any] | None:
     samples = read(name).get("samples")
     if samples is None:
         return None
-    chosen = {key: value for key, value in samples["settings"]["sampling"].items() if key in SHOWN and value is not None}
-    drawn = ", ".join(f"{key.replace('_', '-')} {value:g}" for key, value in chosen.items())
+    sampling = samples["settings"]["sampling"]
+    drawn = ", ".join(f"{key.replace('_', '-')} {sampling[key]:g}" for key in SHOWN if sampling[key] is not None)
     return samples["quality"] | {"seconds": samples["seconds_per_image"], "drawn": drawn}
 
 

@@ -53,8 +53,8 @@ ALLOWED = {  # room: the rooms of the package that it may import
         "processes", "progress", "recipe", "saving", "scorers", "strict", "text", "tokenizers", "upscaling", "zoo",
     },
     "timeline": {
-        "core", "data", "decoding", "evaluation", "files", "images", "pages", "pictures", "pipeline", "strict",
-        "tokenizers", "training", "upscaling", "zoo",
+        "core", "data", "decoding", "evaluation", "files", "images", "pages", "pictures", "pipeline", "saving",
+        "strict", "tokenizers", "training", "upscaling", "zoo",
     },
     "planning": {"core", "data", "recipe", "sizes", "strict", "training"},
     "fitting": {

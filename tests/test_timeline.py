@@ -177,3 +177,11 @@ def test_what_was_measured_is_not_measured_again(tmp_path, monkeypatch):
 def test_mistakes_are_named(tmp_path, options, sentence):
     with pytest.raises(ValueError, match=sentence):
         timeline(tmp_path, **options)
+
+
+def test_bundled_models_come_after_the_tokenizer_of_their_codes():
+    for system in SYSTEMS:
+        if system.bundled:
+            *tokenizer, prior = run._bundled(system.bundled)
+            assert prior == system.bundled and len(tokenizer) == (not system.pixels)
+            assert chainrule.load(prior).tokenizer.image_shape == ((3, 32, 32) if system.pixels else (3, 64, 64))

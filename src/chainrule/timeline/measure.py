@@ -141,7 +141,8 @@ def _training(stages: Sequence[str]) -> tuple[float | None, float | None]:
     if None in minutes:
         return None, None
     known = minutes[-1] > 0 and "batch_size" in training
-    return sum(minutes), cards[-1]["steps"] * training["batch_size"] / (60 * minutes[-1]) if known else None
+    total = sum(minutes) + sum(card.get("minutes_before", 0) for card in cards)
+    return total, cards[-1]["steps"] * training["batch_size"] / (60 * minutes[-1]) if known else None
 
 
 def _seconds(subject: Subject, count: int) -> float:

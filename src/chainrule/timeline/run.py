@@ -11,9 +11,10 @@ from typing import Any
 
 from ..data import DataConfig, load
 from ..files import write_file
+from ..saving.hub import find
+from ..saving.model import read_model
 from ..strict import build_dataclass, write_yaml
 from ..training import train
-from ..zoo import read_card
 from .measure import FULL, QUICK, Scale, measure_system
 from .page import write_html, write_markdown
 from .results import SystemResult
@@ -143,8 +144,8 @@ def _result(system: System, plan: Plan, folder: Path) -> SystemResult:
 
 def _bundled(name: str) -> list[str]:
     """A bundled model after the tokenizer that it was trained on."""
-    before = (read_card(name)["recipe"].get("tokenizer") or {}).get("path")
-    return [*(_bundled(before) if before else ()), name]
+    tokenizer = read_model(find(name)).tokenizer.weights
+    return [tokenizer, name] if tokenizer else [name]
 
 
 def _train(system: System, plan: Plan, folder: Path) -> list[str]:

@@ -60,6 +60,8 @@ SYSTEMS = (
         ),
         wants="nothing",
         pixels=True,
+        bundled="emoji32_row_lstm",
+        sampling={"temperature": 0.9, "guidance": 1.5},
         stages=(
             {"prior": {"name": "row_lstm", "num_layers": 3, "width": 16, "head_width": 32}, "training": _training(220)},
         ),
@@ -77,6 +79,8 @@ SYSTEMS = (
         ),
         wants="label",
         pixels=True,
+        bundled="emoji32_gated_pixelcnn",
+        sampling={"temperature": 0.9, "guidance": 1.5},
         stages=(
             {
                 "prior": {"name": "gated_pixelcnn", "num_layers": 5, "width": 32, "kernel_size": 3, "head_width": 64},
