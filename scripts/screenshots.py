@@ -1,6 +1,7 @@
-"""Takes the screenshots of the page that the documentation shows: needs Debian's Chromium.
+"""Takes the screenshots that the documentation shows: needs Debian's Chromium.
 
-python scripts/screenshots.py
+python scripts/screenshots.py                      # of the server's page
+python scripts/screenshots.py timeline/index.html  # of the page that `chainrule timeline` wrote
 """
 
 import shutil
@@ -28,6 +29,20 @@ def draw(page: Page, url: str) -> None:
     page.wait_for_timeout(2000)
 
 
+def timeline(file: str) -> None:
+    """The head of the page of the timeline, and its claims on a phone."""
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
+        page = browser.new_page(viewport={"width": 1100, "height": 1500})
+        page.goto(Path(file).resolve().as_uri())
+        page.screenshot(path=PICTURES / "timeline.png")
+        page = browser.new_context(viewport={"width": 390, "height": 844}, color_scheme="dark").new_page()
+        page.goto(Path(file).resolve().as_uri())
+        page.evaluate("document.getElementById('vqgan').scrollIntoView()")
+        page.screenshot(path=PICTURES / "timeline-phone.png")
+        browser.close()
+
+
 def main() -> None:
     with Server(["emoji_parti", "mnist_diagonal_bilstm"], threads=1) as server, sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
@@ -50,4 +65,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    timeline(sys.argv[1]) if sys.argv[1:] else main()
