@@ -79,9 +79,10 @@ def _read(pick: Callable[[Results], Estimate | None], results: Results) -> Estim
 
 
 def say(estimate: Estimate, digits: int = 3) -> str:
-    """A figure with its standard error, to some significant digits."""
-    text = f"{estimate.value:.{digits}g}"
-    return text if estimate.error is None else f"{text} ± {estimate.error:.2g}"
+    """A figure with its standard error, to some significant digits; from 1,000 on as whole numbers."""
+    large = abs(estimate.value) >= 1000
+    text = f"{estimate.value:,.0f}" if large else f"{estimate.value:.{digits}g}"
+    return text if estimate.error is None else f"{text} ± {estimate.error:{'.0f' if large else '.2g'}}"
 
 
 def of(key: str, name: str, setting: str | None = None) -> Callable[[Results], Estimate | None]:
@@ -116,7 +117,7 @@ CLAIMS = (
         larger=("PixelCNN", of("pixelcnn", "training_rate")),
         smaller=("PixelRNN", of("pixelrnn", "training_rate")),
         reason=(
-            "here the PixelCNN has 3.4 times the weights of the Row LSTM, and compiled code makes the Row LSTM's "
+            "here the PixelCNN has more than three times the weights of the Row LSTM, and compiled code makes the Row LSTM's "
             "training 1.5 times as fast"
         ),
     ),
