@@ -171,3 +171,8 @@ def test_evaluation_draws_from_the_images_it_compares_with(tmp_path):
     task._pipeline(task.model, {"recipe": plain}).save(tmp_path / "model")
     record = chainrule.evaluate(tmp_path / "model", data="shapes", split="test", limit=6, samples=4)
     assert record.samples.quality.frechet > 0
+
+
+def test_the_server_and_the_page_refuse_a_model_that_draws_from_an_image():
+    with pytest.raises(ValueError, match="draws from an image, which no request can give"):
+        chainrule.demo(pipeline())

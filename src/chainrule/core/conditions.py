@@ -77,6 +77,11 @@ class Conditions(ClassLabels):
         """Whether a text is part of the context or of the codes."""
         return self.joint_text or self.text_length > 0
 
+    @property
+    def reads_image(self) -> bool:
+        """Whether the context holds codes of what is taken from an image, see `image_prefix`."""
+        return self.image_prefix != "none"
+
     def check(self, context: Context, batch_size: int) -> None:
         """Raises ValueError unless a context holds these conditions for `batch_size` images, all in range."""
         self._check_label(context.label, batch_size)
@@ -85,7 +90,7 @@ class Conditions(ClassLabels):
         elif context.text is not None:
             where = ": it is the first grid of the codes" if self.joint_text else ""
             raise ValueError(f"this model takes no text in its context{where}; leave it out")
-        if self.image_prefix != "none" and context.prefix is None:
+        if self.reads_image and context.prefix is None:
             raise ValueError(f"this model draws from an image ({self.image_prefix}): give one as prefix")
         if self.prefix_length:
             shape = batch_size, self.prefix_length

@@ -54,12 +54,20 @@ class Studio:
         engine: draws.
         rerankers: judges of best-of by the name that requests give, see `zoo.load_scorer`.
         upscalers: by the name that requests give.
+
+    Raises:
+        ValueError: a model that draws from an image.
     """
 
     def __init__(
         self, models: Mapping[str, Served], engine: Engine, rerankers: Mapping[str, Helper] | None = None,
         upscalers: Mapping[str, Helper] | None = None,
     ) -> None:  # fmt: skip
+        for name, served in models.items():
+            if served.pipeline.prior.conditions.reads_image:
+                raise ValueError(
+                    f"{name} draws from an image, which no request can give; use chainrule sample --prefix"
+                )
         self.models, self.engine = dict(models), engine
         self.rerankers, self.upscalers = dict(rerankers or {}), dict(upscalers or {})
         self._larger: dict[tuple[str, tuple[int, int]], Pipeline] = {}
