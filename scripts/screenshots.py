@@ -30,7 +30,7 @@ def draw(page: Page, url: str) -> None:
 
 
 def timeline(file: str) -> None:
-    """The head of the page of the timeline, and its claims on a phone."""
+    """The head of the page of the timeline, and the section of VQGAN on a phone."""
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
         page = browser.new_page(viewport={"width": 1100, "height": 1500})

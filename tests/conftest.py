@@ -1,6 +1,7 @@
 """Settings shared by all tests: deterministic, and on one thread, so that their order and the machine do not matter."""
 
 import os
+import shutil
 
 import pytest
 import torch
@@ -10,6 +11,19 @@ from chainrule.files import cache_root
 
 torch.set_num_threads(1)
 keep_freed_memory()  # as the command line does
+
+
+@pytest.fixture
+def chromium():
+    """Debian's Chromium, for tests of pages."""
+    from playwright.sync_api import sync_playwright
+
+    path = shutil.which("chromium")
+    assert path, "this test needs Chromium: apt-get install chromium"
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
+        yield browser
+        browser.close()
 
 
 @pytest.fixture(autouse=True)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import re
-import shutil
 
 import gradio
 import httpx
@@ -186,17 +185,10 @@ def test_demo_is_the_same_page():
 
 
 @pytest.fixture
-def browser(folders):
-    """Debian's Chromium, and a server to look at."""
-    from playwright.sync_api import sync_playwright
-
-    path = shutil.which("chromium")
-    assert path, "this test needs Chromium: apt-get install chromium"
+def browser(folders, chromium):
+    """Chromium, and a server to look at."""
     running = Running(Settings(models=(folders["plain"], folders["texts"])))
-    with sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
-        yield chromium, running.url
-        chromium.close()
+    yield chromium, running.url
     running.stop()
 
 

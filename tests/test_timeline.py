@@ -1,7 +1,6 @@
 """The timeline: verdicts, the page, the recipes of its systems, and the measuring of one of them."""
 
 import json
-import shutil
 from dataclasses import asdict, replace
 from html.parser import HTMLParser
 from xml.etree import ElementTree
@@ -101,27 +100,19 @@ def test_the_page_needs_no_network_and_every_picture_has_a_text(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_the_page_fits_a_phone_and_asks_for_nothing(tmp_path, scheme):
+def test_the_page_fits_a_phone_and_asks_for_nothing(tmp_path, chromium, scheme):
     """In Chromium: no horizontal scrolling, all pictures shown, no request, and the colours of the scheme."""
-    from playwright.sync_api import sync_playwright
-
-    path = shutil.which("chromium")
-    assert path, "this test needs Chromium: apt-get install chromium"
     for system in SYSTEMS:
         (tmp_path / system.key).mkdir()
         to_pil(torch.zeros(1, 3, 64, 256, dtype=torch.uint8))[0].save(tmp_path / system.key / "samples.png")
     file = tmp_path / "index.html"
     file.write_text(write_html(RESULTS, tmp_path, "Invented figures."), encoding="utf-8")
-    with sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
-        page = chromium.new_context(viewport={"width": 390, "height": 844}, color_scheme=scheme).new_page()
-        asked = []
-        page.on("request", lambda request: asked.append(request.url))
-        page.goto(file.as_uri())
-        assert page.evaluate("document.documentElement.scrollWidth") == 390
-        assert page.evaluate("[...document.images].every(one => one.complete && one.naturalWidth)")
-        paper = page.evaluate("getComputedStyle(document.body).backgroundColor")
-        chromium.close()
+    page, asked = chromium.new_context(viewport={"width": 390, "height": 844}, color_scheme=scheme).new_page(), []
+    page.on("request", lambda request: asked.append(request.url))
+    page.goto(file.as_uri())
+    assert page.evaluate("document.documentElement.scrollWidth") == 390
+    assert page.evaluate("[...document.images].every(one => one.complete && one.naturalWidth)")
+    paper = page.evaluate("getComputedStyle(document.body).backgroundColor")
     assert not [url for url in asked if not url.startswith(("file:", "data:"))]
     assert paper == {"light": "rgb(255, 255, 255)", "dark": "rgb(22, 24, 29)"}[scheme]
 

@@ -218,7 +218,7 @@ class Pipeline:
 
     def own_prefix(self, images: Tensor) -> Tensor | None:
         """Images as the `prefix` of themselves, or None for a model that does not draw from an image."""
-        return None if self.prior.conditions.image_prefix == "none" else images
+        return images if self.prior.conditions.reads_image else None
 
     @torch.no_grad()
     def log_prob(
@@ -339,7 +339,7 @@ class Pipeline:
 
     def samples(self, n: int = 9) -> bytes | None:
         """A PNG file of images for a card, of the classes in turn; None for a model that draws from an image."""
-        if self.prior.conditions.image_prefix != "none":
+        if self.prior.conditions.reads_image:
             return None
         label = torch.arange(n) % self.num_classes if self.num_classes else None
         buffer, scale = io.BytesIO(), max(1, 96 // self.tokenizer.image_shape[-1])

@@ -80,7 +80,7 @@ def redraw(
 
 
 def kept_codes(model: Pipeline, image: Tensor, mask: Tensor, n: int) -> Known:
-    """The codes of a whole image, of which those under the mask are kept, for `n` variations; see `redraw`.
+    """The codes of an image, for `n` variations that keep those where the mask is True; see `redraw`.
 
     Raises:
         ValueError: an image or a mask of another size or type.

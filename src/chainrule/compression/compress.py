@@ -68,7 +68,7 @@ def compress(
     images = as_tensor(images, "images")
     count, spec, blocks = len(images), pipeline.prior.spec, []
     pipeline.tokenizer.check_images(images)
-    if pipeline.prior.conditions.image_prefix != "none":
+    if pipeline.prior.conditions.reads_image:
         raise ValueError("a model that draws from an image would need the image to read the file; take another model")
     _, context = pipeline.condition(count, label, text)
     header = Header(

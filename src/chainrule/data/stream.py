@@ -32,10 +32,10 @@ from .picture_folder import TEST_HASHES, name_hash
 from .rows import class_order
 from .sources import find_source
 from .sources.folder import find_folder, holds_images
-from .tables import TableSource, find_image_column, of_split
+from .tables import SHARD, TableSource, find_image_column, of_split
 from .tree import SPLIT_NAMES, image_suffixes
 
-RUN, SHARD = 100_000, 8192
+RUN = 100_000
 """Names sorted in memory at once; files of a folder that make a shard."""
 TARS = (".tar", ".tar.gz", ".tgz")
 END = b"\0"

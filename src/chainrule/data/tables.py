@@ -16,7 +16,7 @@ from .rows import CHUNK, Rows, RowSource, add_labels
 
 T = TypeVar("T")
 SHARD = 8192
-"""Rows of a table that make a shard, where it is not in several files."""
+"""Images of a folder, or rows of a table that is not in several files, that make a shard."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -117,8 +117,8 @@ CLAIMS = (
         larger=("PixelCNN", of("pixelcnn", "training_rate")),
         smaller=("PixelRNN", of("pixelrnn", "training_rate")),
         reason=(
-            "here the PixelCNN has more than three times the weights of the Row LSTM, and compiled code makes the Row LSTM's "
-            "training 1.5 times as fast"
+            "here the PixelCNN has more than three times the weights of the Row LSTM, and compiled code makes the Row "
+            "LSTM's training 1.5 times as fast"
         ),
     ),
     Claim(

@@ -123,7 +123,7 @@ def _section(system: System, result: SystemResult, pictures: Path) -> str:
         f'<p>{escape(system.idea)} <a href="https://arxiv.org/abs/{system.arxiv}">{escape(system.paper)}</a>.</p>'
         f'<ul class="blocks" aria-label="Architecture">{blocks}</ul>'
         f"<p>Model: <code>{escape(result.model)}</code>. Conditioned on: {escape(result.conditions)}. "
-        f"Samples are drawn {'with ' + escape(result.sampling) if result.sampling else 'as the model is'}.</p>"
+        f"Samples are drawn {'with ' + escape(result.sampling or 'the default settings')}.</p>"
         f'<div class="pictures">{figures}</div>'
     )
 

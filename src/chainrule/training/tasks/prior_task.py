@@ -139,7 +139,7 @@ class PriorTask(ExamplesTask):
             )
         if options.soft_targets and self.data.stream:
             raise ValueError("soft_targets need the images at each visit, and a stream keeps their codes only")
-        if given.image_prefix != "none" and self.data.stream:
+        if given.reads_image and self.data.stream:
             raise ValueError("image_prefix is taken from the images, and a stream keeps their codes only")
         if given.image_prefix == "grey" and images.image_shape[0] == 1:
             raise ValueError("the grey of grey images would be the images themselves; write image_prefix: edges")
@@ -161,8 +161,8 @@ class PriorTask(ExamplesTask):
 
     def _stored(self, images: ImageDataset, mirrored: bool, device: torch.device) -> StoredCodes:
         """The codes of all images and, where the prior reads them, those of their prefixes."""
-        kind, grids = self.model.conditions.image_prefix, ()
-        for prefix in ("none",) if kind == "none" else ("none", kind):
+        given, grids = self.model.conditions, ()
+        for prefix in ("none", given.image_prefix)[: 1 + given.reads_image]:
             grids += cached_codes(self.tokenizer, images, self.data.binarize, mirrored, device, self.quiet, prefix)
         return grids
 
@@ -293,8 +293,8 @@ class PriorTask(ExamplesTask):
 
     def _prefix(self, images: Tensor) -> Codes:
         """The codes of what the prior reads of images before their own, none where it reads nothing of them."""
-        kind = self.model.conditions.image_prefix
-        return () if kind == "none" else encode(self.tokenizer, image_prefix(images, kind))
+        given = self.model.conditions
+        return encode(self.tokenizer, image_prefix(images, given.image_prefix)) if given.reads_image else ()
 
     def _context(self, batch: PriorBatch, prefix: Codes = ()) -> Context:
         return Context(
