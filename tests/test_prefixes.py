@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import replace
 
 import pytest
@@ -12,12 +13,14 @@ import chainrule
 from chainrule import Pipeline
 from chainrule.compression import compress
 from chainrule.core import CodeSpec, Context
-from chainrule.decoding import image_seeds
-from chainrule.drawing import repeat
+from chainrule.decoding import Sampling, image_seeds
+from chainrule.drawing import Drawing, Source, repeat
 from chainrule.images import to_pil
 from chainrule.prefixes import image_prefix
 from chainrule.priors.gpt import GPT, GPTConfig
 from chainrule.recipe import build_recipe
+from chainrule.serving.settings import Settings
+from chainrule.serving.studio import Studio
 from chainrule.tokenizers.pixels import Pixels, PixelsConfig
 from chainrule.training.tasks.codes import encode
 from test_cli import refused, run
@@ -173,6 +176,11 @@ def test_evaluation_draws_from_the_images_it_compares_with(tmp_path):
     assert record.samples.quality.frechet > 0
 
 
-def test_the_server_and_the_page_refuse_a_model_that_draws_from_an_image():
-    with pytest.raises(ValueError, match="draws from an image, which no request can give"):
-        chainrule.demo(pipeline())
+def test_a_server_starts_but_says_that_it_cannot_draw(tmp_path):
+    pipeline().save(tmp_path / "m")
+    studio = Studio.open(Settings(models=(str(tmp_path / "m"),)))
+    drawing = Drawing(model=Source.of(str(tmp_path / "m")), seeds=(0,), sampling=Sampling())
+    asyncio.run(studio.warm())
+    with pytest.raises(ValueError, match="this model draws from an image .edges.: give one as prefix"):
+        asyncio.run(studio.draw(drawing))
+    studio.engine.close()

@@ -54,20 +54,12 @@ class Studio:
         engine: draws.
         rerankers: judges of best-of by the name that requests give, see `zoo.load_scorer`.
         upscalers: by the name that requests give.
-
-    Raises:
-        ValueError: a model that draws from an image.
     """
 
     def __init__(
         self, models: Mapping[str, Served], engine: Engine, rerankers: Mapping[str, Helper] | None = None,
         upscalers: Mapping[str, Helper] | None = None,
     ) -> None:  # fmt: skip
-        for name, served in models.items():
-            if served.pipeline.prior.conditions.reads_image:
-                raise ValueError(
-                    f"{name} draws from an image, which no request can give; use chainrule sample --prefix"
-                )
         self.models, self.engine = dict(models), engine
         self.rerankers, self.upscalers = dict(rerankers or {}), dict(upscalers or {})
         self._larger: dict[tuple[str, tuple[int, int]], Pipeline] = {}
@@ -92,7 +84,8 @@ class Studio:
         """Draws one image by each model, so that no request waits for kernels and packed weights."""
         for served in self.models.values():
             label = 0 if served.pipeline.num_classes else None
-            request = await self.engine.compute(served.pipeline.request, 1, label)
+            prefix = served.pipeline.own_prefix(torch.zeros(served.pipeline.tokenizer.image_shape, dtype=torch.uint8))
+            request = await self.engine.compute(served.pipeline.request, 1, label, prefix=prefix)
             await self.engine.decode(served.pipeline, await self.engine.draw(served.pipeline, request))
 
     async def pipeline_of(self, drawing: Drawing) -> Pipeline:
