@@ -28,7 +28,7 @@ from chainrule.core import CodeSpec, Context, entry
 from chainrule.priors import gated_pixelcnn
 from chainrule.recipe import read_recipe
 from chainrule.scorers.features import EfficientNetLite0
-from chainrule.training.engine.hardware import autocast, compiled
+from chainrule.training.engine.hardware import autocast, compiled, has_bfloat16
 from chainrule.training.engine.muon import Muon
 from chainrule.training.tasks.losses import ImageLosses, PerceptualLoss
 from chainrule.training.tasks.tokenizer import TokenizerPass
@@ -50,7 +50,7 @@ def gate(x):
 
 def steps(model: nn.Module, loss: Callable[[], Tensor], precision: str, then: Callable[[], None]) -> Steps:
     """Steps that minimise `loss()`; `then` ends each."""
-    optimizer = Muon(model, 2e-3)
+    optimizer = Muon(model, 2e-3, dtype=torch.bfloat16 if has_bfloat16(CPU) else torch.float32)
     while True:
         start = time.perf_counter()
         with autocast(precision, CPU)():

@@ -10,8 +10,8 @@ resuming:   a checkpoint of two FSDP processes goes on in two, which ends like a
             the reverse
 evaluation: `chainrule evaluate --samples N` in two processes and in one, with the processor time of each
 
-All runs are on the CPU, in float32, by AdamW and without dropout (Muon computes in bfloat16, so that its curves lie
-farther apart: --optimizer muon).  A difference above 1e-4 in a loss, or any difference in an
+All runs are on the CPU, in float32, by AdamW and without dropout (Muon computes in bfloat16 where the CPU has it, so
+that its curves lie farther apart: --optimizer muon).  A difference above 1e-4 in a loss, or any difference in an
 evaluation, makes the exit code 1.
 """
 

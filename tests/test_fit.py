@@ -76,7 +76,7 @@ def test_a_fit_trains_resumes_and_refuses_another_wish(folder, tmp_path, monkeyp
     assert (out / "fit.json").read_bytes() == kept and FitPlan.from_plain(json.loads(kept)).condition == "label"
     assert chainrule.load(model).sample(1, "cat").shape == (1, 3, 16, 16)
     page = (out / "report.html").read_text(encoding="utf-8")
-    assert page.count("<img ") == page.count(' alt="') == 5 and "http" not in page
+    assert page.count("<img ") == page.count(' alt="') == 5 and "://" not in page
     assert "1: dog/empty.png" in page and "prior: nats per picture" in page
     assert read_yaml(out / "prior.yaml")["tokenizer"]["path"] == str(out / "tokenizer" / "model")
     with pytest.raises(ValueError, match="holds a fit with minutes"):

@@ -9,9 +9,10 @@ from torch import nn
 from chainrule.training.engine.muon import Muon, matrix_shape, orthogonalize
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("shape", [(12, 40), (40, 12), (16, 16)])
-def test_orthogonalize_makes_singular_values_alike(shape):
-    values = torch.linalg.svdvals(orthogonalize(torch.randn(3, *shape)).double())
+def test_orthogonalize_makes_singular_values_alike(shape, dtype):
+    values = torch.linalg.svdvals(orthogonalize(torch.randn(3, *shape), dtype).double())
     assert values.min() > 0.3 and values.max() < 1.4
 
 

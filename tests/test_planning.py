@@ -40,6 +40,15 @@ def test_a_stated_machine_needs_no_step(recipe):
     assert plan(recipe, ["training.batch_size=8"], machine=Machine(devices=2, rate=1e12)).cost == cost
 
 
+def test_a_stated_machine_trains_in_bfloat16(recipe):
+    """So a plan does not depend on the processor that makes it."""
+    auto, half, whole = (
+        plan(recipe, [*SMALL, *more], machine=DEVICE).cost
+        for more in ([], ["training.precision=bfloat16"], ["training.precision=float32"])
+    )
+    assert auto == half and auto.activations < whole.activations
+
+
 def test_operations_of_a_transformer():
     """2 for each weight and position forward, 4 backward, and those of attention."""
     found = plan("gpt", ["training.batch_size=1", "training.optimizer=adamw"], preset="imagenet", machine=DEVICE)

@@ -386,6 +386,14 @@ def test_loss_that_is_not_finite_stops_in_a_sentence(tmp_path):
     assert [path.name for path in list_checkpoints(tmp_path / "checkpoints")] == ["step-00000006.pt"]
 
 
+def test_a_precision_without_instructions_is_reported(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("platform.machine", lambda: "x86_64")
+    monkeypatch.setattr("chainrule.training.engine.hardware.has_bfloat16", lambda device: False)
+    for precision, count in (("bfloat16", 1), ("auto", 0), ("float32", 0)):
+        run(tmp_path / precision, replace(CONFIG, precision=precision, steps=6), quiet=False)
+        assert capsys.readouterr().out.count("this CPU has no bfloat16 instructions: training in float32 is") == count
+
+
 @pytest.mark.parametrize("optimizer", ["adam", "adamax", "rmsprop"])
 def test_other_settings_train(tmp_path, optimizer):
     config = replace(

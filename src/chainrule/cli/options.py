@@ -35,7 +35,10 @@ Upscale = Annotated[
 ]
 Resize = Annotated[bool, typer.Option("--resize", help="Resize and crop images to the size the model needs.")]
 TokenizerPrecision = Annotated[
-    str, typer.Option("--precision", help="float32, or bfloat16 for a network (faster, a few other codes).")
+    str,
+    typer.Option(
+        "--precision", help="float32, or bfloat16 for a network (faster where the CPU has it, a few other codes)."
+    ),
 ]
 Features = Annotated[
     str | None,

@@ -124,7 +124,8 @@ def plan(
         recipe: path of a recipe or the name of one that comes with the package; with a preset, a tokenizer or a prior.
         overrides: such as "training.batch_size=8"; with a preset, of the section `training`.
         preset: a published size.
-        machine: with a rate, nothing is computed; without one, or without a machine, a few real steps are timed here.
+        machine: with a rate, nothing is computed, and the precision auto is bfloat16; without a rate, or without a
+            machine, a few real steps are timed here.
         clock: what times the steps.
 
     Raises:
@@ -146,6 +147,8 @@ def plan(
                 read = with_first_images(read, _few(read), read.evaluation.batch_size)
             task, full = _small(read).build(META, True)
             training = full.training
+    if not measured and training.precision == "auto":
+        training = replace(training, precision="bfloat16")
     if training.batch_size % machine.devices:
         raise ValueError(f"batch_size ({training.batch_size}) must be a multiple of the devices ({machine.devices})")
     one = replace(training, batch_size=training.batch_size // machine.devices)
@@ -164,7 +167,7 @@ def plan(
 
 def _training(overrides: Sequence[str]) -> TrainingConfig:
     """The section `training` of a preset."""
-    given: dict[str, Any] = {"training": {"precision": "bfloat16"}}
+    given: dict[str, Any] = {"training": {}}
     for override in overrides:
         apply_override(given, override)
     if others := [name for name in given if name != "training"]:

@@ -42,7 +42,7 @@ from .average import Average, evaluated_copy
 from .boards import check_logger, open_board
 from .checkpoint import load_checkpoint, save_checkpoint, save_shards
 from .config import TrainingConfig
-from .hardware import check_fsdp, placed, recompute_layers, spreads_weights, wants_compile
+from .hardware import check_fsdp, placed, recompute_layers, slow_precision, spreads_weights, wants_compile
 from .learner import Learner, build_optimizer
 from .log import Progress, Table, format_metrics
 from .order import batch_generator, batch_indices, batch_parts, derive_seed
@@ -153,7 +153,12 @@ class _Run:
             recompute_layers(module)
         self.compiled = wants_compile(module, config, fabric)
         self.learner = Learner(
-            module, lambda module: build_optimizer(module, config), config, fabric, config.gradient_clip, self.compiled
+            module,
+            lambda module: build_optimizer(module, config, fabric.device),
+            config,
+            fabric,
+            config.gradient_clip,
+            self.compiled,
         )
         self.average = Average(module, copied, config.ema_decay)
         self.adversary = AdversaryTraining(task.adversary, config, fabric) if task.adversary else None
@@ -177,6 +182,8 @@ class _Run:
         resumed = self._resume()
         self.progress = Progress(config.steps, self.step, config.batch_size, not self.quiet)
         self.board = open_board(config.logger, self.folder, self.step) if self.writes else None
+        if slow := slow_precision(config.precision, self.fabric.device):
+            self.progress.say(slow)
         if resumed:
             self.progress.say(f"going on with {self.folder} after step {self.step} of {config.steps}")
         try:

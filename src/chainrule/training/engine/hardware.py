@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import platform
 import shutil
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -65,7 +66,7 @@ class Hardware:
 def autocast(precision: str, device: torch.device) -> Callable[[], AbstractContextManager]:
     """A function that opens the context of a precision."""
     if precision == "auto":
-        precision = "bfloat16" if _has_bfloat16(device) else "float32"
+        precision = "bfloat16" if has_bfloat16(device) else "float32"
     kinds = {"bfloat16": torch.bfloat16, "float16": torch.float16}
     enabled = precision in kinds
     return lambda: torch.autocast(device.type, dtype=kinds.get(precision, torch.bfloat16), enabled=enabled)
@@ -78,12 +79,26 @@ def loss_scaling(precision: str, device: torch.device) -> Any:
     return MixedPrecision("16-mixed", device.type) if precision == "float16" else Precision()
 
 
-def _has_bfloat16(device: torch.device) -> bool:
+def has_bfloat16(device: torch.device) -> bool:
     """Whether the device computes in bfloat16 faster than in float32."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     names = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")  # private: absent in other releases of torch
     return device.type == "cpu" and any(getattr(torch.cpu, name, lambda: False)() for name in names)
+
+
+def slow_precision(precision: str, device: torch.device) -> str | None:
+    """A sentence where a recipe asks for a precision that the CPU has no instructions for: slower than float32."""
+    if device.type != "cpu" or platform.machine() not in ("x86_64", "AMD64"):
+        return None
+    has_float16 = getattr(torch.ops.mkldnn, "_is_mkldnn_fp16_supported", lambda: False)
+    supported = {"bfloat16": lambda: has_bfloat16(device), "float16": has_float16}
+    if precision not in supported or supported[precision]():
+        return None
+    return (
+        f"this CPU has no {precision} instructions: training in float32 is several times faster here; "
+        "leave training.precision out"
+    )
 
 
 def spreads_weights(fabric: Any) -> bool:

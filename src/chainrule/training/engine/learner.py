@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from .config import TrainingConfig
-from .hardware import autocast, compiled, loss_scaling
+from .hardware import autocast, compiled, has_bfloat16, loss_scaling
 from .muon import Muon
 from .sharding import whole
 
@@ -87,20 +87,21 @@ class Learner:
         self.scaling.load_state_dict(state.get("scaling", {}))
 
 
-def build_optimizer(module: nn.Module, config: TrainingConfig) -> torch.optim.Optimizer:
-    """The optimizer of the config; weight decay for matrices and filters only."""
+def build_optimizer(module: nn.Module, config: TrainingConfig, device: torch.device) -> torch.optim.Optimizer:
+    """The optimizer of the config for a module on a device; weight decay for matrices and filters only."""
+    options: dict[str, Any] = {"lr": config.learning_rate}
+    if config.betas is not None:
+        options["betas"] = config.betas
     if config.optimizer == "muon":
-        betas = {} if config.betas is None else {"betas": config.betas}
-        return Muon(module, config.learning_rate, config.weight_decay, **betas)
+        half = config.precision == "bfloat16" or has_bfloat16(device)
+        dtype = torch.bfloat16 if half else torch.float32
+        return Muon(module, weight_decay=config.weight_decay, dtype=dtype, **options)
     parameters = [p for p in module.parameters() if p.requires_grad]
     groups = [
         {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": config.weight_decay},
         {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
     ]
     groups = [group for group in groups if group["params"]]
-    options: dict[str, Any] = {"lr": config.learning_rate}
-    if config.betas is not None:
-        options["betas"] = config.betas
     if config.optimizer in ("adam", "adamw"):
         options["fused"] = config.precision != "float16"  # a fused step would undo the scale of the loss by itself
     classes = {

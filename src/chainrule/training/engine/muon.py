@@ -35,11 +35,13 @@ class Muon(torch.optim.Optimizer):
         weight_decay: decoupled, of matrices and filters only.
         momentum: Nesterov momentum of the matrices.
         betas: of Adam.
+        dtype: in which updates of matrices are made orthogonal.  bfloat16 is enough, and faster where the device has
+            instructions for it.
     """
 
     def __init__(
         self, module: nn.Module, lr: float, weight_decay: float = 0.0, momentum: float = 0.95,
-        betas: tuple[float, float] = (0.9, 0.95),
+        betas: tuple[float, float] = (0.9, 0.95), dtype: torch.dtype = torch.float32,
     ) -> None:  # fmt: skip
         embeddings = {id(m.weight) for m in module.modules() if isinstance(m, nn.Embedding)}
         matrices, others = [], []
@@ -53,6 +55,7 @@ class Muon(torch.optim.Optimizer):
             {"params": [p for p in others if p.ndim < 2], "matrices": False, "weight_decay": 0.0},
         ]
         groups = [group for group in groups if group["params"]]
+        self.dtype = dtype
         super().__init__(groups, {"lr": lr, "momentum": momentum, "betas": betas})
 
     @torch.no_grad()
@@ -73,7 +76,7 @@ class Muon(torch.optim.Optimizer):
             update = parameter.grad.lerp(momentum, group["momentum"])
             alike[matrix_shape(parameter.shape)].append((parameter, update))
         for shape, pairs in alike.items():
-            updates = orthogonalize(torch.stack([whole(update).reshape(shape) for _, update in pairs]))
+            updates = orthogonalize(torch.stack([whole(update).reshape(shape) for _, update in pairs]), self.dtype)
             scale = group["lr"] * UPDATE_RMS * math.sqrt(max(shape))
             for (parameter, _), update in zip(pairs, updates, strict=True):
                 parameter.sub_(spread_like(update.reshape(parameter.shape), parameter), alpha=scale)
@@ -99,9 +102,9 @@ def matrix_shape(shape: torch.Size) -> tuple[int, int]:
     return max(cuts, key=min, default=(1, 1))
 
 
-def orthogonalize(matrices: Tensor, steps: int = 5) -> Tensor:
-    """Matrices (N, rows, columns) with their singular values brought near 1, in bfloat16."""
-    x = matrices.bfloat16()
+def orthogonalize(matrices: Tensor, dtype: torch.dtype, steps: int = 5) -> Tensor:
+    """Matrices (N, rows, columns) with their singular values brought near 1, computed in a type."""
+    x = matrices.to(dtype)
     wide = x.shape[1] <= x.shape[2]
     x = x if wide else x.mT
     x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)
