@@ -5,9 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from chainrule.core import entries
+from chainrule.core import entries, select
 from chainrule.decoding import Batcher, Guided, GuidedContext, Job, Known, Request, Sampling
-from chainrule.decoding.guidance import GuidedRunner
 from sizes import tiny
 from test_contract import PRIORS, build, context
 
@@ -17,10 +16,12 @@ def requests(prior, guided: bool = False) -> list[Request]:
     length = prior.spec.length
     flat = prior.spec.flatten(tuple(torch.ones(1, *grid.shape, dtype=torch.int64) for grid in prior.spec.grids))
     mask = torch.arange(length) % 3 == 1
+    scales = iter((1.5, 2.0, 2.0, 0.5, 4.0))
 
     def condition(count: int):
-        own = context(prior, count)
-        return GuidedContext(own, context(prior, count + 1).__class__(**vars(own))) if guided else own
+        both = context(prior, count + 1)
+        own, other = select(both, torch.arange(count)), select(both, torch.arange(1, count + 1))
+        return GuidedContext(own, other, torch.full((count,), next(scales))) if guided else own
 
     def known(count: int) -> Known:
         return Known(flat.expand(count, -1), mask)
@@ -34,13 +35,13 @@ def requests(prior, guided: bool = False) -> list[Request]:
     ]
 
 
-def drawn_together(batcher: Batcher, jobs: list[Job], wait: int, starters=None, at_once: int = 1) -> None:
+def drawn_together(batcher: Batcher, jobs: list[Job], wait: int, at_once: int = 1) -> None:
     """New jobs every `wait` steps, `at_once` of them."""
-    done, steps, coming = [], 0, list(enumerate(jobs))
+    done, steps, coming = [], 0, list(jobs)
     while len(done) < len(jobs):
         if coming and steps % wait == 0:
-            for index, job in coming[:at_once]:
-                batcher.add(job, starters and starters[index])
+            for job in coming[:at_once]:
+                batcher.add(job)
             del coming[:at_once]
         done += batcher.step()
         steps += 1
@@ -49,27 +50,29 @@ def drawn_together(batcher: Batcher, jobs: list[Job], wait: int, starters=None, 
 
 
 @pytest.mark.parametrize(("entry", "preset"), PRIORS)
-@pytest.mark.parametrize(("wait", "at_once"), [(1, 1), (3, 2)])
-def test_codes_do_not_depend_on_what_shares_the_batch(entry, preset, wait, at_once):
+@pytest.mark.parametrize(("guided", "wait", "at_once"), [(False, 1, 1), (False, 3, 2), (True, 3, 2)])
+def test_codes_do_not_depend_on_what_shares_the_batch(entry, preset, guided, wait, at_once):
     prior = build(entry, preset)
-    jobs = [Job(request) for request in requests(prior)]
-    drawn_together(Batcher(prior.runner()), jobs, wait, at_once=at_once)
+    runner = (Guided(prior) if guided else prior).runner()
+    jobs = [Job(request) for request in requests(prior, guided)]
+    drawn_together(Batcher(runner), jobs, wait, at_once)
     for job in jobs:
-        alone = job.request.draw(prior.runner())
+        alone = job.request.draw(runner)
         assert all(map(torch.equal, job.codes, alone))
 
 
-@pytest.mark.parametrize("name", ["gpt", "rq_transformer"])
-def test_images_of_different_guidance_share_a_batch(name):
-    preset = tiny("priors", name, "tiny-class")
-    prior = build(entries("priors")[name], preset)
-    inner, scales = prior.runner(), [1.5, 2.0, 2.0, 0.5, 4.0]
-    starters = [GuidedRunner(Guided(prior, scale), inner) for scale in scales]
-    jobs = [Job(request) for request in requests(prior, guided=True)]
-    batcher = Batcher(starters[0])
-    drawn_together(batcher, jobs, 2, starters)
-    for job, starter in zip(jobs, starters, strict=True):
-        assert all(map(torch.equal, job.codes, job.request.draw(starter)))
+@pytest.mark.parametrize("guided", [False, True])
+def test_requests_that_wait_start_in_one_batch(guided, monkeypatch):
+    prior = build(entries("priors")["rq_transformer"], tiny("priors", "rq_transformer", "tiny-class"))
+    jobs, started = [Job(request) for request in requests(prior, guided)], []
+    runner = (Guided(prior) if guided else prior).runner()
+    start = runner.start
+    monkeypatch.setattr(runner, "start", lambda count, context: (started.append(count), start(count, context))[1])
+    batcher = Batcher(runner)
+    for job in jobs:
+        batcher.add(job)
+    batcher.step()
+    assert started == [sum(job.num_rows for job in jobs)] and len(batcher.groups) == 1
 
 
 def test_requests_join_at_the_next_code_where_positions_are_per_row():

@@ -83,7 +83,7 @@ def streams(model: Pipeline) -> tuple[Guided, GuidedContext, Known, Codes]:
     """A guided joint stream, what it is drawn of, its known texts, and what is drawn."""
     ids = model.text_tokenizer.encode(["a red circle", "a green square", "a red square"])
     other = model.text_tokenizer.encode(["", "a red circle", ""])
-    guided, context = Guided(model.prior, 2.5), GuidedContext(Context(), Context(), other)
+    guided, context = Guided(model.prior), GuidedContext(Context(), Context(), torch.full((3,), 2.5), other)
     known = Known(torch.cat([ids, torch.zeros(3, 16, dtype=torch.int64)], 1), torch.arange(22) < 6)
     return guided, context, known, sample(guided.runner(), context, image_seeds(1, 3), known=known)
 
@@ -109,14 +109,14 @@ def test_two_streams_have_their_texts_and_one_image():
 
 def test_negative_texts_that_do_not_fit_are_refused():
     joint, encoded = build(True).prior, build(False)
-    wrong = torch.zeros(2, 5, dtype=torch.int64)
+    wrong, scale = torch.zeros(2, 5, dtype=torch.int64), torch.ones(2)
     with pytest.raises(ValueError, match=r"negative_text must be int64 \(2, 6\), got int64 \(2, 5\)"):
-        Guided(joint, 2.0).runner().init_state(2, GuidedContext(Context(), Context(), wrong))
+        Guided(joint).runner().init_state(2, GuidedContext(Context(), Context(), scale, wrong))
     with pytest.raises(ValueError, match=r"negative_text must lie in 0"):
-        Guided(joint, 2.0).runner().init_state(2, GuidedContext(Context(), Context(), torch.full((2, 6), 999)))
+        Guided(joint).runner().init_state(2, GuidedContext(Context(), Context(), scale, torch.full((2, 6), 999)))
     text = Context(text=encoded.text_tokenizer.encode(["", ""]))
     with pytest.raises(ValueError, match="this one's is in the context"):
-        Guided(encoded.prior, 2.0).runner().init_state(2, GuidedContext(text, text, wrong))
+        Guided(encoded.prior).runner().init_state(2, GuidedContext(text, text, scale, wrong))
 
 
 @pytest.mark.parametrize("joint", [True, False])

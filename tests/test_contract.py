@@ -163,8 +163,9 @@ def joined(one, other):
 def test_states_hold_the_batch_and_no_weights(entry, preset, guided):
     model, count = build(entry, preset), 3
     condition = context(model, count)
-    runner = Guided(model, 2.0).runner() if guided else model.runner()
-    state = runner.init_state(count, GuidedContext(condition, condition) if guided else condition)
+    runner = Guided(model).runner() if guided else model.runner()
+    condition = GuidedContext(condition, condition, torch.ones(count)) if guided else condition
+    state = runner.init_state(count, condition)
     weights = {tensor.untyped_storage().data_ptr() for tensor in model.state_dict().values()}
     previous = torch.zeros(count, dtype=torch.int64)
     for _ in range(preset.spec.length):
@@ -178,9 +179,10 @@ def test_states_hold_the_batch_and_no_weights(entry, preset, guided):
 @torch.no_grad()
 def test_images_of_different_ages_share_a_batch_where_positions_are_per_image(entry, preset, guided):
     model, spec = build(entry, preset), preset.spec
-    runner = Guided(model, 2.0).runner() if guided else model.runner()
+    runner = Guided(model).runner() if guided else model.runner()
     condition, flat = context(model, 3), spec.flatten(random_codes(spec, 3))
-    condition = GuidedContext(condition, select(condition, torch.tensor([1, 2, 0]))) if guided else condition
+    if guided:
+        condition = GuidedContext(condition, select(condition, torch.tensor([1, 2, 0])), torch.tensor([2.0, 0.5, 1.0]))
 
     def alone(index: int, steps: int):
         state, found = runner.init_state(1, select(condition, torch.tensor([index]))), []
@@ -259,12 +261,13 @@ def test_guidance_by_its_equation_and_in_any_batch(entry, preset):
     model, spec, seeds = build(entry, preset), preset.spec, image_seeds(7, 4)
     positive = context(model, 4)
     negative = select(positive, torch.tensor([1, 2, 3, 0]))
-    guided, condition = Guided(model, 2.5), GuidedContext(positive, negative)
+    scale = torch.tensor([2.5, 1.0, 0.5, 4.0])
+    guided, condition = Guided(model), GuidedContext(positive, negative, scale)
     runner = guided.runner()
     together = sample(runner, condition, seeds)
     parts = model(together, positive), model(together, negative), guided(together, condition)
     for c, u, both in zip(*parts, strict=True):
-        torch.testing.assert_close(both, u + 2.5 * (c - u))
+        torch.testing.assert_close(both, u + scale.view(-1, 1, 1, 1, 1) * (c - u))
     again = sample(Rerun(guided), condition, seeds)
     mask = torch.arange(spec.length) % 2 == 0
     given = Known(spec.flatten(together), mask)

@@ -29,8 +29,8 @@ def pipeline(null_label: bool = True, classes: int = 2) -> Pipeline:
 @torch.no_grad()
 def test_step_of_a_reordered_state():
     prior = pipeline().prior.double()
-    guided = Guided(prior, 3.0)
-    context = GuidedContext(Context(label=torch.tensor([0, 1, 0])), Context(label=torch.tensor([2, 2, 1])))
+    guided, labels = Guided(prior), torch.tensor([[0, 1, 0], [2, 2, 1]])
+    context = GuidedContext(*(Context(label=label) for label in labels), torch.tensor([3.0, 0.5, 1.5]))
     codes = torch.randint(0, 2, (3, 12))
     runner = guided.runner()
     state, previous, index = runner.init_state(3, context), codes[:, 0], torch.tensor([2, 2, 1, 0])
@@ -45,14 +45,17 @@ def test_step_of_a_reordered_state():
 
 def test_contexts_must_hold_the_same():
     with pytest.raises(ValueError, match="guidance needs a label in the positive and the negative context"):
-        GuidedContext(Context(label=torch.tensor([0])), Context()).joined()
+        GuidedContext(Context(label=torch.tensor([0])), Context(), torch.ones(1)).joined()
 
 
 def test_the_context_of_a_guided_prior_is_checked():
     prior = pipeline().prior
-    context = GuidedContext(Context(label=torch.tensor([0])), Context(label=torch.tensor([3])))
+    one, three = Context(label=torch.tensor([0])), Context(label=torch.tensor([3]))
+    codes = prior.spec.unflatten(torch.zeros(1, 12, dtype=torch.int64))
     with pytest.raises(ValueError, match=r"label must lie in 0\.\.2, got 0\.\.3"):
-        Guided(prior, 2.0).log_prob(prior.spec.unflatten(torch.zeros(1, 12, dtype=torch.int64)), context)
+        Guided(prior).log_prob(codes, GuidedContext(one, three, torch.ones(1)))
+    with pytest.raises(ValueError, match=r"scale must be float \(1,\), got \(2,\)"):
+        Guided(prior).log_prob(codes, GuidedContext(one, one, torch.ones(2)))
 
 
 # ---------------------------------------------------------------- pipeline
@@ -109,7 +112,7 @@ def test_options_of_sampling_exist_once():
     assert set(SAMPLING) == {field.name for field in fields(Sampling)}  # those of the command line
     model, seeds = pipeline(), image_seeds(1, 3)
     options = Sampling(temperature=0.5, top_k=2, guidance=3.0)
-    context = GuidedContext(Context(label=torch.tensor([1, 1, 1])), null(3))
+    context = GuidedContext(Context(label=torch.tensor([1, 1, 1])), null(3), torch.full((3,), 3.0))
     drawn = sample(options.runner(model.prior), context, seeds, options)
     assert torch.equal(model.tokenizer.decode(drawn), model.sample(3, "dog", seed=1, **asdict(options)))
     for wrong in ({"temperature": -1.0}, {"top_k": 0}, {"top_p": 0.0}, {"guidance": float("nan")}):

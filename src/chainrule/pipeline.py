@@ -143,7 +143,7 @@ class Pipeline:
             n, label, text, negative, seed, particles, options: as in `sample` and `complete`.
         """
         n, sampling = as_count(n, "n"), Sampling(**options)
-        context = self._sampling_context(label, n, text, negative, guided=sampling.guidance != 1)
+        context = self._sampling_context(label, n, text, negative, sampling.guidance)
         context, known = self._with_prefix(context, prefix, n), self._known(text, n, known)
         return Request(context, seeds_of(seed, n), sampling, known, as_int(particles, "particles"))
 
@@ -411,12 +411,10 @@ class Pipeline:
             raise ValueError(f"{numbers.numel()} labels were given for {count} images")
         return Context(label=numbers.to(self.device))
 
-    def _sampling_context(
-        self, label: Any, count: int, text: Any, negative: Any, guided: bool
-    ) -> Context | GuidedContext:
-        """The context of images to be drawn; guidance is away from no class, or from the negative text."""
+    def _sampling_context(self, label: Any, count: int, text: Any, negative: Any, guidance: float) -> Any:
+        """The Context or GuidedContext of images to be drawn; guidance is away from no class or the negative text."""
         context = self._context(label, count, text)
-        if not guided:
+        if guidance == 1:
             if negative is not None:
                 raise ValueError("a negative text would be ignored without guidance; set guidance, 3 is a start")
             return context
@@ -427,7 +425,8 @@ class Pipeline:
             raise ValueError("guidance needs a label or a text to draw towards; give one, or leave guidance at 1")
         other = self._context(label if texts else None, count, negative)
         negative_text = self._text(negative, count) if self.prior.conditions.joint_text else None
-        return GuidedContext(context, other, negative_text)
+        scale = torch.full((count,), float(guidance), device=self.device)
+        return GuidedContext(context, other, scale, negative_text)
 
     def label_number(self, label: int | str) -> int:
         """The number of a class given by name or number, see `core.class_number`.

@@ -279,14 +279,14 @@ class Batcher:
     """Draws requests for one runner together.
 
     Args:
-        runner: of a prior; requests whose guidance differs can share a guided runner, see `start`.
+        runner: of a prior, or of a guided prior.
         max_rows: images, or candidates of completions, in all groups together; further requests wait.
     """
 
     def __init__(self, runner: Runner, max_rows: int = 32) -> None:
         self.runner, self.max_rows = runner, max_rows
         self.groups: list[Group] = []
-        self.waiting: list[tuple[Job, Runner]] = []
+        self.waiting: list[Job] = []
         self.beginning: Any = None  # the signature of a state before the first code
         self.period: int | None = None  # steps after which a state has it again
         self.last_rows = 0  # rows of the last step
@@ -301,18 +301,13 @@ class Batcher:
         """Whether there is something to draw."""
         return bool(self.groups or self.waiting)
 
-    def add(self, job: Job, starter: Runner | None = None) -> None:
-        """Lets a job join at the next step at which there is room.
-
-        Args:
-            job: of a context that fits the runner's prior.
-            starter: makes its first state in the place of the batcher's runner: a guided runner of another scale.
-        """
-        self.waiting.append((job, starter or self.runner))
+    def add(self, job: Job) -> None:
+        """Lets a job, of a context that fits the runner's prior, join at the next step at which there is room."""
+        self.waiting.append(job)
 
     def cancel(self, job: Job) -> None:
         """Takes a job out, whether it waits or is being drawn."""
-        self.waiting = [one for one in self.waiting if one[0] is not job]
+        self.waiting = [one for one in self.waiting if one is not job]
         for group in self.groups:
             if job in group.jobs:
                 group.leave([job])
@@ -320,7 +315,7 @@ class Batcher:
 
     def clear(self) -> list[Job]:
         """Takes out all jobs, and returns them."""
-        jobs = [job for group in self.groups for job in group.jobs] + [job for job, _ in self.waiting]
+        jobs = [job for group in self.groups for job in group.jobs] + self.waiting
         self.groups, self.waiting = [], []
         return jobs
 
@@ -352,8 +347,7 @@ class Batcher:
         if self.groups and self.period is not None and not fitting:
             return  # soon they can join
         while count := self._num_admitted():
-            jobs, runners = zip(*self.waiting[:count], strict=True)
-            group = Group(jobs, runners[0])
+            group = Group(self.waiting[:count], self.runner)
             del self.waiting[:count]
             self.beginning = group.signature()
             for other in self.groups:
@@ -364,10 +358,10 @@ class Batcher:
                 self.groups.append(group)
 
     def _num_admitted(self) -> int:
-        """How many of the first that wait can start together: of the same runner, in contexts of the same shapes."""
+        """How many of the first that wait can start together, in contexts of the same shapes."""
         rows, count = self.num_rows, 0
-        for job, runner in self.waiting:
-            if count and (runner is not self.waiting[0][1] or not _alike(job, self.waiting[0][0])):
+        for job in self.waiting:
+            if not _alike(job, self.waiting[0]):
                 break
             if rows and rows + job.num_rows > self.max_rows:
                 break

@@ -26,11 +26,13 @@ from ..core import Codes, Context, Grouped, Prior, Runner
 class GuidedContext:
     """What a batch of B images is to be drawn of, and away from: two contexts of B images, of the same fields.
 
+    scale: float (B,), how far; 1 is the prior itself, under the positive context
     negative_text: int64 (B, L), where the first grid of the codes is a text, the one to be left behind; else None
     """
 
     positive: Context
     negative: Context
+    scale: Tensor
     negative_text: Tensor | None = None
 
     def joined(self) -> Context:
@@ -58,24 +60,23 @@ class Guided(Prior):
 
     Args:
         prior: any.
-        scale: 1 is the prior itself, under the positive context.
     """
 
-    def __init__(self, prior: Prior, scale: float) -> None:
+    def __init__(self, prior: Prior) -> None:
         super().__init__(prior.spec, prior.conditions)
-        self.prior, self.scale = prior, scale
+        self.prior = prior
 
-    def combine(self, logits: Tensor, scale: float | Tensor) -> Tensor:
-        """(2 B, ...), interleaved -> (B, ...)."""
+    def combine(self, logits: Tensor, scale: Tensor) -> Tensor:
+        """(2 B, ...), interleaved, and the scale of each image (B,) -> (B, ...)."""
         positive, negative = logits[::2], logits[1::2]
-        return negative + scale * (positive - negative)
+        return negative + scale.to(logits).view(-1, *[1] * (logits.ndim - 1)) * (positive - negative)
 
     def forward(self, codes: Codes, context: GuidedContext) -> tuple[Tensor, ...]:
         text, others = context.negative_text, codes
         if text is not None:
             others = text[:, None, :, None], *codes[1:]
         logits = self.prior(tuple(interleave(*pair) for pair in zip(codes, others, strict=True)), context.joined())
-        guided = tuple(self.combine(one, self.scale) for one in logits)
+        guided = tuple(self.combine(one, context.scale) for one in logits)
         return guided if text is None else (logits[0][::2], *guided[1:])
 
     def runner(self, precision: str = "float32") -> GuidedRunner:
@@ -83,6 +84,8 @@ class Guided(Prior):
 
     def check_context(self, context: GuidedContext, batch_size: int) -> None:
         self.prior.check_context(context.joined(), 2 * batch_size)
+        if tuple(context.scale.shape) != (batch_size,):
+            raise ValueError(f"scale must be float ({batch_size},), got {tuple(context.scale.shape)}")
         text = context.negative_text
         if text is None:
             return
@@ -103,7 +106,7 @@ class GuidedState:
     """What a `GuidedRunner` remembers."""
 
     t: Tensor  # int64 (B,), codes read
-    scale: Tensor  # (B, 1), so that images of different guidance can share a batch
+    scale: Tensor  # (B,)
     both: Grouped  # the prior's state of 2 B images, see `GuidedContext.joined`
     negative_text: Tensor | None  # (B, L)
 
@@ -125,9 +128,7 @@ class GuidedRunner(Runner):
     def start(self, batch_size: int, context: GuidedContext) -> GuidedState:
         both = self.inner.start(2 * batch_size, context.joined())
         t = torch.zeros(batch_size, dtype=torch.int64, device=self.device)
-        weight = next(self.prior.parameters())
-        scale = weight.new_full((batch_size, 1), self.prior.scale)
-        return GuidedState(t, scale, Grouped(both, 2), context.negative_text)
+        return GuidedState(t, context.scale, Grouped(both, 2), context.negative_text)
 
     def advance(self, previous: Tensor, state: GuidedState) -> tuple[Tensor, GuidedState]:
         t, other, text = state.t, previous, state.negative_text

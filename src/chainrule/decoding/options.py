@@ -23,7 +23,7 @@ class Sampling:
     temperature: divides the logits; 1 is the model itself, 0 takes the most probable code
     top_k:       keeps the k most probable codes
     top_p:       keeps the fewest codes whose probabilities reach p (Holtzman et al. 2020, arXiv:1904.09751)
-    guidance:    scale of `Guided`; 1 is no guidance, above 1 draws further towards the label or text
+    guidance:    the scale of a `GuidedContext`; 1 is no guidance, above 1 draws further towards the label or text
     precision:   of the prior's weights, see `Prior.runner`
     """
 
@@ -49,7 +49,7 @@ class Sampling:
 
     def runner(self, prior: Prior) -> Runner:
         """The runner of a prior in this precision; with guidance other than 1, its context is a `GuidedContext`."""
-        return (prior if self.guidance == 1 else Guided(prior, self.guidance)).runner(self.precision)
+        return (prior if self.guidance == 1 else Guided(prior)).runner(self.precision)
 
     def probabilities(self, logits: Tensor) -> Tensor:
         """Logits (B, K) -> probabilities (B, K) in float64.

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from ..core import Codes, Runner
-from ..decoding import Batcher, Guided, Job, Request
+from ..decoding import Batcher, Guided, Job, Request, Sampling
 from ..decoding.guidance import GuidedRunner
 from ..pipeline import Pipeline
 
@@ -129,18 +129,10 @@ class Engine:
         return [batcher for packed in list(self._packed.values()) for batcher in list(packed.batchers.values())]
 
     def _add(self, pipeline: Pipeline, packed: Packed, job: Job, settle: Settle) -> None:
-        sampling, count = job.request.sampling, len(job.request.seeds)
-        guided = sampling.guidance != 1
         try:
-            precision = sampling.precision
-            if precision not in packed.runners:
-                packed.runners[precision] = pipeline.prior.runner(precision)
-            runner = packed.runners[precision]
-            if guided:
-                runner = GuidedRunner(Guided(pipeline.prior, sampling.guidance), runner)
-            runner.prior.check_context(job.request.context, count)
-            batcher = packed.batchers.setdefault((precision, guided), Batcher(runner, self.max_rows))
-            batcher.add(job, runner)
+            batcher = packed.batcher(pipeline, job.request.sampling, self.max_rows)
+            batcher.runner.prior.check_context(job.request.context, len(job.request.seeds))
+            batcher.add(job)
             self._futures[job] = settle
         except Exception as error:
             settle(error)
@@ -214,6 +206,17 @@ class Packed:
         self.batchers: dict[tuple[str, bool], Batcher] = {}
         self.undecoded: queue.SimpleQueue[tuple[Codes, asyncio.Future, Settle]] = queue.SimpleQueue()
         self.seconds = 0.0
+
+    def batcher(self, pipeline: Pipeline, sampling: Sampling, max_rows: int) -> Batcher:
+        """What draws requests with these options."""
+        precision, guided = key = sampling.precision, sampling.guidance != 1
+        if precision not in self.runners:
+            self.runners[precision] = pipeline.prior.runner(precision)
+        if key not in self.batchers:
+            runner = self.runners[precision]
+            runner = GuidedRunner(Guided(pipeline.prior), runner) if guided else runner
+            self.batchers[key] = Batcher(runner, max_rows)
+        return self.batchers[key]
 
     @torch.no_grad()
     def decode(self, pipeline: Pipeline) -> None:
