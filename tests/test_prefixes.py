@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
+import json
 from dataclasses import replace
 
 import pytest
@@ -13,14 +13,13 @@ import chainrule
 from chainrule import Pipeline
 from chainrule.compression import compress
 from chainrule.core import CodeSpec, Context
-from chainrule.decoding import Sampling, image_seeds
-from chainrule.drawing import Drawing, Source, repeat
+from chainrule.data import load_images
+from chainrule.decoding import image_seeds
+from chainrule.drawing import repeat
 from chainrule.images import to_pil
 from chainrule.prefixes import image_prefix
 from chainrule.priors.gpt import GPT, GPTConfig
 from chainrule.recipe import build_recipe
-from chainrule.serving.settings import Settings
-from chainrule.serving.studio import Studio
 from chainrule.tokenizers.pixels import Pixels, PixelsConfig
 from chainrule.training.tasks.codes import encode
 from test_cli import refused, run
@@ -78,9 +77,11 @@ def test_images_are_drawn_from_a_prefix_and_scored_given_their_own():
     assert torch.equal(drawn[1:2], model.sample(1, prefix=images[1], seed=seed))  # one for all, one for each
     assert not torch.equal(drawn[1:2], model.sample(1, prefix=images[2], seed=seed))
     assert len(model.sample(3, prefix=images[1]).unique(dim=0)) == 3
-    prefix = model.tokenizer.spec.flatten(model.tokenizer.encode(image_prefix(images, "edges")))
-    expected = model.prior.log_prob(model.tokenizer.encode(images), Context(prefix=prefix))
+    codes = model.tokenizer.encode
+    prefix = model.tokenizer.spec.flatten(codes(image_prefix(images, "edges")))
+    expected = model.prior.log_prob(codes(images), Context(prefix=prefix))
     assert torch.equal(model.log_prob(images), expected)
+    assert torch.equal(model.log_prob(drawn, prefix=images), model.prior.log_prob(codes(drawn), Context(prefix=prefix)))
     mask = torch.zeros(3, 4, dtype=torch.bool)
     mask[0] = True
     completed = model.complete(images[0], mask, 2, prefix=images[0])
@@ -122,6 +123,13 @@ def test_on_the_command_line(tmp_path, monkeypatch):
         size = opened.size
     assert size == (4, 3) and not repeat("both/1.png").differences
     assert "give one as prefix" in refused("sample", "model")
+    given = "complete", "model", "photo.png", "--resize", "--keep", "top", "-n", "2", "--out", "half.png"
+    assert "give one as prefix" in refused(*given)
+    found = json.loads(run(*given, "--prefix", "photo.png", "--json"))
+    image = load_images(["photo.png"], (3, 4), 3)[0]
+    mask = torch.arange(3)[:, None].expand(3, 4) < 1
+    nats = model.log_prob(model.complete(image, mask, 2, prefix=image), prefix=image)
+    assert [one["log_prob"] for one in found["completions"]] == nats.tolist() and not repeat("half.png").differences
     assert "nats" in run("score", "model", "photo.png", "--resize")
 
 
@@ -174,13 +182,3 @@ def test_evaluation_draws_from_the_images_it_compares_with(tmp_path):
     task._pipeline(task.model, {"recipe": plain}).save(tmp_path / "model")
     record = chainrule.evaluate(tmp_path / "model", data="shapes", split="test", limit=6, samples=4)
     assert record.samples.quality.frechet > 0
-
-
-def test_a_server_starts_but_says_that_it_cannot_draw(tmp_path):
-    pipeline().save(tmp_path / "m")
-    studio = Studio.open(Settings(models=(str(tmp_path / "m"),)))
-    drawing = Drawing(model=Source.of(str(tmp_path / "m")), seeds=(0,), sampling=Sampling())
-    asyncio.run(studio.warm())
-    with pytest.raises(ValueError, match="this model draws from an image .edges.: give one as prefix"):
-        asyncio.run(studio.draw(drawing))
-    studio.engine.close()

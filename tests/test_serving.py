@@ -38,6 +38,7 @@ from chainrule.upscaling.upscaler import Upscaler, UpscalerConfig
 from test_cli import SIDE, refused, tiny
 from test_cli_text import build as text_pipeline
 from test_larger import small
+from test_prefixes import pipeline as drawn_from_edges
 
 KEY = "a secret"
 
@@ -85,6 +86,7 @@ def models(tmp_path_factory) -> dict[str, Pipeline]:
         "texts": text_pipeline(False),
         "joint": text_pipeline(True),
         "window": small(),
+        "edges": drawn_from_edges(),
     }
     saved = {}
     for name, pipeline in pipelines.items():
@@ -341,6 +343,36 @@ def test_native_varies(server, models, tmp_path):
         assert sentence in server.post("/api/draw", **given | {"strength": 0.3} | more).json()["error"]["message"]
 
 
+def test_native_draws_from_an_image(server, models, tmp_path):
+    name, pipeline = named(models, "edges")
+    photos = torch.randint(0, 256, (3, *pipeline.tokenizer.image_shape), dtype=torch.uint8)
+    pictures = [base64.b64encode(png_bytes(one)).decode() for one in to_pil(photos)]
+    half = base64.b64encode(half_transparent(photos[:1])).decode()
+    mask = torch.arange(photos.shape[2])[:, None].expand(photos.shape[2:]) < photos.shape[2] // 2
+    given = [{"seed": i, "prefix": f"data:image/png;base64,{one}", "n": 2} for i, one in enumerate(pictures)]
+    given.append({"seed": 3, "prefix": pictures[1], "image": half})
+    given.append({"seed": 4, "image": pictures[0], "strength": 0.5})
+    expected = [pipeline.sample(2, prefix=photo, seed=seed) for seed, photo in enumerate(photos)]
+    expected.append(pipeline.complete(photos[0], mask, particles=8, prefix=photos[1], seed=3))
+    expected.append(chainrule.vary(pipeline, photos[0], 0.5, seed=4))
+    with ThreadPoolExecutor(len(given)) as pool:
+        answers = [one.json() for one in pool.map(lambda body: server.post("/api/draw", model=name, **body), given)]
+    for answer, images in zip(answers, expected, strict=True):
+        assert [opened(one["png"]).tobytes() for one in answer["images"]] == [one.tobytes() for one in to_pil(images)]
+        path = tmp_path / "one.png"
+        path.write_bytes(base64.b64decode(answer["images"][-1]["png"]))
+        assert not draw_again(path).differences and answer["drawing"]["prefix"] is None
+    client = server.client().images.generate(model=name, prompt="", extra_body={"seed": 1, "prefix": pictures[1]})
+    assert opened(client.data[0].b64_json).tobytes() == to_pil(expected[1])[0].tobytes()
+    for body, sentence in [
+        ({"model": name}, "this model draws from an image (edges): give one as prefix"),
+        ({"model": name, "prefix": base64.b64encode(png_bytes(Image.new("L", (9, 8)))).decode()}, "prefix is 9x8, but"),
+        (given[-1] | {"model": name, "prefix": pictures[0]}, "a variation is drawn from its own image"),
+        ({"prefix": pictures[0]}, "this model does not draw from an image: leave prefix out"),
+    ]:
+        assert sentence in server.post("/api/draw", **body).json()["error"]["message"]
+
+
 def test_larger_images_where_the_model_allows_them(server, models, tmp_path):
     name, pipeline = named(models, "window")
     _, height, width = pipeline.tokenizer.image_shape
@@ -421,7 +453,7 @@ def test_many_clients_receive_the_pictures_that_each_would_receive_alone(server,
     towards = {"classes": {"label": "dog"}, "texts": {"text": "a red circle"}, "joint": {"text": "a square"}}
 
     def wish(seed: int) -> dict:
-        name = list(models)[seed % len(models)]
+        name = list(models)[seed % 5]
         given = towards.get(Path(name).name, {}) if seed % 3 else {}
         given = given | {"guidance": 1.0 + seed % 3} if given else given
         return {"model": name, "seed": seed, "temperature": 0.5 + 0.1 * (seed % 4), "n": 1 + seed % 3} | given

@@ -223,10 +223,10 @@ class Pipeline:
     @torch.no_grad()
     def log_prob(
         self, images: Tensor, label: int | str | Sequence[int | str] | Tensor | None = None, *,
-        text: str | Sequence[str] | None = None,
+        text: str | Sequence[str] | None = None, prefix: Tensor | None = None,
     ) -> Tensor:  # fmt: skip
-        """log p(codes of the images | label, text or own prefix) in nats: float (B,). For pixels, the likelihood."""
-        return sum(grid.flatten(1).sum(1) for grid in self._log_prob_grids(images, label, text))
+        """log p(codes of the images | label, text, `prefix` or their own) in nats: (B,). For pixels, the likelihood."""
+        return sum(grid.flatten(1).sum(1) for grid in self._log_prob_grids(images, label, text, prefix))
 
     @torch.no_grad()
     def log_prob_text(self, text: str | Sequence[str]) -> Tensor:
@@ -346,11 +346,11 @@ class Pipeline:
         grid(self.sample(n, label), scale=scale).save(buffer, format="PNG")
         return buffer.getvalue()
 
-    def _log_prob_grids(self, images: Tensor, label: Any, text: Any) -> tuple[Tensor, ...]:
+    def _log_prob_grids(self, images: Tensor, label: Any, text: Any, prefix: Any = None) -> tuple[Tensor, ...]:
         """log p of the codes of images, without those of a text before them."""
         images = as_tensor(images, "images")
         caption, context = self.condition(len(images), label, text)
-        context = self._with_prefix(context, self.own_prefix(images), len(images))
+        context = self._with_prefix(context, self.own_prefix(images) if prefix is None else prefix, len(images))
         grids = self.prior.log_prob_grids((*caption, *self._encode(images)), context)
         if any(grid.isnan().any() for grid in grids):
             raise ValueError("the model gives log-likelihoods that are nan: its weights are damaged")

@@ -20,6 +20,7 @@ from .options import (
     Negative,
     NoMetadata,
     Png,
+    Prefix,
     Resize,
     Scale,
     Seed,
@@ -56,9 +57,9 @@ Paste = Annotated[
 def complete(
     model: Model, image: Image, mask: Mask = None, keep: Keep = None, n: Number = None, particles: Particles = 1,
     label: Label = None, text: Text = None, negative: Negative = None, *, sampling: dict[str, Any],
-    paste: Paste = False, upscaler: Upscale = None, seed: Seed = 0, seeds: Seeds = None, resize: Resize = False,
-    out: Png = None, scale: Scale = None, no_metadata: NoMetadata = False, force: Force = False, json: Json = False,
-    device: Device = "cpu",
+    prefix: Prefix = None, paste: Paste = False, upscaler: Upscale = None, seed: Seed = 0, seeds: Seeds = None,
+    resize: Resize = False, out: Png = None, scale: Scale = None, no_metadata: NoMetadata = False, force: Force = False,
+    json: Json = False, device: Device = "cpu",
 ) -> None:  # fmt: skip
     """Complete an image: a picture of the image, of what is kept, and of completions.
 
@@ -72,6 +73,7 @@ def complete(
       chainrule complete mnist_diagonal_bilstm digit.png --mask known.png --json
       chainrule complete runs/mine photo.png --keep left --label 3 --guidance 3 --paste
       chainrule complete runs/text half.png --keep left --text "a violin, noto style" --guidance 3
+      chainrule complete runs/colours photo.png --keep left --prefix photo.png
     """
     if (mask is None) == (keep is None):
         raise ValueError("say what to keep, by --mask or by --keep" + ("" if mask is None else ", not by both"))
@@ -79,7 +81,7 @@ def complete(
 
     from ..data import load_mask
     from ..decoding import Sampling
-    from ..drawing import Drawing, Known, Source, open_upscalers
+    from ..drawing import Drawing, Known, Source, open_upscalers, to_base64
 
     numbers = seeds_for(seed, seeds, n, 6)
     n, pipeline = len(numbers), open_model(model, device)
@@ -88,14 +90,15 @@ def complete(
     _, height, width = pipeline.tokenizer.image_shape
     enlarged = open_upscalers(upscaler, pipeline, device)
     known = load_mask(mask, height, width) if mask is not None else kept(keep, height, width)
+    whole = None if prefix is None else read_image(prefix, pipeline.tokenizer, resize=True)
     drawing = Drawing(
         model=Source.of(model), seeds=tuple(numbers), labels=None if labels is None else tuple(labels.tolist()),
         texts=None if text is None else (text,) * n, negative=negative, sampling=Sampling(**sampling),
         known=Known.of(known_image, known, particles, paste), upscalers=tuple(map(Source.of, upscaler or ())),
-        layout=layout_of(n, width, scale, upscaler), device=device,
+        prefix=None if whole is None else to_base64(whole), layout=layout_of(n, width, scale, upscaler), device=device,
     )  # fmt: skip
     completions = draw_with_progress("Completing", drawing, pipeline)
-    nats = pipeline.log_prob(completions, labels, text=text).tolist()
+    nats = pipeline.log_prob(completions, labels, text=text, prefix=whole).tolist()
     write_drawing(out, drawing, completions, enlarged, not no_metadata)
     if json:
         print_json({"out": str(out), "completions": [{"log_prob": value} for value in nats]})

@@ -26,6 +26,14 @@ Seed = Annotated[int, typer.Option(min=0, max=MAX_SEED, help="The same seed give
 Seeds = Annotated[
     str | None, typer.Option(help="One seed per image, with commas, as the file of each image names its own.")
 ]
+Prefix = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="IMAGE",
+        help="For a model that draws from an image: the image from which its grey, edges or low resolution are taken, "
+        "resized and cropped.",
+    ),
+]
 NoMetadata = Annotated[
     bool, typer.Option("--no-metadata", help="Write no text into PNG files that says how they were made.")
 ]

@@ -21,6 +21,7 @@ from .options import (
     Model,
     Negative,
     NoMetadata,
+    Prefix,
     Scale,
     Seed,
     Seeds,
@@ -60,14 +61,6 @@ RerankerName = Annotated[
         metavar="MODEL",
         help="With --best or --best-of: judges images by their text (a reranker, or a public CLIP such as "
         "openai/clip-vit-base-patch32) or by their label (a classifier).",
-    ),
-]
-Prefix = Annotated[
-    Path | None,
-    typer.Option(
-        metavar="IMAGE",
-        help="For a model that draws from an image: the image from which its grey, edges or low resolution are taken, "
-        "resized and cropped.",
     ),
 ]
 DecoderName = Annotated[

@@ -47,6 +47,7 @@ def describe(pipeline: Pipeline) -> dict[str, Any]:
         "class_names": None if pipeline.class_names is None else list(pipeline.class_names),
         "reads_text": conditions.reads_text,
         "guidance": conditions.reads_text or conditions.null_label,
+        "image_prefix": conditions.image_prefix,
     }
 
 
@@ -67,12 +68,12 @@ def router(studio: Studio, settings: Settings) -> APIRouter:
         drawing = drawing_of(studio, settings, options, options.text, known, options.size)
         images = await within(request, settings.timeout, studio.draw(drawing))
         files = await png_files(drawing, images, options.metadata)
+        seeds = [str(seed) for seed in drawing.seeds]
         return {
             "images": [
-                {"png": base64.b64encode(file).decode(), "seed": str(seed)}
-                for file, seed in zip(files, drawing.seeds, strict=True)
+                {"png": base64.b64encode(file).decode(), "seed": seed} for file, seed in zip(files, seeds, strict=True)
             ],
-            "drawing": to_plain(drawing) | {"seeds": [str(seed) for seed in drawing.seeds], "known": None},
+            "drawing": to_plain(drawing) | {"seeds": seeds, "known": None, "prefix": None},
         }
 
     @routes.post("/score")

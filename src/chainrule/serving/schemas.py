@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ..data.images import decode, decode_mask
 from ..decoding import Sampling, image_seeds
-from ..drawing import Drawing, Known, check_upscaler
+from ..drawing import Drawing, Known, check_upscaler, to_base64
 from ..pipeline import Pipeline
 from .errors import APIError
 from .settings import Settings
@@ -41,6 +41,9 @@ class Options(BaseModel):
     seeds: list[int] | None = Field(None, description="One per image, in the place of n and seed.")
     label: int | str | None = Field(None, description="A class by number or name.")
     negative: str | None = Field(None, description="A text to draw away from, with guidance.")
+    prefix: str | None = Field(
+        None, description="A picture, base64, whose grey, edges or low resolution a model draws from."
+    )
     temperature: float = Field(1.0, ge=0)
     top_k: int | None = Field(None, ge=1)
     top_p: float | None = Field(None, gt=0, le=1)
@@ -195,10 +198,11 @@ def drawing_of(
         _check_size(settings, size, own, known)
     check_upscalers(upscalers, settings, (channels, *(size or own)))
     label = None if options.label is None else (pipeline.label_number(options.label),) * len(seeds)
+    prefix = None if options.prefix is None else _read_prefix(options.prefix, settings, pipeline, known)
     return Drawing(
         model=served.source if served.source.name == name else replace(served.source, name=name), seeds=seeds,
         labels=label, texts=None if text is None else (text,) * len(seeds), negative=options.negative,
-        sampling=options.sampling(), best_of=best_of, known=known, device=str(pipeline.device),
+        sampling=options.sampling(), best_of=best_of, known=known, prefix=prefix, device=str(pipeline.device),
         reranker=None if reranker is None else studio.rerankers[reranker].source,
         upscalers=tuple(one.source for one in upscalers), size=size,
     )  # fmt: skip
@@ -233,6 +237,16 @@ def _check_size(settings: Settings, size: Sequence[int], own: Sequence[int], kno
             f"this model draws images of {named}, and where it allows other sizes this server draws at most "
             f"{settings.max_drawn:,} pixels", param="size",
         )  # fmt: skip
+
+
+def _read_prefix(text: str, settings: Settings, pipeline: Pipeline, known: Known | None) -> str:
+    """The picture that a model draws from, as `Drawing.prefix`; raises APIError for anything else."""
+    if not pipeline.prior.conditions.reads_image:
+        raise APIError("this model does not draw from an image: leave prefix out", param="prefix")
+    if known is not None and known.whole:
+        raise APIError("a variation is drawn from its own image: leave prefix out", param="prefix")
+    shape = pipeline.tokenizer.image_shape
+    return to_base64(read_picture(from_base64(text, "prefix"), settings, shape, "prefix"))
 
 
 def read_size(options: Generation) -> tuple[int, int] | None:

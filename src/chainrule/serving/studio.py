@@ -132,7 +132,11 @@ class Studio:
             codes = partial(kept_codes, pipeline) if known.whole else pipeline.known_codes
             given = {"particles": known.particles}
             given["known"] = await engine.compute(codes, image, mask, len(drawing.seeds))
-        request = await asyncio.to_thread(pipeline.request, **drawing.arguments(), **given)
+            if known.whole:
+                given["prefix"] = pipeline.own_prefix(image)
+        arguments = drawing.arguments() | given
+        run = asyncio.to_thread if arguments.get("prefix") is None else engine.compute  # a prefix is encoded
+        request = await run(pipeline.request, **arguments)
         watch = None if not num_partial else _partials(request, pipeline.prior.spec.length, on_partial, num_partial)
         images = await engine.decode(pipeline, await engine.draw(pipeline, request, watch))
         if known is not None and not known.whole:
