@@ -1,4 +1,4 @@
-// What the compiled kernels share: vectors of 64 bytes, bfloat16, aligned memory, and the check of the interface.
+// What the compiled kernels share: vectors, bfloat16, aligned memory, and the check of the interface.
 #pragma once
 #include <cstdint>
 #include <cstdlib>
@@ -19,16 +19,25 @@
 
 namespace {
 
+// Bytes of a vector register, which vectors fill: longer ones would live in memory.
+#if defined(__AVX512F__)
+constexpr int kBytes = 64;
+#elif defined(__AVX2__)
+constexpr int kBytes = 32;
+#else
+constexpr int kBytes = 16;
+#endif
+constexpr bool kManyRegisters = kBytes == 64;  // 32 of them, else 16
+
 template <class T>
 struct VectorOf {
-    typedef T type __attribute__((vector_size(64), aligned(sizeof(T))));  // unaligned loads
-    static constexpr int lanes = 64 / sizeof(T);
+    typedef T type __attribute__((vector_size(kBytes), aligned(sizeof(T))));  // unaligned loads
+    static constexpr int lanes = kBytes / sizeof(T);
 };
 typedef VectorOf<float>::type Vector;
-typedef float Half __attribute__((vector_size(32), aligned(4)));
+typedef VectorOf<uint32_t>::type Words;
 typedef float Quarter __attribute__((vector_size(16), aligned(4)));
-typedef uint32_t Words __attribute__((vector_size(64), aligned(4)));
-typedef uint16_t Shorts __attribute__((vector_size(32), aligned(2)));
+typedef uint16_t Shorts __attribute__((vector_size(kBytes / 2), aligned(2)));
 
 constexpr int64_t kLanes = VectorOf<float>::lanes;
 
@@ -37,6 +46,8 @@ inline void store(float* p, Vector v) { *(Vector*)p = v; }
 inline Vector load(const uint16_t* p) {  // bfloat16 -> float32
 #if defined(__AVX512F__)
     return (Vector)_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)p)), 16);
+#elif defined(__AVX2__)
+    return (Vector)_mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i*)p)), 16);
 #else
     return (Vector)(__builtin_convertvector(*(const Shorts*)p, Words) << 16);
 #endif
@@ -50,17 +61,18 @@ inline void store(uint16_t* p, Vector v) {  // to the nearest, ties to even
 inline Vector fused(Vector a, Vector b, Vector c) {  // a b + c, rounded alike wherever it stands
 #if defined(__AVX512F__)
     return (Vector)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
+#elif defined(__AVX2__) && defined(__FMA__)
+    return (Vector)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
 #else
     return a * b + c;
 #endif
 }
 inline Quarter fold(Vector v) {
-    Half h[2];
-    std::memcpy(h, &v, 64);
-    Half half = h[0] + h[1];
-    Quarter q[2];
-    std::memcpy(q, &half, 32);
-    return q[0] + q[1];
+    Quarter q[kBytes / 16];
+    std::memcpy(q, &v, kBytes);
+    for (int n = kBytes / 32; n > 0; n /= 2)
+        for (int i = 0; i < n; i++) q[i] += q[i + n];
+    return q[0];
 }
 inline float total(Vector v) {
     Quarter q = fold(v);

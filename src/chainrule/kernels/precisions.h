@@ -6,10 +6,11 @@
 
 namespace {
 
-typedef int32_t Integers __attribute__((vector_size(64), aligned(1), may_alias));
-typedef int8_t Bytes __attribute__((vector_size(16), aligned(1)));
+typedef int32_t Integers __attribute__((vector_size(kBytes), aligned(1), may_alias));
+typedef int8_t Bytes __attribute__((vector_size(kBytes / 4), aligned(1)));
 
 constexpr int kUnit = 32;  // outputs that are not divided among threads
+constexpr int kLine = 16;  // numbers of a cache line in float32
 
 inline Quarter totals(Vector v0, Vector v1, Vector v2, Vector v3) {
     Quarter a = fold(v0), b = fold(v1), c = fold(v2), d = fold(v3);
@@ -47,10 +48,10 @@ inline void store(int8_t* p, Integers v) { *(Bytes*)p = __builtin_convertvector(
 inline Vector load(const int8_t* p) {
 #if defined(__AVX512F__)
     return (Vector)_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i*)p)));
+#elif defined(__AVX2__)
+    return (Vector)_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i*)p)));
 #else
-    float wide[kLanes];
-    for (int k = 0; k < kLanes; k++) wide[k] = p[k];
-    return load(wide);
+    return __builtin_convertvector(*(const Bytes*)p, Vector);
 #endif
 }
 
@@ -110,7 +111,8 @@ struct Nothing {
 // gives; `Registers`, which a thread holds while it multiplies them; and `product`, which computes outputs row .. end - 1.
 struct Float32 {
     typedef float Cache;
-    static constexpr int kRows = 4;  // outputs at a time, whose weights alternate in parts of 64 bytes
+    static constexpr int kRows = 4;                       // outputs at a time, whose weights alternate line by line
+    static constexpr int kImages = kManyRegisters ? 4 : 3;  // at a time
 
     struct Inputs {
         const int64_t batch;
@@ -134,7 +136,7 @@ struct Float32 {
     template <int R>
     static void tiles(const Product& to, const Inputs& in, int64_t row) {
         int64_t b = 0;
-        for (; b + 4 < to.batch; b += 4) tile<R, 4>(to, in, row, b);
+        for (; b + kImages < to.batch; b += kImages) tile<R, kImages>(to, in, row, b);
         switch (to.batch - b) {
             case 1: return tile<R, 1>(to, in, row, b);
             case 2: return tile<R, 2>(to, in, row, b);
@@ -149,13 +151,15 @@ struct Float32 {
         Vector sum[R][B] = {};
         const Range next{to.inputs * b / to.batch, to.inputs * (b + B) / to.batch};
         const float *x = in.values.get() + b * to.inputs, *w = (const float*)to.linear.weight + row * to.inputs;
-        for (int64_t k = 0; k < to.inputs; k += kLanes) {
-            if (next.has(k)) ask<R>(w + (to.inputs + k) * R);
-            Vector value[B];
-            UNROLL for (int i = 0; i < B; i++) value[i] = load(x + i * to.inputs + k);
-            UNROLL for (int r = 0; r < R; r++) {
-                Vector line = load(w + k * R + r * kLanes);
-                UNROLL for (int i = 0; i < B; i++) sum[r][i] += line * value[i];
+        for (int64_t k = 0; k < to.inputs; k += kLine) {
+            if (kManyRegisters && next.has(k)) ask<R>(w + (to.inputs + k) * R);
+            UNROLL for (int part = 0; part < kLine; part += kLanes) {
+                Vector value[B];
+                UNROLL for (int i = 0; i < B; i++) value[i] = load(x + i * to.inputs + k + part);
+                UNROLL for (int r = 0; r < R; r++) {
+                    const Vector line = load(w + k * R + r * kLine + part);
+                    UNROLL for (int i = 0; i < B; i++) sum[r][i] = fused(line, value[i], sum[r][i]);
+                }
             }
         }
         UNROLL for (int i = 0; i < B; i++) {

@@ -2,7 +2,8 @@
 //
 // A step is 64 bytes of inputs: 16 words, each of 2 inputs in bfloat16 and of 4 in int8.  A tile of weights is one step by
 // 16 outputs, word after word (1 KB); of 32 outputs, the two tiles alternate.  A tile of inputs is one step by up to 16
-// rows.  AMX multiplies whole tiles; vectors have an output in each lane.
+// rows.  AMX multiplies whole tiles; vectors have an output in each lane, and there are as many sums at a time as fit in the
+// registers.
 //
 // Weights in int8 are uint8, 128 + a whole number in -127..127, with a scale per output; inputs have a scale per 128.
 // Sums of these 128 are whole numbers, so AMX and vectors give the same numbers.  In bfloat16 they round differently.  In
@@ -22,7 +23,7 @@ namespace {
 
 constexpr int kWords = 16, kStep = 64, kTile = kWords * 64;  // a step in words and in bytes; bytes of a tile of weights
 constexpr int kOutputs = kUnit;                               // two tiles of 16
-constexpr int kHeight = 16;                                   // the most rows of a tile of inputs
+constexpr int kHeight = 16, kImages = kManyRegisters ? 8 : 4;  // the most rows of a tile of inputs: AMX, vectors
 constexpr int kGroup = 2;                                     // steps that share a scale in int8; the last may have one
 
 inline int32_t total(Integers v) {
@@ -38,6 +39,9 @@ inline void ask(const char* w, int k) {  // for a word of two tiles
     __builtin_prefetch(w + k * 64, 0, 2), __builtin_prefetch(w + kTile + k * 64, 0, 2);
 }
 inline Integers words(const char* p) { return *(const Integers*)p; }
+// Of two tiles: word k of outputs from `first` on, and a request for its cache line.
+inline const char* place(const char* w, int first, int k) { return w + first / 16 * kTile + k * 64 + first % 16 * 4; }
+inline void ask(const char* w, int first, int k) { __builtin_prefetch(place(w, first, k), 0, 2); }
 inline Integers word(const char* p) {  // in all lanes
     int32_t one;
     std::memcpy(&one, p, 4);
@@ -90,6 +94,9 @@ struct AMX {
 struct AMX {};
 #endif
 
+// Vectors of outputs at a time, for B images: as many as registers have room for.
+constexpr int across(int B) { return kManyRegisters || B > 2 ? 2 : 4; }
+
 struct Narrow {
     typedef uint16_t Cache;
     static constexpr int64_t kSize = 2;  // bytes of a weight
@@ -99,8 +106,7 @@ struct Narrow {
         Inputs(int64_t batch, int64_t most, int64_t width) : Rows(batch, most), values(places() * width) {}
         void set(int64_t place, const float* x, int64_t width) {
             uint16_t* to = values.get() + first(place, width / 32) * 32;
-            for (int64_t k = 0; k < width; k += 32, to += height * 32)
-                store(to, load(x + k)), store(to + kLanes, load(x + k + kLanes));
+            for (int64_t k = 0; k < width; k += kLanes) store(to + k / 32 * height * 32 + k % 32, load(x + k));
         }
         const char* tile(int64_t t, int64_t steps) const { return (const char*)&values[t * height * steps * 32]; }
     };
@@ -110,26 +116,34 @@ struct Narrow {
         return (Vector)_mm512_dpbf16_ps((__m512)sum, (__m512bh)w, (__m512bh)x);
 #else
         const Integers high = Integers{} + (int32_t)0xffff0000;
-        return sum + (Vector)(w << 16) * (Vector)(x << 16) + (Vector)(w & high) * (Vector)(x & high);
+        return fused((Vector)(w & high), (Vector)(x & high), fused((Vector)(w << 16), (Vector)(x << 16), sum));
 #endif
     }
 
-    // Sums (B, 32) of the rows of a tile.  In each step, the words of `next` ask for the weights of the next outputs.
+    // Sums (B, 32) of the rows of a tile, of the outputs from `first` on that are kept in registers.  In each step, the words
+    // of `next` ask for the weights of the next outputs.
     template <int B>
-    static void vectors(const Inputs& in, int64_t t, int64_t steps, const char* w, Range next, float* sums) {
+    static void vectors(const Inputs& in, int64_t t, int64_t steps, const char* w, Range next, int first, float* sums) {
+        constexpr int kAcross = across(B);
+        constexpr bool asks = kManyRegisters || B > 2;
         const char* x = in.tile(t, steps);
-        Vector sum[B][2] = {};
+        Vector sum[B][kAcross] = {};
         for (int64_t s = 0; s < steps; s++, w += 2 * kTile, x += B * kStep) {
-            _Pragma("GCC unroll 2") for (int k = 0; k < kWords; k++) {
-                if (next.has(k)) ask(w + steps * 2 * kTile, k);
-                const Integers first = words(w + k * 64), second = words(w + kTile + k * 64);
-                UNROLL for (int i = 0; i < B; i++) {
-                    const Integers value = word(x + i * kStep + k * 4);
-                    sum[i][0] = twos(sum[i][0], first, value), sum[i][1] = twos(sum[i][1], second, value);
+            UNROLL for (int n = 0; n < kAcross; n += 2)
+                _Pragma("GCC unroll 2") for (int k = 0; k < kWords; k++) {
+                    if (asks && next.has(k)) {
+                        ask(w + steps * 2 * kTile, first + n * kLanes, k);
+                        if (kLanes == 16) ask(w + steps * 2 * kTile, first + (n + 1) * kLanes, k);
+                    }
+                    const Integers a = words(place(w, first + n * kLanes, k)), b = words(place(w, first + (n + 1) * kLanes, k));
+                    UNROLL for (int i = 0; i < B; i++) {
+                        const Integers value = word(x + i * kStep + k * 4);
+                        sum[i][n] = twos(sum[i][n], a, value), sum[i][n + 1] = twos(sum[i][n + 1], b, value);
+                    }
                 }
-            }
         }
-        UNROLL for (int i = 0; i < B; i++, sums += kOutputs) store(sums, sum[i][0]), store(sums + kLanes, sum[i][1]);
+        UNROLL for (int i = 0; i < B; i++)
+            UNROLL for (int n = 0; n < kAcross; n++) store(sums + i * kOutputs + n * kLanes, sum[i][n]);
     }
 #if defined(HAS_AMX)
     template <int M>
@@ -187,41 +201,68 @@ struct Int8 {
         const char* tile(int64_t t, int64_t steps) const { return (const char*)&values[t * height * steps * kStep]; }
     };
 
-    static Integers fours(Integers sum, Integers w, Integers x) {  // sum[l] += four products of lane l
+    // Weights as `fours` multiplies them: bytes 0..255, or, where only products of 0..127 and -127..127 fit, sizes and
+    // signs of the numbers -127..127.
+#if defined(__AVX2__) && !defined(__AVX512VNNI__) && !defined(__AVXVNNI__)
+    static constexpr bool kSigned = true;
+    struct Weight {
+        __m256i size, sign;
+        explicit Weight(Integers w)
+            : size(_mm256_abs_epi8(_mm256_xor_si256((__m256i)w, _mm256_set1_epi8(-128)))),
+              sign(_mm256_xor_si256((__m256i)w, _mm256_set1_epi8(-128))) {}
+    };
+#else
+    static constexpr bool kSigned = false;
+    typedef Integers Weight;
+#endif
+    static Integers fours(Integers sum, Weight w, Integers x) {  // sum[l] += four products of lane l
 #if defined(__AVX512VNNI__)
         return (Integers)_mm512_dpbusd_epi32((__m512i)sum, (__m512i)w, (__m512i)x);
+#elif defined(__AVXVNNI__)
+        return (Integers)_mm256_dpbusd_avx_epi32((__m256i)sum, (__m256i)w, (__m256i)x);
+#elif defined(__AVX2__)
+        const __m256i pairs = _mm256_maddubs_epi16(w.size, _mm256_sign_epi8((__m256i)x, w.sign));
+        return sum + (Integers)_mm256_madd_epi16(pairs, _mm256_set1_epi16(1));
 #else
-        const uint8_t* a = (const uint8_t*)&w;
-        const int8_t* b = (const int8_t*)&x;
-        for (int k = 0; k < 4 * kLanes; k++) sum[k / 4] += (int32_t)a[k] * b[k];
+        UNROLL for (int k = 0; k < 32; k += 8) sum += (w >> k & 255) * (x << (24 - k) >> 24);
         return sum;
 #endif
     }
 
     template <int B>
-    static void vectors(const Inputs& in, int64_t t, int64_t steps, const char* w, Range next, float* sums) {
+    static void vectors(const Inputs& in, int64_t t, int64_t steps, const char* w, Range next, int first, float* sums) {
+        constexpr int kAcross = across(B);
+        constexpr bool asks = kManyRegisters || B > 2;
         const char* x = in.tile(t, steps);
         const float* scale = &in.scales[t * in.groups(steps) * B];
         const int32_t* offset = &in.offsets[t * in.groups(steps) * B];
-        Vector sum[B][2] = {};
+        for (int i = 0; i < B * kOutputs; i += kOutputs)
+            for (int n = 0; n < kAcross; n++) store(sums + i + n * kLanes, Vector{});
         for (int64_t s = 0; s < steps; scale += B, offset += B) {
-            Integers whole[B][2];
-            UNROLL for (int i = 0; i < B; i++) whole[i][0] = whole[i][1] = Integers{} + offset[i];
+            Integers whole[B][kAcross];
+            UNROLL for (int i = 0; i < B; i++)
+                UNROLL for (int n = 0; n < kAcross; n++) whole[i][n] = Integers{} + (kSigned ? 0 : offset[i]);
             for (int part = 0; part < kGroup && s < steps; part++, s++, w += 2 * kTile, x += B * kStep) {
-                _Pragma("GCC unroll 2") for (int k = 0; k < kWords; k++) {
-                    if (next.has(k)) ask(w + steps * 2 * kTile, k);
-                    const Integers first = words(w + k * 64), second = words(w + kTile + k * 64);
-                    UNROLL for (int i = 0; i < B; i++) {
-                        const Integers value = word(x + i * kStep + k * 4);
-                        whole[i][0] = fours(whole[i][0], first, value), whole[i][1] = fours(whole[i][1], second, value);
+                UNROLL for (int n = 0; n < kAcross; n += 2)
+                    _Pragma("GCC unroll 2") for (int k = 0; k < kWords; k++) {
+                        if (asks && next.has(k)) {
+                        ask(w + steps * 2 * kTile, first + n * kLanes, k);
+                        if (kLanes == 16) ask(w + steps * 2 * kTile, first + (n + 1) * kLanes, k);
                     }
-                }
+                        const Weight a(words(place(w, first + n * kLanes, k))), b(words(place(w, first + (n + 1) * kLanes, k)));
+                        UNROLL for (int i = 0; i < B; i++) {
+                            const Integers value = word(x + i * kStep + k * 4);
+                            whole[i][n] = fours(whole[i][n], a, value);
+                            whole[i][n + 1] = fours(whole[i][n + 1], b, value);
+                        }
+                    }
             }
             UNROLL for (int i = 0; i < B; i++)
-                UNROLL for (int n = 0; n < 2; n++)
-                    sum[i][n] = fused(__builtin_convertvector(whole[i][n], Vector), Vector{} + scale[i], sum[i][n]);
+                UNROLL for (int n = 0; n < kAcross; n++) {
+                    float* sum = sums + i * kOutputs + n * kLanes;
+                    store(sum, fused(__builtin_convertvector(whole[i][n], Vector), Vector{} + scale[i], load(sum)));
+                }
         }
-        UNROLL for (int i = 0; i < B; i++, sums += kOutputs) store(sums, sum[i][0]), store(sums + kLanes, sum[i][1]);
     }
 #if defined(HAS_AMX)
     template <int M>
@@ -286,7 +327,7 @@ struct Tiled {
     static constexpr int kTiles = amx ? 2 : 1;  // of inputs at a time
 
     struct Inputs : P::Inputs {
-        Inputs(int64_t batch, int64_t width) : P::Inputs(batch, amx ? kHeight : 8, width) {}
+        Inputs(int64_t batch, int64_t width) : P::Inputs(batch, amx ? kHeight : kImages, width) {}
     };
     struct Registers : std::conditional_t<amx, AMX, Nothing> {
         explicit Registers(const Inputs& in) : std::conditional_t<amx, AMX, Nothing>(in.height) {}
@@ -312,16 +353,21 @@ struct Tiled {
             if (tiles == 2) return P::template amx<2>(in, t, steps, w, next, sums);
             return P::template amx<1>(in, t, steps, w, next, sums);
         } else
-            switch (in.height) {
-                case 1: return P::template vectors<1>(in, t, steps, w, next, sums);
-                case 2: return P::template vectors<2>(in, t, steps, w, next, sums);
-                case 3: return P::template vectors<3>(in, t, steps, w, next, sums);
-                case 4: return P::template vectors<4>(in, t, steps, w, next, sums);
-                case 5: return P::template vectors<5>(in, t, steps, w, next, sums);
-                case 6: return P::template vectors<6>(in, t, steps, w, next, sums);
-                case 7: return P::template vectors<7>(in, t, steps, w, next, sums);
-                default: return P::template vectors<8>(in, t, steps, w, next, sums);
-            }
+            for (int first = 0; first < kOutputs; first += across(in.height) * kLanes)
+                vectors(in, t, steps, w, next, first, sums + first);
+    }
+
+    static void vectors(const Inputs& in, int64_t t, int64_t steps, const char* w, Range next, int first, float* sums) {
+        switch (in.height) {
+            case 1: return P::template vectors<1>(in, t, steps, w, next, first, sums);
+            case 2: return P::template vectors<2>(in, t, steps, w, next, first, sums);
+            case 3: return P::template vectors<3>(in, t, steps, w, next, first, sums);
+            case 4: return P::template vectors<4>(in, t, steps, w, next, first, sums);
+            case 5: return P::template vectors<5>(in, t, steps, w, next, first, sums);
+            case 6: return P::template vectors<6>(in, t, steps, w, next, first, sums);
+            case 7: return P::template vectors<7>(in, t, steps, w, next, first, sums);
+            default: return P::template vectors<8>(in, t, steps, w, next, first, sums);
+        }
     }
 };
 
