@@ -46,23 +46,30 @@ struct Call {
     const int64_t* strides;  // of the buffers, from one image to the next
 };
 
-// The first `size` numbers, at most a vector, then zeros.
-inline Vector load(const float* p, int64_t size) {
+// The first lanes of a vector: the others are zero where it is loaded, and are not stored.
+struct Lanes {
 #if defined(__AVX512F__)
-    return (Vector)_mm512_maskz_loadu_ps((1u << size) - 1, p);
+    __mmask16 mask;
+    explicit Lanes(int64_t count) : mask((1u << count) - 1) {}
+    Vector load(const float* p) const { return (Vector)_mm512_maskz_loadu_ps(mask, p); }
+    void store(float* p, Vector v) const { _mm512_mask_storeu_ps(p, mask, (__m512)v); }
+#elif defined(__AVX2__)
+    __m256i mask;
+    explicit Lanes(int64_t count)
+        : mask(_mm256_cmpgt_epi32(_mm256_set1_epi32((int)count), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7))) {}
+    Vector load(const float* p) const { return (Vector)_mm256_maskload_ps(p, mask); }
+    void store(float* p, Vector v) const { _mm256_maskstore_ps(p, mask, (__m256)v); }
 #else
-    Vector v = {};
-    std::memcpy(&v, p, size * sizeof(float));
-    return v;
+    int64_t count;
+    explicit Lanes(int64_t count) : count(count) {}
+    Vector load(const float* p) const {
+        Vector v = {};
+        std::memcpy(&v, p, count * sizeof(float));
+        return v;
+    }
+    void store(float* p, Vector v) const { std::memcpy(p, &v, count * sizeof(float)); }
 #endif
-}
-inline void store(float* p, Vector v, int64_t size) {
-#if defined(__AVX512F__)
-    _mm512_mask_storeu_ps(p, (1u << size) - 1, (__m512)v);
-#else
-    std::memcpy(p, &v, size * sizeof(float));
-#endif
-}
+};
 
 // Outputs k .. k + C - 1 of rows b .. b + R - 1, each a product of two rows.
 template <int R, int C>
@@ -79,7 +86,7 @@ void dot(const Product& p, int64_t b, int64_t k) {
     };
     const int64_t rest = p.inputs % kLanes, whole = p.inputs - rest;
     for (int64_t e = 0; e < whole; e += kLanes) add([](const float* at) { return load(at); }, e);
-    if (rest) add([rest](const float* at) { return load(at, rest); }, whole);
+    if (rest) add([lanes = Lanes(rest)](const float* at) { return lanes.load(at); }, whole);
     UNROLL for (int r = 0; r < R; r++)
         UNROLL for (int c = 0; c < C; c++) {
             const float bias = p.bias ? p.bias[k + c] : 0, add = p.add ? p.add[(b + r) * p.add_stride + k + c] : 0;
@@ -87,15 +94,14 @@ void dot(const Product& p, int64_t b, int64_t k) {
         }
 }
 
-// C vectors of outputs, from output k, of rows b .. b + R - 1: rows of the matrix, each times one input.  `last` is the
-// size of the last vector.
+// C vectors of outputs, from output k, of rows b .. b + R - 1: rows of the matrix, each times one input.
 template <int R, int C>
 void combine(const Product& p, int64_t b, int64_t k) {
     Vector sum[R][C] = {}, bias[C] = {};
-    const int64_t last = std::min(p.outputs - k - (C - 1) * kLanes, kLanes);
+    const Lanes last(std::min(p.outputs - k - (C - 1) * kLanes, kLanes));
     const auto read = [last](const float* at, Vector (&to)[C]) {
         UNROLL for (int c = 0; c < C - 1; c++) to[c] = load(at + c * kLanes);
-        to[C - 1] = load(at + (C - 1) * kLanes, last);
+        to[C - 1] = last.load(at + (C - 1) * kLanes);
     };
     if (p.add) UNROLL for (int r = 0; r < R; r++) read(p.add + (b + r) * p.add_stride + k, sum[r]);
     if (p.bias) {
@@ -114,13 +120,18 @@ void combine(const Product& p, int64_t b, int64_t k) {
     UNROLL for (int r = 0; r < R; r++) {
         float* out = p.out + (b + r) * p.out_stride + k;
         UNROLL for (int c = 0; c < C - 1; c++) store(out + c * kLanes, sum[r][c]);
-        store(out + (C - 1) * kLanes, sum[r][C - 1], last);
+        last.store(out + (C - 1) * kLanes, sum[r][C - 1]);
     }
 }
 
+// In halves where the registers have no room for all sums.
 template <int R, int C>
 void tile(const Product& p, int64_t b, int64_t k) {
-    p.transposed ? dot<R, C>(p, b, k) : combine<R, C>(p, b, k);
+    if constexpr (!kManyRegisters && R * C > 8) {
+        tile<R, C / 2>(p, b, k);
+        tile<R, C - C / 2>(p, b, k + C / 2 * (p.transposed ? 1 : kLanes));
+    } else
+        p.transposed ? dot<R, C>(p, b, k) : combine<R, C>(p, b, k);
 }
 template <int C>
 void tiles(const Product& p, int64_t k) {

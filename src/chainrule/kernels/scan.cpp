@@ -58,7 +58,7 @@ struct Scan {
     }
 };
 
-constexpr int kRows = 7;       // pixels that a tile holds in registers
+constexpr int kRows = kManyRegisters ? 7 : 6;  // pixels that a tile holds in registers
 constexpr int kMaxTaps = 3;
 
 // out[m] += sum over taps k of a[k * M + m] (depth) times w[k] (depth, columns), in NV vectors of columns at a time.
@@ -100,7 +100,7 @@ void product(int m, T* const* out, const T* const* a, int taps, int64_t depth, c
 template <class T>
 void outer(const Scan& scan, Pixel tap, const T* a, int64_t depth, const T* d, int64_t columns, T* dweight) {
     using V = typename VectorOf<T>::type;
-    constexpr int L = VectorOf<T>::lanes, M = 4, NV = 4;
+    constexpr int L = VectorOf<T>::lanes, M = 4, NV = kManyRegisters ? 4 : 2;
     const int64_t begin_row = tap.row < 0 ? -tap.row : 0, begin = tap.column < 0 ? -tap.column : 0;
     const int64_t end = tap.column > 0 ? scan.width - tap.column : scan.width;
     const int64_t shift = scan.at(tap);
