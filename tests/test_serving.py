@@ -337,7 +337,7 @@ def test_native_varies(server, models, tmp_path):
     path.write_bytes(base64.b64decode(value["images"][1]["png"]))
     assert not draw_again(path).differences
     for more, sentence in [
-        ({"mask": given["image"]}, "leave mask and paste out"), ({"best_of": 2}, "not among completions"),
+        ({"mask": given["image"]}, "leave mask and paste out"), ({"best_of": 2}, "not of completions"),
         ({"size": [16, 16]}, "pictures are completed and varied at 8x8"), ({"image": None}, "send the image too"),
     ]:  # fmt: skip
         assert sentence in server.post("/api/draw", **given | {"strength": 0.3} | more).json()["error"]["message"]
@@ -418,8 +418,10 @@ def test_native_scores_encodes_and_decodes(server, models, doubler):
     large = base64.b64encode(png_bytes(Image.new("L", (3 * SIDE, 2 * SIDE)))).decode()
     refusal = server.post("/api/upscale", upscalers=[doubler[0]], image=large)
     assert refusal.status_code == 400 and "at most 1,024 pixels" in refusal.json()["error"]["message"]
-    described = httpx.get(f"{server.url}/api/models", headers={"Authorization": f"Bearer {KEY}"}).json()
-    assert described["models"][name]["class_names"] == ["cat", "dog", "red fish"]
+    described = httpx.get(f"{server.url}/api/models", headers={"Authorization": f"Bearer {KEY}"}).json()["models"]
+    assert described[name]["class_names"] == ["cat", "dog", "red fish"] and described[name]["image_prefix"] == "none"
+    assert described[named(models, "edges")[0]]["image_prefix"] == "edges"
+    assert [Path(path).name for path, one in described.items() if one["resizable"]] == ["window"]
 
 
 # ---------------------------------------------------------------- operation

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from .pipeline import Pipeline
     from .saving.code_file import decode, encode
     from .saving.hub import models
-    from .serving.page import demo
+    from .serving.blocks import demo
     from .sizes import create, presets
     from .training.run import train
     from .variation import vary
@@ -34,7 +34,7 @@ __all__ = [
 
 _HOMES = {
     "Pipeline": "pipeline", "compare": "evaluation.comparison", "compress": "compression", "convert": "official",
-    "create": "sizes", "decode": "saving.code_file", "decompress": "compression", "demo": "serving.page",
+    "create": "sizes", "decode": "saving.code_file", "decompress": "compression", "demo": "serving.blocks",
     "encode": "saving.code_file", "evaluate": "evaluation.measure",
     "fit": "fitting.run", "grid": "images", "info": "catalogue", "load": "zoo", "models": "saving.hub",
     "presets": "sizes", "push": "zoo",

@@ -27,3 +27,15 @@ def at_size(model: Pipeline, height: int, width: int) -> Pipeline:
     grid = tokenizer.spec.grids[-1]
     prior = model.prior.sliding(grid.height, grid.width)
     return Pipeline(tokenizer, prior, model.class_names, model.card, model.text_tokenizer)
+
+
+def is_resizable(model: Pipeline) -> bool:
+    """Whether a model draws images of other sizes than its own, see `at_size`; tries twice its height."""
+    _, height, width = model.tokenizer.image_shape
+    grid = model.tokenizer.spec.grids[-1]
+    try:
+        model.prior.sliding(grid.height, grid.width)  # before a tokenizer is made
+        at_size(model, 2 * height, width)
+    except ValueError:
+        return False
+    return True

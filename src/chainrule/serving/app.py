@@ -96,12 +96,13 @@ def _mount_page(app: FastAPI, studio: Studio, settings: Settings, store: Store) 
     """The page at /; where the server has keys, one of them is asked for as the password."""
     import gradio
 
-    from .page import Page, look
+    from .blocks import build, look
+    from .page import Page
 
     keys = settings.api_keys
     auth = (lambda _, password: password in keys) if keys else None
     gradio.mount_gradio_app(
-        app, Page(studio, settings, store).blocks(), path="/", ssr_mode=False, footer_links=[], auth=auth,
+        app, build(Page(studio, settings, store)), path="/", ssr_mode=False, footer_links=[], auth=auth,
         auth_message="Any name; the password is an API key." if keys else None, show_error=True,
         max_file_size=settings.max_bytes, **look(),
     )  # fmt: skip

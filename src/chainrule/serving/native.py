@@ -35,13 +35,14 @@ from .settings import Settings
 from .studio import Studio, png_files
 
 
-def describe(pipeline: Pipeline) -> dict[str, Any]:
-    """What a model draws and reads."""
+def describe(pipeline: Pipeline, resizable: bool) -> dict[str, Any]:
+    """What a model draws and reads; `resizable`: whether it draws images of other sizes, too."""
     channels, height, width = pipeline.tokenizer.image_shape
     conditions = pipeline.prior.conditions
     return {
         "system": pipeline.prior.name,
         "image": {"height": height, "width": width, "channels": channels},
+        "resizable": resizable,
         "codes": pipeline.tokenizer.spec.to_dict(),
         "classes": pipeline.num_classes,
         "class_names": None if pipeline.class_names is None else list(pipeline.class_names),
@@ -58,7 +59,7 @@ def router(studio: Studio, settings: Settings) -> APIRouter:
     @routes.get("/models")
     async def models() -> dict[str, Any]:
         """What the models of this server draw and read."""
-        found = {name: describe(served.pipeline) for name, served in studio.models.items()}
+        found = {name: describe(one.pipeline, name in studio.resizable) for name, one in studio.models.items()}
         return {"models": found, "rerankers": list(studio.rerankers), "upscalers": list(studio.upscalers)}
 
     @routes.post("/draw")
@@ -134,8 +135,6 @@ def _known(options: Draw, pipeline: Pipeline, settings: Settings) -> Known | Non
         return None
     data, shape = from_base64(options.image, "image"), pipeline.tokenizer.image_shape
     image = read_picture(data, settings, shape)
-    if options.best_of > 1:
-        raise APIError("best_of chooses among images, not among completions: leave it out", param="best_of")
     if options.strength is not None:
         if options.mask is not None or options.paste:
             raise APIError("strength draws codes all over the image: leave mask and paste out", param="strength")

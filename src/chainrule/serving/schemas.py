@@ -188,6 +188,8 @@ def drawing_of(
         raise APIError(f"n must be at most {settings.max_n}", param="n")
     if candidates > settings.max_candidates or len(seeds) * candidates > settings.max_rows + settings.max_waiting:
         raise APIError(f"there may be at most {settings.max_candidates} candidates for an image, fewer for many images")
+    if known is not None and best_of > 1:
+        raise APIError("best of several is kept of images, not of completions: leave best_of at 1", param="best_of")
     if reranker is not None and (best_of == 1 or reranker not in studio.rerankers):
         known_names = ", ".join(studio.rerankers) or "none"
         raise APIError(f"a reranker judges with best_of above 1, and this server has: {known_names}", param="reranker")

@@ -16,7 +16,7 @@ from ..decoding import Request, image_seeds, keep_best
 from ..drawing import Drawing, Source, judge_by, text_chunks
 from ..evaluation.scoring import Scores, score
 from ..images import to_pil
-from ..larger import at_size
+from ..larger import at_size, is_resizable
 from ..pictures import drawn, heat, hide, png, stretch
 from ..pipeline import Pipeline
 from ..variation import kept_codes
@@ -54,6 +54,9 @@ class Studio:
         engine: draws.
         rerankers: judges of best-of by the name that requests give, see `zoo.load_scorer`.
         upscalers: by the name that requests give.
+
+    Attributes:
+        resizable: names of the models that draw images of other sizes, too.
     """
 
     def __init__(
@@ -62,6 +65,7 @@ class Studio:
     ) -> None:  # fmt: skip
         self.models, self.engine = dict(models), engine
         self.rerankers, self.upscalers = dict(rerankers or {}), dict(upscalers or {})
+        self.resizable = {name for name, served in self.models.items() if is_resizable(served.pipeline)}
         self._larger: dict[tuple[str, tuple[int, int]], Pipeline] = {}
 
     @classmethod
