@@ -1,5 +1,6 @@
 // What the compiled kernels share: vectors, bfloat16, aligned memory, and the check of the interface.
 #pragma once
+#include <algorithm>
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
@@ -36,11 +37,13 @@ struct VectorOf {
 };
 typedef VectorOf<float>::type Vector;
 typedef VectorOf<uint32_t>::type Words;
+typedef int32_t Integers __attribute__((vector_size(kBytes), aligned(1), may_alias));
 typedef float Quarter __attribute__((vector_size(16), aligned(4)));
 typedef uint16_t Shorts __attribute__((vector_size(kBytes / 2), aligned(2)));
 
 constexpr int64_t kLanes = VectorOf<float>::lanes;
 
+inline Vector all(float x) { return x - Vector{}; }  // x in all lanes, without the addition of `Vector{} + x`
 inline Vector load(const float* p) { return *(const Vector*)p; }
 inline void store(float* p, Vector v) { *(Vector*)p = v; }
 inline Vector load(const uint16_t* p) {  // bfloat16 -> float32
@@ -67,6 +70,42 @@ inline Vector fused(Vector a, Vector b, Vector c) {  // a b + c, rounded alike w
     return a * b + c;
 #endif
 }
+
+// The first lanes of a vector: the others are zero where it is loaded, and are not stored.
+struct Lanes {
+    int64_t count;
+#if defined(__AVX512F__)
+    __mmask16 mask;
+    explicit Lanes(int64_t count) : count(count), mask((1u << count) - 1) {}
+    Vector load(const float* p) const { return (Vector)_mm512_maskz_loadu_ps(mask, p); }
+    void store(float* p, Vector v) const { _mm512_mask_storeu_ps(p, mask, (__m512)v); }
+#elif defined(__AVX2__)
+    __m256i mask;
+    explicit Lanes(int64_t count)
+        : count(count), mask(_mm256_cmpgt_epi32(_mm256_set1_epi32((int)count), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7))) {}
+    Vector load(const float* p) const { return (Vector)_mm256_maskload_ps(p, mask); }
+    void store(float* p, Vector v) const { _mm256_maskstore_ps(p, mask, (__m256)v); }
+#else
+    explicit Lanes(int64_t count) : count(count) {}
+    Vector load(const float* p) const {
+        Vector v = {};
+        std::memcpy(&v, p, count * sizeof(float));
+        return v;
+    }
+    void store(float* p, Vector v) const { std::memcpy(p, &v, count * sizeof(float)); }
+#endif
+};
+
+inline Vector exponential(Vector x) {  // 2^n * p(fraction); relative error below 2e-7
+    const Vector round = all(12582912.f), top = all(126.f);
+    x = x * 1.44269504f;
+    x = x < -top ? -top : x > top ? top : x;
+    Vector n = (x + round) - round, f = (x - n) * 0.69314718f, p = all(1.f / 5040);
+    p = p * f + 1.f / 720, p = p * f + 1.f / 120, p = p * f + 1.f / 24, p = p * f + 1.f / 6;
+    p = p * f + 0.5f, p = p * f + 1, p = p * f + 1;
+    return (Vector)((Integers)p + (__builtin_convertvector(n, Integers) << 23));
+}
+
 inline Quarter fold(Vector v) {
     Quarter q[kBytes / 16];
     std::memcpy(q, &v, kBytes);

@@ -59,4 +59,27 @@ inline void store(uint16_t* p, __m512 v, __mmask16 mask) {
 }
 
 }  // namespace
+#else
+
+namespace {
+
+inline Lanes lanes(int64_t count) { return Lanes(std::min<int64_t>(std::max<int64_t>(count, 0), kLanes)); }
+inline Vector swish(Vector x) { return x / (1 + exponential(-x)); }
+
+// As above: channels beyond the last are zero where they are loaded, and are not stored.
+inline Vector load(const float* p, const Lanes& lanes) { return lanes.load(p); }
+inline void store(float* p, Vector v, const Lanes& lanes) { lanes.store(p, v); }
+inline Vector load(const uint16_t* p, const Lanes& lanes) {
+    if (lanes.count == kLanes) return load(p);
+    uint16_t whole[kLanes] = {};
+    std::memcpy(whole, p, lanes.count * sizeof(uint16_t));
+    return load(whole);
+}
+inline void store(uint16_t* p, Vector v, const Lanes& lanes) {
+    uint16_t whole[kLanes];
+    store(whole, v);
+    std::memcpy(p, whole, lanes.count * sizeof(uint16_t));
+}
+
+}  // namespace
 #endif

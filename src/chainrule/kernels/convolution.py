@@ -1,4 +1,4 @@
-"""Convolutions for inference on CPUs in bfloat16, with what surrounds them in residual networks, by one of three ways.
+"""Convolutions for inference on CPUs, with what surrounds them in residual networks, by one of three ways.
 
     y = conv(act(x)) + bias + residual        act(x) = swish(scale x + shift), or x
 
@@ -6,11 +6,11 @@
     winograd   `winograd.cpp`: Winograd's F(2x2, 3x3) (Lavin and Gray 2015, arXiv:1509.09308), 3x3 kernels only, with
                16 products per 2x2 results and pair of channels instead of 36; d a 4x4 piece of the input, g the kernel,
                and * element by element:    A^T [(G g G^T) * (B^T d B)] A
-    library    PyTorch's convolution, channels last
+    library    PyTorch's convolution, channels last, in float32 where the processor has no instructions for bfloat16
 
-A convolution takes the first of them that the CPU has (AMX; AVX-512 with bfloat16), that can be compiled (see `native`)
-and that knows its kernel.  All round the factors of products to bfloat16, and else only maps that are told to be
-narrow: sums and transforms stay float32.
+A convolution takes the first of them that the CPU has (AMX; AVX-512 or AVX2), that can be compiled (see `native`) and
+that knows its kernel.  In bfloat16 are weights, the maps that are told to be narrow and, where the processor multiplies
+bfloat16, the inputs of products; sums and transforms stay float32.
 
 Where the input is doubled by repeating pixels before a 3x3 convolution, the doubled map is never made.  Each of the
 four phases of the output is a 2x2 convolution of its own, whose weights are sums of the kernel's: 16 products per 2x2
@@ -30,7 +30,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .native import Kernel, integers, pointers, share
+from .native import Kernel, has_bfloat16, integers, pointers, share
 
 Algorithm = Literal["tiles", "winograd", "library"]
 TRANSFORM = ((1.0, 0.0, 0.0), (0.5, 0.5, 0.5), (0.5, -0.5, 0.5), (0.0, 0.0, 1.0))
@@ -98,7 +98,8 @@ class Convolution:
         elif self.algorithm == "winograd":
             self.weight = _pack_winograd(weight, doubled)
         else:
-            self.weight = weight.to(torch.bfloat16, memory_format=torch.channels_last)
+            dtype = torch.bfloat16 if has_bfloat16(weight.device) else torch.float32
+            self.weight = weight.to(dtype, memory_format=torch.channels_last, copy=True)
 
     def __call__(
         self, x: Tensor, act: tuple[Tensor, Tensor] | None = None, residual: Tensor | None = None,
@@ -149,7 +150,7 @@ class Convolution:
     def _plain(self, x: Tensor, act: tuple[Tensor, Tensor] | None, residual: Tensor | None) -> Tensor:
         if act is not None:
             x = F.silu(torch.addcmul(act[1][:, None, None], x, act[0][:, None, None]))
-        x = x.permute(0, 3, 1, 2).bfloat16()
+        x = x.permute(0, 3, 1, 2).to(self.weight.dtype)
         if self.doubled:
             x = F.interpolate(x, scale_factor=2.0, mode="nearest")
         if self.step == 2:

@@ -177,6 +177,14 @@ def processor_kind() -> str:
     return f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()} {instructions}"
 
 
+def has_bfloat16(device: torch.device) -> bool:
+    """Whether the device computes in bfloat16 faster than in float32."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    names = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")  # private: absent in other releases of torch
+    return device.type == "cpu" and any(getattr(torch.cpu, name, lambda: False)() for name in names)
+
+
 def share(work: Callable[[int], None], num_parts: int, num_threads: int) -> None:
     """Calls work(part) for all parts, in threads where there are several parts."""
     if num_parts == 1:

@@ -1,8 +1,8 @@
-"""Networks packed for inference: in bfloat16, convolutions channels last.
+"""Networks packed for inference: convolutions channels last, in bfloat16 where the processor has instructions for it.
 
-This is what PyTorch does fastest on CPUs with instructions for bfloat16.  The networks of VQGAN have a faster form, see
-`tokenizers._packed_autoencoder`: their normalisation is computed with their convolutions.  Measured with AMX, the tiles
-of `convolution` alone, without that, are no faster than PyTorch's convolutions.
+This is what PyTorch does fastest on CPUs; without such instructions float32 is faster.  The networks of VQGAN have
+a faster form, see `tokenizers._packed_autoencoder`: their normalisation is computed with their convolutions.  Measured
+with AMX, the tiles of `convolution` alone, without that, are no faster than PyTorch's convolutions.
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
+
+from .native import has_bfloat16
 
 PRECISIONS = ("float32", "bfloat16")
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
@@ -37,7 +39,7 @@ def twin(module: ModuleT, precision: str, parts: Callable[[], dict[str, nn.Modul
 
 
 class PackedNetwork(nn.Module):
-    """A network that maps one tensor as another does, but in bfloat16, to the type of its input; without gradients.
+    """A network that maps one tensor as another does, but faster, to the type of its input; without gradients.
 
     Like all that is packed, it has no parameters and stays on its device.
 
@@ -47,12 +49,14 @@ class PackedNetwork(nn.Module):
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
-        self.networks = [copy.deepcopy(network).eval().to(torch.bfloat16, memory_format=torch.channels_last)]
+        device = next(network.parameters()).device
+        self.dtype = torch.bfloat16 if has_bfloat16(device) else torch.float32
+        self.networks = [copy.deepcopy(network).eval().to(self.dtype, memory_format=torch.channels_last)]
 
     @torch.no_grad()
     def forward(self, x: Tensor) -> Tensor | tuple[Tensor, ...]:
         """(B, ...) -> what the network gives, in the type of x."""
-        result = self.networks[0](x.bfloat16())
+        result = self.networks[0](x.to(self.dtype))
         return result.to(x.dtype) if isinstance(result, Tensor) else tuple(part.to(x.dtype) for part in result)
 
 

@@ -6,7 +6,6 @@
 
 namespace {
 
-typedef int32_t Integers __attribute__((vector_size(kBytes), aligned(1), may_alias));
 typedef int8_t Bytes __attribute__((vector_size(kBytes / 4), aligned(1)));
 
 constexpr int kUnit = 32;  // outputs that are not divided among threads
@@ -41,7 +40,7 @@ inline float largest(const float* x, int64_t n) {
     return (found > 1e-30f ? found : 1e-30f) + total(undefined);
 }
 inline Integers rounded(Vector x, float inverse) {
-    const Vector magic = Vector{} + 12582912.f, whole = (x * (Vector{} + inverse) + magic) - magic;
+    const Vector magic = all(12582912.f), whole = (x * all(inverse) + magic) - magic;
     return __builtin_convertvector(whole, Integers);
 }
 inline void store(int8_t* p, Integers v) { *(Bytes*)p = __builtin_convertvector(v, Bytes); }

@@ -46,31 +46,6 @@ struct Call {
     const int64_t* strides;  // of the buffers, from one image to the next
 };
 
-// The first lanes of a vector: the others are zero where it is loaded, and are not stored.
-struct Lanes {
-#if defined(__AVX512F__)
-    __mmask16 mask;
-    explicit Lanes(int64_t count) : mask((1u << count) - 1) {}
-    Vector load(const float* p) const { return (Vector)_mm512_maskz_loadu_ps(mask, p); }
-    void store(float* p, Vector v) const { _mm512_mask_storeu_ps(p, mask, (__m512)v); }
-#elif defined(__AVX2__)
-    __m256i mask;
-    explicit Lanes(int64_t count)
-        : mask(_mm256_cmpgt_epi32(_mm256_set1_epi32((int)count), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7))) {}
-    Vector load(const float* p) const { return (Vector)_mm256_maskload_ps(p, mask); }
-    void store(float* p, Vector v) const { _mm256_maskstore_ps(p, mask, (__m256)v); }
-#else
-    int64_t count;
-    explicit Lanes(int64_t count) : count(count) {}
-    Vector load(const float* p) const {
-        Vector v = {};
-        std::memcpy(&v, p, count * sizeof(float));
-        return v;
-    }
-    void store(float* p, Vector v) const { std::memcpy(p, &v, count * sizeof(float)); }
-#endif
-};
-
 // Outputs k .. k + C - 1 of rows b .. b + R - 1, each a product of two rows.
 template <int R, int C>
 void dot(const Product& p, int64_t b, int64_t k) {
@@ -113,7 +88,7 @@ void combine(const Product& p, int64_t b, int64_t k) {
         Vector column[C];
         read(line, column);
         UNROLL for (int r = 0; r < R; r++) {
-            const Vector value = Vector{} + x[r * p.x_stride + e];
+            const Vector value = all(x[r * p.x_stride + e]);
             UNROLL for (int c = 0; c < C; c++) sum[r][c] = fused(value, column[c], sum[r][c]);
         }
     }

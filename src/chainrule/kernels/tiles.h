@@ -203,7 +203,7 @@ struct Int8 {
 
     // Weights as `fours` multiplies them: bytes 0..255, or, where only products of 0..127 and -127..127 fit, sizes and
     // signs of the numbers -127..127.
-#if defined(__AVX2__) && !defined(__AVX512VNNI__) && !defined(__AVXVNNI__)
+#if defined(__AVX2__) && !defined(__AVX512F__) && !defined(__AVXVNNI__)
     static constexpr bool kSigned = true;
     struct Weight {
         __m256i size, sign;
@@ -218,9 +218,9 @@ struct Int8 {
     static Integers fours(Integers sum, Weight w, Integers x) {  // sum[l] += four products of lane l
 #if defined(__AVX512VNNI__)
         return (Integers)_mm512_dpbusd_epi32((__m512i)sum, (__m512i)w, (__m512i)x);
-#elif defined(__AVXVNNI__)
+#elif defined(__AVXVNNI__) && !defined(__AVX512F__)
         return (Integers)_mm256_dpbusd_avx_epi32((__m256i)sum, (__m256i)w, (__m256i)x);
-#elif defined(__AVX2__)
+#elif defined(__AVX2__) && !defined(__AVX512F__)
         const __m256i pairs = _mm256_maddubs_epi16(w.size, _mm256_sign_epi8((__m256i)x, w.sign));
         return sum + (Integers)_mm256_madd_epi16(pairs, _mm256_set1_epi16(1));
 #else
@@ -260,7 +260,7 @@ struct Int8 {
             UNROLL for (int i = 0; i < B; i++)
                 UNROLL for (int n = 0; n < kAcross; n++) {
                     float* sum = sums + i * kOutputs + n * kLanes;
-                    store(sum, fused(__builtin_convertvector(whole[i][n], Vector), Vector{} + scale[i], load(sum)));
+                    store(sum, fused(__builtin_convertvector(whole[i][n], Vector), all(scale[i]), load(sum)));
                 }
         }
     }
@@ -279,7 +279,7 @@ struct Int8 {
                         const int64_t other = m * in.groups(steps) * in.height + i;
                         const Integers value = words((const char*)&whole[2 * m + n][i * kLanes]) + offset[other];
                         float* sum = sums + (m * in.height + i) * kOutputs + n * kLanes;
-                        store(sum, fused(__builtin_convertvector(value, Vector), Vector{} + scale[other], load(sum)));
+                        store(sum, fused(__builtin_convertvector(value, Vector), all(scale[other]), load(sum)));
                     }
             scale += in.height, offset += in.height;
         };

@@ -57,15 +57,6 @@ struct Seen {
     int64_t operator[](int64_t i) const { return distances ? position - distances[i] : i; }
 };
 
-inline Vector exponential(Vector x) {  // 2^n * p(fraction); relative error below 2e-7
-    const Vector round = Vector{} + 12582912.f, top = Vector{} + 126.f;
-    x = x * 1.44269504f;
-    x = x < -top ? -top : x > top ? top : x;
-    Vector n = (x + round) - round, f = (x - n) * 0.69314718f, p = Vector{} + 1.f / 5040;
-    p = p * f + 1.f / 720, p = p * f + 1.f / 120, p = p * f + 1.f / 24, p = p * f + 1.f / 6;
-    p = p * f + 0.5f, p = p * f + 1, p = p * f + 1;
-    return (Vector)((Integers)p + (__builtin_convertvector(n, Integers) << 23));
-}
 inline Vector gelu(Vector x) {  // erf of Abramowitz and Stegun 7.1.26; absolute error below 2e-7
     Vector z = x * 0.70710678f, a = z < 0 ? -z : z, t = 1 / (1 + 0.3275911f * a), p = Vector{} + 1.061405429f;
     p = p * t - 1.453152027f, p = p * t + 1.421413741f, p = p * t - 0.284496736f, p = p * t + 0.254829592f;
@@ -107,7 +98,7 @@ struct Step {
             square += d * d;
         }
         const float variance = (total(square) - padding * mean * mean) / (width - padding);
-        const Vector inverse = Vector{} + 1 / std::sqrt(variance + (float)model.epsilon);
+        const Vector inverse = all(1 / std::sqrt(variance + (float)model.epsilon));
         for (int64_t k = 0; k < width; k += kLanes) {
             const Vector y = (load(from + k) - mean) * inverse * load(norm.weight + k) + load(norm.shift + k);
             store(to + k, add ? load(to + k) + y : y);
@@ -180,7 +171,7 @@ struct Step {
             store(scores + s, e);
             sum += e;
         }
-        const Vector inverse = Vector{} + 1 / total(sum);
+        const Vector inverse = all(1 / total(sum));
         int64_t f = 0;
         for (; f + 4 * kLanes <= features; f += 4 * kLanes) mix<4>(f, value, next, seen, scores, inverse, to);
         for (; f < features; f += kLanes) mix<1>(f, value, next, seen, scores, inverse, to);

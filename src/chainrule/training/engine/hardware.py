@@ -16,6 +16,7 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from ...kernels.native import has_bfloat16
 from .config import TrainingConfig
 from .sharding import shard
 
@@ -77,14 +78,6 @@ def loss_scaling(precision: str, device: torch.device) -> Any:
     from lightning_fabric.plugins.precision import MixedPrecision, Precision
 
     return MixedPrecision("16-mixed", device.type) if precision == "float16" else Precision()
-
-
-def has_bfloat16(device: torch.device) -> bool:
-    """Whether the device computes in bfloat16 faster than in float32."""
-    if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    names = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")  # private: absent in other releases of torch
-    return device.type == "cpu" and any(getattr(torch.cpu, name, lambda: False)() for name in names)
 
 
 def slow_precision(precision: str, device: torch.device) -> str | None:

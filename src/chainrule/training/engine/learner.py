@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ...kernels.native import has_bfloat16
 from .config import TrainingConfig
-from .hardware import autocast, compiled, has_bfloat16, loss_scaling
+from .hardware import autocast, compiled, loss_scaling
 from .muon import Muon
 from .sharding import whole
 
