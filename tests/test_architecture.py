@@ -49,7 +49,7 @@ ALLOWED = {  # room: the rooms of the package that it may import
     "recipe.py": {"core", "strict"},
     "official": {"core", "files", "pipeline", "priors", "strict", "text", "tokenizers", "zoo"},
     "training": {
-        "adapters", "core", "data", "decoding", "evaluation", "files", "images", "layers", "pipeline", "prefixes",
+        "adapters", "core", "data", "decoding", "evaluation", "files", "images", "kernels", "layers", "pipeline", "prefixes",
         "processes", "progress", "recipe", "saving", "scorers", "strict", "text", "tokenizers", "upscaling", "zoo",
     },
     "timeline": {
