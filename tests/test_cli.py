@@ -613,12 +613,13 @@ def test_what_cannot_be_had_here_is_said_before_any_work(here):
 
 
 def test_exit_code_and_imports_of_the_real_command(here):
-    code = "import sys, chainrule.cli; assert 'torch' not in sys.modules; chainrule.cli.main()"
+    code = "import atexit, sys, chainrule.cli; assert 'torch' not in sys.modules; "
+    code += "atexit.register(lambda: print('torch._dynamo' in sys.modules)); chainrule.cli.main()"
     done = subprocess.run(
         [sys.executable, "-c", code, "sample", "none"], capture_output=True, text=True, check=False, timeout=100,
         env=os.environ | {"PYTHONPATH": str(Path(chainrule.__file__).parents[1])},
     )  # fmt: skip
-    assert done.returncode == 2 and done.stdout == "" and "no model is called 'none'" in done.stderr, done.stderr
+    assert done.returncode == 2 and done.stdout == "False\n" and "no model is called 'none'" in done.stderr, done.stderr
 
 
 def test_pictures_too_large_are_refused_by_their_header(here):

@@ -6,8 +6,6 @@ As a script, under torchrun, it evaluates in a folder with models: python test_p
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 import sys
 from pathlib import Path
 
@@ -20,6 +18,7 @@ from chainrule.evaluation import measure
 from chainrule.processes import agreed, joined, shared, shares
 from chainrule.scorers import features
 from chainrule.zoo import save
+from forks import run_script
 from test_cli import SIDE, tiny
 from test_reconstruction import Brightness, noise
 
@@ -48,14 +47,7 @@ def test_two_processes_evaluate_as_one(tmp_path, monkeypatch):
     pixels = entry("tokenizers", "pixels")
     card = {"recipe": {"data": {"source": "digits"}}}
     save(pixels.model(pixels.config(image_height=16, image_width=16, image_channels=3, levels=5)), "tokenizer", card)
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", __file__, "found"]
-    source = str(Path(__file__).parents[1] / "src")
-    environment = os.environ | {
-        "OMP_NUM_THREADS": "1",
-        "PYTHONPATH": source,
-        "CHAINRULE_CACHE": str(tmp_path / "cache"),
-    }
-    child = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=250)
+    child = run_script(__file__, "found", processes=2)
     assert child.returncode == 0, child.stderr
     monkeypatch.setattr(measure, "load", load)
     monkeypatch.setattr(features, "load_features", lambda name: Brightness(0))

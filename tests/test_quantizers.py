@@ -2,16 +2,17 @@
 
 import itertools
 import math
+import sys
 
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as multiprocessing
 
 from chainrule.tokenizers._codebook import Codebook, codebook_spread, perplexity, spread_loss
 from chainrule.tokenizers._gumbel_quantizer import GumbelQuantizer, relax_codes
 from chainrule.tokenizers._residual_quantizer import ResidualQuantizer
 from chainrule.tokenizers._vector_quantizer import VectorQuantizer
+from forks import run_script
 
 CENTRES = torch.randn(64, 16, generator=torch.Generator().manual_seed(1)) * 3
 
@@ -242,9 +243,9 @@ def build_quantizers():
     return quantizers
 
 
-def one_process(rank: int, folder: str) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
+def one_process(folder: str) -> None:
+    dist.init_process_group("gloo")
+    rank = dist.get_rank()
     quantizers = build_quantizers()
     torch.manual_seed(100 + rank)  # processes draw different restart candidates
     for step in range(STEPS):
@@ -256,7 +257,8 @@ def one_process(rank: int, folder: str) -> None:
 
 
 def test_all_processes_hold_the_same_codebook(tmp_path):
-    multiprocessing.spawn(one_process, (str(tmp_path),), nprocs=2)
+    child = run_script(__file__, str(tmp_path), processes=2)
+    assert child.returncode == 0, child.stderr
     first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
     for one, two in zip(first, second, strict=True):
         for name in one:
@@ -300,3 +302,7 @@ def test_spread_is_part_of_the_loss_of_training_alone(make):
     with_spread.load_state_dict(without.state_dict())
     assert with_spread.eval()(z).loss == without.eval()(z).loss
     assert with_spread.train()(z).loss > without.train()(z).loss
+
+
+if __name__ == "__main__":
+    one_process(*sys.argv[1:])

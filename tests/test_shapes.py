@@ -50,7 +50,7 @@ def test_objects_do_not_overlap():
 def test_objects_are_read_back(size, change, least):
     random = np.random.default_rng(0)
     change = {"none": lambda image: image, "noise": lambda image: noisy(image, random), "jpeg": jpeg}[change]
-    scenes = [shapes.scene(index, ("train", "heldout")[index % 2]) for index in range(500)]
+    scenes = [shapes.scene(index, ("train", "heldout")[index % 2]) for index in range(200)]
     right = [tuple(shapes.read(change(shapes.render(scene, size)))) == scene.objects for scene in scenes]
     assert np.mean(right) >= least
 

@@ -1,7 +1,5 @@
 """Arrays in parts, and the code cache that is made of them."""
 
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +7,7 @@ import pytest
 import torch
 
 from chainrule.data.shards import Part, PartWriter, Rows, cached_parts
+from forks import run_script
 
 SHARED = """
 import sys, time
@@ -66,11 +65,9 @@ def test_what_was_killed_loses_one_part():
     assert sorted(path.name for path in folders[0].parent.iterdir()) == sorted(folder.name for folder in folders)
 
 
-def test_processes_share_the_parts():
-    both = [
-        subprocess.Popen([sys.executable, "-c", SHARED], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-        for _ in range(2)
-    ]
-    outputs = [process.communicate() for process in both]
-    assert outputs[0][1] == outputs[1][1]
-    assert sorted("".join(out for out, _ in outputs).split()) == [str(number) for number in range(8)]
+def test_processes_share_the_parts(tmp_path):
+    (tmp_path / "shared.py").write_text(SHARED)
+    both = run_script(str(tmp_path / "shared.py"), processes=2)
+    one, other = both.stderr.splitlines()
+    assert both.returncode == 0 and one == other
+    assert sorted(both.stdout.split()) == [str(number) for number in range(8)]

@@ -6,7 +6,6 @@ As a script, under torchrun, it trains one and writes what each process holds: p
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -26,6 +25,7 @@ from chainrule.training.tasks.discriminators import AdversarialConfig
 from chainrule.training.tasks.examples import Examples
 from chainrule.training.tasks.losses import ImageLosses, LossesConfig, PerceptualConfig, adaptive_weight, known_loss
 from chainrule.training.tasks.tokenizer import RefinedTokenizer, TokenizerRecipe, TokenizerTask
+from forks import run_script
 from sizes import cases
 
 TINY = {"width": 16, "residual_width": 8, "num_blocks": 1, "codebook_size": 32, "embedding_dim": 8}
@@ -233,10 +233,7 @@ def test_a_stopped_duel_resumes_bit_for_bit(tmp_path):
 
 
 def test_two_processes_hold_the_same_codebook_and_adversary(tmp_path):
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", __file__]
-    source = str(Path(__file__).parents[1] / "src")
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": source, "CUDA_VISIBLE_DEVICES": ""}
-    child = subprocess.run([*command, str(tmp_path)], env=environment, capture_output=True, text=True, timeout=200)
+    child = run_script(__file__, str(tmp_path), processes=2)
     assert child.returncode == 0, child.stderr
     first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2))
     for part in first:

@@ -24,9 +24,10 @@ from chainrule.files import write_folder
 from chainrule.tokenizers._codebook import Codebook
 from chainrule.training import Adversary, Hardware, TrainingConfig, train_task
 from chainrule.training.engine.checkpoint import list_checkpoints, save_checkpoint
-from chainrule.training.engine.hardware import check_fsdp
+from chainrule.training.engine.hardware import check_fsdp, compiled
 from chainrule.training.engine.sharding import shard
 from chainrule.training.engine.stopping import graceful_stop
+from forks import run_script
 
 CONFIG = TrainingConfig(
     steps=40, batch_size=8, learning_rate=0.02, optimizer="adamw", weight_decay=0.1, schedule="cosine", warmup_steps=5,
@@ -110,15 +111,9 @@ def run(folder, config=CONFIG, toy=None, quiet=True, strategy="auto"):
     return train_task(toy or Toy(), config, folder, 5, fabric, quiet)
 
 
-def run_in_child(folder, kill="none", *overrides, processes=0):
-    """The toy in a child process, or in several under torchrun."""
-    launcher = [sys.executable]
-    if processes:
-        launcher += ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
-    source = str(Path(__file__).parents[1] / "src")
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": source, "CUDA_VISIBLE_DEVICES": ""}
-    command = [*launcher, __file__, str(folder), kill, *overrides]
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=250)
+def run_in_child(folder, kill="none", *overrides, processes=1):
+    """The toy in a child process, or in several."""
+    return run_script(__file__, str(folder), kill, *overrides, processes=processes)
 
 
 def outcome(folder):
@@ -297,10 +292,18 @@ def test_float16_scales_the_loss(tmp_path):
     run(tmp_path, replace(CONFIG, precision="float16", steps=14), Duel())
 
 
-def test_two_processes_are_one_with_the_doubled_batch(tmp_path):
+def run_under_torchrun(folder, *words, processes):
+    """As `run_in_child`, by the command itself."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[1] / "src")}
+    return subprocess.run([*command, __file__, str(folder), *words], env=environment, capture_output=True, text=True)
+
+
+@pytest.mark.parametrize("launch", [run_in_child, pytest.param(run_under_torchrun, marks=pytest.mark.slow)])
+def test_two_processes_are_one_with_the_doubled_batch(tmp_path, launch):
     whole = replace(CONFIG, steps=12)
     run(tmp_path / "one", whole, Toy(dropout=0.0))
-    child = run_in_child(tmp_path / "two", "none", "steps=12", "dropout=0", processes=2)
+    child = launch(tmp_path / "two", "none", "steps=12", "dropout=0", processes=2)
     assert child.returncode == 0, child.stderr
     for name in ("log.csv", "evaluation.csv"):
         (header, one), (same_header, two) = (table(tmp_path / n, name) for n in ("one", "two"))
@@ -315,7 +318,7 @@ def test_two_processes_are_one_with_the_doubled_batch(tmp_path):
 def test_a_run_with_spread_weights_goes_on_in_one_process_and_the_reverse(tmp_path, spread_first):
     def spread(kill="none"):
         child = run_in_child(tmp_path / "run", kill, "steps=16", "dropout=0", "strategy=fsdp", processes=2)
-        assert child.returncode == (1 if kill != "none" else 0), child.stderr  # of torchrun
+        assert child.returncode == (1 if kill != "none" else 0), child.stderr
 
     whole = replace(CONFIG, steps=16)
     run(tmp_path / "one", whole, Toy(dropout=0.0))
@@ -420,6 +423,23 @@ def test_a_model_that_cannot_be_compiled_is_trained_without(tmp_path, monkeypatc
     config = replace(CONFIG, steps=501, compile="auto", save_every=1000, log_every=250, sample_every=0)
     run(tmp_path, config, quiet=False)
     assert "the model cannot be compiled here (no luck); going on without" in capsys.readouterr().out
+
+
+def test_a_method_can_stay_out_of_the_compiled_model(monkeypatch):
+    compile_now, seen = torch.compile, []
+
+    class Part(nn.Module):
+        uncompiled = ("far",)
+
+        def far(self, inputs):
+            seen.append(torch.compiler.is_compiling())
+            return inputs + 1
+
+        def forward(self, inputs):
+            return 2 * self.far(inputs)
+
+    monkeypatch.setattr("torch.compile", lambda module, **_: compile_now(module, backend="eager"))
+    assert compiled(nn.Sequential(Part()), torch.device("cpu"))(torch.ones(1)) == 4 and seen == [False]
 
 
 def test_checkpoints_keep_the_one_before(tmp_path):

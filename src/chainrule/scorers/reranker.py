@@ -147,6 +147,7 @@ class FeatureTower(nn.Module):
     PARTS x PARTS parts, which says where things are.  The network is no part of the weights."""
 
     PARTS = 3
+    uncompiled = ("features",)
 
     def __init__(self, config: RerankerConfig) -> None:
         super().__init__()
@@ -156,7 +157,6 @@ class FeatureTower(nn.Module):
         self.norm, self.dropout = nn.LayerNorm(size, elementwise_affine=False), nn.Dropout(config.dropout)
         self.projection = nn.Linear(size, config.width, bias=False)
 
-    @torch.compiler.disable
     @torch.no_grad()
     def features(self, images: Tensor) -> Tensor:
         """uint8 (B, C, H, W) -> float32 (B, F)."""
