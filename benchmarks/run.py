@@ -3,8 +3,8 @@
     python benchmarks/run.py                     # everything: about a quarter of an hour on two cores
     python benchmarks/run.py tokenizers codes    # some sections
 
-The sections are written into `--out`, a page that names the CPU.  What other sections the page has are kept where they
-were measured on the same CPU, by as many threads.  What is compared runs in one process, in turn, and the best of
+The sections are written into `--out`, a page with one part for each CPU (and number of threads); what else the page has
+is kept.  What is compared runs in one process, in turn, and the best of
 `--rounds` counts, since other programs can only slow down; what a row means is told by the script that it names.
 """
 
@@ -26,8 +26,11 @@ import training
 
 from chainrule.core import Context
 from chainrule.files import read_text, write_file
+from chainrule.kernels.native import has_bfloat16
 
 PAGE = Path(__file__).parents[1] / "docs" / "experiments" / "benchmark.md"
+PLAIN = "plain bfloat16" if has_bfloat16(torch.device("cpu")) else "plain float32"
+"""PyTorch's setting for transformers, of the ways of `decoding`."""
 FEATURES = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "avx512_fp16", "amx_int8", "amx_bf16")
 HEADER = "| work | unit | ours | PyTorch | again | ours / PyTorch | ours / again |\n|---|---|---|---|---|---|---|\n"
 
@@ -64,7 +67,7 @@ def _number(value: float | None) -> str:
 def codes(rounds: int) -> Iterator[Row]:
     """GPT of 12 layers x 768, 256 codes (`benchmarks/decoding.py`)."""
     prior = decoding.model("gpt")
-    plain = decoding.packed(prior, "plain bfloat16")
+    plain = decoding.packed(prior, PLAIN)
     compiled = {precision: decoding.packed(prior, f"compiled {precision}") for precision in ("bfloat16", "int8")}
     for batch in (1, 8, 64):
 
@@ -84,7 +87,7 @@ def residual_codes(rounds: int) -> Iterator[Row]:
     """
     models = rq_transformer.models()
     runners = {name: prior.runner("int8") for name, prior in models.items()}
-    plain = decoding.packed(models["rq_transformer"], "plain bfloat16")
+    plain = decoding.packed(models["rq_transformer"], PLAIN)
     equal = []
     for batch in (1, 8):
 
@@ -99,7 +102,7 @@ def residual_codes(rounds: int) -> Iterator[Row]:
 
 
 def tokenizers(rounds: int) -> Iterator[Row]:
-    """VQGAN f16 at 256x256 (`benchmarks/tokenizer.py`), in bfloat16; PyTorch in its fastest setting."""
+    """VQGAN f16 at 256x256 (`benchmarks/tokenizer.py`), packed; PyTorch in its fastest setting."""
     vqgan = tokenizer.random_tokenizer()
     ways = {name: tokenizer.way(vqgan, name) for name in (*tokenizer.LIBRARY, "packed")}
     for batch in (1, 8):
@@ -169,22 +172,27 @@ def machine() -> str:
     )
 
 
-def page(sections: dict[str, str]) -> str:
-    """The whole page, from the text of each section by its title."""
-    head = (
-        "# Benchmark\n\nWritten by `python benchmarks/run.py`. Ours stands beside PyTorch's own setting and beside\n"
-        f"running the network again for each code. Ratios above 1 mean that ours is faster.\n\nCPU: {machine()}\n"
-    )
-    titles = [title for title, _ in SECTIONS.values() if title in sections]
-    return head + "".join(f"\n## {title}\n\n{sections[title].strip()}\n" for title in titles)
+HEAD = """# Benchmark
+
+Written by `python benchmarks/run.py`, one part for each CPU. Ours stands beside PyTorch's own setting and beside
+running the network again for each code. Ratios above 1 mean that ours is faster.
+"""
 
 
-def kept(path: Path) -> dict[str, str]:
-    """The sections of a page of this machine, by title; none where there is no such page."""
+def page(parts: dict[str, dict[str, str]]) -> str:
+    """The whole page, from the text of each section, by machine and title."""
+    text = HEAD
+    for machine, sections in parts.items():
+        titles = [title for title, _ in SECTIONS.values() if title in sections]
+        text += f"\n## {machine}\n" + "".join(f"\n### {title}\n\n{sections[title].strip()}\n" for title in titles)
+    return text
+
+
+def kept(path: Path) -> dict[str, dict[str, str]]:
+    """The sections of a page, by machine and title; none where there is no page."""
     text = read_text(path) if path.exists() else ""
-    if f"CPU: {machine()}\n" not in text:
-        return {}
-    return dict(part.split("\n", 1) for part in text.split("\n## ")[1:])
+    parts = [part.split("\n### ") for part in text.split("\n## ")[1:]]
+    return {head.strip(): dict(section.split("\n", 1) for section in sections) for head, *sections in parts}
 
 
 def main() -> None:
@@ -201,7 +209,9 @@ def main() -> None:
         for row in measure(arguments.rounds):
             print(row.line(), end="", flush=True)
             text += row.line()
-        write_file(arguments.out, page(kept(arguments.out) | {title: text}))
+        parts = kept(arguments.out)
+        parts.setdefault(machine(), {})[title] = text
+        write_file(arguments.out, page(parts))
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 PyTorch's settings.
 
     python benchmarks/tokenizer.py                          # random weights, smooth random images
-    python benchmarks/tokenizer.py --ways bfloat16 compiled packed tiles winograd
+    python benchmarks/tokenizer.py --ways last compiled packed tiles winograd
     python benchmarks/tokenizer.py --tokenizer dvae/dalle   # any preset of any tokenizer with networks
     python benchmarks/tokenizer.py --checkpoint FILE        # of a release that `chainrule convert` knows
 
@@ -10,7 +10,7 @@ All ways run in one process, in turn, and the shortest of `--rounds` counts; wit
 processor, which other programs do not change much:
 
     float32     the tokenizer as it is: (B, C, H, W) in memory
-    bfloat16    all weights and maps in bfloat16, channels last
+    last        channels last, all weights and maps in bfloat16 where the processor has instructions for it
     compiled    the same by `torch.compile`, with frozen weights; it takes minutes
     packed      `tokenizer.packed("bfloat16")`; tiles, winograd, library: by that algorithm, of VQGAN and RQ-VAE
 
@@ -31,6 +31,7 @@ import torch.nn.functional as F
 from chainrule.core import Tokenizer, entry
 from chainrule.evaluation import psnr
 from chainrule.kernels.convolution import algorithms
+from chainrule.kernels.native import has_bfloat16
 from chainrule.official import import_release
 from chainrule.tokenizers import _grid
 
@@ -41,15 +42,16 @@ def random_tokenizer(name: str = "vqgan", preset: str = "f16-1024") -> Tokenizer
     return found.model(found.presets[preset].config).eval().requires_grad_(False)
 
 
-LIBRARY = ("float32", "bfloat16", "compiled")
+LIBRARY = ("float32", "last", "compiled")
 """Ways that are PyTorch's alone."""
+NARROW = torch.bfloat16 if has_bfloat16(torch.device("cpu")) else torch.float32
 
 
 class Library:
     """A tokenizer in PyTorch's fastest plain setting."""
 
     def __init__(self, tokenizer: Tokenizer, compiled: bool) -> None:
-        self.tokenizer = copy.deepcopy(tokenizer).to(torch.bfloat16, memory_format=torch.channels_last)
+        self.tokenizer = copy.deepcopy(tokenizer).to(NARROW, memory_format=torch.channels_last)
         if compiled:
             import torch._inductor.config as inductor
 
@@ -79,7 +81,7 @@ def way(tokenizer: Tokenizer, name: str):
     """A tokenizer, as `name` computes."""
     if name == "float32":
         return tokenizer
-    if name in ("bfloat16", "compiled"):
+    if name in ("last", "compiled"):
         return Library(tokenizer, name == "compiled")
     return tokenizer.packed("bfloat16") if name == "packed" else tokenizer.packed("bfloat16", name)
 
@@ -124,7 +126,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--checkpoint", help="of a release that `chainrule convert` knows")
     parser.add_argument("--tokenizer", default="vqgan/f16-1024", help="tokenizer and preset; their weights are random")
-    parser.add_argument("--ways", nargs="+", default=["float32", "bfloat16", "packed"],
+    parser.add_argument("--ways", nargs="+", default=["float32", "last", "packed"],
                         choices=[*LIBRARY, "packed", *algorithms()])  # fmt: skip
     parser.add_argument("--batch-sizes", type=int, nargs="+", default=[1, 8])
     parser.add_argument("--rounds", type=int, default=3)

@@ -25,10 +25,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from chainrule.core import CodeSpec, Context, entry
+from chainrule.kernels.native import has_bfloat16
 from chainrule.priors import gated_pixelcnn
 from chainrule.recipe import read_recipe
 from chainrule.scorers.features import EfficientNetLite0
-from chainrule.training.engine.hardware import autocast, compiled, has_bfloat16
+from chainrule.training.engine.hardware import autocast, compiled
 from chainrule.training.engine.muon import Muon
 from chainrule.training.tasks.losses import ImageLosses, PerceptualLoss
 from chainrule.training.tasks.tokenizer import TokenizerPass

@@ -24,7 +24,7 @@ def benchmark(monkeypatch):
     found = tiny("tokenizers", "vqgan")
     model = run.tokenizer.entry("tokenizers", "vqgan").model(found.config).eval()
     monkeypatch.setattr(run.tokenizer, "random_tokenizer", lambda: model)
-    monkeypatch.setattr(run.tokenizer, "LIBRARY", ("float32", "bfloat16"))
+    monkeypatch.setattr(run.tokenizer, "LIBRARY", ("float32", "last"))
     monkeypatch.setattr(run.training, "SYSTEMS", ("pixelcnn",))
     monkeypatch.setattr(run.training, "compare", lambda *_: {"best_images_per_second": 2, "plain_images_per_second": 1})
     return run
@@ -38,11 +38,12 @@ def test_a_section_gives_its_rows(benchmark, section, count):
     assert len(rows) == count and all(row.ours > 0 and row.line().count("|") == 8 for row in rows)
 
 
-def test_sections_of_the_same_machine_are_kept(benchmark, tmp_path, monkeypatch):
-    monkeypatch.setattr(sys, "argv", ["run.py", "trainings", "--out", str(tmp_path / "page.md")])
-    benchmark.main()
-    first = (tmp_path / "page.md").read_text(encoding="utf-8")
-    monkeypatch.setattr(sys, "argv", ["run.py", "pixels", "--out", str(tmp_path / "page.md")])
-    benchmark.main()
+def test_other_sections_and_machines_are_kept(benchmark, tmp_path, monkeypatch):
+    for section, machine in (("trainings", "one"), ("pixels", "other"), ("pixels", "one")):
+        monkeypatch.setattr(benchmark, "machine", lambda machine=machine: machine)
+        monkeypatch.setattr(sys, "argv", ["run.py", section, "--out", str(tmp_path / "page.md")])
+        benchmark.main()
     page = (tmp_path / "page.md").read_text(encoding="utf-8")
-    assert "| training pixelcnn | images/s | 2 | 1 |" in first and "## Training" in page and "## Pixels" in page
+    titles = [line for line in page.splitlines() if line.startswith("##")]
+    assert titles == ["## one", "### Training", "### Pixels", "## other", "### Pixels"]
+    assert "| training pixelcnn | images/s | 2 | 1 |" in page
