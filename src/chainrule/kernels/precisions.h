@@ -110,7 +110,7 @@ struct Nothing {
 // gives; `Registers`, which a thread holds while it multiplies them; and `product`, which computes outputs row .. end - 1.
 struct Float32 {
     typedef float Cache;
-    static constexpr int kRows = 4;                       // outputs at a time, whose weights alternate line by line
+    static constexpr int kRows = 4;                         // outputs at a time, whose weights alternate line by line
     static constexpr int kImages = kManyRegisters ? 4 : 3;  // at a time
 
     struct Inputs {

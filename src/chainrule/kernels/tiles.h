@@ -2,8 +2,8 @@
 //
 // A step is 64 bytes of inputs: 16 words, each of 2 inputs in bfloat16 and of 4 in int8.  A tile of weights is one step by
 // 16 outputs, word after word (1 KB); of 32 outputs, the two tiles alternate.  A tile of inputs is one step by up to 16
-// rows.  AMX multiplies whole tiles; vectors have an output in each lane, and there are as many sums at a time as fit in the
-// registers.
+// rows.  AMX multiplies whole tiles; vectors have an output in each lane, and there are as many sums at a time as
+// registers have room for.
 //
 // Weights in int8 are uint8, 128 + a whole number in -127..127, with a scale per output; inputs have a scale per 128.
 // Sums of these 128 are whole numbers, so AMX and vectors give the same numbers.  In bfloat16 they round differently.  In
@@ -22,9 +22,9 @@
 namespace {
 
 constexpr int kWords = 16, kStep = 64, kTile = kWords * 64;  // a step in words and in bytes; bytes of a tile of weights
-constexpr int kOutputs = kUnit;                               // two tiles of 16
+constexpr int kOutputs = kUnit;                                // two tiles of 16
 constexpr int kHeight = 16, kImages = kManyRegisters ? 8 : 4;  // the most rows of a tile of inputs: AMX, vectors
-constexpr int kGroup = 2;                                     // steps that share a scale in int8; the last may have one
+constexpr int kGroup = 2;                                      // steps that share a scale in int8; the last may have one
 
 inline int32_t total(Integers v) {
 #if defined(__AVX512F__)
@@ -35,13 +35,13 @@ inline int32_t total(Integers v) {
     return sum;
 #endif
 }
-inline void ask(const char* w, int k) {  // for a word of two tiles
-    __builtin_prefetch(w + k * 64, 0, 2), __builtin_prefetch(w + kTile + k * 64, 0, 2);
-}
 inline Integers words(const char* p) { return *(const Integers*)p; }
-// Of two tiles: word k of outputs from `first` on, and a request for its cache line.
+// Where word k of outputs from `first` on stands in two tiles.
 inline const char* place(const char* w, int first, int k) { return w + first / 16 * kTile + k * 64 + first % 16 * 4; }
-inline void ask(const char* w, int first, int k) { __builtin_prefetch(place(w, first, k), 0, 2); }
+inline void ask(const char* w, int first, int k) {  // for the cache lines of two vectors of them
+    __builtin_prefetch(place(w, first, k), 0, 2);
+    if (kLanes == 16) __builtin_prefetch(place(w, first + kLanes, k), 0, 2);
+}
 inline Integers word(const char* p) {  // in all lanes
     int32_t one;
     std::memcpy(&one, p, 4);
@@ -94,8 +94,10 @@ struct AMX {
 struct AMX {};
 #endif
 
-// Vectors of outputs at a time, for B images: as many as registers have room for.
+// Vectors of outputs at a time, for B images: as many as registers have room for.  With few registers, the processors that
+// were measured (AMD Zen 3) read the weights of one or two images faster unasked.
 constexpr int across(int B) { return kManyRegisters || B > 2 ? 2 : 4; }
+constexpr bool asks(int B) { return kManyRegisters || B > 2; }
 
 struct Narrow {
     typedef uint16_t Cache;
@@ -125,16 +127,12 @@ struct Narrow {
     template <int B>
     static void vectors(const Inputs& in, int64_t t, int64_t steps, const char* w, Range next, int first, float* sums) {
         constexpr int kAcross = across(B);
-        constexpr bool asks = kManyRegisters || B > 2;
         const char* x = in.tile(t, steps);
         Vector sum[B][kAcross] = {};
         for (int64_t s = 0; s < steps; s++, w += 2 * kTile, x += B * kStep) {
             UNROLL for (int n = 0; n < kAcross; n += 2)
                 _Pragma("GCC unroll 2") for (int k = 0; k < kWords; k++) {
-                    if (asks && next.has(k)) {
-                        ask(w + steps * 2 * kTile, first + n * kLanes, k);
-                        if (kLanes == 16) ask(w + steps * 2 * kTile, first + (n + 1) * kLanes, k);
-                    }
+                    if (asks(B) && next.has(k)) ask(w + steps * 2 * kTile, first + n * kLanes, k);
                     const Integers a = words(place(w, first + n * kLanes, k)), b = words(place(w, first + (n + 1) * kLanes, k));
                     UNROLL for (int i = 0; i < B; i++) {
                         const Integers value = word(x + i * kStep + k * 4);
@@ -153,7 +151,7 @@ struct Narrow {
         amx_zero<0>(), amx_zero<1>();
         if (M > 1) amx_zero<2>(), amx_zero<3>();
         for (int64_t s = 0; s < steps; s++, w += 2 * kTile, x += row) {
-            for (int64_t k = next.begin; k < next.end; k++) ask(w + steps * 2 * kTile, k);
+            for (int64_t k = next.begin; k < next.end; k++) ask(w + steps * 2 * kTile, 0, k);
             amx_load<4>(x), amx_load<6>(w), amx_bfloat16<0, 4, 6>();
             amx_load<7>(w + kTile), amx_bfloat16<1, 4, 7>();
             if (M > 1) amx_load<5>(x + tile), amx_bfloat16<2, 5, 6>(), amx_bfloat16<3, 5, 7>();
@@ -232,7 +230,6 @@ struct Int8 {
     template <int B>
     static void vectors(const Inputs& in, int64_t t, int64_t steps, const char* w, Range next, int first, float* sums) {
         constexpr int kAcross = across(B);
-        constexpr bool asks = kManyRegisters || B > 2;
         const char* x = in.tile(t, steps);
         const float* scale = &in.scales[t * in.groups(steps) * B];
         const int32_t* offset = &in.offsets[t * in.groups(steps) * B];
@@ -245,10 +242,7 @@ struct Int8 {
             for (int part = 0; part < kGroup && s < steps; part++, s++, w += 2 * kTile, x += B * kStep) {
                 UNROLL for (int n = 0; n < kAcross; n += 2)
                     _Pragma("GCC unroll 2") for (int k = 0; k < kWords; k++) {
-                        if (asks && next.has(k)) {
-                        ask(w + steps * 2 * kTile, first + n * kLanes, k);
-                        if (kLanes == 16) ask(w + steps * 2 * kTile, first + (n + 1) * kLanes, k);
-                    }
+                        if (asks(B) && next.has(k)) ask(w + steps * 2 * kTile, first + n * kLanes, k);
                         const Weight a(words(place(w, first + n * kLanes, k))), b(words(place(w, first + (n + 1) * kLanes, k)));
                         UNROLL for (int i = 0; i < B; i++) {
                             const Integers value = word(x + i * kStep + k * 4);
@@ -289,7 +283,7 @@ struct Int8 {
             amx_zero<0>(), amx_zero<1>();
             if (M > 1) amx_zero<2>(), amx_zero<3>();
             for (int part = 0; part < kGroup && s < steps; part++, s++, w += 2 * kTile, x += row) {
-                for (int64_t k = next.begin; k < next.end; k++) ask(w + steps * 2 * kTile, k);
+                for (int64_t k = next.begin; k < next.end; k++) ask(w + steps * 2 * kTile, 0, k);
                 amx_load<4>(x), amx_load<6>(w), amx_int8<0, 4, 6>();
                 amx_load<7>(w + kTile), amx_int8<1, 4, 7>();
                 if (M > 1) amx_load<5>(x + tile), amx_int8<2, 5, 6>(), amx_int8<3, 5, 7>();
