@@ -20,7 +20,7 @@ ALLOWED = {  # room: the rooms of the package that it may import
     "pages": set(),
     "progress.py": set(),
     "processes.py": set(),
-    "layers": {"kernels"},
+    "layers": {"core", "kernels"},
     "tokenizers": {"core", "layers", "kernels"},
     "priors": {"core", "layers", "kernels"},
     "upscaling": {"core", "kernels", "tokenizers"},

@@ -11,9 +11,8 @@ import os
 from dataclasses import replace
 from pathlib import Path
 
-import torch
-
 from .core import Prior
+from .core.building import shapes_only
 from .layers.lora import LoRAConfig, add_lora, merge, trained
 from .pipeline import Pipeline
 from .saving.hub import find, is_local
@@ -68,7 +67,7 @@ def _adapted(folder: Path, saved: SavedModel, base: Prior) -> Prior:
     config = build_dataclass(type(base.config), saved.prior.config, where, "prior.config")
     lora = LoRAConfig(rank=saved.adapter.rank, alpha=saved.adapter.alpha)
     also = [name for name in read_shapes(path) if not name.endswith((".up", ".down"))]
-    with torch.device("meta"):
+    with shapes_only():
         whole = type(base)(base.spec, config)
         shapes, new = whole.state_dict(), base.state_dict()
         absent = [name for name, value in shapes.items() if name not in new or new[name].shape != value.shape]

@@ -26,6 +26,7 @@ from typing import Any, ClassVar, Literal, get_type_hints
 import torch
 
 from .core import entry
+from .core.building import shapes_only
 from .strict import build_dataclass, check_keys, cut, nearest, parse_yaml, read_yaml, rest, shown, to_plain
 
 RECIPES = Path(__file__).parent / "recipes"
@@ -192,7 +193,7 @@ def blaming(where: str) -> Iterator[None]:
 
 def weights_on(device: torch.device | None) -> AbstractContextManager:
     """Inside, a new model has no memory for weights if the device is "meta"; otherwise it is as always."""
-    return nullcontext() if device is None or device.type != "meta" else device
+    return nullcontext() if device is None or device.type != "meta" else shapes_only()
 
 
 def recipe_kinds() -> dict[str, type[Recipe]]:

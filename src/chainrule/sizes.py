@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-import torch
-
 from .core import CodeSpec, Prior, Tokenizer, entries, find_entry
+from .core.building import shapes_only
 from .layers.lora import LoRAConfig, add_lora, trained
 from .strict import build_dataclass, to_plain
 
@@ -91,7 +89,7 @@ def presets(name: str | None = None) -> list[PresetInfo]:
 def _info(model_name: str, preset_name: str) -> PresetInfo:
     entry = find_entry(model_name)
     preset = entry.presets[preset_name]
-    with torch.device("meta"):
+    with shapes_only():
         model = entry.model(preset.config) if preset.spec is None else entry.model(preset.spec, preset.config)
     kind = "tokenizer" if isinstance(model, Tokenizer) else "prior"
     count = sum(parameter.numel() for parameter in model.parameters())
@@ -102,7 +100,9 @@ def _lora(model: Tokenizer | Prior) -> int | None:
     """Parameters of LoRA in a model on the device "meta", which it changes."""
     if isinstance(model, Tokenizer):
         return None
-    with suppress(ValueError):  # no attention of transformers
-        add_lora(model, LoRAConfig())
-        return sum(value.numel() for value in trained(model).values())
-    return None
+    try:
+        with shapes_only():
+            add_lora(model, LoRAConfig())
+    except ValueError:  # no attention of transformers
+        return None
+    return sum(value.numel() for value in trained(model).values())

@@ -45,7 +45,8 @@ class LowRank(nn.Linear):
         self.in_features, self.out_features = frozen.in_features, frozen.out_features
         self.frozen, self.scale = frozen.requires_grad_(False), config.alpha / config.rank
         size = {"dtype": torch.float32, "device": frozen.weight.device}
-        self.down = nn.Parameter(torch.randn(config.rank, self.in_features, **size) / self.in_features**0.5)
+        down = torch.empty(config.rank, self.in_features, **size)
+        self.down = nn.Parameter(nn.init.normal_(down, std=self.in_features**-0.5))
         self.up = nn.Parameter(torch.zeros(self.out_features, config.rank, **size))
 
     @property

@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..core.building import constant
+
 
 class WeightNormKernel(nn.Module):
     """A kernel (N, C, height, width) of N directions and magnitudes.
@@ -26,7 +28,8 @@ class WeightNormKernel(nn.Module):
         visible[:, :, -1, shape[3] - hidden :] = 0
         self.hidden = hidden
         self.register_buffer("visible", visible, persistent=False)
-        self.magnitude = nn.Parameter(self.visible_direction().detach().flatten(1).norm(dim=1))
+        norms = constant(shape[:1], lambda: self.visible_direction().detach().flatten(1).norm(dim=1))
+        self.magnitude = nn.Parameter(norms)
 
     def visible_direction(self) -> Tensor:
         return self.direction * self.visible if self.hidden else self.direction

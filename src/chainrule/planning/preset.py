@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from ..core import Codes, Context, LearnedTokenizer, Prior
+from ..core.building import shapes_only
 from ..sizes import create
 from ..training.engine.task import Task
 from ..training.tasks.prior_task import code_loss
@@ -26,7 +27,7 @@ class PresetTask(Task):
     num_examples = 1
 
     def __init__(self, name: str, preset: str) -> None:
-        with torch.device("meta"):
+        with shapes_only():
             model = create(name, preset)
         if not isinstance(model, (Prior, LearnedTokenizer)):
             raise ValueError(f"the tokenizer {name} has nothing to learn, so it costs nothing")

@@ -33,6 +33,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..core import ClassLabels, CodeSpec, Context, GridSpec, check_float32
+from ..core.building import constant
 from ..core.checks import MAX_LAYERS, MAX_SIZE, check_odd, check_range, check_shares, check_sizes
 from ..kernels.rows import addmm, by_rows, convolve_row, elu
 from ..kernels.rows import attend as attend_one
@@ -222,7 +223,8 @@ class PixelSNAIL(RasterPrior):
             for _ in range(config.num_output_residual)
         )
         self.out = WeightNormConv2d(config.width, codebook_size)
-        self.register_buffer("coordinates", coordinates(self.grid), persistent=False)
+        places = constant((1, 2, self.grid.height, self.grid.width), lambda: coordinates(self.grid))
+        self.register_buffer("coordinates", places, persistent=False)
 
     def residuals(self) -> list[GatedResidual]:
         """The N causal residual blocks."""

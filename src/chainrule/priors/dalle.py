@@ -34,6 +34,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..core import Codes, CodeSpec, Conditions, Context, GridSpec, Preset, Prior, Runner, register
+from ..core.building import constant
 from ..core.checks import check_heads, check_odd, check_shares, check_sizes
 from ..kernels.transformer import Precision, pack_linear
 from ..layers.transformer import STD, Block, BlockRunner, KVCache, initialize, quick_gelu
@@ -125,23 +126,25 @@ class DALLE(Prior):
             raise ValueError(f"codes must be a text (1, L, 1) and an image (h, w, 1), got {shapes}")
         text, image = spec.grids
         self.tokens = nn.ModuleList(nn.Embedding(grid.codebook_size, config.width) for grid in spec.grids)
-        self.padding = nn.Parameter(torch.randn(text.num_positions, config.width) * STD)
-        self.beginning = nn.Parameter(torch.randn(config.width) * STD) if config.start_token else None
+        self.padding = nn.Parameter(nn.init.normal_(torch.empty(text.num_positions, config.width), std=STD))
+        self.beginning = None
+        if config.start_token:
+            self.beginning = nn.Parameter(nn.init.normal_(torch.empty(config.width), std=STD))
         self.text_positions = nn.Parameter(torch.zeros(text.num_positions, config.width))
         sides = (image.height, image.width) if config.axial_positions else (image.num_positions,)
         self.image_positions = nn.ParameterList(torch.zeros(side, config.width) for side in sides)
         self.dropout = nn.Dropout(config.embedding_dropout)
         num_before = text.num_positions + config.start_token
         patterns = [config.pattern(layer) for layer in range(1, config.num_layers + 1)]
+        square = 2 * (num_before + image.num_positions,)
+        size = image.height, image.width, config.kernel_size
         masks = {
-            pattern: None if pattern == "full" else visible(
-                pattern, num_before, image.height, image.width, config.kernel_size
-            )
-            for pattern in set(patterns)
-        }  # fmt: skip
+            pattern: constant(square, lambda pattern=pattern: visible(pattern, num_before, *size), torch.bool)
+            for pattern in {*patterns} - {"full"}
+        }
         self.blocks = nn.ModuleList(
             Block(
-                config.width, config.num_heads, config.dropout, config.attention_dropout, masks[pattern],
+                config.width, config.num_heads, config.dropout, config.attention_dropout, masks.get(pattern),
                 quick_gelu if config.quick_gelu else F.gelu,
             )
             for pattern in patterns

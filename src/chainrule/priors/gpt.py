@@ -121,7 +121,7 @@ class GPT(Prior):
         self.head = Head(config.width, grid.codebook_size, bias=False)
         self.apply(initialize)
         conditional = config.num_classes or length
-        self.beginning = None if conditional else nn.Parameter(torch.randn(config.width) * STD)
+        self.beginning = None if conditional else nn.Parameter(nn.init.normal_(torch.empty(config.width), std=STD))
 
     def prefix(self, batch_size: int, context: Context) -> Tensor:
         """The tokens before the first code, embedded: (B, P, E)."""

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from ..core import CodeSpec, Prior, Tokenizer, entry
+from ..core.building import Uninitialized, shapes_only
 from ..files import decode_text, write_folder
 from ..strict import build_dataclass, parse_yaml, to_plain, write_yaml
 from ..text.bpe import TextTokenizer, read_text_tokenizer, text_tokenizers
@@ -336,8 +337,9 @@ def read_module(folder: Path, name: str, part: Part, build: Callable[[Any], nn.M
 
 def _with_weights(build: Callable[[], M], path: Path) -> M:
     """A module with the weights of a file; no memory is taken for it before the shapes of both are seen to agree."""
-    with torch.device("meta"):
+    with shapes_only():
         check_weights(build().state_dict(), path)
-    module = build()
+    with Uninitialized():
+        module = build()
     read_weights(module, path)
     return module

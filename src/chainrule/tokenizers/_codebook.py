@@ -32,6 +32,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..core.building import constant
 from ..core.checks import MAX_SIZE, check_range, check_shares
 
 EPSILON = 1e-5
@@ -113,7 +114,7 @@ class Codebook(nn.Module):
         self.learning, self.decay, self.restart_below, self.unit = learning, decay, restart_below, unit
         weight = torch.empty(codebook_size, embedding_dim).uniform_(-1 / codebook_size, 1 / codebook_size)
         if unit:
-            weight = F.normalize(torch.randn(codebook_size, embedding_dim), dim=1)
+            weight = constant(weight.shape, lambda: F.normalize(torch.randn(codebook_size, embedding_dim), dim=1))
         if learning == "loss" or as_parameter:
             self.weight = nn.Parameter(weight, requires_grad=learning == "loss")
         else:

@@ -36,6 +36,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..core import Codes, Preset, Reconstruction, register
+from ..core.building import constant
 from ..core.checks import check_images, check_sizes
 from ..core.values import as_codes
 from ..kernels.rows import by_images
@@ -172,7 +173,9 @@ class Transformer(nn.Module):
     def __init__(self, size: TransformerSize, config: ViTVQGANConfig) -> None:
         super().__init__()
         activation = nn.GELU if config.variant == "paper" else nn.Tanh
-        positions = sine_cosine_positions(*config.grid, size.width)
+        height, width = config.grid
+        shape = height * width, size.width
+        positions = constant(shape, lambda: sine_cosine_positions(height, width, size.width))
         self.positions = nn.Parameter(positions, requires_grad=config.learned_positions)
         self.blocks = nn.ModuleList(Block(size, config.head_width, activation) for _ in range(size.num_layers))
         self.norm = nn.LayerNorm(size.width)

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-import torch
-
 from ...core import ClassLabels, CodeSpec, Prior
+from ...core.building import shapes_only
 from ...layers.lora import LoRAConfig
 from ...saving.model import AdapterPart
 
@@ -69,7 +68,7 @@ def _like(prior: Prior, count: int, null_label: bool = False) -> Prior:
 def _rows_without_labels(prior: Prior) -> dict[str, int]:
     """By the name of each tensor with rows for labels: its first such row, the number of its rows for codes."""
     many = max(grid.codebook_size for grid in prior.spec.grids) + 1
-    with torch.device("meta"):
+    with shapes_only():
         one, two, more = (_like(prior, count).state_dict() for count in (1, many, many + 1))
     depends = [name for name, value in more.items() if value.shape != two[name].shape]
     return {name: 0 if len(one[name]) == 1 else len(one[name]) for name in depends}
