@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor, distribute_tensor
 
 
 def shard(module: nn.Module, mesh: Any) -> nn.Module:
@@ -30,30 +29,37 @@ def shard(module: nn.Module, mesh: Any) -> nn.Module:
     return fully_shard(module, mesh=mesh["data_parallel"])
 
 
+def _is_spread(tensor: Any) -> bool:
+    """Whether it is a `DTensor`, whose module only PyTorch 2.5 and later have where users may import it."""
+    return hasattr(tensor, "device_mesh")
+
+
 def is_sharded(module: nn.Module) -> bool:
     """Whether the processes keep parts of the module's weights."""
-    return any(isinstance(parameter, DTensor) for parameter in module.parameters())
+    return any(_is_spread(parameter) for parameter in module.parameters())
 
 
 def local(tensor: Tensor) -> Tensor:
     """This process's part of a tensor; it shares the memory."""
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+    return tensor.to_local() if _is_spread(tensor) else tensor
 
 
 def whole(tensor: Tensor) -> Tensor:
     """The whole tensor; all processes must ask for it."""
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+    return tensor.full_tensor() if _is_spread(tensor) else tensor
 
 
 def spread_like(tensor: Tensor, like: Tensor | None) -> Tensor:
     """A tensor, which all processes have, spread as another one of its shape is."""
-    if not isinstance(like, DTensor) or like.shape != tensor.shape:
+    if not _is_spread(like) or like.shape != tensor.shape:
         return tensor
+    from torch.distributed.tensor import distribute_tensor
+
     return distribute_tensor(tensor.to(like.device), like.device_mesh, like.placements, src_data_rank=None)
 
 
 def empty_like(tensor: Tensor, like: Tensor | None) -> Tensor:
     """An empty tensor of the shape and type of the first, spread as the second is if it has the same shape."""
-    if isinstance(like, DTensor) and like.shape == tensor.shape:
+    if _is_spread(like) and like.shape == tensor.shape:
         return torch.empty_like(like, dtype=tensor.dtype)
     return torch.empty(tensor.shape, dtype=tensor.dtype)
