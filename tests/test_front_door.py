@@ -150,7 +150,7 @@ def test_a_folder_that_cannot_be_opened_is_an_error(tmp_path, monkeypatch):
 
 def test_names_in_no_encoding(tmp_path):
     for index in range(3):
-        picture(index).save(os.fsencode(tmp_path) + b"/caf\xe9%d.png" % index)
+        picture(index).save(os.fsencode(tmp_path) + b"/caf\xe9%d.png" % index, format="PNG")
     assert sum(len(read(tmp_path, split=split)[0]) for split in ("train", "test")) == 3
 
 

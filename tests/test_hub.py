@@ -34,8 +34,9 @@ class Hub:
 
     def files(self, repo: str, revision: str) -> tuple[str, dict[str, bytes]] | None:
         commits = {self.sha(repo, index): files for index, files in enumerate(self.commits.get(repo, ()))}
-        if revision == "main" and commits:
-            revision = list(commits)[-1]
+        if revision == "main" and repo in self.commits:
+            revision = next(reversed(commits), "0" * 40)  # of a repository without a commit
+            return revision, commits.get(revision, {})
         return (revision, commits[revision]) if revision in commits else None
 
     def sha(self, repo: str, index: int) -> str:

@@ -314,6 +314,7 @@ def test_two_processes_are_one_with_the_doubled_batch(tmp_path, launch):
     assert child.stdout.count("step 4/12") == 1
 
 
+@pytest.mark.skipif(torch.__version__ < "2.7", reason="the strategy fsdp needs PyTorch 2.7")
 @pytest.mark.parametrize("spread_first", [True, False])
 def test_a_run_with_spread_weights_goes_on_in_one_process_and_the_reverse(tmp_path, spread_first):
     def spread(kill="none"):
@@ -350,6 +351,7 @@ def test_two_processes_with_spread_weights_resume_bit_for_bit(tmp_path):
         assert one == other, name
 
 
+@pytest.mark.skipif(torch.__version__ < "2.7", reason="the strategy fsdp needs PyTorch 2.7")
 def test_what_cannot_be_spread_is_refused(tmp_path):
     codebook = Codebook(4, 2, learning="loss")
     with pytest.raises(ValueError, match="a codebook that is restarted while it learns by loss cannot be sharded"):

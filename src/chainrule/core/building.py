@@ -36,4 +36,4 @@ def constant(shape: Sequence[int], compute: Callable[[], Tensor], dtype: torch.d
 
     Arithmetic on "meta" has no result, and makes PyTorch import its compiler first, for seconds.
     """
-    return torch.empty(shape, dtype=dtype) if torch.get_default_device().type == "meta" else compute()
+    return torch.empty(shape, dtype=dtype) if torch.empty(0).device.type == "meta" else compute()

@@ -71,7 +71,9 @@ class Options(BaseModel):
 class Generation(Options):
     """`POST /v1/images/generations`: OpenAI's fields, and this server's."""
 
-    prompt: str = Field(description="A text, or for a model of classes the name of a class; empty for any other model.")
+    prompt: str = Field(
+        "", description="A text, or for a model of classes the name of a class; empty for any other model."
+    )
     size: str | None = Field(
         None, description="Width x height as 64x64, with upscalers after them; the model's own by default, or by auto."
     )
