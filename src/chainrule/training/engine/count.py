@@ -97,11 +97,13 @@ class _WithoutContent(TorchFunctionMode):
             return function(*args, **(kwargs or {}))
         tensor, memo = args
         if id(tensor) not in memo:
-            with torch._C.DisableTorchFunction(), self.mode:
-                new = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="cpu")
-            is_parameter = isinstance(tensor, nn.Parameter)
-            memo[id(tensor)] = nn.Parameter(new, tensor.requires_grad) if is_parameter else new
+            memo[id(tensor)] = self.empty(tensor)
         return memo[id(tensor)]
+
+    def empty(self, tensor: Tensor) -> Tensor:
+        with torch._C.DisableTorchFunction(), self.mode:
+            new = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="cpu")
+        return nn.Parameter(new, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else new
 
 
 class _Meter(TorchDispatchMode):
@@ -163,8 +165,12 @@ def count_step(task: Task, config: TrainingConfig) -> Cost:
     parts, indices = batch_parts(size, 1, 0, config.accumulate), torch.arange(size) % task.num_examples
     batches = [task.batch(indices, part, torch.Generator().manual_seed(0)) for part in parts]
     mode = FakeTensorMode(allow_non_fake_inputs=True)
-    with _WithoutContent(mode):
-        task, batches = copy.deepcopy((task, batches))
+    modules = [value for holder in (task, getattr(task, "losses", None)) for value in _modules(holder)]
+    with _WithoutContent(mode) as without:
+        parameters = [parameter for module in modules for parameter in module.parameters()]
+        unasked = torch.__version__ < "2.5"  # it does not ask how parameters are copied
+        memo = {id(parameter): without.empty(parameter) for parameter in parameters if unasked}
+        task, batches = copy.deepcopy((task, batches), memo)
     with torch.random.fork_rng(devices=[]), _plain_kernels(), mode:
         config = replace(config, compile=False, channels_last=False)  # the order of numbers changes nothing here
         run = _Run(task, config, Path(), 1, _OneProcess(), quiet=True)
