@@ -3,6 +3,7 @@
     python benchmarks/serve.py                    # everything, with 50 clients for 10 minutes
     python benchmarks/serve.py --seconds 30       # a short look
     python benchmarks/serve.py --only load
+    python benchmarks/serve.py --only memory      # whether memory grows with the number of pictures
 
 Prints JSON.  Every picture that comes back is compared, pixel by pixel, with `Pipeline.sample` of the same seed.
 """
@@ -19,6 +20,7 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
@@ -30,6 +32,7 @@ from chainrule.images import to_pil
 
 PART = "emoji_parti"
 MODELS = [PART, "emoji_gpt", "mnist_pixelcnn", "shapes_parti"]
+KINDS = ["start", "throughput", "latency", "memory", "load"]
 PROMPTS = ["frog, twemoji style", "crown, noto style", "pig, twemoji style", "umbrella, openmoji style", ""]
 
 
@@ -146,6 +149,22 @@ async def latency(server: Server, rounds: int) -> dict:
     return found | shares
 
 
+async def memory(server: Server, pictures: int) -> dict[str, float]:
+    """Megabytes of the server before, and after each eighth of many pictures that 16 clients ask for one by one."""
+    found, part = {"0": server.megabytes()}, max(1, pictures // 8)
+
+    async def ask(client: httpx.AsyncClient, numbers: Iterator[int]) -> None:
+        for number in numbers:
+            await draw(client, prompt=PROMPTS[number % 4], seed=number)
+
+    async with httpx.AsyncClient(base_url=server.url, timeout=300) as client:
+        for start in range(0, pictures, part):
+            numbers = iter(range(start, start + part))
+            await asyncio.gather(*(ask(client, numbers) for _ in range(16)))
+            found[str(start + part)] = server.megabytes()
+    return found
+
+
 async def load(server: Server, clients: int, seconds: float, threads: int) -> dict:
     """Many clients with mixed requests, some of which leave, some of which are malformed."""
     counts = dict.fromkeys(("pictures", "refused", "left", "malformed", "busy", "lost", "wrong"), 0)
@@ -219,12 +238,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=600, help="of the load")
     parser.add_argument("--clients", type=int, default=50)
+    parser.add_argument("--pictures", type=int, default=2000, help="of the memory")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=1, help="of the server's two threads each")
-    parser.add_argument("--only", choices=["start", "throughput", "latency", "load"])
+    parser.add_argument("--only", choices=KINDS)
     options = parser.parse_args()
     found: dict[str, dict] = {}
-    wanted = [options.only] if options.only else ["start", "throughput", "latency", "load"]
+    wanted = [options.only] if options.only else KINDS
     if "start" in wanted:
         found["start"] = start(options.threads)
     if set(wanted) & {"throughput", "latency"}:
@@ -233,6 +253,9 @@ def main() -> None:
                 found["throughput"] = asyncio.run(throughput(server, options.rounds))
             if "latency" in wanted:
                 found["latency"] = asyncio.run(latency(server, options.rounds))
+    if "memory" in wanted:
+        with Server([PART], options.threads) as server:
+            found["memory"] = asyncio.run(memory(server, options.pictures))
     if "load" in wanted:
         with Server(MODELS, options.threads) as server:
             found["load"] = asyncio.run(load(server, options.clients, options.seconds, options.threads))
