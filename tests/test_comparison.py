@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from chainrule.evaluation import frechet_distance, load_features, perceptual_distance
+from chainrule.evaluation import comparison, frechet_distance, load_features, perceptual_distance
 from chainrule.evaluation.comparison import compare, inception_score, kernel_distance, read_set
 from chainrule.images import to_pil
 from chainrule.scorers.inception import Inception, load_inception
@@ -38,6 +38,22 @@ def weights(tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("weights") / "inception.pth"
     torch.save(tensors, path)
     return path
+
+
+@pytest.fixture(scope="module", autouse=True)
+def read_once():
+    """The features of a set are computed once for all tests: an image takes a quarter of a second."""
+    found = {}
+
+    def read(path, network):
+        key = str(path), network.title
+        if key not in found:
+            found[key] = read_set(path, network)
+        return found[key]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(comparison, "read_set", read)
+        yield
 
 
 def pictures(count: int, seed: int) -> torch.Tensor:

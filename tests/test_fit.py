@@ -16,7 +16,7 @@ from chainrule.images import to_pil
 from chainrule.strict import read_yaml
 
 TINY = [
-    "tokenizer.width=16", "tokenizer.multipliers=[1, 1]", "tokenizer.codebook_size=8", "tokenizer.norm_groups=8",
+    "tokenizer.width=16", "tokenizer.multipliers=[1, 1, 1]", "tokenizer.codebook_size=8", "tokenizer.norm_groups=8",
     "training.batch_size=4", "prior.width=16", "prior.num_layers=1", "prior.num_heads=2", "training.steps=3",
 ]  # fmt: skip
 
