@@ -12,7 +12,7 @@ from chainrule.cli.app import app
 from chainrule.planning import Machine, plan
 from chainrule.planning.machine import quantity
 
-SMALL = ["training.steps=4", "training.batch_size=4", "training.compile=false"]
+SMALL = ["training.steps=4", "training.batch_size=4", "training.compile=false", "training.optimizer=adamw"]
 DEVICE = Machine(memory=80 * 10**9, rate=1e12)
 
 
@@ -35,9 +35,9 @@ def test_a_stated_machine_needs_no_step(recipe):
     assert cost.weights >= 4 * cost.parameters and cost.gradients == 4 * cost.parameters
     assert cost.average == cost.weights and cost.optimizer >= cost.gradients
     assert found.seconds == cost.flops / (1e12 * 0.4)
-    twice = plan(recipe, ["training.batch_size=8"], machine=DEVICE)
+    twice = plan(recipe, [*SMALL, "training.batch_size=8"], machine=DEVICE)
     assert twice.cost.activations > 1.5 * cost.activations and twice.cost.states == cost.states
-    assert plan(recipe, ["training.batch_size=8"], machine=Machine(devices=2, rate=1e12)).cost == cost
+    assert plan(recipe, [*SMALL, "training.batch_size=8"], machine=Machine(devices=2, rate=1e12)).cost == cost
 
 
 def test_a_stated_machine_trains_in_bfloat16(recipe):
@@ -58,11 +58,12 @@ def test_operations_of_a_transformer():
 
 
 def test_what_does_not_fit_is_changed(recipe):
-    roomy = plan(recipe, [*SMALL, "training.batch_size=16"], machine=DEVICE)
+    large = [*SMALL, "training.batch_size=16", "training.optimizer=muon"]
+    roomy = plan(recipe, large, machine=DEVICE)
     tight = Machine(memory=roomy.memory // 2, rate=1e12)
-    found = plan(recipe, [*SMALL, "training.batch_size=16"], machine=tight)
+    found = plan(recipe, large, machine=tight)
     assert not found.fits and found.changes[0].startswith("training.accumulate=")
-    again = plan(recipe, [*SMALL, "training.batch_size=16", found.changes[0]], machine=tight)
+    again = plan(recipe, [*large, found.changes[0]], machine=tight)
     assert again.fits
 
 
@@ -92,7 +93,7 @@ def test_a_stream_is_planned_by_its_first_images(recipe, tmp_path, tables):
 def test_the_model_stays_as_it_is(recipe):
     """Counting neither draws random numbers nor allocates weights."""
     before = torch.get_rng_state()
-    plan("parti", ["training.batch_size=1"], preset="350m", machine=DEVICE)
+    plan("parti", ["training.batch_size=1", "training.optimizer=adamw"], preset="350m", machine=DEVICE)
     assert torch.equal(before, torch.get_rng_state())
 
 

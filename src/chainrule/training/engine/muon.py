@@ -110,6 +110,6 @@ def orthogonalize(matrices: Tensor, dtype: torch.dtype, steps: int = 5) -> Tenso
     x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)
     a, b, c = 3.4445, -4.7750, 2.0315  # the quintic a x + b x^3 + c x^5 of the reference
     for _ in range(steps):
-        gram = x @ x.mT
-        x = a * x + (b * gram + c * gram @ gram) @ x
+        gram = torch.bmm(x, x.mT)
+        x = a * x + torch.bmm(b * gram + torch.bmm(c * gram, gram), x)
     return (x if wide else x.mT).to(matrices.dtype)
