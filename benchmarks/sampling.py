@@ -31,15 +31,15 @@ def seconds_cached(prior, batch_size: int) -> float:
 
 
 @torch.no_grad()
-def seconds_rerun(prior, batch_size: int, codebook_size: int, context: Context = Context()) -> float:
-    """Seconds for a whole image, from its first `codebook_size` codes."""
+def seconds_rerun(prior, batch_size: int, num_codes: int, context: Context = Context()) -> float:
+    """Seconds for a whole image, from its first `num_codes` codes."""
     slow = Rerun(prior)
     state, previous = slow.init_state(batch_size, context), torch.zeros(batch_size, dtype=torch.int64)
     start = time.perf_counter()
-    for _ in range(codebook_size):
+    for _ in range(num_codes):
         logits, state = slow.step(previous, state)
         previous = logits.argmax(-1)
-    return (time.perf_counter() - start) * prior.spec.length / codebook_size
+    return (time.perf_counter() - start) * prior.spec.length / num_codes
 
 
 def median(values: list[float]) -> float:

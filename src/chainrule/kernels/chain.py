@@ -89,7 +89,7 @@ class Chain:
         suits = matrix.is_cpu and matrix.dtype == torch.float32
         self.library = rows.compiled(backend, os.environ.get("CHAINRULE_NATIVE")) if suits else None
         self.links = links
-        self.kept = [(link.matrix.contiguous(), link.bias) for link in links]
+        self.kept = [link.matrix if self.library is None else panels(link.matrix) for link in links]
         self.packed = (rows.Link * len(links))(*map(_pack, links, self.kept))
 
     def __call__(self, column: int, *buffers: Tensor) -> None:
@@ -105,8 +105,8 @@ class Chain:
         return None
 
     def _plain(self, column: int, buffers: Sequence[Tensor]) -> None:
-        for link, (matrix, bias) in zip(self.links, self.kept, strict=True):
-            inputs, outputs = matrix.shape
+        for link, matrix in zip(self.links, self.kept, strict=True):
+            (inputs, outputs), bias = matrix.shape, link.bias
             x = link.x.of(buffers, column, inputs)
             x = F.relu(x) if link.before == "relu" else x
             y = rows.matmul(x, matrix, "plain") if bias is None else rows.addmm(bias, x, matrix, "plain")
@@ -119,13 +119,17 @@ class Chain:
             link.out.of(buffers, column, y.shape[1]).copy_(y)
 
 
-def _pack(link: Link, kept: tuple[Tensor, Tensor | None]) -> rows.Link:
+def panels(matrix: Tensor) -> Tensor:
+    """(E, K) with zeros up to whole panels: (K / PANEL, E, PANEL)."""
+    return F.pad(matrix, (0, -matrix.shape[1] % rows.PANEL)).unflatten(1, (-1, rows.PANEL)).transpose(0, 1).contiguous()
+
+
+def _pack(link: Link, matrix: Tensor) -> rows.Link:
     def place(part: Part | None) -> rows.Place:
         return rows.Place(-1, 0, 0) if part is None else rows.Place(part.buffer, part.offset, part.step)
 
-    matrix, bias = kept
     return rows.Link(
-        *map(place, (link.x, link.add, link.out, link.cells, link.new_cells)), *matrix.shape,
+        *map(place, (link.x, link.add, link.out, link.cells, link.new_cells)), *link.matrix.shape,
         FUNCTIONS.index(link.before), FUNCTIONS.index(link.after), matrix.data_ptr(),
-        None if bias is None else bias.data_ptr(),
+        None if link.bias is None else link.bias.data_ptr(),
     )  # fmt: skip

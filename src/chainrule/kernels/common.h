@@ -84,7 +84,12 @@ struct Lanes {
     explicit Lanes(int64_t count)
         : count(count), mask(_mm256_cmpgt_epi32(_mm256_set1_epi32((int)count), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7))) {}
     Vector load(const float* p) const { return (Vector)_mm256_maskload_ps(p, mask); }
-    void store(float* p, Vector v) const { _mm256_maskstore_ps(p, mask, (__m256)v); }
+    void store(float* p, Vector v) const {  // the instruction for a part is slow
+        if (count == 8)
+            *(Vector*)p = v;
+        else
+            _mm256_maskstore_ps(p, mask, (__m256)v);
+    }
 #else
     explicit Lanes(int64_t count) : count(count) {}
     Vector load(const float* p) const {

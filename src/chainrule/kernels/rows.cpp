@@ -3,7 +3,6 @@
 //
 // Each output is one sum over the inputs in an order that depends on the sizes of the matrix alone.
 #include <algorithm>
-#include <cmath>
 #include <cstdint>
 #include <functional>
 
@@ -12,14 +11,20 @@
 
 namespace {
 
-constexpr int kRows = 4;             // rows of the batch at a time
-constexpr int kColumns = 4;          // outputs, or vectors of outputs, at a time
+constexpr int64_t kPanel = 16;       // outputs that lie side by side for each input where a matrix is packed
+constexpr int64_t kBlock = 4;        // panels that a thread takes at once
+constexpr int kVectors = kPanel / kLanes;
+constexpr int kSums = kManyRegisters ? 16 : 12;                       // vectors of sums that registers hold
+constexpr int kRows = kManyRegisters ? 4 : std::min(6, 12 / kVectors);  // rows of the batch at a time
+constexpr int64_t kNear = 1 << 15;   // numbers of the batch that stay in a near cache
+constexpr int64_t kMany = 64;        // rows that are worth a copy of the matrix
 constexpr int64_t kWorth = 1 << 18;  // multiplications that are worth a second thread
 
 struct Product {
     int64_t rows, inputs, outputs;
     int64_t x_stride, matrix_stride, add_stride, out_stride;  // from one row to the next
-    int64_t transposed;                                       // the matrix is (outputs, inputs) in memory
+    int64_t panel_stride;                                     // from one panel of a matrix to the next
+    int64_t transposed;                                       // the matrix is (outputs, inputs) in memory, without panels
     int64_t threads;
     const float *x, *matrix;
     const float *bias, *add;  // of all rows, and of each; either may be null
@@ -37,7 +42,7 @@ struct Link {
     Place x, add, out, cells, new_cells;
     int64_t inputs, outputs;
     int64_t before, after;  // functions of the input, and of the result
-    const float *matrix, *bias;
+    const float *matrix, *bias;  // the matrix in panels (outputs / kPanel, inputs, kPanel)
 };
 struct Call {
     int64_t count, rows, column, threads;
@@ -69,24 +74,25 @@ void dot(const Product& p, int64_t b, int64_t k) {
         }
 }
 
-// C vectors of outputs, from output k, of rows b .. b + R - 1: rows of the matrix, each times one input.
-template <int R, int C>
+// P panels of outputs, from output k, of rows b .. b + R - 1: rows of the matrix, each times one input.  Of the last panel
+// a part may be missing.
+template <int R, int P, bool whole>
 void combine(const Product& p, int64_t b, int64_t k) {
+    constexpr int C = P * kVectors;
     Vector sum[R][C] = {}, bias[C] = {};
-    const Lanes last(std::min(p.outputs - k - (C - 1) * kLanes, kLanes));
-    const auto read = [last](const float* at, Vector (&to)[C]) {
-        UNROLL for (int c = 0; c < C - 1; c++) to[c] = load(at + c * kLanes);
-        to[C - 1] = last.load(at + (C - 1) * kLanes);
-    };
-    if (p.add) UNROLL for (int r = 0; r < R; r++) read(p.add + (b + r) * p.add_stride + k, sum[r]);
+    const auto there = [&](int c) { return Lanes(std::clamp(p.outputs - k - c * kLanes, int64_t(0), kLanes)); };
+    const auto read = [&](const float* at, int c) { return whole ? load(at) : there(c).load(at); };
+    if (p.add)
+        UNROLL for (int r = 0; r < R; r++)
+            UNROLL for (int c = 0; c < C; c++) sum[r][c] = read(p.add + (b + r) * p.add_stride + k + c * kLanes, c);
     if (p.bias) {
-        read(p.bias + k, bias);
+        UNROLL for (int c = 0; c < C; c++) bias[c] = read(p.bias + k + c * kLanes, c);
         UNROLL for (int r = 0; r < R; r++) UNROLL for (int c = 0; c < C; c++) sum[r][c] += bias[c];
     }
-    const float *x = p.x + b * p.x_stride, *line = p.matrix + k;
+    const float *x = p.x + b * p.x_stride, *line = p.matrix + k / kPanel * p.panel_stride;
     for (int64_t e = 0; e < p.inputs; e++, line += p.matrix_stride) {
         Vector column[C];
-        read(line, column);
+        UNROLL for (int c = 0; c < C; c++) column[c] = read(line + c / kVectors * p.panel_stride + c % kVectors * kLanes, c);
         UNROLL for (int r = 0; r < R; r++) {
             const Vector value = all(x[r * p.x_stride + e]);
             UNROLL for (int c = 0; c < C; c++) sum[r][c] = fused(value, column[c], sum[r][c]);
@@ -94,59 +100,82 @@ void combine(const Product& p, int64_t b, int64_t k) {
     }
     UNROLL for (int r = 0; r < R; r++) {
         float* out = p.out + (b + r) * p.out_stride + k;
-        UNROLL for (int c = 0; c < C - 1; c++) store(out + c * kLanes, sum[r][c]);
-        last.store(out + (C - 1) * kLanes, sum[r][C - 1]);
+        UNROLL for (int c = 0; c < C; c++)
+            if (whole)
+                store(out + c * kLanes, sum[r][c]);
+            else
+                there(c).store(out + c * kLanes, sum[r][c]);
     }
 }
 
-// In halves where the registers have no room for all sums.
-template <int R, int C>
-void tile(const Product& p, int64_t b, int64_t k) {
-    if constexpr (!kManyRegisters && R * C > 8) {
-        tile<R, C / 2>(p, b, k);
-        tile<R, C - C / 2>(p, b, k + C / 2 * (p.transposed ? 1 : kLanes));
-    } else
-        p.transposed ? dot<R, C>(p, b, k) : combine<R, C>(p, b, k);
+// Outputs from k to before `end`, as many at a time as the registers have room for, and then fewer.
+template <int R, int C = kSums / R>
+void dots(const Product& p, int64_t b, int64_t k, int64_t end) {
+    for (; k + C <= end; k += C) dot<R, C>(p, b, k);
+    if constexpr (C > 1)
+        if (k < end) dots<R, C / 2>(p, b, k, end);
 }
-template <int C>
-void tiles(const Product& p, int64_t k) {
-    int64_t b = 0;
-    for (; b + kRows <= p.rows; b += kRows) tile<kRows, C>(p, b, k);
-    switch (p.rows - b) {
-        case 3: return tile<3, C>(p, b, k);
-        case 2: return tile<2, C>(p, b, k);
-        case 1: return tile<1, C>(p, b, k);
-    }
+template <int R, int P = std::clamp<int>(kSums / (R * kVectors), 1, kBlock)>
+void panels(const Product& p, int64_t b, int64_t k, int64_t end) {
+    for (; k + P * kPanel <= end; k += P * kPanel) combine<R, P, true>(p, b, k);
+    if constexpr (P > 1) {
+        if (k < end) panels<R, P / 2>(p, b, k, end);
+    } else if (k < end)
+        combine<R, P, false>(p, b, k);
 }
 
-// The outputs, in blocks of `kColumns`, from block `begin` to before block `end`.
+// The same of rows b to before `last`.
+template <int R = kRows>
+void tiles(const Product& p, int64_t b, int64_t last, int64_t k, int64_t end) {
+    for (; b + R <= last; b += R) p.transposed ? dots<R>(p, b, k, end) : panels<R>(p, b, k, end);
+    if constexpr (R > 1)
+        if (b < last) tiles<R - 1>(p, b, last, k, end);
+}
+
+int64_t block(const Product& p) { return p.transposed ? kSums : kBlock * kPanel; }
+
+// The outputs from block `begin` to before block `end`.
 void run(const Product& p, int64_t begin, int64_t end) {
-    const int64_t unit = p.transposed ? 1 : kLanes, units = (p.outputs + unit - 1) / unit;
-    for (int64_t block = begin; block < end; block++) {
-        const int64_t k = block * kColumns * unit;
-        switch (std::min<int64_t>(kColumns, units - block * kColumns)) {
-            case 4: tiles<4>(p, k); break;
-            case 3: tiles<3>(p, k); break;
-            case 2: tiles<2>(p, k); break;
-            case 1: tiles<1>(p, k); break;
-        }
-    }
+    const int64_t size = block(p), rows = std::max<int64_t>(kRows, kNear / p.inputs / kRows * kRows);
+    for (int64_t b = 0; b < p.rows; b += rows)
+        for (int64_t k = begin * size; k < std::min(end * size, p.outputs); k += size)
+            tiles(p, b, std::min(b + rows, p.rows), k, std::min(k + size, p.outputs));
 }
 
 void multiply_one(const Product& p) {
-    const int64_t unit = kColumns * (p.transposed ? 1 : kLanes), blocks = (p.outputs + unit - 1) / unit;
+    const int64_t blocks = (p.outputs + block(p) - 1) / block(p);
     const int64_t threads = p.rows * p.inputs * p.outputs < kWorth ? 1 : std::min(p.threads, blocks);
     if (threads == 1) return run(p, 0, blocks);
     together((int)threads, [&](int id, int threads) { run(p, blocks * id / threads, blocks * (id + 1) / threads); });
 }
 
-inline float sigmoid(float x) { return 1 / (1 + std::exp(-x)); }
+inline Vector sigmoid(Vector x) { return 1 / (1 + exponential(-x)); }
+inline Vector tangent(Vector x) { return 2 * sigmoid(2 * x) - 1; }
+
+// compute(k, lanes) for all of `size` numbers, a vector of those from k on at a time.
+template <class Compute>
+void each(int64_t size, const Compute& compute) {
+    for (int64_t k = 0; k < size; k += kLanes) compute(k, Lanes(std::min(size - k, kLanes)));
+}
 
 }  // namespace
 
-INTERFACE(3, sizeof(Product), sizeof(Link), sizeof(Call))
+INTERFACE(4, sizeof(Product), sizeof(Link), sizeof(Call))
 
-extern "C" void multiply(const Product* product) { multiply_one(*product); }
+// For many rows the matrix is copied into panels: lines whose distance is a power of two share few places of a cache.
+extern "C" void multiply(const Product* product) {
+    Product p = *product;
+    const bool copy = !p.transposed && p.rows >= kMany;
+    Array<float> panels(copy ? (p.outputs + kPanel - 1) / kPanel * kPanel * p.inputs : 0);
+    if (copy) {
+        for (int64_t k = 0; k < p.outputs; k += kPanel)
+            for (int64_t e = 0; e < p.inputs; e++)
+                std::copy_n(p.matrix + e * p.matrix_stride + k, std::min(kPanel, p.outputs - k),
+                            panels.get() + k * p.inputs + e * kPanel);
+        p.matrix = panels.get(), p.matrix_stride = kPanel, p.panel_stride = p.inputs * kPanel;
+    }
+    multiply_one(p);
+}
 
 extern "C" void run_chain(const Call* call) {
     int64_t most = 0;
@@ -161,8 +190,8 @@ extern "C" void run_chain(const Call* call) {
         const auto stride = [&](const Place& place) { return place.buffer < 0 ? 0 : call->strides[place.buffer]; };
         float* out = at(link.out);
         const int64_t out_stride = stride(link.out);
-        Product p{call->rows, link.inputs, link.outputs, stride(link.x), link.outputs, stride(link.add), out_stride, 0,
-                  call->threads, at(link.x), link.matrix, link.bias, at(link.add), out};
+        Product p{call->rows, link.inputs, link.outputs, stride(link.x), kPanel, stride(link.add), out_stride,
+                  link.inputs * kPanel, 0, call->threads, at(link.x), link.matrix, link.bias, at(link.add), out};
         if (link.before == kRelu) {
             for (int64_t b = 0; b < call->rows; b++)
                 for (int64_t e = 0; e < link.inputs; e++)
@@ -179,15 +208,21 @@ extern "C" void run_chain(const Call* call) {
             if (link.after == kRelu)
                 for (int64_t k = 0; k < link.outputs; k++) to[k] = std::max(to[k], 0.f);
             if (link.after == kGate)
-                for (int64_t k = 0, half = link.outputs / 2; k < half; k++)
-                    to[k] = (2 * sigmoid(2 * from[k]) - 1) * sigmoid(from[half + k]);
-            if (link.after == kLstm)
-                for (int64_t k = 0, size = link.outputs / 4; k < size; k++) {
-                    const float old = cells[b * stride(link.cells) + k];
-                    const float c = sigmoid(from[size + k]) * old + sigmoid(from[2 * size + k]) * std::tanh(from[3 * size + k]);
-                    new_cells[b * stride(link.new_cells) + k] = c;
-                    to[k] = sigmoid(from[k]) * std::tanh(c);
-                }
+                each(link.outputs / 2, [&](int64_t k, Lanes lanes) {
+                    const Vector gated = lanes.load(from + link.outputs / 2 + k);
+                    lanes.store(to + k, tangent(lanes.load(from + k)) * sigmoid(gated));
+                });
+            if (link.after == kLstm) {
+                const int64_t size = link.outputs / 4;
+                const float* old = cells + b * stride(link.cells);
+                float* fresh = new_cells + b * stride(link.new_cells);
+                each(size, [&](int64_t k, Lanes lanes) {
+                    const auto at = [&](int i) { return lanes.load(from + i * size + k); };
+                    const Vector c = sigmoid(at(1)) * lanes.load(old + k) + sigmoid(at(2)) * tangent(at(3));
+                    lanes.store(fresh + k, c);
+                    lanes.store(to + k, sigmoid(at(0)) * tangent(c));
+                });
+            }
         }
     }
 }

@@ -29,6 +29,8 @@ from .native import Backend, Kernel, integers, pointers
 
 ROWS = 16
 """Rows of a product without compiled code are a multiple of this."""
+PANEL = 16
+"""Outputs that lie side by side for each input where a matrix is packed: kPanel of `rows.cpp`."""
 UNIT = 32
 """Numbers that PyTorch computes at once in elementwise functions."""
 IMAGES = 32
@@ -40,8 +42,8 @@ ResultT = TypeVar("ResultT", Tensor, tuple[Tensor, ...])
 
 class _Product(ctypes.Structure):
     _fields_ = [
-        *integers("rows", "inputs", "outputs", "x_stride", "matrix_stride", "add_stride", "out_stride", "transposed"),
-        *integers("threads"), *pointers("x", "matrix", "bias", "add", "out"),
+        *integers("rows", "inputs", "outputs", "x_stride", "matrix_stride", "add_stride", "out_stride"),
+        *integers("panel_stride", "transposed", "threads"), *pointers("x", "matrix", "bias", "add", "out"),
     ]  # fmt: skip
 
 
@@ -67,7 +69,7 @@ class Call(ctypes.Structure):
     _fields_ = [*integers("count", "rows", "column", "threads"), *pointers("links", "buffers", "strides")]
 
 
-KERNEL = Kernel("rows", 3, (_Product, Link, Call))
+KERNEL = Kernel("rows", 4, (_Product, Link, Call))
 
 
 def by_rows(function: Callable[..., Tensor], *batches: Tensor) -> Tensor:
@@ -120,7 +122,7 @@ def _multiply(x: Tensor, matrix: Tensor, add: Tensor | None, backend: Backend | 
     (rows, inputs), outputs, transposed = x.shape, matrix.shape[1], column != 1
     out = x.new_empty(rows, outputs)
     library.multiply(ctypes.byref(_Product(
-        rows, inputs, outputs, x_stride, column if transposed else row, add_stride, outputs, transposed,
+        rows, inputs, outputs, x_stride, column if transposed else row, add_stride, outputs, PANEL, transposed,
         torch.get_num_threads(), x.data_ptr(), matrix.data_ptr(), bias_data, add_data, out.data_ptr(),
     )))  # fmt: skip
     return out

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..kernels.rows import convolve_row
+from ..kernels.rows import linear
 
 
 def channel_groups(channels: int, groups: int, blocks: int = 1) -> Tensor:
@@ -101,6 +101,17 @@ class AboveConv2d(nn.Module):
         bottom = self.weight.shape[2] - 1 - self.rows
         return F.conv2d(F.pad(x, (self.side, self.side, self.rows, bottom)), self.weight, self.bias)
 
-    def row(self, window: Tensor) -> Tensor:
-        """The output row whose kernel covers `window`, (B, in, kernel rows, W) -> (B, W, out)."""
-        return convolve_row(window, self.weight, self.bias, self.side)
+
+class AboveRow:
+    """An `AboveConv2d` with its kernel laid out for one row after the other."""
+
+    def __init__(self, layer: AboveConv2d) -> None:
+        self.side, self.columns = layer.side, layer.weight.shape[3]
+        self.weight = layer.weight.detach().permute(2, 3, 1, 0).flatten(0, 2).contiguous().t()
+        self.bias = layer.bias
+
+    def __call__(self, window: Tensor) -> Tensor:
+        """The output row whose kernel covers `window`, (B, kernel rows, W, in) -> (B, W, out)."""
+        window = F.pad(window, (0, 0, self.side, self.side))
+        taps = window.unfold(2, self.columns, 1).permute(0, 2, 1, 4, 3).flatten(2)
+        return linear(taps, self.weight, self.bias)

@@ -29,7 +29,7 @@ from ..core import ClassLabels, CodeSpec, Context, Preset, check_float32, regist
 from ..core.checks import MAX_SIZE, check_odd, check_range, check_sizes
 from ..kernels.chain import Chain, Link, Part, gate
 from ..kernels.rows import by_images, linear
-from ..layers.masked import AboveConv2d, LeftConv2d
+from ..layers.masked import AboveConv2d, AboveRow, LeftConv2d
 from ._raster import FREE_CHANNELS, ChainRunner, RasterPrior, embed_condition, head_links, window_above
 
 
@@ -147,7 +147,7 @@ class GatedPixelCNN(RasterPrior):
 class LayerState:
     """What a layer keeps of what it has read."""
 
-    rows: Tensor  # (B, in, kernel rows, W), the vertical stack's last input rows
+    rows: Tensor  # (B, kernel rows, W, in), the vertical stack's last input rows
     condition: Tensor | None  # (B, 4p, 1 or H, 1 or W)
 
 
@@ -165,6 +165,8 @@ class GatedPixelCNNRunner(ChainRunner):
 
     def __init__(self, prior: GatedPixelCNN) -> None:
         super().__init__(prior)
+        self.vertical = [AboveRow(layer.vertical) for layer in prior.layers]
+        self.down = [(layer.down.weight.flatten(1).t().contiguous().t(), layer.down.bias) for layer in prior.layers]
         p, width, left, links = prior.config.width, prior.grid.width, prior.layers[-1].horizontal.left, []
         first, last = prior.head
         skips, hidden, out = Part(0, p), Part(0, 2 * p), Part(0, 2 * p + len(first.bias))
@@ -192,7 +194,7 @@ class GatedPixelCNNRunner(ChainRunner):
         p, num_layers, left = self.prior.config.width, len(self.prior.layers), self.prior.layers[-1].horizontal.left
         states = [
             LayerState(
-                inputs.new_zeros(batch_size, p if index else 0, layer.vertical.weight.shape[2], width),
+                inputs.new_zeros(batch_size, layer.vertical.weight.shape[2], width, p if index else 0),
                 embed_condition(layer.label, layer.spatial and partial(by_images, layer.spatial), context),
             )
             for index, layer in enumerate(self.prior.layers)
@@ -201,22 +203,21 @@ class GatedPixelCNNRunner(ChainRunner):
         return NetworkState(states, above, inputs.new_zeros(batch_size, num_layers, left + width, p))
 
     def start_row(self, inputs: Tensor, row: int, network: NetworkState) -> None:
-        v = None
         network.row.zero_()
+        v = None
         for index, (layer, state) in enumerate(zip(self.prior.layers, network.layers, strict=True)):
             if v is None:
-                window = window_above(inputs, row, layer.vertical.rows)
+                window = window_above(inputs, row, layer.vertical.rows).permute(0, 2, 3, 1)
             else:
-                window = state.rows = torch.cat([state.rows[:, :, 1:], v], dim=2)
-            above = layer.vertical.row(window)
-            for_h = None
+                window = state.rows = torch.cat([state.rows[:, 1:], v.unsqueeze(1)], dim=1)
+            above, for_h = self.vertical[index](window), None
             if state.condition is not None:
                 condition = state.condition[:, :, row if layer.spatial is not None else 0].mT
                 for_v, for_h = condition.chunk(2, 2)
                 above = above + for_v
-            down = linear(above, layer.down.weight.flatten(1), layer.down.bias)
+            down = linear(above, *self.down[index])
             network.above[:, index] = down if for_h is None else down + for_h
-            v = gate(above, 2).mT.unsqueeze(2)
+            v = gate(above, 2)
 
     def buffers(self, network: NetworkState) -> Sequence[Tensor]:
         return network.row, network.above

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from ..core import ClassLabels, CodeSpec, Context, Preset, check_float32, register
 from ..core.checks import MAX_SIZE, check_range, check_sizes
 from ..kernels.chain import Chain, Link, Part
-from ..layers.masked import AboveConv2d, LeftConv2d
+from ..layers.masked import AboveConv2d, AboveRow, LeftConv2d
 from ._raster import ChainRunner, InputConv2d, RasterPrior, head_links, window_above
 
 
@@ -126,6 +126,7 @@ class PixelCNNRunner(ChainRunner):
 
     def __init__(self, prior: PixelCNN) -> None:
         super().__init__(prior)
+        self.above, self.blocks_above = AboveRow(prior.input.above), [AboveRow(block.above) for block in prior.blocks]
         width, hidden, (first, last) = prior.grid.width, prior.config.width, prior.head
         x, inside, out = Part(0, 0), Part(0, 2 * hidden), Part(0, 2 * hidden + max(hidden, len(first.bias)))
         taps = Part(0, out.offset + len(last.bias))
@@ -155,11 +156,10 @@ class PixelCNNRunner(ChainRunner):
         )
 
     def start_row(self, inputs: Tensor, row: int, network: NetworkState) -> None:
-        above = self.prior.input.above
-        network.above = above.row(window_above(inputs, row, above.rows))
+        network.above = self.above(window_above(inputs, row, self.prior.input.above.rows).permute(0, 2, 3, 1))
         network.previous, network.current = network.current, network.previous
-        for index, block in enumerate(self.prior.blocks):
-            taken = block.above.row(network.previous[:, index, 1:].mT.unsqueeze(2))
+        for index, above in enumerate(self.blocks_above):
+            taken = above(network.previous[:, index, None, 1:])
             network.from_above[:, index] = taken + network.label[index][:, None] if network.label else taken
 
     def buffers(self, network: NetworkState) -> Sequence[Tensor]:

@@ -49,7 +49,7 @@ from ..core.checks import MAX_SIZE, check_range, check_sizes
 from ..kernels.chain import Chain, Link, Part
 from ..kernels.rows import addmm, linear, matmul
 from ..kernels.scan import NUM_TAPS, lstm_cell, lstm_scan, neighbours_above
-from ..layers.masked import LeftConv2d
+from ..layers.masked import AboveRow, LeftConv2d
 from ._cascade import Cascade, certain
 from ._raster import ChainRunner, InputConv2d, RasterPrior, head_links, window_above
 
@@ -285,6 +285,7 @@ class PixelRNNRunner(ChainRunner):
 
     def __init__(self, prior: PixelRNN) -> None:
         super().__init__(prior)
+        self.above = AboveRow(prior.input.above)
         h, width, (first, last) = prior.config.width, prior.grid.width, prior.head
         x, work, out = Part(0, 0), Part(0, 2 * h), Part(0, 2 * h + max(4 * h, len(first.bias)))
         taps = Part(0, out.offset + len(last.bias))
@@ -319,8 +320,7 @@ class PixelRNNRunner(ChainRunner):
         )  # fmt: skip
 
     def start_row(self, inputs: Tensor, row: int, network: NetworkState) -> None:
-        above = self.prior.input.above
-        network.first = above.row(window_above(inputs, row, above.rows))
+        network.first = self.above(window_above(inputs, row, self.prior.input.above.rows).permute(0, 2, 3, 1))
         for index, layer in enumerate(self.prior.layers):
             layer.start_row(row, network.layer(index))
 
