@@ -93,11 +93,11 @@ class Chain:
         self.packed = (rows.Link * len(links))(*map(_pack, links, self.kept))
 
     def __call__(self, column: int, *buffers: Tensor) -> None:
-        """Computes all links at a column; `buffers` are (B, N) without gaps, and those that links write to change."""
+        """Computes all links at a column; `buffers` are (B, ...) without gaps, and those that links write to change."""
         if self.library is None:
-            return self._plain(column, buffers)
+            return self._plain(column, [buffer.flatten(1) for buffer in buffers])
         addresses = (ctypes.c_void_p * len(buffers))(*(buffer.data_ptr() for buffer in buffers))
-        strides = (ctypes.c_int64 * len(buffers))(*(buffer.shape[1] for buffer in buffers))
+        strides = (ctypes.c_int64 * len(buffers))(*(buffer.stride(0) for buffer in buffers))
         self.library.run_chain(ctypes.byref(rows.Call(
             len(self.links), len(buffers[0]), column, torch.get_num_threads(),
             *map(ctypes.addressof, (self.packed, addresses, strides)),

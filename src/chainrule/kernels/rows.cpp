@@ -16,7 +16,8 @@ constexpr int64_t kBlock = 4;        // panels that a thread takes at once
 constexpr int kVectors = kPanel / kLanes;
 constexpr int kSums = kManyRegisters ? 16 : 12;                       // vectors of sums that registers hold
 constexpr int kRows = kManyRegisters ? 4 : std::min(6, 12 / kVectors);  // rows of the batch at a time
-constexpr int64_t kNear = 1 << 15;   // numbers of the batch that stay in a near cache
+constexpr int64_t kNear = 1 << 16;   // numbers of the batch that stay in a near cache
+constexpr int64_t kShare = 4;        // images that are worth a thread
 constexpr int64_t kMany = 64;        // rows that are worth a copy of the matrix
 constexpr int64_t kWorth = 1 << 18;  // multiplications that are worth a second thread
 
@@ -158,42 +159,24 @@ void each(int64_t size, const Compute& compute) {
     for (int64_t k = 0; k < size; k += kLanes) compute(k, Lanes(std::min(size - k, kLanes)));
 }
 
-}  // namespace
-
-INTERFACE(4, sizeof(Product), sizeof(Link), sizeof(Call))
-
-// For many rows the matrix is copied into panels: lines whose distance is a power of two share few places of a cache.
-extern "C" void multiply(const Product* product) {
-    Product p = *product;
-    const bool copy = !p.transposed && p.rows >= kMany;
-    Array<float> panels(copy ? (p.outputs + kPanel - 1) / kPanel * kPanel * p.inputs : 0);
-    if (copy) {
-        for (int64_t k = 0; k < p.outputs; k += kPanel)
-            for (int64_t e = 0; e < p.inputs; e++)
-                std::copy_n(p.matrix + e * p.matrix_stride + k, std::min(kPanel, p.outputs - k),
-                            panels.get() + k * p.inputs + e * kPanel);
-        p.matrix = panels.get(), p.matrix_stride = kPanel, p.panel_stride = p.inputs * kPanel;
-    }
-    multiply_one(p);
-}
-
-extern "C" void run_chain(const Call* call) {
-    int64_t most = 0;
-    for (int64_t i = 0; i < call->count; i++) most = std::max({most, call->links[i].inputs, call->links[i].outputs});
-    Array<float> inputs(call->rows * most), results(call->rows * most);
-    for (int64_t i = 0; i < call->count; i++) {
-        const Link& link = call->links[i];
+// All links, for the images from `first` to before `last`.
+void run_links(const Call& call, int64_t first, int64_t last, int64_t threads) {
+    int64_t rows = last - first, most = 0;
+    for (int64_t i = 0; i < call.count; i++) most = std::max({most, call.links[i].inputs, call.links[i].outputs});
+    Array<float> inputs(rows * most), results(rows * most);
+    for (int64_t i = 0; i < call.count; i++) {
+        const Link& link = call.links[i];
+        const auto stride = [&](const Place& place) { return place.buffer < 0 ? 0 : call.strides[place.buffer]; };
         const auto at = [&](const Place& place) -> float* {
-            return place.buffer < 0 ? nullptr
-                                    : call->buffers[place.buffer] + place.offset + call->column * place.step;
+            if (place.buffer < 0) return nullptr;
+            return call.buffers[place.buffer] + first * stride(place) + place.offset + call.column * place.step;
         };
-        const auto stride = [&](const Place& place) { return place.buffer < 0 ? 0 : call->strides[place.buffer]; };
         float* out = at(link.out);
         const int64_t out_stride = stride(link.out);
-        Product p{call->rows, link.inputs, link.outputs, stride(link.x), kPanel, stride(link.add), out_stride,
-                  link.inputs * kPanel, 0, call->threads, at(link.x), link.matrix, link.bias, at(link.add), out};
+        Product p{rows, link.inputs, link.outputs, stride(link.x), kPanel, stride(link.add), out_stride,
+                  link.inputs * kPanel, 0, threads, at(link.x), link.matrix, link.bias, at(link.add), out};
         if (link.before == kRelu) {
-            for (int64_t b = 0; b < call->rows; b++)
+            for (int64_t b = 0; b < rows; b++)
                 for (int64_t e = 0; e < link.inputs; e++)
                     inputs[b * link.inputs + e] = std::max(p.x[b * p.x_stride + e], 0.f);
             p.x = inputs.get(), p.x_stride = link.inputs;
@@ -202,7 +185,7 @@ extern "C" void run_chain(const Call* call) {
         multiply_one(p);
         const float* cells = at(link.cells);
         float* new_cells = at(link.new_cells);
-        for (int64_t b = 0; b < call->rows && link.after; b++) {
+        for (int64_t b = 0; b < rows && link.after; b++) {
             float* to = out + b * out_stride;
             const float* from = p.out + b * p.out_stride;
             if (link.after == kRelu)
@@ -225,4 +208,32 @@ extern "C" void run_chain(const Call* call) {
             }
         }
     }
+}
+
+}  // namespace
+
+INTERFACE(4, sizeof(Product), sizeof(Link), sizeof(Call))
+
+// For many rows the matrix is copied into panels: lines whose distance is a power of two share few places of a cache.
+extern "C" void multiply(const Product* product) {
+    Product p = *product;
+    const bool copy = !p.transposed && p.rows >= kMany;
+    Array<float> panels(copy ? (p.outputs + kPanel - 1) / kPanel * kPanel * p.inputs : 0);
+    if (copy) {
+        for (int64_t e = 0; e < p.inputs; e++)
+            for (int64_t k = 0; k < p.outputs; k += kPanel)
+                std::copy_n(p.matrix + e * p.matrix_stride + k, std::min(kPanel, p.outputs - k),
+                            panels.get() + k * p.inputs + e * kPanel);
+        p.matrix = panels.get(), p.matrix_stride = kPanel, p.panel_stride = p.inputs * kPanel;
+    }
+    multiply_one(p);
+}
+
+// Threads share the images where there are some for each, and the outputs of every link elsewhere.
+extern "C" void run_chain(const Call* call) {
+    const int64_t rows = call->rows, shares = std::min(call->threads, rows / kShare);
+    int64_t work = 0;
+    for (int64_t i = 0; i < call->count; i++) work += rows * call->links[i].inputs * call->links[i].outputs;
+    if (shares < 2 || work < kWorth) return run_links(*call, 0, rows, call->threads);
+    together((int)shares, [&](int id, int threads) { run_links(*call, rows * id / threads, rows * (id + 1) / threads, 1); });
 }

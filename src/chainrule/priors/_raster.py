@@ -148,7 +148,7 @@ class ChainRunner(RasterRunner):
         taps = taps_left(inputs, row, column, self.left)
         work = inputs.new_empty(len(inputs), self.taps + taps.shape[1])
         work[:, self.taps :] = taps
-        self.chain(column, work, *(buffer.flatten(1) for buffer in self.buffers(network)))
+        self.chain(column, work, *self.buffers(network))
         return work[:, self.out : self.taps]
 
 
