@@ -73,6 +73,18 @@ def test_a_saved_classifier_is_the_same(tmp_path):
     assert read_card(tmp_path / "scorer") == {"licence": "none"}
 
 
+def test_a_narrow_classifier_learns_alike_in_both_orders_of_memory():
+    """A stride inside its 1x1 convolutions ended the process on some processors."""
+    gradients = []
+    for order in (torch.contiguous_format, torch.channels_last):
+        torch.manual_seed(0)
+        model = Classifier(ClassifierConfig((1, 16, 16), 3, None, 4, 2, 1)).to(memory_format=order)
+        model(noise(2, (1, 16, 16))).square().sum().backward()
+        gradients.append([weight.grad.contiguous() for weight in model.parameters()])
+    for first, second in zip(*gradients, strict=True):
+        torch.testing.assert_close(first, second)
+
+
 def test_classifiers_and_models_are_told_apart(tmp_path):
     save(build(), tmp_path / "scorer")
     assert isinstance(chainrule.load(tmp_path / "scorer"), Classifier)

@@ -154,7 +154,7 @@ class Halving(nn.Module):
         super().__init__()
         self.conv = nn.Conv2d(channels, channels, 3, padding=1)
         self.halve = nn.Conv2d(channels, out_channels, 3, stride=2)
-        self.skip = nn.Conv2d(channels, out_channels, 1, stride=2, bias=False)
+        self.skip = nn.Conv2d(channels, out_channels, 1, bias=False)
         kernel = torch.tensor([1.0, 3.0, 3.0, 1.0]) / 8
         self.register_buffer("kernel", (kernel[:, None] * kernel).expand(channels, 1, 4, 4).clone(), persistent=False)
 
@@ -165,7 +165,8 @@ class Halving(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         y = F.leaky_relu(self.conv(x), 0.2)
         y = F.leaky_relu(self.halve(self.smooth(y, 2)), 0.2)
-        return (y + self.skip(self.smooth(x, 1))) / 2**0.5
+        # Not by a stride of the convolution: see `scorers.classifier.Block`.
+        return (y + self.skip(self.smooth(x, 1)[:, :, ::2, ::2])) / 2**0.5
 
 
 def build_discriminator(config: AdversarialConfig, image_shape: tuple[int, int, int]) -> Discriminator:
