@@ -36,7 +36,7 @@ LORA = {"rank": 4}
 TOKENIZERS = {"enhancing_vitvqgan": None, "kakao_rqvae": None, "openai_dvae": 32, "rosinality_vqvae2": None,
               "taming_gumbel_vqgan": None, "taming_vqgan": None}  # fmt: skip
 """Releases and the size of the images, where it is not the model's own."""
-PRIORS = {"kakao_rqtransformer": None, "mindalle_kakao": None, "pclucas_pixelcnnpp": 12, "rosinality_vqvae2": None,
+PRIORS = {"kakao_rqtransformer": None, "mindalle_kakao": None, "pclucas_pixelcnnpp": 16, "rosinality_vqvae2": None,
           "taming_net2net": None}  # fmt: skip
 
 
@@ -249,5 +249,6 @@ def test_bundled_priors_learn_other_pictures_in_50_steps(tmp_path, name):
 @pytest.mark.parametrize("name", ["emoji_dvae", "emoji_rqvae", "emoji_vqgan", "emoji_vqvae", "emoji_vqvae2"])
 @pytest.mark.slow
 def test_bundled_tokenizers_learn_other_pictures_in_50_steps(tmp_path, name):
-    before, after = further(tmp_path, "tokenizer", name, 32)
+    """At the rate of docs/how-to/own-images.md: at the rate of a new model, the codes of VQ-VAE-2 need longer."""
+    before, after = further(tmp_path, "tokenizer", name, 32, learning_rate=1e-4)
     assert after < before
