@@ -11,13 +11,11 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
-import torch
-from datasets import Dataset
-from PIL import Image
 
 import chainrule
 from chainrule.recipe import find_recipe, recipe_names
 from chainrule.training import TrainResult, train
+from test_doc_blocks import tiny_table
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", ROOT / "README.zh.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -129,17 +127,7 @@ def test_make_shows_the_commands_of_the_readme():
 def pictures(tmp_path_factory):
     """Makes a folder of a few images of a shape, with groups and captions, once."""
 
-    @functools.cache
-    def make(*shape: int) -> Path:
-        folder = tmp_path_factory.mktemp("images")
-        for split in ("train", "test"):
-            pixels = torch.randint(0, 256, (4, *shape), dtype=torch.uint8).numpy()
-            columns = {"image": [Image.fromarray(one) for one in pixels], "text": ["one", "two", "one", "two"]}
-            columns["group"] = columns["label"] = ["a", "b", "a", "b"]
-            Dataset.from_dict(columns).to_parquet(folder / f"{split}.parquet")
-        return folder
-
-    return make
+    return functools.cache(lambda *shape: tiny_table(tmp_path_factory.mktemp("images") / "table", shape))
 
 
 @pytest.fixture(scope="module")

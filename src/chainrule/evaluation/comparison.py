@@ -150,7 +150,7 @@ def compare(
     if texts is not None and clip is None:
         raise ValueError("texts would be ignored without a CLIP; name one, such as openai/clip-vit-base-patch32")
     network = load_inception(weights).to(device) if clip is None else CLIPFeatures(clip, device)
-    second, first = read_set(reference, network), read_set(generated, network)  # statistics are the sooner refused
+    second, first = read_set(reference, network), read_set(generated, network)  # other statistics are refused at once
     if statistics is not None:
         write_statistics(statistics, second, network.title)
     if texts is not None and len(texts) != first.num_images:

@@ -86,7 +86,7 @@ struct Lanes {
     Vector load(const float* p) const { return (Vector)_mm256_maskload_ps(p, mask); }
     void store(float* p, Vector v) const {  // the instruction for a part is slow
         if (count == 8)
-            *(Vector*)p = v;
+            ::store(p, v);
         else
             _mm256_maskstore_ps(p, mask, (__m256)v);
     }

@@ -88,6 +88,11 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, backend: Backe
     return _multiply(x.flatten(0, -2), weight.t(), bias, backend).unflatten(0, x.shape[:-1])
 
 
+def side_by_side(weight: Tensor) -> Tensor:
+    """A weight (K, E) of `linear` with the outputs of each input side by side in memory, as many rows read it best."""
+    return weight.detach().t().contiguous().t()
+
+
 def addmm(add: Tensor, x: Tensor, matrix: Tensor, backend: Backend | None = None) -> Tensor:
     """`torch.addmm` of a bias (K,) or a batch (B, K), a batch (B, E) and a matrix (E, K)."""
     return _multiply(x, matrix, add, backend)

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..kernels.rows import linear
+from ..kernels.rows import linear, side_by_side
 
 
 def channel_groups(channels: int, groups: int, blocks: int = 1) -> Tensor:
@@ -102,13 +102,21 @@ class AboveConv2d(nn.Module):
         return F.conv2d(F.pad(x, (self.side, self.side, self.rows, bottom)), self.weight, self.bias)
 
 
+def window_above(inputs: Tensor, row: int, rows: int) -> Tensor:
+    """The `rows` rows above `row` of (B, C, H, W), zeros beyond the border: (B, C, rows, W)."""
+    return F.pad(inputs[:, :, max(0, row - rows) : row], (0, 0, max(0, rows - row), 0))
+
+
 class AboveRow:
     """An `AboveConv2d` with its kernel laid out for one row after the other."""
 
     def __init__(self, layer: AboveConv2d) -> None:
-        self.side, self.columns = layer.side, layer.weight.shape[3]
-        self.weight = layer.weight.detach().permute(2, 3, 1, 0).flatten(0, 2).contiguous().t()
-        self.bias = layer.bias
+        self.rows, self.side, self.columns = layer.rows, layer.side, layer.weight.shape[3]
+        self.weight, self.bias = side_by_side(layer.weight.permute(0, 2, 3, 1).flatten(1)), layer.bias
+
+    def at(self, inputs: Tensor, row: int) -> Tensor:
+        """Row `row` of the output for (B, in, H, W), whose kernel reads finished rows only: (B, W, out)."""
+        return self(window_above(inputs, row, self.rows).permute(0, 2, 3, 1))
 
     def __call__(self, window: Tensor) -> Tensor:
         """The output row whose kernel covers `window`, (B, kernel rows, W, in) -> (B, W, out)."""

@@ -37,9 +37,10 @@ from ..core.building import constant
 from ..core.checks import MAX_LAYERS, MAX_SIZE, check_odd, check_range, check_shares, check_sizes
 from ..kernels.rows import addmm, by_rows, convolve_row, elu
 from ..kernels.rows import attend as attend_one
+from ..layers.masked import window_above
 from ..layers.transformer import attend
 from ..layers.weight_norm import WeightNormConv2d
-from ._raster import RasterPrior, RasterRunner, embed_condition, window_above
+from ._raster import RasterPrior, RasterRunner, embed_condition
 
 
 @dataclass(frozen=True, kw_only=True)

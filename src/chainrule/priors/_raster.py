@@ -183,11 +183,6 @@ def embed_condition(label: nn.Embedding | None, spatial: nn.Conv2d | None, conte
     return sum(parts) if parts else None
 
 
-def window_above(inputs: Tensor, row: int, rows: int) -> Tensor:
-    """The `rows` rows above `row` of (B, C, H, W), zeros beyond the border: (B, C, rows, W)."""
-    return F.pad(inputs[:, :, max(0, row - rows) : row], (0, 0, max(0, rows - row), 0))
-
-
 def taps_left(inputs: Tensor, row: int, column: int, left: int) -> Tensor:
     """Pixels column - left .. column of a row of (B, C, H, W), for `LeftConv2d.matrix`: (B, (left + 1) * C)."""
     taps = inputs[:, :, row, max(0, column - left) : column + 1]

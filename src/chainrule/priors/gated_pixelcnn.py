@@ -28,9 +28,9 @@ from torch import Tensor, nn
 from ..core import ClassLabels, CodeSpec, Context, Preset, check_float32, register
 from ..core.checks import MAX_SIZE, check_odd, check_range, check_sizes
 from ..kernels.chain import Chain, Link, Part, gate
-from ..kernels.rows import by_images, linear
+from ..kernels.rows import by_images, linear, side_by_side
 from ..layers.masked import AboveConv2d, AboveRow, LeftConv2d
-from ._raster import FREE_CHANNELS, ChainRunner, RasterPrior, embed_condition, head_links, window_above
+from ._raster import FREE_CHANNELS, ChainRunner, RasterPrior, embed_condition, head_links
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -166,7 +166,7 @@ class GatedPixelCNNRunner(ChainRunner):
     def __init__(self, prior: GatedPixelCNN) -> None:
         super().__init__(prior)
         self.vertical = [AboveRow(layer.vertical) for layer in prior.layers]
-        self.down = [(layer.down.weight.flatten(1).t().contiguous().t(), layer.down.bias) for layer in prior.layers]
+        self.down = [(side_by_side(layer.down.weight.flatten(1)), layer.down.bias) for layer in prior.layers]
         p, width, left, links = prior.config.width, prior.grid.width, prior.layers[-1].horizontal.left, []
         first, last = prior.head
         skips, hidden, out = Part(0, p), Part(0, 2 * p), Part(0, 2 * p + len(first.bias))
@@ -204,20 +204,18 @@ class GatedPixelCNNRunner(ChainRunner):
 
     def start_row(self, inputs: Tensor, row: int, network: NetworkState) -> None:
         network.row.zero_()
-        v = None
+        above = self.vertical[0].at(inputs, row)
         for index, (layer, state) in enumerate(zip(self.prior.layers, network.layers, strict=True)):
-            if v is None:
-                window = window_above(inputs, row, layer.vertical.rows).permute(0, 2, 3, 1)
-            else:
-                window = state.rows = torch.cat([state.rows[:, 1:], v.unsqueeze(1)], dim=1)
-            above, for_h = self.vertical[index](window), None
+            if index > 0:
+                state.rows = torch.cat([state.rows[:, 1:], gate(above, 2).unsqueeze(1)], dim=1)
+                above = self.vertical[index](state.rows)
+            for_h = None
             if state.condition is not None:
                 condition = state.condition[:, :, row if layer.spatial is not None else 0].mT
                 for_v, for_h = condition.chunk(2, 2)
                 above = above + for_v
             down = linear(above, *self.down[index])
             network.above[:, index] = down if for_h is None else down + for_h
-            v = gate(above, 2)
 
     def buffers(self, network: NetworkState) -> Sequence[Tensor]:
         return network.row, network.above

@@ -25,7 +25,7 @@ from ..core import ClassLabels, CodeSpec, Context, Preset, check_float32, regist
 from ..core.checks import MAX_SIZE, check_range, check_sizes
 from ..kernels.chain import Chain, Link, Part
 from ..layers.masked import AboveConv2d, AboveRow, LeftConv2d
-from ._raster import ChainRunner, InputConv2d, RasterPrior, head_links, window_above
+from ._raster import ChainRunner, InputConv2d, RasterPrior, head_links
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,7 +156,7 @@ class PixelCNNRunner(ChainRunner):
         )
 
     def start_row(self, inputs: Tensor, row: int, network: NetworkState) -> None:
-        network.above = self.above(window_above(inputs, row, self.prior.input.above.rows).permute(0, 2, 3, 1))
+        network.above = self.above.at(inputs, row)
         network.previous, network.current = network.current, network.previous
         for index, above in enumerate(self.blocks_above):
             taken = above(network.previous[:, index, None, 1:])

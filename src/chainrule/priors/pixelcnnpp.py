@@ -32,10 +32,10 @@ from torch import Tensor, nn
 from ..core import ClassLabels, Codes, CodeSpec, Context, Preset, Prior, Runner, check_float32, register
 from ..core.checks import check_shares, check_sizes
 from ..kernels.rows import addmm
+from ..layers.masked import window_above
 from ..layers.weight_norm import WeightNormConv2d, WeightNormKernel
 from ._logistic_mixture import LogisticMixture
 from ._pixelcnnpp_rows import LevelRunner, LevelState, celu, map_row
-from ._raster import window_above
 
 NUM_LEVELS = 3
 

@@ -51,7 +51,7 @@ from ..kernels.rows import addmm, linear, matmul
 from ..kernels.scan import NUM_TAPS, lstm_cell, lstm_scan, neighbours_above
 from ..layers.masked import AboveRow, LeftConv2d
 from ._cascade import Cascade, certain
-from ._raster import ChainRunner, InputConv2d, RasterPrior, head_links, window_above
+from ._raster import ChainRunner, InputConv2d, RasterPrior, head_links
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -320,7 +320,7 @@ class PixelRNNRunner(ChainRunner):
         )  # fmt: skip
 
     def start_row(self, inputs: Tensor, row: int, network: NetworkState) -> None:
-        network.first = self.above(window_above(inputs, row, self.prior.input.above.rows).permute(0, 2, 3, 1))
+        network.first = self.above.at(inputs, row)
         for index, layer in enumerate(self.prior.layers):
             layer.start_row(row, network.layer(index))
 
