@@ -131,12 +131,17 @@ class LearnedTokenizer(Tokenizer):
     """A tokenizer that is trained (stage one).
 
     Attributes:
-        decoder_parts: names of the modules that have no part in encoding; () if that cannot be told apart.
+        decoder_parts: names of the modules that have no part in encoding, with dots where they are inside of others; ()
+            if that cannot be told apart.
         decoder_options: fields of the config that only they depend on.
     """
 
     decoder_parts: tuple[str, ...] = ()
     decoder_options: tuple[str, ...] = ()
+
+    def is_decoding(self, key: str) -> bool:
+        """Whether a weight of that name, as in `state_dict`, has no part in encoding."""
+        return key.startswith(tuple(f"{part}." for part in self.decoder_parts))
 
     def with_decoder(self, config: Any) -> LearnedTokenizer:
         """A tokenizer of the same codes: what encodes is that of this one, what decodes is built by `config`.
@@ -154,8 +159,9 @@ class LearnedTokenizer(Tokenizer):
             raise ValueError(f"this decoder is for codes {other.spec}, the tokenizer gives {self.spec}")
         encoder_config = self.encoder_config or self.config
         other.encoder_config = encoder_config if encoder_config != config else None
+        changing = {part.partition(".")[0] for part in self.decoder_parts}
         for name, part in self.named_children():
-            if name not in self.decoder_parts:
+            if name not in changing:
                 setattr(other, name, part)
         mine, new = self.state_dict(), other.state_dict()
         alike = {key: value for key, value in mine.items() if key in new and value.shape == new[key].shape}
@@ -172,7 +178,7 @@ class LearnedTokenizer(Tokenizer):
         return all(
             torch.equal(value.cpu(), theirs[key].cpu())
             for key, value in self.state_dict().items()
-            if key.split(".")[0] not in self.decoder_parts
+            if not self.is_decoding(key)
         )
 
     @abstractmethod

@@ -158,6 +158,11 @@ class VQVAE2(CellTokenizer):
         )
         self.decoders.append(Decoder(config, dim * levels, config.image_channels, config.downsampling))
 
+    @property
+    def decoder_parts(self) -> tuple[str, ...]:
+        """What only the finest level has; the decoders of coarser levels take part in encoding."""
+        return f"upsample.{len(self.upsample) - 1}", f"decoders.{len(self.decoders) - 1}"
+
     def spec_of(self, height: int, width: int) -> CodeSpec:
         """The specification of codes whose coarsest grid has that size."""
         sizes = self.config.codebook_sizes

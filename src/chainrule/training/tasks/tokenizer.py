@@ -44,15 +44,14 @@ class TokenizerPass(nn.Module):
         super().__init__()
         self.tokenizer, self.decoder_only = tokenizer, decoder_only
         if decoder_only:
-            for name, part in tokenizer.named_children():
-                if name not in tokenizer.decoder_parts:
-                    part.requires_grad_(False)
+            for name, parameter in tokenizer.named_parameters():
+                parameter.requires_grad_(tokenizer.is_decoding(name))
 
     def train(self, mode: bool = True) -> TokenizerPass:
         super().train(mode and not self.decoder_only)
         if self.decoder_only:
             for name in self.tokenizer.decoder_parts:
-                getattr(self.tokenizer, name).train(mode)
+                self.tokenizer.get_submodule(name).train(mode)
         return self
 
     def forward(self, images: Tensor, progress: float) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
@@ -177,7 +176,7 @@ class RefinedTokenizer:
         if wrong := [name for name in self.decoder if name not in options]:
             raise ValueError(
                 f"'tokenizer.decoder.{wrong[0]}' is not the decoder's alone; what may change of a {tokenizer.name} "
-                f"without changing its codes: {', '.join(options)}"
+                f"without changing its codes: {', '.join(options) or 'no field, only the weights (decoder: {})'}"
             )
         given = to_plain(tokenizer.config) | self.decoder
         config = build_dataclass(type(tokenizer.config), given, "", "tokenizer.decoder")
