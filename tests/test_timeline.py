@@ -60,6 +60,16 @@ def test_two_standard_errors_decide_a_claim(larger, smaller, factor, verdict):
     assert reasoned == verdict + ": A is small here" * (verdict == "does not hold")
 
 
+def test_decoders_of_different_losses_are_not_compared():
+    claim = next(claim for claim in CLAIMS if claim.alike)
+    plain = replace(RESULTS["vqvae"], perceptual=Estimate(value=0.2, error=0.01))
+    better = replace(RESULTS["vqvae2"], perceptual=Estimate(value=0.1, error=0.01))
+    assert judge(claim, {"vqvae": plain, "vqvae2": better}).verdict == "holds"
+    found = judge(claim, {"vqvae": plain, "vqvae2": replace(better, losses=("adversarial", "perceptual"))})
+    assert found.in_words == "not comparable: the decoders were trained with different losses"
+    assert judge(claim, {"vqvae": plain}).verdict == "not measured"
+
+
 def test_each_claim_reads_figures_that_exist():
     verdicts = {one.claim.sentence: one.verdict for one in judged(RESULTS)}
     assert len(verdicts) == len(CLAIMS)

@@ -2,7 +2,7 @@
 
 A claim holds if the difference is on the claimed side by more than two standard errors, it fails if it is on the other
 side by more than two, and otherwise these measurements do not decide it.  A figure without a standard error counts as
-exact.
+exact.  A claim about the codes of two tokenizers is not judged if their decoders were trained with different losses.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Literal
 
 from .results import Estimate, SystemResult
 
-Verdict = Literal["holds", "does not hold", "undecided", "not measured"]
+Verdict = Literal["holds", "does not hold", "undecided", "not measured", "not comparable"]
 SURE = 2
 """Standard errors that decide a claim."""
 Results = Mapping[str, SystemResult]
@@ -31,6 +31,7 @@ class Claim:
     smaller:  the measurement that is smaller if the claim holds, and its name
     factor:   how many times larger it must be
     reason:   why it does not hold in this package, where that is known
+    alike:    keys of systems whose decoders must have been trained with the same losses
     """
 
     sentence: str
@@ -40,6 +41,7 @@ class Claim:
     smaller: tuple[str, Callable[[Results], Estimate | None]]
     factor: float = 1.0
     reason: str = ""
+    alike: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,7 +54,9 @@ class Judged:
 
     @property
     def in_words(self) -> str:
-        """The verdict, and the reason for one that contradicts the paper."""
+        """The verdict, and the reason for one that contradicts the paper or that cannot be given."""
+        if self.verdict == "not comparable":
+            return f"{self.verdict}: the decoders were trained with different losses"
         failed = self.verdict == "does not hold" and self.claim.reason
         return f"{self.verdict}: {self.claim.reason}" if failed else self.verdict
 
@@ -65,7 +69,9 @@ def judge(claim: Claim, results: Results) -> Judged:
     difference = larger.value - claim.factor * smaller.value
     error = math.hypot(larger.error or 0.0, claim.factor * (smaller.error or 0.0))
     verdict: Verdict = "undecided"
-    if abs(difference) > SURE * error:
+    if len({results[key].losses for key in claim.alike}) > 1:
+        verdict = "not comparable"
+    elif abs(difference) > SURE * error:
         verdict = "holds" if difference > 0 else "does not hold"
     words = f"{claim.larger[0]} {say(larger)}, {claim.smaller[0]} {say(smaller)}"
     return Judged(claim=claim, verdict=verdict, measured=words)
@@ -141,6 +147,7 @@ CLAIMS = (
         figure="perceptual distance of reconstructions",
         larger=("VQ-VAE", of("vqvae", "perceptual")),
         smaller=("VQ-VAE-2", of("vqvae2", "perceptual")),
+        alike=("vqvae", "vqvae2"),
     ),
     Claim(
         sentence="Adversarial training brings reconstructions closer to real images",

@@ -118,7 +118,7 @@ def measure_system(
         blocks=blocks(model), conditions=conditions(model), wishes=shown,
         sampling=", ".join(f"{key.replace('_', '-')} {value}" for key, value in sampling.items()),
         **_completions(subject, scale.halves),
-        **(_tokenizer(subject) if learned else {}),
+        **(_tokenizer(subject, stages[0]) if learned else {}),
         **(_captions(subject, scale) if model.prior.conditions.reads_text else {}),
         upscaled=_upscaled() if system.key == "parti" else {},
     )  # fmt: skip
@@ -156,13 +156,15 @@ def _seconds(subject: Subject, count: int) -> float:
     return statistics.median(found[1:])  # the first warms up
 
 
-def _tokenizer(subject: Subject) -> dict[str, Any]:
-    """What the tokenizer keeps of the test images."""
+def _tokenizer(subject: Subject, name: str) -> dict[str, Any]:
+    """What the tokenizer keeps of the test images, and the losses that its card names."""
+    losses = (read_card(name).get("recipe") or {}).get("losses") or {}
     network = load_features("efficientnet_lite0")
     found = tokenizer_quality(subject.model.tokenizer, subject.test, network)
     return {
         "psnr": _estimate(found.psnr), "perceptual": _estimate(found.perceptual),
         "codes_used": min(use.share_used for use in found.codebooks),
+        "losses": tuple(sorted(loss for loss, options in losses.items() if options)),
     }  # fmt: skip
 
 

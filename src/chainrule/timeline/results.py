@@ -42,6 +42,7 @@ class SystemResult:
     floor:             the same distance of the reconstructions of the training images
     precision, recall: of the samples
     psnr, perceptual:  of reconstructions of the test images, in dB and as a distance in features
+    losses:            what the decoder was trained with beside the tokenizer's own loss: "perceptual", "adversarial"
     codes_used:        smallest share of a codebook that the test images use, 0..1
     seconds:           per sampled image, by batch size
     training_rate:     images per second while the prior was trained
@@ -75,6 +76,7 @@ class SystemResult:
     minutes: float | None
     psnr: Estimate | None = None
     perceptual: Estimate | None = None
+    losses: tuple[str, ...] = ()
     codes_used: float | None = None
     training_rate: float | None = None
     completion: Estimate | None = None
