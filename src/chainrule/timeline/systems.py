@@ -140,7 +140,7 @@ SYSTEMS = (
         ),
         wants="label",
         bundled="emoji_pixelsnail",
-        sampling={"temperature": 0.7, "guidance": 1.5},
+        sampling={"temperature": 0.6, "guidance": 2.0},
         stages=(
             {
                 "tokenizer": {
