@@ -137,12 +137,17 @@ def _parameters(model: Pipeline) -> int:
 def _training(stages: Sequence[str]) -> tuple[float | None, float | None]:
     """Minutes of training of all stages, and images per second of the last one; None where a card does not say."""
     cards = [read_card(name) for name in stages]
-    minutes, training = [card.get("minutes") for card in cards], (cards[-1].get("recipe") or {}).get("training") or {}
+    minutes, training = [card.get("minutes") for card in cards], _section(cards[-1], "training")
     if None in minutes:
         return None, None
     known = minutes[-1] > 0 and "batch_size" in training
     total = sum(minutes) + sum(card.get("minutes_before", 0) for card in cards)
     return total, cards[-1]["steps"] * training["batch_size"] / (60 * minutes[-1]) if known else None
+
+
+def _section(card: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    """A section of the recipe on a card, {} if the card does not say."""
+    return (card.get("recipe") or {}).get(name) or {}
 
 
 def _seconds(subject: Subject, count: int) -> float:
@@ -158,7 +163,7 @@ def _seconds(subject: Subject, count: int) -> float:
 
 def _tokenizer(subject: Subject, name: str) -> dict[str, Any]:
     """What the tokenizer keeps of the test images, and the losses that its card names."""
-    losses = (read_card(name).get("recipe") or {}).get("losses") or {}
+    losses = _section(read_card(name), "losses")
     network = load_features("efficientnet_lite0")
     found = tokenizer_quality(subject.model.tokenizer, subject.test, network)
     return {
