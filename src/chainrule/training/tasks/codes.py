@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -73,10 +74,7 @@ def cached_codes(
     tokenizer: Tokenizer, dataset: ImageDataset, mode: str, flipped: bool, device: torch.device, quiet: bool,
     prefix: ImagePrefix = "none",
 ) -> StoredCodes:  # fmt: skip
-    """The codes of all images, narrow whole numbers in memory-mapped files; made by the first call, with a bar.
-
-    They are made in parts, see `chainrule.data.shards`: several processes share the work, and one that is killed loses
-    a part.
+    """The codes of all images, narrow whole numbers; see `cached_rows`.
 
     Args:
         tokenizer: in evaluation mode; moved to the device.
@@ -88,29 +86,51 @@ def cached_codes(
         prefix: whether these are the codes of a prefix of each image.
     """
     assert mode != "sample", "codes of images that differ at each visit cannot be kept"
+    grids = tokenizer.spec.grids
     if device.type == "meta":
-        return tuple(torch.zeros(()).expand(len(dataset), *grid.shape) for grid in tokenizer.spec.grids)
+        return tuple(torch.zeros(()).expand(len(dataset), *grid.shape) for grid in grids)
 
-    starts = range(0, len(dataset), PART)
+    def codes(images: Tensor) -> Codes:
+        images = binarize(images, mode)
+        images = (images.flip(-1) if flipped else images).to(device)
+        return encode(tokenizer.to(device), images if prefix == "none" else image_prefix(images, prefix))
+
     what = "Encoding mirror images" if flipped else "Encoding images"
     what += "" if prefix == "none" else f" ({prefix})"
+    key = ["codes", tokenizer_hash(tokenizer), dataset.fingerprint, mode, flipped]
+    key += [] if prefix == "none" else [prefix]
+    return cached_rows(codes, dataset, [narrowest(grid) for grid in grids], key, what, quiet)
+
+
+def cached_rows(
+    function: Callable[[Tensor], Sequence[Tensor]], dataset: ImageDataset, dtypes: Sequence[type[np.generic]],
+    key: Sequence[Any], what: str, quiet: bool,
+) -> StoredCodes:  # fmt: skip
+    """What a function makes of all images, in memory-mapped files; made by the first call, with a bar.
+
+    The files are made in parts, see `chainrule.data.shards`: several processes share the work, and one that is killed
+    loses a part.
+
+    Args:
+        function: from images uint8 (B, C, H, W) to arrays with B rows each.
+        dataset: the images.
+        dtypes: in which the arrays are kept.
+        key: JSON values of all that the arrays depend on.
+        what: is said beside the bar.
+        quiet: whether to show no bar.
+    """
+    starts = range(0, len(dataset), PART)
     with progress(what, len(dataset), "images", quiet) as done:
 
         def build(number: int, folder: Path) -> None:
-            grids, first = tokenizer.to(device).spec.grids, starts[number]
-            writer = PartWriter(folder, [narrowest(grid) for grid in grids])
+            writer, first = PartWriter(folder, dtypes), starts[number]
             last = min(first + PART, len(dataset))
             for start in range(first, last, IMAGES_AT_ONCE):
                 stop = min(start + IMAGES_AT_ONCE, last)
-                images = binarize(dataset.images[start:stop], mode)
-                images = (images.flip(-1) if flipped else images).to(device)
-                codes = encode(tokenizer, images if prefix == "none" else image_prefix(images, prefix))
-                writer.add([grid.cpu().numpy() for grid in codes])
+                writer.add([rows.cpu().numpy() for rows in function(dataset.images[start:stop])])
                 done(stop)
             writer.close()
 
-        key = ["codes", tokenizer_hash(tokenizer), dataset.fingerprint, mode, flipped]
-        key += [] if prefix == "none" else [prefix]
         return read_codes([Part(folder) for folder in cached_parts(key, list(starts), build)])
 
 

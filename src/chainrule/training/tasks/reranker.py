@@ -7,19 +7,23 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ...data import DataConfig, augment
+from ...data import DataConfig, ImageDataset, augment
+from ...data.shards import Rows
+from ...data.transforms import draw_flips
 from ...processes import shared
 from ...recipe import Recipe
-from ...scorers.reranker import Reranker, RerankerConfig, contrastive_loss
+from ...scorers.reranker import FeatureTower, Reranker, RerankerConfig, contrastive_loss
 from ...strict import build_dataclass, section, to_plain
 from ...text.bpe import TextConfig
 from ...zoo import save
 from ..engine.config import EvaluationConfig, TrainingConfig
 from ..engine.order import derive_seed
 from .captions import Captions, check_captions, learn_text
+from .codes import cached_rows
 from .examples import Examples, ExamplesTask, load_examples
 
 CHOICES = 100
@@ -28,7 +32,8 @@ CHOICES = 100
 
 @dataclass(frozen=True)
 class PairBatch:
-    """Images uint8 (B, C, H, W), token ids int64 (B, L) of their texts, and which texts are the same, bool (B, B)."""
+    """Images uint8 (B, C, H, W) or their features float (B, F), token ids int64 (B, L) of their texts, and which texts
+    are the same, bool (B, B)."""
 
     images: Tensor
     text: Tensor
@@ -46,19 +51,43 @@ class RerankerTask(ExamplesTask):
     `image_to_text`, that of images that are nearer to their own caption than to those of the same 99.  The others are
     drawn once, from the evaluation images with another caption; of fewer images all are taken.
 
+    The features of a frozen network are computed once for all images and kept on the disk.
+
     Args:
         model: what is trained.
         examples: images with captions.
         captions: their captions.
         card: plain values to save with the model.
+        quiet: whether to show no bar while features are computed.
     """
 
-    def __init__(self, model: Reranker, examples: Examples, captions: Captions, card: Mapping[str, Any] = {}) -> None:
+    def __init__(
+        self, model: Reranker, examples: Examples, captions: Captions, card: Mapping[str, Any] = {}, quiet: bool = True
+    ) -> None:
         super().__init__(model, examples, card)
-        self.captions = captions
+        self.captions, self.quiet = captions, quiet
+        self.features: list[Tensor | Rows] = []  # of the images and, with flips, of their mirror images
+
+    def keep_features(self, device: torch.device) -> None:
+        """Computes the features of all images once, or takes them from the cache, if a frozen network reads them."""
+        if isinstance(tower := self.model.image, FeatureTower):
+            for mirrored in (False, True)[: 1 + self.data.flip]:
+                self.features.append(cached_features(tower, self.training, mirrored, device, self.quiet))
+
+    def setup(self, device: torch.device) -> None:
+        super().setup(device)
+        if not self.features:
+            self.keep_features(device)
 
     def batch(self, indices: Tensor, part: slice, generator: torch.Generator) -> PairBatch:
-        images = augment(self.training.batch(indices), self.data, generator).images[part]
+        if self.features:
+            images = self.features[0][indices]
+            if self.data.flip:
+                flipped = draw_flips(len(indices), generator)[:, None]
+                images = torch.where(flipped, self.features[1][indices], images)
+            images = images[part].float()
+        else:
+            images = augment(self.training.batch(indices), self.data, generator).images[part]
         text = self.captions.training[indices]
         same = (text[part, None] == text[None, part]).all(-1)
         return PairBatch(images, self.captions.draw(indices, generator)[part], same)
@@ -90,6 +119,20 @@ class RerankerTask(ExamplesTask):
 
     def save(self, model: Reranker, folder: Path, card: dict[str, Any]) -> None:
         save(model, folder, self.card | card)
+
+
+def cached_features(
+    tower: FeatureTower, dataset: ImageDataset, flipped: bool, device: torch.device, quiet: bool
+) -> Tensor | Rows:
+    """The features of all images float16 (N, F), see `cached_rows`; on the device "meta" without content."""
+    if device.type == "meta":
+        return torch.zeros(()).expand(len(dataset), tower.size)
+
+    def features(images: Tensor) -> list[Tensor]:
+        return [tower.features((images.flip(-1) if flipped else images).to(device))]
+
+    what = "Features of mirror images" if flipped else "Features of images"
+    return cached_rows(features, dataset, [np.float16], [*tower.key, dataset.fingerprint, flipped], what, quiet)[0]
 
 
 def draw_others(texts: list[str], count: int) -> list[Tensor]:
@@ -145,4 +188,7 @@ class RerankerRecipe(Recipe, kind="reranker"):
         recipe = replace(self, data=examples.data, reranker=own)
         torch.manual_seed(derive_seed(self.training.seed, "weights"))
         captions = Captions(reader, examples, self.text.bpe_dropout)
-        return RerankerTask(Reranker(config, reader), examples, captions, examples.card(recipe)), recipe
+        task = RerankerTask(Reranker(config, reader), examples, captions, examples.card(recipe), quiet)
+        if device is not None and device.type == "meta":
+            task.keep_features(device)
+        return task, recipe
