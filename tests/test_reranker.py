@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import sys
 from dataclasses import replace
 from types import SimpleNamespace
@@ -17,7 +18,7 @@ from chainrule.evaluation import load_features
 from chainrule.images import to_pil
 from chainrule.recipe import build_recipe, read_recipe
 from chainrule.scorers.classifier import Classifier, ClassifierConfig
-from chainrule.scorers.reranker import FeatureTower, Reranker, RerankerConfig, contrastive_loss
+from chainrule.scorers.reranker import FeatureTower, PairTower, Reranker, RerankerConfig, contrastive_loss
 from chainrule.text.bpe import train_bpe
 from chainrule.training import train
 from chainrule.training.tasks.reranker import draw_others, share_nearest
@@ -99,6 +100,22 @@ def test_padding_and_neighbours_change_nothing():
     judge.text.positions.data = judge.text.positions.data[: shorter.shape[1]]
     torch.testing.assert_close(encode(shorter), vectors)
     assert vectors.isfinite().all() and not torch.allclose(vectors[0], vectors[1])
+
+
+def test_tokens_and_their_pairs():
+    judge = scorer()
+    config = replace(judge.config, text_pairs=50)
+    tower = PairTower(config).eval()
+    torch.nn.init.normal_(tower.pairs.weight)
+    torch.nn.init.normal_(tower.bias)
+    text = torch.tensor([[7, 250, 9, 0, 0, 0], [250, 9, 7, 0, 0, 0], [7, 250, 0, 0, 0, 0], [0] * 6])
+    ids, vectors = text[0, :3].tolist(), tower(text)
+    pairs = [(min(a, b) * 100_003 + max(a, b) * 917) % 50 for a, b in itertools.combinations(ids, 2)]
+    summed = tower.bias + tower.words.weight[ids].sum(0) + tower.pairs.weight[pairs].sum(0) / 2
+    torch.testing.assert_close(vectors[0], tower.projection(summed))
+    torch.testing.assert_close(vectors[1], vectors[0])  # in any order
+    torch.testing.assert_close(tower(text[2:, :4]), vectors[2:])  # padding changes nothing
+    torch.testing.assert_close(vectors[3], tower.projection(tower.bias))
 
 
 @pytest.mark.parametrize("size", [8, 17, 32])
@@ -251,6 +268,7 @@ def test_features_are_computed_once(tmp_path, monkeypatch):
         "evaluation.split=train[:6]",
     ]
     changes += ["evaluation.split=train[:6]", "reranker.features=efficientnet_lite0", "reranker.features_side=32"]
+    changes += ["reranker.features_parts=0", "reranker.text_pairs=100"]
     read: list[int] = []
     plain = FeatureTower.features
     monkeypatch.setattr(FeatureTower, "features", lambda self, images: read.append(len(images)) or plain(self, images))

@@ -17,7 +17,7 @@ Deviations, all because the data sets are small and the computer has few cores:
 * Alternatively the image network is a frozen network of `scorers.features` with a trained linear map of its features:
   general features of images need not be learned from few images.
 * The text network attends in both directions and averages its tokens, instead of a causal transformer that reads the
-  last token.
+  last token.  Alternatively it is linear in the tokens and the pairs of tokens, which learns more from few captions.
 * Pairs with equal captions are not negatives of each other.
 
 Shape letters: B images or texts, T tokens, E width.
@@ -36,7 +36,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..core.checks import check_heads, check_images, check_shares, check_sizes
+from ..core.checks import MAX_SIZE, check_heads, check_images, check_range, check_shares, check_sizes
 from ..core.values import as_tensor
 from ..layers.encoder_decoder import MLP, EncoderBlock
 from ..layers.transformer import STD, initialize
@@ -62,6 +62,8 @@ class RerankerConfig:
     num_blocks:      residual blocks after each further halving
     features:        in place of all that, such as efficientnet_lite0: see `FeatureTower`
     features_side:   images whose shorter side is below it are enlarged to it for that
+    features_parts:  parts a side in which the last map but one is averaged, too; 0: it is not read
+    text_pairs:      in place of the text's transformer, so many vectors for pairs of tokens: see `PairTower`; 0: none
     text_layers, num_heads: of the text's transformer
     dropout:         in the transformer, and of the map that the image's vector is made of
     """
@@ -75,12 +77,15 @@ class RerankerConfig:
     num_blocks: int = 1
     features: str | None = None
     features_side: int = 96
+    features_parts: int = 3
+    text_pairs: int = 0
     text_layers: int = 2
     num_heads: int = 4
     dropout: float = 0.1
 
     def __post_init__(self) -> None:
         check_sizes(self, "image_channels", "text_length", "num_blocks", "features_side", "text_layers")
+        check_range(self, 0, MAX_SIZE, "features_parts", "text_pairs")
         check_heads(self, "num_heads")
         check_shares(self, "dropout")
         if min(self.image_height, self.image_width) < 2 * SMALLEST:
@@ -144,17 +149,18 @@ class ImageTower(nn.Module):
 
 class FeatureTower(nn.Module):
     """As `ImageTower`: a linear map of a frozen network's pooled features, and of its last map but one, averaged in
-    PARTS x PARTS parts, which says where things are.  The network is no part of the weights."""
+    `features_parts` squared parts, which says where things are.  The network is no part of the weights."""
 
-    PARTS = 3
     uncompiled = ("features",)
 
     def __init__(self, config: RerankerConfig) -> None:
         super().__init__()
         with torch.device("cpu"):  # also where the weights are on the device "meta"; all sizes give as many features
+            self.parts = config.features_parts
             self.network = (load_features(config.features, config.features_side),)  # a tuple hides it from the weights
             self.size = self.features(torch.zeros(1, config.image_channels, 32, 32, dtype=torch.uint8)).shape[1]
-        self.key = ["features", config.features, config.features_side, self.PARTS]  # of what the features depend on
+        # of what the features depend on
+        self.key = ["features", config.features, config.features_side, config.features_parts]
         self.norm, self.dropout = nn.LayerNorm(self.size, elementwise_affine=False), nn.Dropout(config.dropout)
         self.projection = nn.Linear(self.size, config.width, bias=False)
 
@@ -164,8 +170,10 @@ class FeatureTower(nn.Module):
         network = self.network[0].to(images.device)
         with torch.autocast(images.device.type, enabled=False):
             maps = network(images.float() / 255)
-            parts = F.adaptive_avg_pool2d(maps[-2], self.PARTS).flatten(1)
-            return torch.cat([network.head(maps[-1]).mean((2, 3)), parts], 1)
+            pooled = network.head(maps[-1]).mean((2, 3))
+            if not self.parts:
+                return pooled
+            return torch.cat([pooled, F.adaptive_avg_pool2d(maps[-2], self.parts).flatten(1)], 1)
 
     def forward(self, images: Tensor) -> Tensor:
         """Of images, or of `features` of images, float32 (B, F)."""
@@ -203,6 +211,34 @@ class TextTower(nn.Module):
             x = block(x, seen[:, None, None])
         counted = seen.unsqueeze(-1).to(x.dtype)
         return self.projection(self.norm((x * counted).sum(1) / counted.sum(1)))
+
+
+class PairTower(nn.Module):
+    """As `TextTower`: a linear map of which tokens and which pairs of tokens a text has.
+
+    These are the words and n-grams of fastText (Joulin et al. 2016, arXiv:1607.01759), here of any two tokens of the
+    text in any order, because a caption such as "violin, noto style" names a thing and its style far apart.  Pairs
+    share `text_pairs` vectors by a hash of their token ids.  The vectors begin at zero: a pair that was never seen
+    adds little.
+    """
+
+    def __init__(self, config: RerankerConfig) -> None:
+        super().__init__()
+        self.words = nn.Embedding(config.text_vocab_size, config.width)
+        self.pairs = nn.Embedding(config.text_pairs, config.width)
+        self.bias = nn.Parameter(torch.zeros(config.width))
+        self.projection = nn.Linear(config.width, config.width, bias=False)
+        self.apply(initialize)
+        nn.init.zeros_(self.pairs.weight)
+
+    def forward(self, text: Tensor) -> Tensor:
+        seen = text != PADDING
+        first, second = torch.triu_indices(text.shape[1], text.shape[1], 1, device=text.device)
+        low, high = torch.minimum(text[:, first], text[:, second]), torch.maximum(text[:, first], text[:, second])
+        hashed = (100_003 * low + 917 * high) % self.pairs.num_embeddings
+        both = (seen[:, first] & seen[:, second]).unsqueeze(-1)
+        words = (self.words(text) * seen.unsqueeze(-1)).sum(1)
+        return self.projection(self.bias + words + (self.pairs(hashed) * both).sum(1) / 2)
 
 
 # ---------------------------------------------------------------- the model
@@ -275,7 +311,7 @@ class Reranker(nn.Module, TextScorer):
             )
         self.config, self.text_tokenizer, self.card = config, text_tokenizer, dict(card or {})
         self.image = FeatureTower(config) if config.features else ImageTower(config)
-        self.text = TextTower(config)
+        self.text = PairTower(config) if config.text_pairs else TextTower(config)
         self.log_scale = nn.Parameter(torch.tensor(math.log(FIRST_SCALE)))
 
     def forward(self, images: Tensor, text: Tensor) -> tuple[Tensor, Tensor, Tensor]:
