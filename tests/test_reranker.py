@@ -261,12 +261,7 @@ def test_features_are_computed_once(tmp_path, monkeypatch):
         image.save(tmp_path / "pictures" / f"{number}.png")
         (tmp_path / "pictures" / f"{number}.txt").write_text(CAPTIONS[number % len(CAPTIONS)], encoding="utf-8")
     (tmp_path / "recipe.yaml").write_text(RECIPE, encoding="utf-8")
-    changes = [
-        f"data.source={tmp_path / 'pictures'}",
-        "data.split=train",
-        "data.flip=true",
-        "evaluation.split=train[:6]",
-    ]
+    changes = [f"data.source={tmp_path / 'pictures'}", "data.split=train", "data.flip=true"]
     changes += ["evaluation.split=train[:6]", "reranker.features=efficientnet_lite0", "reranker.features_side=32"]
     changes += ["reranker.features_parts=0", "reranker.text_pairs=100"]
     read: list[int] = []

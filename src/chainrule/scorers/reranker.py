@@ -155,12 +155,11 @@ class FeatureTower(nn.Module):
 
     def __init__(self, config: RerankerConfig) -> None:
         super().__init__()
+        self.parts = config.features_parts
         with torch.device("cpu"):  # also where the weights are on the device "meta"; all sizes give as many features
-            self.parts = config.features_parts
             self.network = (load_features(config.features, config.features_side),)  # a tuple hides it from the weights
             self.size = self.features(torch.zeros(1, config.image_channels, 32, 32, dtype=torch.uint8)).shape[1]
-        # of what the features depend on
-        self.key = ["features", config.features, config.features_side, config.features_parts]
+        self.key = ["features", config.features, config.features_side, self.parts]  # names these features in the cache
         self.norm, self.dropout = nn.LayerNorm(self.size, elementwise_affine=False), nn.Dropout(config.dropout)
         self.projection = nn.Linear(self.size, config.width, bias=False)
 
@@ -214,12 +213,11 @@ class TextTower(nn.Module):
 
 
 class PairTower(nn.Module):
-    """As `TextTower`: a linear map of which tokens and which pairs of tokens a text has.
+    """int64 (B, T) -> (B, E), of any length: a sum of one vector per token and one per pair of tokens, then a matrix.
 
-    These are the words and n-grams of fastText (Joulin et al. 2016, arXiv:1607.01759), here of any two tokens of the
-    text in any order, because a caption such as "violin, noto style" names a thing and its style far apart.  Pairs
-    share `text_pairs` vectors by a hash of their token ids.  The vectors begin at zero: a pair that was never seen
-    adds little.
+    fastText (Joulin et al. 2016, arXiv:1607.01759) sums vectors of words and n-grams.  Here a pair is any two tokens of
+    the text, in any order, because a caption such as "violin, noto style" names a thing and its style far apart.  A hash
+    of the two token ids chooses one of `text_pairs` vectors.  They begin at zero, and count half.
     """
 
     def __init__(self, config: RerankerConfig) -> None:

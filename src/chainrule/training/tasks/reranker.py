@@ -170,7 +170,9 @@ class RerankerRecipe(Recipe, kind="reranker"):
     training: TrainingConfig = section(TrainingConfig, batch_size=128, weight_decay=0.01, channels_last=True)
     evaluation: EvaluationConfig = section(EvaluationConfig)
 
-    def build(self, device: Any = None, quiet: bool = True) -> tuple[RerankerTask, RerankerRecipe]:
+    def build(
+        self, device: torch.device = torch.device("cpu"), quiet: bool = True
+    ) -> tuple[RerankerTask, RerankerRecipe]:
         """See `Recipe`."""
         if self.training.sample_every:
             raise ValueError("'training.sample_every' would be ignored by a reranker; leave it out")
@@ -189,6 +191,6 @@ class RerankerRecipe(Recipe, kind="reranker"):
         torch.manual_seed(derive_seed(self.training.seed, "weights"))
         captions = Captions(reader, examples, self.text.bpe_dropout)
         task = RerankerTask(Reranker(config, reader), examples, captions, examples.card(recipe), quiet)
-        if device is not None and device.type == "meta":
+        if device.type == "meta":
             task.keep_features(device)
         return task, recipe
