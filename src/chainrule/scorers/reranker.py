@@ -215,9 +215,9 @@ class TextTower(nn.Module):
 class PairTower(nn.Module):
     """int64 (B, T) -> (B, E), of any length: a sum of one vector per token and one per pair of tokens, then a matrix.
 
-    fastText (Joulin et al. 2016, arXiv:1607.01759) sums vectors of words and n-grams.  Here a pair is any two tokens of
-    the text, in any order, because a caption such as "violin, noto style" names a thing and its style far apart.  A hash
-    of the two token ids chooses one of `text_pairs` vectors.  They begin at zero, and count half.
+    fastText (Joulin et al. 2016, arXiv:1607.01759) averages vectors of words and n-grams.  Here a pair is any two
+    tokens of the text, in any order, because a caption such as "violin, noto style" names a thing and its style far
+    apart.  A hash of the two token ids chooses one of `text_pairs` vectors.  They begin at zero, and count half.
     """
 
     def __init__(self, config: RerankerConfig) -> None:
