@@ -207,11 +207,12 @@ def test_one_process_owns_a_folder(tmp_path):
 
 def test_sigterm_removes_temporary_folders(tmp_path):
     code = (
-        "import sys; from chainrule.files import temporary_folder\nwith temporary_folder(sys.argv[1]): print(); input()"
+        "import sys, time; from chainrule.files import temporary_folder\n"
+        "with temporary_folder(sys.argv[1]):\n"
+        "    print(flush=True)\n"
+        "    for _ in range(1000): time.sleep(0.1)"  # a signal just before one long wait would be seen after it only
     )
-    with subprocess.Popen(
-        [sys.executable, "-c", code, str(tmp_path / "model")], stdin=subprocess.PIPE, stdout=subprocess.PIPE
-    ) as other:
+    with subprocess.Popen([sys.executable, "-c", code, str(tmp_path / "model")], stdout=subprocess.PIPE) as other:
         other.stdout.readline()
         assert list(tmp_path.iterdir()) == [tmp_path / ".model.tmp"]
         other.terminate()
