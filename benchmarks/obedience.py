@@ -68,9 +68,9 @@ class Retrieval:
 
 
 def draw(
-    model: chainrule.Pipeline, captions: list[str], best: int, scorer: TextScorer | None, **sampling: Any
+    model: chainrule.Pipeline, captions: list[str], best: int, scorer: TextScorer | None, seed: int, **sampling: Any
 ) -> Tensor:
-    """One image per caption; image i depends on its caption, on i and on the arguments."""
+    """One image per caption; image i depends on its caption, on i + seed and on the other arguments."""
     parts = []
     for start in range(0, len(captions), BATCH):
         texts = captions[start : start + BATCH]
@@ -79,7 +79,7 @@ def draw(
             options = {"best_of": best, "scorer": scorer.for_texts(texts)}
         elif best > 1:
             options = {"best_of": best, "scorer": lambda images, texts=texts: model.agreement(images, texts)}
-        images = model.sample(len(texts), text=texts, seed=start, **options, **sampling)
+        images = model.sample(len(texts), text=texts, seed=seed + start, **options, **sampling)
         parts.append(images.cpu())
     return torch.cat(parts)
 
@@ -104,6 +104,7 @@ def main() -> None:
     parser.add_argument("--temperature", type=float, default=1.0)
     parser.add_argument("--top-k", type=int)
     parser.add_argument("--precision", default="float32")
+    parser.add_argument("--seed", type=int, default=0, help="10000 and 20000 draw anew for the same captions")
     arguments = parser.parse_args()
     if arguments.reranker is not None and arguments.best == 1:
         parser.error("--reranker chooses among candidates; give --best")
@@ -146,8 +147,8 @@ def main() -> None:
         report("reconstructed", torch.cat([model.reconstruct(part).cpu() for part in truth.split(BATCH)]))
         for guidance in arguments.guidance:
             images = draw(
-                model, captions, arguments.best, scorer, guidance=guidance, temperature=arguments.temperature,
-                top_k=arguments.top_k, precision=arguments.precision,
+                model, captions, arguments.best, scorer, arguments.seed, guidance=guidance,
+                temperature=arguments.temperature, top_k=arguments.top_k, precision=arguments.precision,
             )  # fmt: skip
             report("sampled", images, guidance=guidance, best_of=arguments.best)
 

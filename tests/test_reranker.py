@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import sys
 from dataclasses import replace
 from types import SimpleNamespace
@@ -18,7 +17,7 @@ from chainrule.evaluation import load_features
 from chainrule.images import to_pil
 from chainrule.recipe import build_recipe, read_recipe
 from chainrule.scorers.classifier import Classifier, ClassifierConfig
-from chainrule.scorers.reranker import FeatureTower, PairTower, Reranker, RerankerConfig, contrastive_loss
+from chainrule.scorers.reranker import FeatureTower, Reranker, RerankerConfig, contrastive_loss
 from chainrule.text.bpe import train_bpe
 from chainrule.training import train
 from chainrule.training.tasks.reranker import draw_others, share_nearest
@@ -37,10 +36,10 @@ evaluation: {split: "test[:30]", every: 10}
 """
 
 
-def scorer(channels: int = 3, size: int = 16) -> Reranker:
+def scorer(channels: int = 3, size: int = 16, **fields: object) -> Reranker:
     torch.manual_seed(0)
     text = train_bpe(CAPTIONS * 3, 300, 6)
-    config = RerankerConfig(size, size, channels, text.length, text.text_vocab_size, width=8, num_heads=2)
+    config = RerankerConfig(size, size, channels, text.length, text.text_vocab_size, width=8, num_heads=2, **fields)
     return Reranker(config, text, {"note": "random"}).eval()
 
 
@@ -86,8 +85,9 @@ def test_top_one():
 # ---------------------------------------------------------------- the model
 
 
-def test_padding_and_neighbours_change_nothing():
-    judge = scorer()
+@pytest.mark.parametrize("layers", [0, 2])
+def test_padding_and_neighbours_change_nothing(layers):
+    judge = scorer(text_layers=layers)
     ids = judge.text_tokenizer.encode([*CAPTIONS, ""])
 
     def encode(ids: torch.Tensor) -> torch.Tensor:
@@ -102,20 +102,11 @@ def test_padding_and_neighbours_change_nothing():
     assert vectors.isfinite().all() and not torch.allclose(vectors[0], vectors[1])
 
 
-def test_tokens_and_their_pairs():
-    judge = scorer()
-    config = replace(judge.config, text_pairs=50)
-    tower = PairTower(config).eval()
-    torch.nn.init.normal_(tower.pairs.weight)
-    torch.nn.init.normal_(tower.bias)
-    text = torch.tensor([[7, 250, 9, 0, 0, 0], [250, 9, 7, 0, 0, 0], [7, 250, 0, 0, 0, 0], [0] * 6])
-    ids, vectors = text[0, :3].tolist(), tower(text)
-    pairs = [(min(a, b) * 100_003 + max(a, b) * 917) % 50 for a, b in itertools.combinations(ids, 2)]
-    summed = tower.bias + tower.words.weight[ids].sum(0) + tower.pairs.weight[pairs].sum(0) / 2
-    torch.testing.assert_close(vectors[0], tower.projection(summed))
-    torch.testing.assert_close(vectors[1], vectors[0])  # in any order
-    torch.testing.assert_close(tower(text[2:, :4]), vectors[2:])  # padding changes nothing
-    torch.testing.assert_close(vectors[3], tower.projection(tower.bias))
+def test_without_layers_the_order_of_words_says_nothing():
+    one, other = torch.tensor([[7, 250, 9, 0, 0, 0]]), torch.tensor([[9, 7, 250, 0, 0, 0]])
+    plain, layered = (scorer(text_layers=layers).text for layers in (0, 2))
+    torch.testing.assert_close(plain(one), plain(other))
+    assert not torch.allclose(layered(one), layered(other))
 
 
 @pytest.mark.parametrize("size", [8, 17, 32])
@@ -137,26 +128,14 @@ def test_features_of_a_trained_network(tmp_path):
     torch.manual_seed(0)
     text = train_bpe(CAPTIONS * 3, 300, 6)
     config = RerankerConfig(
-        16,
-        16,
-        3,
-        text.length,
-        text.text_vocab_size,
-        width=8,
-        num_heads=2,
-        features="efficientnet_lite0",
-        features_side=32,
+        16, 16, 3, text.length, text.text_vocab_size, width=8, num_heads=2, features="efficientnet_lite0"
     )
     judge, images = Reranker(config, text).eval(), pictures(3)
-    network = load_features("efficientnet_lite0", 32)
-    maps = network(images.float() / 255)
-    parts = F.adaptive_avg_pool2d(maps[-2], 3).flatten(1)
-    found = judge.image.features(images)
-    torch.testing.assert_close(found, torch.cat([network.head(maps[-1]).mean((2, 3)), parts], 1))
+    features = load_features("efficientnet_lite0").pooled(images.float() / 255)
+    torch.testing.assert_close(judge.encode_images(images), F.normalize(features, dim=1))
     loss = contrastive_loss(*judge(images, text.encode(CAPTIONS[:3])), torch.eye(3, dtype=torch.bool))[0]
     loss.backward()
-    assert {name for name, value in judge.named_parameters() if "image" in name} == {"image.projection.weight"}
-    assert judge.image.projection.weight.grad.abs().sum() > 0 and network.stem.weight.grad is None
+    assert not list(judge.image.parameters()) and judge.text.projection.weight.grad.abs().sum() > 0
     save(judge, tmp_path / "judge")
     again = load_scorer(tmp_path / "judge")
     torch.testing.assert_close(again.score(images, CAPTIONS[:3]), judge.score(images, CAPTIONS[:3]))
@@ -262,8 +241,7 @@ def test_features_are_computed_once(tmp_path, monkeypatch):
         (tmp_path / "pictures" / f"{number}.txt").write_text(CAPTIONS[number % len(CAPTIONS)], encoding="utf-8")
     (tmp_path / "recipe.yaml").write_text(RECIPE, encoding="utf-8")
     changes = [f"data.source={tmp_path / 'pictures'}", "data.split=train", "data.flip=true"]
-    changes += ["evaluation.split=train[:6]", "reranker.features=efficientnet_lite0", "reranker.features_side=32"]
-    changes += ["reranker.features_parts=0", "reranker.text_pairs=100"]
+    changes += ["evaluation.split=train[:6]", "reranker.features=efficientnet_lite0", "reranker.text_layers=0"]
     read: list[int] = []
     plain = FeatureTower.features
     monkeypatch.setattr(FeatureTower, "features", lambda self, images: read.append(len(images)) or plain(self, images))

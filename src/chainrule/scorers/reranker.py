@@ -14,10 +14,10 @@ Deviations, all because the data sets are small and the computer has few cores:
 * The image network is a residual network of 3x3 convolutions without normalisation.  Each branch ends in a convolution
   that starts at zero.  The last map is small and is flattened instead of pooled by attention, because captions say
   where things are.
-* Alternatively the image network is a frozen network of `scorers.features` with a trained linear map of its features:
-  general features of images need not be learned from few images.
+* Alternatively the image network is a frozen one of `scorers.features`, and only the text's is trained, as in LiT (Zhai
+  et al. 2022, arXiv:2111.07991): general features of images need not be learned from few images.
 * The text network attends in both directions and averages its tokens, instead of a causal transformer that reads the
-  last token.  Alternatively it is linear in the tokens and the pairs of tokens, which learns more from few captions.
+  last token.  Without layers it averages vectors of tokens, as in fastText (Joulin et al. 2016, arXiv:1607.01759).
 * Pairs with equal captions are not negatives of each other.
 
 Shape letters: B images or texts, T tokens, E width.
@@ -57,15 +57,12 @@ class RerankerConfig:
     image_height, image_width, image_channels: of the images, at least 8 pixels a side
     text_length:     T
     text_vocab_size: number of tokens; token 0 is the padding
-    width:           E, of the text's network and of the vectors; maps have half of it after the first halving, then
-                     once, then twice as many channels
-    num_blocks:      residual blocks after each further halving
-    features:        in place of all that, such as efficientnet_lite0: see `FeatureTower`
-    features_side:   images whose shorter side is below it are enlarged to it for that
-    features_parts:  parts a side in which the last map but one is averaged, too; 0: it is not read
-    text_pairs:      in place of the text's transformer, so many vectors for pairs of tokens: see `PairTower`; 0: none
-    text_layers, num_heads: of the text's transformer
-    dropout:         in the transformer, and of the map that the image's vector is made of
+    width:           of the text's network; E, unless there are features; maps of the image's network have half of it
+                     after the first halving, then once, then twice as many channels
+    num_blocks:      residual blocks of the image's network after each further halving
+    features:        in place of the image's network, such as efficientnet_lite0: see `FeatureTower`
+    text_layers, num_heads: of the text's transformer; without layers, its vectors of tokens are averaged
+    dropout:         in the transformer, and of the map that the image's network makes its vector of
     """
 
     image_height: int
@@ -76,16 +73,13 @@ class RerankerConfig:
     width: int = 128
     num_blocks: int = 1
     features: str | None = None
-    features_side: int = 96
-    features_parts: int = 3
-    text_pairs: int = 0
     text_layers: int = 2
     num_heads: int = 4
     dropout: float = 0.1
 
     def __post_init__(self) -> None:
-        check_sizes(self, "image_channels", "text_length", "num_blocks", "features_side", "text_layers")
-        check_range(self, 0, MAX_SIZE, "features_parts", "text_pairs")
+        check_sizes(self, "image_channels", "text_length", "num_blocks")
+        check_range(self, 0, MAX_SIZE, "text_layers")
         check_heads(self, "num_heads")
         check_shares(self, "dropout")
         if min(self.image_height, self.image_width) < 2 * SMALLEST:
@@ -138,9 +132,9 @@ class ImageTower(nn.Module):
             layers += [ResidualBlock(wider) for _ in range(config.num_blocks)]
             channels, sides = wider, [_half(side) for side in sides]
         self.layers = nn.Sequential(*layers, nn.ReLU())
-        size = channels * math.prod(sides)
-        self.norm, self.dropout = nn.LayerNorm(size), nn.Dropout(config.dropout)
-        self.projection = nn.Linear(size, config.width, bias=False)
+        inputs, self.size = channels * math.prod(sides), config.width
+        self.norm, self.dropout = nn.LayerNorm(inputs), nn.Dropout(config.dropout)
+        self.projection = nn.Linear(inputs, self.size, bias=False)
 
     def forward(self, images: Tensor) -> Tensor:
         x = self.layers(images.float() / 127.5 - 1)
@@ -148,36 +142,27 @@ class ImageTower(nn.Module):
 
 
 class FeatureTower(nn.Module):
-    """As `ImageTower`: a linear map of a frozen network's pooled features, and of its last map but one, averaged in
-    `features_parts` squared parts, which says where things are.  The network is no part of the weights."""
+    """As `ImageTower`, without weights of its own: the pooled features of a frozen network, which is not saved."""
 
     uncompiled = ("features",)
 
     def __init__(self, config: RerankerConfig) -> None:
         super().__init__()
-        self.parts = config.features_parts
         with torch.device("cpu"):  # also where the weights are on the device "meta"; all sizes give as many features
-            self.network = (load_features(config.features, config.features_side),)  # a tuple hides it from the weights
+            self.network = (load_features(config.features),)  # a tuple hides it from the weights
             self.size = self.features(torch.zeros(1, config.image_channels, 32, 32, dtype=torch.uint8)).shape[1]
-        self.key = ["features", config.features, config.features_side, self.parts]  # names these features in the cache
-        self.norm, self.dropout = nn.LayerNorm(self.size, elementwise_affine=False), nn.Dropout(config.dropout)
-        self.projection = nn.Linear(self.size, config.width, bias=False)
+        self.key = ["features", config.features]  # names these features in the cache
 
     @torch.no_grad()
     def features(self, images: Tensor) -> Tensor:
-        """uint8 (B, C, H, W) -> float32 (B, F)."""
+        """uint8 (B, C, H, W) -> float32 (B, E)."""
         network = self.network[0].to(images.device)
         with torch.autocast(images.device.type, enabled=False):
-            maps = network(images.float() / 255)
-            pooled = network.head(maps[-1]).mean((2, 3))
-            if not self.parts:
-                return pooled
-            return torch.cat([pooled, F.adaptive_avg_pool2d(maps[-2], self.parts).flatten(1)], 1)
+            return network.pooled(images.float() / 255)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Of images, or of `features` of images, float32 (B, F)."""
-        features = images if images.is_floating_point() else self.features(images)
-        return self.projection(self.dropout(self.norm(features)))
+        """Of images, or of `features` of images, which are given back."""
+        return images if images.is_floating_point() else self.features(images)
 
 
 def _half(side: int) -> int:
@@ -186,9 +171,9 @@ def _half(side: int) -> int:
 
 
 class TextTower(nn.Module):
-    """int64 (B, T) -> (B, E), of any length."""
+    """int64 (B, T) -> (B, E), E = `size`, of any length."""
 
-    def __init__(self, config: RerankerConfig) -> None:
+    def __init__(self, config: RerankerConfig, size: int) -> None:
         super().__init__()
         width, norm = config.width, partial(nn.LayerNorm, elementwise_affine=False)
         self.words = nn.Embedding(config.text_vocab_size, width)
@@ -198,7 +183,7 @@ class TextTower(nn.Module):
             for _ in range(config.text_layers)
         )
         self.norm = nn.LayerNorm(width)
-        self.projection = nn.Linear(width, width, bias=False)
+        self.projection = nn.Linear(width, size, bias=False)
         self.apply(initialize)
         nn.init.normal_(self.positions, std=STD)
 
@@ -210,33 +195,6 @@ class TextTower(nn.Module):
             x = block(x, seen[:, None, None])
         counted = seen.unsqueeze(-1).to(x.dtype)
         return self.projection(self.norm((x * counted).sum(1) / counted.sum(1)))
-
-
-class PairTower(nn.Module):
-    """int64 (B, T) -> (B, E), of any length: a sum of one vector per token and one per pair of tokens, then a matrix.
-
-    fastText (Joulin et al. 2016, arXiv:1607.01759) averages vectors of words and n-grams.  Here a pair is any two
-    tokens of the text, in any order, because a caption such as "violin, noto style" names a thing and its style far
-    apart.  A hash of the two token ids chooses one of `text_pairs` vectors.  They begin at zero, and count half.
-    """
-
-    def __init__(self, config: RerankerConfig) -> None:
-        super().__init__()
-        self.words = nn.Embedding(config.text_vocab_size, config.width)
-        self.pairs = nn.Embedding(config.text_pairs, config.width)
-        self.bias = nn.Parameter(torch.zeros(config.width))
-        self.projection = nn.Linear(config.width, config.width, bias=False)
-        self.apply(initialize)
-        nn.init.zeros_(self.pairs.weight)
-
-    def forward(self, text: Tensor) -> Tensor:
-        seen = text != PADDING
-        first, second = torch.triu_indices(text.shape[1], text.shape[1], 1, device=text.device)
-        low, high = torch.minimum(text[:, first], text[:, second]), torch.maximum(text[:, first], text[:, second])
-        hashed = (100_003 * low + 917 * high) % self.pairs.num_embeddings
-        both = (seen[:, first] & seen[:, second]).unsqueeze(-1)
-        words = (self.words(text) * seen.unsqueeze(-1)).sum(1)
-        return self.projection(self.bias + words + (self.pairs(hashed) * both).sum(1) / 2)
 
 
 # ---------------------------------------------------------------- the model
@@ -309,7 +267,7 @@ class Reranker(nn.Module, TextScorer):
             )
         self.config, self.text_tokenizer, self.card = config, text_tokenizer, dict(card or {})
         self.image = FeatureTower(config) if config.features else ImageTower(config)
-        self.text = PairTower(config) if config.text_pairs else TextTower(config)
+        self.text = TextTower(config, self.image.size)
         self.log_scale = nn.Parameter(torch.tensor(math.log(FIRST_SCALE)))
 
     def forward(self, images: Tensor, text: Tensor) -> tuple[Tensor, Tensor, Tensor]:
