@@ -19,7 +19,7 @@ from chainrule.timeline.claims import CLAIMS, Claim, judge
 from chainrule.timeline.measure import Scale, measure_system
 from chainrule.timeline.page import COLUMNS, judged, write_html, write_markdown
 from chainrule.timeline.results import Block, Estimate, SystemResult
-from chainrule.timeline.systems import SYSTEMS, TOKENIZER
+from chainrule.timeline.systems import BUNDLED_RERANKER, RERANKER, SYSTEMS, TOKENIZER
 
 
 def result(index: int, key: str) -> SystemResult:
@@ -58,6 +58,16 @@ def test_two_standard_errors_decide_a_claim(larger, smaller, factor, verdict):
     assert judge(claim, {}).verdict == judge(claim, {}).in_words == verdict
     reasoned = judge(replace(claim, reason="A is small here"), {}).in_words
     assert reasoned == verdict + ": A is small here" * (verdict == "does not hold")
+
+
+def test_figures_of_the_same_images_are_compared_image_by_image():
+    apart, gain = Estimate(value=0.5, error=0.1), Estimate(value=0.1, error=0.01)
+    larger, smaller = ("A", lambda _: replace(apart, value=0.6)), ("B", lambda _: apart)
+    claim = Claim(sentence="A is larger", source="none", figure="m", larger=larger, smaller=smaller)
+    assert judge(claim, {}).verdict == "undecided"
+    paired = judge(replace(claim, gain=lambda _: gain), {})
+    assert paired.verdict == "holds" and paired.measured == "A 0.6 ± 0.1, B 0.5 ± 0.1, difference 0.1 ± 0.01"
+    assert judge(replace(claim, gain=lambda _: None), {}).verdict == "undecided"
 
 
 def test_decoders_of_different_losses_are_not_compared():
@@ -159,6 +169,17 @@ def test_the_recipes_of_a_system_are_recipes(system, tmp_path):
         assert (stage.get("tokenizer", {}).get("path") == TOKENIZER) == (index > 0)
 
 
+def test_the_reranker_is_bundled_or_trained_once(tmp_path, monkeypatch):
+    full, quick = run._plan(None, False, None, 1.0), run._plan(None, True, None, 0.5)
+    system = next(system for system in SYSTEMS if system.wants == "caption")
+    assert run._reranker(system, full, tmp_path) == BUNDLED_RERANKER
+    monkeypatch.setattr(run, "_train_stage", lambda name, recipe, folder: (name, recipe))
+    name, recipe = run._reranker(system, quick, tmp_path)
+    (tmp_path / "recipe.yaml").write_text(write_yaml(recipe))
+    assert name == "reranker" and read_recipe(tmp_path / "recipe.yaml").training.steps == 150
+    assert recipe["reranker"] == RERANKER["reranker"]
+
+
 def test_the_architecture_is_read_from_the_model():
     model = chainrule.load("emoji_dalle")
     titles = [block.title for block in blocks(model)]
@@ -171,9 +192,11 @@ def test_the_architecture_is_read_from_the_model():
 def test_one_system_is_measured_and_its_figures_are_kept(tmp_path):
     scale = Scale(samples=20, against="train[:20]", limit=6, prompts=3, best_of=2, halves=2)
     system = next(system for system in SYSTEMS if system.key == "parti")
-    found = measure_system(system, ["shapes_vqvae", "shapes_parti"], None, scale, tmp_path)
+    found = measure_system(system, ["shapes_vqvae", "shapes_parti"], "shapes_reranker", None, scale, tmp_path)
     assert found.codes == 64 and not found.exact and set(found.seconds) == {"1", "16"}
     assert set(found.obedience) == {"guidance 1", "guidance 2", "ranked"} and found.frechet.error > 0
+    assert set(found.gains) == {"completion", "guidance", "ranking"}
+    assert abs(found.gains["completion"].value - found.completion.value + found.strangers.value) < 1e-4
     assert len(found.wishes) == 8
     names = {"samples.png", "growing.gif", "completions.png", "reconstructions.png"}
     assert {path.name for path in tmp_path.iterdir()} == names
@@ -188,6 +211,7 @@ def test_what_was_measured_is_not_measured_again(tmp_path, monkeypatch):
         return replace(RESULTS[system.key], model="new")
 
     monkeypatch.setattr(run, "_train", lambda *_: ["model"])
+    monkeypatch.setattr(run, "_reranker", lambda *_: "reranker")
     monkeypatch.setattr(run, "measure_system", measure)
     for _ in range(2):
         page = timeline(tmp_path, quick=True, systems=["vqgan", "parti"])

@@ -1,8 +1,9 @@
 """The claims of the papers, each a comparison of two measurements and a verdict.
 
 A claim holds if the difference is on the claimed side by more than two standard errors, it fails if it is on the other
-side by more than two, and otherwise these measurements do not decide it.  A figure without a standard error counts as
-exact.  A claim about the codes of two tokenizers is not judged if their decoders were trained with different losses.
+side by more than two, and otherwise these measurements do not decide it.  Two figures of the same images are compared
+image by image: the standard error is that of their differences.  A figure without a standard error counts as exact.  A
+claim about the codes of two tokenizers is not judged if their decoders were trained with different losses.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ class Claim:
     larger:   the measurement that is larger if the claim holds, and its name
     smaller:  the measurement that is smaller if the claim holds, and its name
     factor:   how many times larger it must be
+    gain:     of two figures of the same images, the mean difference
     reason:   why it does not hold in this package, where that is known
     alike:    keys of systems whose decoders must have been trained with the same losses
     """
@@ -40,6 +42,7 @@ class Claim:
     larger: tuple[str, Callable[[Results], Estimate | None]]
     smaller: tuple[str, Callable[[Results], Estimate | None]]
     factor: float = 1.0
+    gain: Callable[[Results], Estimate | None] | None = None
     reason: str = ""
     alike: tuple[str, ...] = ()
 
@@ -66,14 +69,17 @@ def judge(claim: Claim, results: Results) -> Judged:
     larger, smaller = (_read(pick, results) for _, pick in (claim.larger, claim.smaller))
     if larger is None or smaller is None:
         return Judged(claim=claim, verdict="not measured", measured="")
+    words = f"{claim.larger[0]} {say(larger)}, {claim.smaller[0]} {say(smaller)}"
     difference = larger.value - claim.factor * smaller.value
     error = math.hypot(larger.error or 0.0, claim.factor * (smaller.error or 0.0))
+    if claim.gain is not None and (gain := _read(claim.gain, results)) is not None:
+        difference, error = gain.value, gain.error or 0.0
+        words += f", difference {say(gain)}"
     verdict: Verdict = "undecided"
     if len({results[key].losses for key in claim.alike}) > 1:
         verdict = "not comparable"
     elif abs(difference) > SURE * error:
         verdict = "holds" if difference > 0 else "does not hold"
-    words = f"{claim.larger[0]} {say(larger)}, {claim.smaller[0]} {say(smaller)}"
     return Judged(claim=claim, verdict=verdict, measured=words)
 
 
@@ -197,6 +203,7 @@ CLAIMS = (
         figure="share of samples nearest to the image of their caption, among 100",
         larger=("with guidance", of("parti", "obedience", "guidance 2")),
         smaller=("without", of("parti", "obedience", "guidance 1")),
+        gain=of("parti", "gains", "guidance"),
     ),
     Claim(
         sentence="Reranking makes samples obey captions better",
@@ -204,6 +211,7 @@ CLAIMS = (
         figure="share of samples nearest to the image of their caption, among 100",
         larger=("the best of several", of("parti", "obedience", "ranked")),
         smaller=("one sample", of("parti", "obedience", "guidance 2")),
+        gain=of("parti", "gains", "ranking"),
     ),
     Claim(
         sentence="A learned upscaler refines images better than bicubic enlargement",
@@ -219,6 +227,7 @@ CLAIMS = (
             figure="PSNR of the hidden half, dB",
             larger=("completed", of(key, "completion")),
             smaller=("drawn without the known half", of(key, "strangers")),
+            gain=of(key, "gains", "completion"),
         )
         for key, title in (("pixelcnn", "PixelCNN"), ("vqgan", "VQGAN"), ("parti", "Parti"))
     ),

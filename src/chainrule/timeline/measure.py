@@ -27,7 +27,7 @@ from ..pipeline import Pipeline
 from ..tokenizers._grid import to_signed, to_uint8
 from ..training.tasks.upscaler import halve
 from ..upscaling.upscaler import bicubic
-from ..zoo import load_kind, read_card
+from ..zoo import load_kind, load_scorer, read_card
 from .architecture import blocks, conditions
 from .results import Estimate, SystemResult
 from .systems import System
@@ -45,7 +45,7 @@ class Scale:
     against: the split of the images that they are compared with
     limit:   test images for likelihood and reconstructions; None: all
     prompts: captions drawn to see whether samples obey them
-    best_of: candidates per caption where they are ranked
+    best_of: candidates per caption of which a reranker keeps one
     halves:  test images that are completed
     """
 
@@ -58,7 +58,7 @@ class Scale:
 
 
 QUICK = Scale(samples=256, against="train[:1000]", limit=256, prompts=100, best_of=4, halves=16)
-FULL = Scale(samples=2000, against="train", limit=None, prompts=200, best_of=16, halves=64)
+FULL = Scale(samples=2000, against="train", limit=None, prompts=400, best_of=16, halves=64)
 
 
 @dataclass(frozen=True)
@@ -87,12 +87,13 @@ class Subject:
 
 
 def measure_system(
-    system: System, stages: Sequence[str], data: str | None, scale: Scale, out: Path
-) -> SystemResult:  # fmt: skip
+    system: System, stages: Sequence[str], reranker: str | None, data: str | None, scale: Scale, out: Path
+) -> SystemResult:
     """All figures of one system.
 
     Args:
         stages: the models that were trained one after the other, bundled names or folders; the last one is measured.
+        reranker: a bundled name or a folder; needed if the system reads captions.
         data: the source of the images; None: what the model was trained on.
         out: a folder for its pictures.
     """
@@ -109,6 +110,8 @@ def measure_system(
     quality, learned = record.samples.quality, isinstance(model.tokenizer, LearnedTokenizer)
     minutes, rate = _training(stages)
     shown = draw_pictures(subject, out)
+    completions, gain = _completions(subject, scale.halves)
+    captions, gains = _captions(subject, reranker, scale) if reranker else ({}, {})
     return SystemResult(
         key=system.key, model=name, image_shape=model.tokenizer.image_shape, parameters=_parameters(model),
         codes=model.tokenizer.spec.length, bits=bits, nats=nats, exact=not learned, 
@@ -117,10 +120,8 @@ def measure_system(
         seconds={str(count): _seconds(subject, count) for count in (1, 16)}, minutes=minutes, training_rate=rate,
         blocks=blocks(model), conditions=conditions(model), wishes=shown,
         sampling=", ".join(f"{key.replace('_', '-')} {value}" for key, value in sampling.items()),
-        **_completions(subject, scale.halves),
-        **(_tokenizer(subject, stages[0]) if learned else {}),
-        **(_captions(subject, scale) if model.prior.conditions.reads_text else {}),
-        upscaled=_upscaled() if system.key == "parti" else {},
+        **completions, **captions, **(_tokenizer(subject, stages[0]) if learned else {}),
+        gains={"completion": gain, **gains}, upscaled=_upscaled() if system.key == "parti" else {},
     )  # fmt: skip
 
 
@@ -173,8 +174,8 @@ def _tokenizer(subject: Subject, name: str) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _completions(subject: Subject, count: int) -> dict[str, Any]:
-    """PSNR of the lower half of test images: completed from the upper half, and drawn without it."""
+def _completions(subject: Subject, count: int) -> tuple[dict[str, Estimate], Estimate]:
+    """PSNR of the lower half of test images: completed from the upper half, and drawn without it; the difference."""
     model, sampling = subject.model, subject.sampling
     index = torch.arange(count) * max(len(subject.test) // count, 1) % len(subject.test)
     images, wishes = subject.test.images[index], subject.wishes(index)
@@ -185,14 +186,13 @@ def _completions(subject: Subject, count: int) -> dict[str, Any]:
     ])  # fmt: skip
     strangers = model.sample(count, seed=1, **wishes, **sampling)
     half = images.shape[2] // 2
-    return {
-        "completion": _estimate(Mean.of(psnr(images[:, :, half:], completed[:, :, half:].cpu()))),
-        "strangers": _estimate(Mean.of(psnr(images[:, :, half:], strangers[:, :, half:].cpu()))),
-    }
+    fit, other = (psnr(images[:, :, half:], drawn[:, :, half:].cpu()) for drawn in (completed, strangers))
+    return {"completion": _mean(fit), "strangers": _mean(other)}, _mean(fit - other)
 
 
-def _captions(subject: Subject, scale: Scale) -> dict[str, Any]:
-    """Whether samples show what their captions say, by guidance and ranking; and what a caption tells about codes."""
+def _captions(subject: Subject, reranker: str, scale: Scale) -> tuple[dict[str, Any], dict[str, Estimate]]:
+    """Whether samples show what their captions say, by guidance and ranking, and what a caption tells about codes; and
+    what guidance and ranking gain."""
     model, test = subject.model, subject.test
     index = torch.arange(min(scale.prompts, len(test)))
     texts, network = [test.texts[i] for i in index.tolist()], load_features("efficientnet_lite0")
@@ -200,15 +200,16 @@ def _captions(subject: Subject, scale: Scale) -> dict[str, Any]:
     settings: dict[str, dict[str, Any]] = {
         "guidance 1": {"guidance": 1.0},
         "guidance 2": {"guidance": 2.0},
-        "ranked": {"guidance": 2.0, "best_of": scale.best_of},
+        "ranked": {"guidance": 2.0, "best_of": scale.best_of, "scorer": load_scorer(reranker).for_texts(texts)},
     }
-    found = {}
+    right = {}
     for name, options in settings.items():
         drawn = model.sample(len(index), text=texts, seed=2, **{**subject.sampling, **options})
-        right = _finds_own(normalize(pooled_features(drawn.cpu(), network)), real, test.texts, index)
-        found[name] = _estimate(Mean.of(right.double()))
+        right[name] = _finds_own(normalize(pooled_features(drawn.cpu(), network)), real, test.texts, index).double()
     gain = model.agreement(test.images[index], texts)
-    return {"obedience": found, "text_gain": _estimate(Mean.of(gain.double()))}
+    found = {"obedience": {name: _mean(each) for name, each in right.items()}, "text_gain": _mean(gain.double())}
+    guidance, ranking = right["guidance 2"] - right["guidance 1"], right["ranked"] - right["guidance 2"]
+    return found, {"guidance": _mean(guidance), "ranking": _mean(ranking)}
 
 
 def _upscaled(count: int = 64) -> dict[str, Estimate]:
@@ -216,7 +217,7 @@ def _upscaled(count: int = 64) -> dict[str, Estimate]:
     upscaler, images = load_kind("shapes_upscaler", "upscaler"), load(DataConfig("shapes", "test", 64)).images[:count]
     small = halve(images)
     doubled = {"upscaler": upscaler.upscale(small), "bicubic": to_uint8(bicubic(to_signed(small)))}
-    return {name: _estimate(Mean.of(psnr(images, value))) for name, value in doubled.items()}
+    return {name: _mean(psnr(images, value)) for name, value in doubled.items()}
 
 
 def _finds_own(drawn: Tensor, real: Tensor, texts: list[str], index: Tensor) -> Tensor:
@@ -270,6 +271,10 @@ def _upper_half(images: Tensor) -> Tensor:
     known = torch.zeros(images.shape[2:], dtype=torch.bool)
     known[: images.shape[2] // 2] = True
     return known
+
+
+def _mean(values: Tensor) -> Estimate:
+    return _estimate(Mean.of(values))
 
 
 def _estimate(mean: Mean) -> Estimate:

@@ -50,7 +50,9 @@ class SystemResult:
     completion:        PSNR in dB of the hidden half of test images that the model completes ...
     strangers:         ... and of the same half of samples that have not seen the known half
     obedience:         share of samples that are nearer to the image of their own caption than to 99 others, by setting
-                       ("guidance 1", "guidance 2", "ranked": the best of several)
+                       ("guidance 1", "guidance 2", "ranked": the best of several with guidance 2, by a reranker)
+    gains:             mean differences over the same images or captions: "completion" of completion and strangers,
+                       "guidance" of guidance 2 and 1, "ranking" of ranked and guidance 2
     text_gain:         nats of the codes that the caption explains: -log p without it, less -log p with it
     upscaled:          of Parti, PSNR in dB of images of shapes, halved and then doubled by "upscaler" and by "bicubic"
     blocks:            the architecture, from the image to the codes and back
@@ -82,6 +84,7 @@ class SystemResult:
     completion: Estimate | None = None
     strangers: Estimate | None = None
     obedience: dict[str, Estimate] = field(default_factory=dict)
+    gains: dict[str, Estimate] = field(default_factory=dict)
     text_gain: Estimate | None = None
     upscaled: dict[str, Estimate] = field(default_factory=dict)
     blocks: tuple[Block, ...] = ()

@@ -18,7 +18,7 @@ from ..training import train
 from .measure import FULL, QUICK, Scale, measure_system
 from .page import write_html, write_markdown
 from .results import SystemResult
-from .systems import SYSTEMS, TOKENIZER, System
+from .systems import BUNDLED_RERANKER, RERANKER, SYSTEMS, TOKENIZER, Stage, System
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,8 +136,9 @@ def _result(system: System, plan: Plan, folder: Path) -> SystemResult:
     if file.is_file():
         return build_dataclass(SystemResult, json.loads(file.read_text(encoding="utf-8")), str(file))
     stages = _bundled(system.bundled) if plan.bundled and system.bundled else _train(system, plan, folder)
+    reranker = _reranker(system, plan, folder) if system.wants == "caption" else None
     pictures = folder / "pictures" / system.key
-    result = measure_system(system, stages, None if plan.bundled else plan.data, plan.scale, pictures)
+    result = measure_system(system, stages, reranker, None if plan.bundled else plan.data, plan.scale, pictures)
     write_file(file, json.dumps(asdict(result), indent=1).encode())
     return result
 
@@ -158,17 +159,28 @@ def _train(system: System, plan: Plan, folder: Path) -> list[str]:
     models: list[str] = []
     for index, stage in enumerate(system.stages):
         name = f"{system.key}-{index + 1}" if len(system.stages) > 1 else system.key
-        recipe = _recipe(stage, plan, system, models, labelled)
-        path = folder / "recipes" / f"{name}.yaml"
-        write_file(path, write_yaml(recipe).encode())
-        result = train(path, folder / "runs" / name)
-        if result.interrupted:
-            raise KeyboardInterrupt
-        models.append(str(result.folder / "model"))
+        models.append(_train_stage(name, _recipe(stage, plan, system, models, labelled), folder))
     return models
 
 
-def _recipe(stage: Mapping[str, Any], plan: Plan, system: System, before: list[str], labelled: bool) -> dict[str, Any]:
+def _reranker(system: System, plan: Plan, folder: Path) -> str:
+    """What chooses among samples of a system that reads captions: bundled, or trained on the same images."""
+    if plan.bundled:
+        return BUNDLED_RERANKER
+    return _train_stage("reranker", _recipe(RERANKER, plan, system, [], False), folder)
+
+
+def _train_stage(name: str, recipe: Mapping[str, Any], folder: Path) -> str:
+    """Trains a recipe; the folder of the model.  Errors as `_train`."""
+    path = folder / "recipes" / f"{name}.yaml"
+    write_file(path, write_yaml(recipe).encode())
+    result = train(path, folder / "runs" / name)
+    if result.interrupted:
+        raise KeyboardInterrupt
+    return str(result.folder / "model")
+
+
+def _recipe(stage: Stage, plan: Plan, system: System, before: list[str], labelled: bool) -> dict[str, Any]:
     """A stage as a recipe: with the images, the tokenizer of the stage before, and the classes of the images."""
     recipe = {"data": plan.section(system), **stage, "evaluation": {"split": plan.splits[1]}}
     training = dict(stage["training"])

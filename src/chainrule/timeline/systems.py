@@ -1,7 +1,7 @@
 """The eight systems: what each added, and the stages that train it.
 
 A stage is a recipe without its section `data`.  The first stages of a system train its tokenizer, the last one its
-prior; `TOKENIZER` stands for the folder of the stage before.
+prior; `TOKENIZER` stands for the folder of the stage before.  Systems that read captions share one reranker.
 """
 
 from __future__ import annotations
@@ -45,6 +45,13 @@ class System:
 def _training(steps: int, batch_size: int = 32, **others: Any) -> Stage:
     return {"steps": steps, "batch_size": batch_size, "save_every": 200, "log_every": 20, **others}
 
+
+BUNDLED_RERANKER = "emoji_reranker"
+RERANKER: Stage = {
+    "text": {"length": 28, "text_vocab_size": 400},
+    "reranker": {"width": 128, "features": "efficientnet_lite0", "text_layers": 0},
+    "training": _training(300, 128),
+}
 
 SYSTEMS = (
     System(
