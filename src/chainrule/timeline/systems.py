@@ -49,7 +49,7 @@ def _training(steps: int, batch_size: int = 32, **others: Any) -> Stage:
 BUNDLED_RERANKER = "emoji_reranker"
 RERANKER: Stage = {
     "text": {"length": 28, "text_vocab_size": 400},
-    "reranker": {"width": 128, "features": "efficientnet_lite0", "text_layers": 0},
+    "reranker": {"width": 64, "text_layers": 1},
     "training": _training(300, 128),
 }
 
