@@ -136,6 +136,7 @@ def test_features_of_a_trained_network(tmp_path):
     loss = contrastive_loss(*judge(images, text.encode(CAPTIONS[:3])), torch.eye(3, dtype=torch.bool))[0]
     loss.backward()
     assert not list(judge.image.parameters()) and judge.text.projection.weight.grad.abs().sum() > 0
+    assert judge.image.network[0].stem.weight.grad is None
     save(judge, tmp_path / "judge")
     again = load_scorer(tmp_path / "judge")
     torch.testing.assert_close(again.score(images, CAPTIONS[:3]), judge.score(images, CAPTIONS[:3]))

@@ -20,7 +20,7 @@ Deviations, all because the data sets are small and the computer has few cores:
   last token.  Without layers it averages vectors of tokens, as in fastText (Joulin et al. 2016, arXiv:1607.01759).
 * Pairs with equal captions are not negatives of each other.
 
-Shape letters: B images or texts, T tokens, E width.
+Shape letters: B images or texts, T tokens, E numbers in a vector.
 """
 
 from __future__ import annotations

@@ -45,7 +45,7 @@ class Scale:
     against: the split of the images that they are compared with
     limit:   test images for likelihood and reconstructions; None: all
     prompts: captions drawn to see whether samples obey them
-    best_of: candidates per caption of which a reranker keeps one
+    best_of: images drawn per caption, from which a reranker chooses one
     halves:  test images that are completed
     """
 

@@ -46,9 +46,10 @@ def _training(steps: int, batch_size: int = 32, **others: Any) -> Stage:
     return {"steps": steps, "batch_size": batch_size, "save_every": 200, "log_every": 20, **others}
 
 
+TEXT = {"length": 28, "text_vocab_size": 400}
 BUNDLED_RERANKER = "emoji_reranker"
 RERANKER: Stage = {
-    "text": {"length": 28, "text_vocab_size": 400},
+    "text": TEXT,
     "reranker": {"width": 64, "text_layers": 1},
     "training": _training(300, 128),
 }
@@ -303,7 +304,7 @@ SYSTEMS = (
             },
             {
                 "tokenizer": {"path": TOKENIZER},
-                "text": {"length": 28, "text_vocab_size": 400},
+                "text": TEXT,
                 "prior": {"name": "dalle", "num_layers": 4, "width": 128, "num_heads": 4, "kernel_size": 5},
                 "training": _training(400, caption_dropout=0.1),
             },
@@ -341,7 +342,7 @@ SYSTEMS = (
             },
             {
                 "tokenizer": {"path": TOKENIZER},
-                "text": {"length": 28, "text_vocab_size": 400},
+                "text": TEXT,
                 "prior": {"name": "parti", "encoder_layers": 2, "decoder_layers": 3, "width": 128, "num_heads": 4},
                 "training": _training(500, caption_dropout=0.1),
             },
